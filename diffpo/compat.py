@@ -1,0 +1,61 @@
+"""Repairs for the libraries around us; each one says what it mends, and when it can go.
+
+torchvision (open_clip needs it) as published on PyPI is built for CUDA. Beside a CPU build of torch its binary cannot
+load; on import it still registers fake kernels for operators that the binary should have defined, and fails: "operator
+torchvision::nms does not exist". transformers and diffusers import torchvision where it is installed, so they fail too
+(pytorch/vision#9085, closed unmended). The mend: define those operators, without kernels, when the binary cannot.
+Transforms and models in pure torch then work; an operator in C++ (`torchvision.ops.nms`) raises that it is not there.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import torch.library
+
+TorchvisionStatus = Literal["imported", "absent", "unknown", "native", "mended"]
+
+MISSING_OPERATORS = (
+    "nms",
+    "qnms",
+)  # torchvision registers fakes for these unasked; old versions know no qnms: harmless
+SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+
+_definitions: list[torch.library.Library] = []  # torch forgets what a library defined once nothing refers to it
+
+
+@cache
+def ensure_torchvision() -> TorchvisionStatus:
+    """Make `import torchvision` safe: call it before torchvision, transformers, diffusers or open_clip are imported.
+
+    Returns:
+        What was found, the same on every call: "absent" (not installed: fine), "imported" (somebody came first: nothing
+        to do), "native" (its binary loads), "mended" (its binary cannot load beside this torch), "unknown" (a layout
+        without that binary: left alone).
+    """
+    if "torchvision" in sys.modules:
+        return "imported"
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or spec.origin is None:
+        return "absent"
+
+    binaries = [path for suffix in ("so", "pyd") for path in Path(spec.origin).parent.glob(f"_C*.{suffix}")]
+    if not binaries:
+        return "unknown"
+
+    import torch
+
+    try:
+        torch.ops.load_library(str(binaries[0]))  # what torchvision does itself: the binary registers its operators
+    except OSError:
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for name in MISSING_OPERATORS:
+            library.define(name + SCHEMA)
+        _definitions.append(library)
+        return "mended"
+    return "native"
