@@ -20,10 +20,8 @@ if TYPE_CHECKING:
 
 TorchvisionStatus = Literal["imported", "absent", "unknown", "native", "mended"]
 
-MISSING_OPERATORS = (
-    "nms",
-    "qnms",
-)  # torchvision registers fakes for these unasked; old versions know no qnms: harmless
+# torchvision registers fakes for these unasked; older versions know no qnms: defining it is harmless there
+MISSING_OPERATORS = ("nms", "qnms")
 SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 _definitions: list[torch.library.Library] = []  # torch forgets what a library defined once nothing refers to it
