@@ -1,0 +1,31 @@
+"""Supervised fine-tuning on the chosen images: the baseline that every preference paper compares with.
+
+    loss = || prediction - target ||^2 / n    on the chosen image alone
+
+The rejected image is neither loaded, noised nor forwarded, and there is no reference.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from diffpo.methods.base import Method
+from diffpo.types import Denoised, Pair, PairBatch, StepOutput
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFT(Method):
+    """Denoising loss on the chosen images."""
+
+    sides: ClassVar[tuple[str, ...]] = ("chosen",)
+
+    @property
+    def needs_reference(self) -> bool:
+        """Nothing is compared."""
+        return False
+
+    def loss(self, policy: Pair[Denoised], reference: Pair[Denoised] | None, batch: PairBatch) -> StepOutput:
+        """Mean squared error of the chosen image, `[b]`."""
+        error = policy.chosen.error.mean(1)
+        return StepOutput(error, {"error/chosen": error.detach()})

@@ -1,0 +1,30 @@
+"""How the two clean latents of a pair become noisy ones."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from diffpo.process import NoiseProcess
+from diffpo.types import Noised, Pair, Rng
+
+
+def random_noise(process: NoiseProcess, latent: Pair[Tensor], t: Tensor, rng: Rng) -> Pair[Noised]:
+    """Add the *same* Gaussian noise to both sides, at the same time (Diffusion-DPO, arXiv:2311.12908, released code).
+
+    The paper's eq. 14 writes independent noises; the authors' code shares one, which lowers the variance of the margin.
+
+    Args:
+        process: The policy's noise process.
+        latent: `[b c f h w]` x0 of each side; None for a side that the method does not use.
+        t: `[b]` one time per pair.
+        rng: The draws of these rows.
+    """
+    shape = next(x for x in latent if x is not None).shape[1:]
+    noise = rng.normal(shape, "noise")
+    return latent.map(lambda x0: noised_at(process, x0, noise.to(x0), t))
+
+
+def noised_at(process: NoiseProcess, x0: Tensor, eps: Tensor, t: Tensor) -> Noised:
+    """Put z, its levels and its target together for known x0 and eps `[b c f h w]` at time t `[b]`."""
+    alpha, sigma = process.alpha_sigma(t)
+    return Noised(process.mix(x0, eps, t), t, alpha, sigma, process.target(x0, eps, t))

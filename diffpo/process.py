@@ -1,0 +1,162 @@
+"""The noise process: how data becomes noise, and what a network predicts. eps, v and flow live here only.
+
+    z = alpha x0 + sigma eps                      x0 is data, eps standard normal noise
+    prediction = p x0 + q eps                     (p, q) = (0, 1) eps | (-sigma, alpha) v | (-1, 1) flow
+
+Both lines are linear in (x0, eps), so one 2x2 solve takes any prediction apart again. The schedule (alpha, sigma as
+functions of t) is either a discrete table (DDPM, arXiv:2006.11239; v: arXiv:2202.00512) or the straight line of
+rectified flow (arXiv:2209.03003; logit-normal times and the shift: arXiv:2403.03206).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from diffpo.errors import ConfigError
+from diffpo.types import Block, Rng
+
+Prediction = Literal["eps", "v", "flow"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Time(Block):
+    """How training times are drawn. Every field left out keeps the model's own."""
+
+    density: Literal["uniform", "logit_normal"] | None = None
+    """Density of the relative time in (0, 1). Default: uniform for discrete models, logit-normal for flow."""
+    mean: float = 0.0
+    """Mean of the logit, for the logit-normal density."""
+    std: float = 1.0
+    """Standard deviation of the logit."""
+    shift: float | None = None
+    """Flow only: t becomes shift t / (1 + (shift - 1) t). Default: the model's scheduler."""
+    low: float = 0.0
+    """Least relative time."""
+    high: float = 1.0
+    """Largest relative time."""
+
+    def __post_init__(self):
+        """Refuse what cannot be drawn from.
+
+        Raises:
+            ConfigError: The range is empty or outside [0, 1], or a scale is not positive.
+        """
+        if not 0.0 <= self.low < self.high <= 1.0:
+            raise ConfigError(f"time range is [{self.low}, {self.high}]; it needs 0 <= low < high <= 1")
+        if self.std <= 0 or (self.shift is not None and self.shift <= 0):
+            raise ConfigError(f"time std is {self.std} and shift {self.shift}; both must be positive")
+
+
+def draw(time: Time, uniform: Tensor, density: str) -> Tensor:
+    """Turn uniform numbers `[b]` in [0, 1) into relative times `[b]`: the inverse of the distribution function."""
+    if density == "logit_normal":
+        tiny = torch.finfo(uniform.dtype).eps
+        uniform = torch.sigmoid(time.mean + time.std * torch.special.ndtri(uniform.clamp(tiny, 1 - tiny)))
+    return time.low + (time.high - time.low) * uniform
+
+
+def expand(x: Tensor, like: Tensor) -> Tensor:
+    """Shape `[b]` as `[b 1 ... 1]`, with the device and dtype of `like` `[b ...]`."""
+    return x.to(like).reshape(-1, *[1] * (like.ndim - 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseProcess(ABC):
+    """A schedule and a parametrisation."""
+
+    prediction: Prediction
+    time: Time = field(default_factory=Time)
+
+    @abstractmethod
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Signal and noise level at time t `[b]`, both `[b]` float64."""
+
+    @abstractmethod
+    def sample_time(self, rng: Rng) -> Tensor:
+        """Draw one training time for each row of `rng`, `[b]` on the CPU."""
+
+    @abstractmethod
+    def relative(self, t: Tensor) -> Tensor:
+        """Time as a fraction of the whole range, `[b]` in [0, 1]: what logs group by."""
+
+    def mix(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """Z = alpha x0 + sigma eps, `[b ...]`."""
+        alpha, sigma = (expand(x, x0) for x in self.alpha_sigma(t))
+        return alpha * x0 + sigma * eps
+
+    def target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """What a perfect network predicts, `[b ...]`."""
+        alpha, sigma = (expand(x, x0) for x in self.alpha_sigma(t))
+        p, q = self._weights(alpha, sigma)
+        return p * x0 + q * eps
+
+    def split(self, prediction: Tensor, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Take a prediction apart into the (x0, eps) that it implies.
+
+        Args:
+            prediction: `[b ...]` a network's answer.
+            z: `[b ...]` what it was asked about.
+            t: `[b]` time.
+
+        Returns:
+            `(x0, eps)`, each `[b ...]`, such that `mix(x0, eps, t) == z`.
+        """
+        alpha, sigma = (expand(x, z) for x in self.alpha_sigma(t))
+        p, q = self._weights(alpha, sigma)
+        determinant = alpha * q - sigma * p  # eps: alpha; v: alpha^2 + sigma^2 = 1; flow: alpha + sigma = 1
+        return (q * z - sigma * prediction) / determinant, (alpha * prediction - p * z) / determinant
+
+    def _weights(self, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        zero, one = torch.zeros_like(alpha), torch.ones_like(alpha)
+        return {"eps": (zero, one), "v": (-sigma, alpha), "flow": (-one, one)}[self.prediction]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DiscreteProcess(NoiseProcess):
+    """A table of cumulative alphas; t is an integer 0 .. T-1."""
+
+    alphas_cumprod: Tensor
+    """`[T]` the scheduler's own float32 values; the square root is taken in float64, after the cast."""
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Look up sqrt(abar_t) and sqrt(1 - abar_t)."""
+        abar = self.alphas_cumprod.double()[t.long().cpu()]
+        return abar.sqrt(), (1 - abar).sqrt()
+
+    def sample_time(self, rng: Rng) -> Tensor:
+        """Draw integers, uniform unless the config says otherwise."""
+        relative = draw(self.time, rng.uniform("time"), self.time.density or "uniform")
+        return (relative * len(self.alphas_cumprod)).long()
+
+    def relative(self, t: Tensor) -> Tensor:
+        """T / T."""
+        return t / len(self.alphas_cumprod)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowProcess(NoiseProcess):
+    """The straight line from data (t = 0) to noise (t = 1): alpha = 1 - t, sigma = t."""
+
+    prediction: Prediction = "flow"
+    shift: float = 1.0
+    """The model's own shift, towards noise for large images."""
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(1 - t, t)."""
+        sigma = t.double().cpu()
+        return 1 - sigma, sigma
+
+    def sample_time(self, rng: Rng) -> Tensor:
+        """Draw real numbers in (0, 1), logit-normal unless the config says otherwise, then shifted."""
+        shift = self.shift if self.time.shift is None else self.time.shift
+        t = draw(self.time, rng.uniform("time"), self.time.density or "logit_normal")
+        return shift * t / (1 + (shift - 1) * t)
+
+    def relative(self, t: Tensor) -> Tensor:
+        """Time is its own fraction."""
+        return t

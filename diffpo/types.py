@@ -1,0 +1,188 @@
+"""The few values that travel through a training step. Only torch is known here.
+
+Shapes are written `[b c f h w]`: batch, channels, frames (1 for an image), height and width *in latent units*. A pair's
+two sides are always called `chosen` and `rejected`, in the order of the table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+class Block:
+    """Base of every configuration dataclass: unknown keys are an error (pydantic reads this, unimported here)."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+
+
+@dataclass(frozen=True)
+class Pair(Generic[T]):
+    """Two things of the same kind, one for each side of a preference."""
+
+    chosen: T
+    rejected: T
+
+    def map(self, fn: Callable[[T], U]) -> Pair[U]:
+        """Apply `fn` to both sides; a side that the method does not use is None and stays None."""
+        return Pair(*(None if side is None else fn(side) for side in self))  # pyright: ignore[reportArgumentType]
+
+    def __iter__(self):
+        """Iterate over chosen, then rejected."""
+        return iter((self.chosen, self.rejected))
+
+
+@dataclass(frozen=True)
+class Condition:
+    """All that a denoiser is told besides z and t, one row per image."""
+
+    text: Tensor
+    """`[b n d]` text states."""
+    pooled: Tensor | None = None
+    """`[b d]` pooled text state, for the families that use one."""
+    mask: Tensor | None = None
+    """`[b n]` true where `text` holds a token, for the families that mask."""
+    extra: dict[str, Tensor] = field(default_factory=dict)
+    """Per-image values `[b ...]`, such as `size`: original height, width; crop top, left; target height, width."""
+    user: Tensor | None = None
+    """`[b n d]` user states; a reference never sees them."""
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> Condition:
+        """Apply `fn` to every tensor."""
+        return self._combine([self], lambda parts: fn(parts[0]))
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Condition:
+        """Move to `device`; floating tensors also to `dtype`. Sizes and masks are integers and stay so."""
+        return self.map(lambda x: x.to(device, dtype if x.is_floating_point() else x.dtype))
+
+    @staticmethod
+    def cat(parts: Sequence[Condition]) -> Condition:
+        """Concatenate along the batch."""
+        return Condition._combine(parts, torch.cat)
+
+    @staticmethod
+    def _combine(parts: Sequence[Condition], fn: Callable[[list[Tensor]], Tensor]) -> Condition:
+        def join(name: str) -> Tensor | None:
+            values = [getattr(part, name) for part in parts]
+            return None if values[0] is None else fn(values)
+
+        extra = {key: fn([part.extra[key] for part in parts]) for key in parts[0].extra}
+        return Condition(fn([p.text for p in parts]), join("pooled"), join("mask"), extra, join("user"))
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Encoded preference pairs."""
+
+    latent: Pair[Tensor]
+    """`[b c f h w]` x0 of each side, scaled as the denoiser expects; None for a side that the method does not use."""
+    cond: Pair[Condition]
+    preference: Tensor
+    """`[b]` P(chosen > rejected) in [0, 1]."""
+    index: Tensor
+    """`[b]` row numbers in the table, integers: what the random draws depend on."""
+    segments: Tensor | None = None
+    """`[b f]` in {-1, 0, 1}: which side is better frame by frame (DenseDPO)."""
+
+    @property
+    def size(self) -> int:
+        """Number of pairs."""
+        return len(self.index)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> PairBatch:
+        """Move to `device`, floating tensors to `dtype`; `index` stays on the CPU, where the random draws are made."""
+        return replace(
+            self,
+            latent=self.latent.map(lambda x: x.to(device, dtype)),
+            cond=self.cond.map(lambda c: c.to(device, dtype)),
+            preference=self.preference.to(device, dtype),
+            segments=None if self.segments is None else self.segments.to(device),
+        )
+
+
+@dataclass(frozen=True)
+class Noised:
+    """Noisy latents and what a perfect network would answer to them."""
+
+    z: Tensor
+    """`[b c f h w]` alpha x0 + sigma eps."""
+    t: Tensor
+    """`[b]` time, in the process's own unit (integers for discrete models, (0, 1) for flow)."""
+    alpha: Tensor
+    """`[b]`"""
+    sigma: Tensor
+    """`[b]`"""
+    target: Tensor
+    """`[b c f h w]` in the model's own parametrisation."""
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """A network's answer, beside the question."""
+
+    prediction: Tensor
+    """`[b c f h w]`"""
+    noised: Noised
+
+    @property
+    def error(self) -> Tensor:
+        """`[b f]` mean squared error over channels, height and width, in at least float32.
+
+        Half precision is raised first: at beta 2000 the rounding of a half-precision error alone moves the logit by
+        about 0.1.
+        """
+        dtype = torch.promote_types(self.prediction.dtype, torch.float32)
+        difference = self.prediction.to(dtype) - self.noised.target.to(dtype)
+        return difference.square().mean(dim=(1, 3, 4))
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What a method makes of one micro-batch."""
+
+    loss: Tensor
+    """`[b]` sum over the row's terms; the loop divides by the effective batch's number of terms."""
+    metrics: dict[str, Tensor]
+    """Detached `[b]` values to log, each a mean over rows."""
+
+
+class Rng:
+    """Random draws that depend on (seed, epoch, row, purpose) alone: not on rank, batch make-up or device.
+
+    Row i draws from a CPU generator of its own. `purpose` names what the numbers are for; where a side or an inversion
+    step has numbers of its own, it names those too.
+    """
+
+    def __init__(self, seed: int, epoch: int, index: Tensor):
+        """Remember the key.
+
+        Args:
+            seed: The run's seed.
+            epoch: Number of complete passes over the table so far.
+            index: `[b]` row numbers in the table.
+        """
+        self.seed, self.epoch, self.index = seed, epoch, index
+
+    def normal(self, shape: Sequence[int], purpose: str) -> Tensor:
+        """Standard normal numbers, `[b, *shape]` float32 on the CPU, the same whatever dtype the computation has."""
+        return torch.stack([torch.randn(tuple(shape), generator=g) for g in self._generators(purpose)])
+
+    def uniform(self, purpose: str) -> Tensor:
+        """Uniform numbers in [0, 1), `[b]` float64 on the CPU."""
+        return torch.cat([torch.rand(1, generator=g, dtype=torch.float64) for g in self._generators(purpose)])
+
+    def _generators(self, purpose: str) -> list[torch.Generator]:
+        generators = []
+        for row in self.index.tolist():
+            key = f"{self.seed}/{self.epoch}/{row}/{purpose}".encode()
+            digest = hashlib.blake2b(key, digest_size=8).digest()
+            generators.append(torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1))
+        return generators
