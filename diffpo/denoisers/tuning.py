@@ -1,0 +1,186 @@
+"""What is trained: the whole network, or a LoRA on it. These are the config's `model` blocks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig
+from torch import nn
+
+from diffpo.denoisers.base import Denoiser
+from diffpo.denoisers.reference import REFERENCE_ADAPTER, AdapterReference, Reference, frozen_copy
+from diffpo.errors import UserError
+from diffpo.process import Time
+from diffpo.types import Block
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float64": torch.float64,
+}
+DtypeName = Literal["float32", "float16", "bfloat16", "float64"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning(Block, ABC):
+    """A base model and how it is tuned."""
+
+    path: str
+    """Base model in diffusers format: a Hub id, a local folder, or `shapes:base`."""
+    vae: str | None = None
+    """Another VAE (Hub id or folder), such as madebyollin/sdxl-vae-fp16-fix."""
+    denoiser: str | None = None
+    """Start policy *and* reference from this network, not the base's: a diffusers network folder, or a run's."""
+    lora: str | None = None
+    """Continue this adapter (folder, file or run); the reference is the base with it."""
+    dtype: DtypeName | None = None
+    """Dtype of frozen weights. Default: `train.dtype`, so that policy and reference start exactly equal."""
+    encoder_dtype: DtypeName = "float32"
+    """Dtype of the VAE and the text encoders, which run before training only."""
+    attention: str = "native"
+    """Attention implementation: native, xformers, or what the network's family offers."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: a third more time for far less memory."""
+    time: Time = field(default_factory=Time)
+    """How training times are drawn; left out, as the base model's family does."""
+
+    @abstractmethod
+    def prepare(self, network: nn.Module, family: type[Denoiser], dtype: torch.dtype) -> None:
+        """Mark and create, in place, what is trained, in `dtype`; everything else is frozen."""
+
+    @abstractmethod
+    def reference(self, policy: Denoiser, dtype: torch.dtype) -> Reference:
+        """Make the frozen reference from the prepared policy; frozen weights of its own have `dtype`."""
+
+    @abstractmethod
+    def save(self, folder: Path, pipeline: type, component: str, network: nn.Module, weights: dict[str, Any]) -> None:
+        """Export full `weights`, named as in the bare `network`, as plain diffusers reads them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Full(Tuning):
+    """Train every weight; the reference is a frozen copy."""
+
+    def prepare(self, network: nn.Module, family: type[Denoiser], dtype: torch.dtype) -> None:
+        """Train all parameters.
+
+        Raises:
+            UserError: An adapter to continue was given.
+        """
+        if self.lora is not None:
+            raise UserError(f"model.lora is {self.lora}, but full tuning continues no adapter; choose model=lora")
+        network.to(dtype).requires_grad_(True)
+
+    def reference(self, policy: Denoiser, dtype: torch.dtype) -> Reference:
+        """Copy."""
+        return frozen_copy(policy, dtype)
+
+    def save(self, folder: Path, pipeline: type, component: str, network: nn.Module, weights: dict[str, Any]) -> None:
+        """Write a network folder: `from_pretrained(folder / component)`."""
+        network.save_pretrained(folder / component, state_dict=weights)  # pyright: ignore[reportCallIssue]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRA(Tuning):
+    """Train low-rank adapters; the reference is the same network with them switched off."""
+
+    rank: int = 16
+    """Rank of the two factors."""
+    alpha: float | None = None
+    """The adapter is scaled by alpha / rank. Default: the rank."""
+    dropout: float = 0.0
+    """Must be 0 for a method with a reference, or the two networks no longer see the same input."""
+    targets: tuple[str, ...] | None = None
+    """Endings of the adapted modules' names. Default: the attention projections of the model's family."""
+    init: Literal["gaussian", "default"] = "gaussian"
+    """How the first factor starts; the second starts at zero."""
+
+    def __post_init__(self):
+        """Refuse an adapter that cannot exist.
+
+        Raises:
+            ValueError: The rank is not positive, or the dropout no probability.
+        """
+        if self.rank < 1 or not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"rank is {self.rank} and dropout {self.dropout}; rank >= 1 and 0 <= dropout < 1")
+
+    def prepare(self, network: Any, family: type[Denoiser], dtype: torch.dtype) -> None:
+        """Add (or load) the adapter; the base keeps its dtype, the adapter gets `dtype`."""
+        network.requires_grad_(False)
+        if self.lora is None:
+            network.add_adapter(self._config(family))
+        else:
+            folder, name = find_lora(self.lora)
+            for adapter in (REFERENCE_ADAPTER, "default"):
+                network.load_lora_adapter(folder, weight_name=name, prefix=family.component, adapter_name=adapter)
+            network.set_adapter("default")
+        for name, parameter in network.named_parameters():
+            trained = ".lora_" in name and f".{REFERENCE_ADAPTER}." not in name
+            parameter.requires_grad_(trained)
+            if ".lora_" in name:
+                parameter.data = parameter.data.to(dtype)
+        if not any(p.requires_grad for p in network.parameters()):
+            raise UserError(
+                f"no module's name ends in one of {self.targets or family.lora_targets}; give model.targets"
+            )
+
+    def reference(self, policy: Denoiser, dtype: torch.dtype) -> Reference:
+        """Switch adapters in the policy's own network."""
+        return AdapterReference(policy)
+
+    def save(self, folder: Path, pipeline: Any, component: str, network: Any, weights: dict[str, Any]) -> None:
+        """Write what `pipe.load_lora_weights(folder)` reads, its metadata (rank, alpha) included."""
+        from peft.utils import get_peft_model_state_dict
+
+        layers = get_peft_model_state_dict(network, state_dict=weights, adapter_name="default")
+        metadata = network.peft_config["default"].to_dict()
+        pipeline.save_lora_weights(
+            folder, **{f"{component}_lora_layers": layers, f"{component}_lora_adapter_metadata": metadata}
+        )
+
+    def _config(self, family: type[Denoiser]) -> LoraConfig:
+        return LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha or self.rank,  # pyright: ignore[reportArgumentType]
+            lora_dropout=self.dropout,
+            target_modules=list(self.targets or family.lora_targets),
+            init_lora_weights="gaussian" if self.init == "gaussian" else True,
+        )
+
+
+MODELS: dict[str, type[Tuning]] = {"full": Full, "lora": LoRA}
+
+
+def find_lora(path: str) -> tuple[Path, str]:
+    """Find an adapter in a file, a folder, or a run's folder; returns (folder, file name).
+
+    Raises:
+        UserError: There is none.
+    """
+    given = Path(path)
+    if given.is_file():
+        return given.parent, given.name
+    for folder in (given, given / "final"):
+        if (folder / LORA_FILE).is_file():
+            return folder, LORA_FILE
+    raise UserError(f"no adapter at {path}: it should be a .safetensors file, or a folder that holds {LORA_FILE}")
+
+
+def find_network(path: str, component: str) -> Path:
+    """Find a network folder in `path`, or in a run's or a pipeline's folder.
+
+    Raises:
+        UserError: There is none.
+    """
+    for folder in (Path(path), Path(path) / component, Path(path) / "final" / component):
+        if (folder / "config.json").is_file():
+            return folder
+    raise UserError(
+        f"no {component} at {path}: it should be a folder with config.json and .safetensors weights, or hold one"
+    )
