@@ -1,0 +1,103 @@
+"""VAE and text encoders: pixels to latent moments, a prompt to text states. Both are functions of one row.
+
+Training never holds these: their results are cached (or made row by row, when the cache is off, by the very same
+functions).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffpo.compat import ensure_torchvision
+
+ensure_torchvision()
+
+from diffusers import AutoencoderKL  # noqa: E402
+
+from diffpo.denoisers.base import Denoiser  # noqa: E402
+from diffpo.denoisers.load import BaseModel, download, find_base  # noqa: E402
+from diffpo.denoisers.tuning import DTYPES, Tuning  # noqa: E402
+
+SAMPLED_BYTES = 2**20
+
+
+class Encoders:
+    """A base model's VAE and text encoders, frozen."""
+
+    def __init__(self, pipeline: Any, family: type[Denoiser], fingerprint: str):
+        """Wrap a diffusers pipeline that was loaded without its denoiser."""
+        self.pipeline, self.family, self.fingerprint = pipeline, family, fingerprint
+        self.multiple = pipeline.vae_scale_factor * family.multiple
+
+    @torch.no_grad()
+    def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode one image to the moments of its posterior, shifted and scaled as the denoiser expects latents.
+
+        Args:
+            pixels: `[3 h w]` in [-1, 1].
+
+        Returns:
+            Mean and standard deviation, each `[c 1 h/8 w/8]` float32 on the CPU.
+        """
+        vae = self.pipeline.vae
+        posterior = vae.encode(pixels[None].to(vae.device, vae.dtype)).latent_dist
+        shift, scale = vae.config.shift_factor or 0.0, vae.config.scaling_factor
+        mean, std = (posterior.mean.float() - shift) * scale, posterior.std.float() * scale
+        return mean[0].unsqueeze(1).cpu(), std[0].unsqueeze(1).cpu()
+
+    @torch.no_grad()
+    def encode_prompt(self, prompt: str) -> dict[str, Tensor]:
+        """Encode one prompt to what its family's denoiser is told, float32 on the CPU, without a batch axis."""
+        return {name: x.float().cpu() for name, x in self.family.encode_prompt(self.pipeline, prompt).items()}
+
+
+def load_encoders(tuning: Tuning, device: torch.device | str) -> Encoders:
+    """Load everything of the base model but its denoiser, frozen, in `tuning.encoder_dtype`."""
+    base = find_base(tuning.path)
+    parts: dict[str, Any] = {base.family.component: None}
+    if "safety_checker" in json.loads((base.folder / "model_index.json").read_text()):
+        parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    dtype = DTYPES[tuning.encoder_dtype]
+    vae_folder = None
+    if tuning.vae is not None:
+        vae_folder = Path(tuning.vae) if Path(tuning.vae).is_dir() else Path(download(tuning.vae, "config.json"))
+        parts["vae"] = AutoencoderKL.from_pretrained(vae_folder, torch_dtype=dtype)
+    pipeline = base.pipeline_class.from_pretrained(base.folder, torch_dtype=dtype, **parts).to(device)
+    for part in pipeline.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.requires_grad_(False).eval()
+    return Encoders(pipeline, base.family, fingerprint(base, vae_folder, tuning.encoder_dtype))
+
+
+def fingerprint(base: BaseModel, vae: Path | None, dtype: str) -> str:
+    """Identify the files that decide an encoding: names, sizes, and a megabyte of each, safetensors header included."""
+    digest = hashlib.blake2b(dtype.encode(), digest_size=16)
+    folders = [
+        p
+        for p in sorted(base.folder.iterdir())
+        if p.is_dir() and p.name.startswith(("text_encoder", "tokenizer", "vae"))
+    ]
+    for folder in folders if vae is None else [*(p for p in folders if p.name != "vae"), vae]:
+        for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+            digest.update(f"{folder.name}/{file.relative_to(folder)}:{file.stat().st_size}".encode())
+            digest.update(sample_bytes(file))
+    return digest.hexdigest()
+
+
+def sample_bytes(file: Path) -> bytes:
+    """Read half a megabyte at the start, where a safetensors header stands, and as much spread over the file."""
+    size, pieces = file.stat().st_size, 16
+    with file.open("rb") as f:
+        if size <= SAMPLED_BYTES:
+            return f.read()
+        parts = [f.read(SAMPLED_BYTES // 2)]
+        for i in range(1, pieces + 1):
+            f.seek(size * i // pieces - SAMPLED_BYTES // (2 * pieces))
+            parts.append(f.read(SAMPLED_BYTES // (2 * pieces)))
+    return b"".join(parts)
