@@ -1,0 +1,302 @@
+"""Encodings on disk: written once, in shards, by any number of processes; read through memory-mapped Arrow.
+
+A cache is a folder whose name is a hash of everything that its content depends on (`EncodingCache.key`), so a changed
+setting cannot read a stale one. It holds shards of images (one entry per row of the table, broken rows with the reason)
+and of prompts (one entry per different prompt, and the empty one). A shard is written under a temporary name, synced,
+and renamed: it is there completely or not at all. So a run that was killed loses at most the shard that it was writing,
+and the same call continues; the finished files do not depend on the interruption.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import itertools
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffpo.data.encode import (
+    BOTH,
+    WORKERS,
+    Encoder,
+    Encodings,
+    LiveEncodings,
+    encode_prepared,
+    encode_row,
+    encode_text,
+    prepare_row,
+)
+from diffpo.data.images import BrokenImage, Prepared, target_sizes
+from diffpo.data.parallel import ahead
+from diffpo.data.progress import track
+from diffpo.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow
+    from datasets import Dataset
+
+    from diffpo.data.records import Source, Table
+
+__all__ = ["CachedEncodings", "Encoder", "EncodingCache", "Encodings", "LiveEncodings", "encode_row", "encode_text"]
+
+FORMAT = 1
+"""Raise it when the meaning of a shard's content changes."""
+SHARD_ROWS = 128
+"""Entries per shard, unless that gave more than `MOST_SHARDS`: every shard is an open file."""
+MOST_SHARDS = 256
+BATCH_ROWS = 16
+"""Entries per Arrow record batch."""
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def default_cache_dir() -> Path:
+    """$DIFFPO_CACHE, or ~/.cache/diffpo."""
+    return Path(os.environ.get("DIFFPO_CACHE") or "~/.cache/diffpo").expanduser()
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file of the cache and the entries that belong into it."""
+
+    path: Path
+    kind: str
+    """`images` or `text`."""
+    entries: range
+    """Row numbers of the table, or positions in the list of prompts."""
+
+
+class EncodingCache:
+    """The cache of one table under one set of settings."""
+
+    def __init__(self, table: Table, source: Source, encoder: Encoder, *, seed: int, sides: Sequence[str] = BOTH):
+        """Find the cache's place; nothing is encoded, read or written.
+
+        Args:
+            table: The pairs.
+            source: How images are prepared; `cache_dir` and `cache_dtype`.
+            encoder: Identity of the networks, and the networks.
+            seed: What flips and random crops depend on.
+            sides: Sides that the method uses; the other one is neither decoded nor encoded.
+
+        Raises:
+            UserError: The encoder cannot take the resolution.
+        """
+        target_sizes(source, encoder.multiple)
+        self._table, self._source, self._encoder, self._seed, self._sides = table, source, encoder, seed, tuple(sides)
+        self.prompts = list(
+            dict.fromkeys(["", *itertools.chain.from_iterable(table.captions(side) for side in self._sides)])
+        )
+        self.key = {
+            "format": FORMAT,
+            "encoder": encoder.fingerprint,
+            "multiple": encoder.multiple,
+            "table": table.fingerprint,
+            "sides": self._sides,
+            "resolution": source.resolution,
+            "buckets": source.buckets,
+            "crop": source.crop,
+            "flip": source.flip,
+            "seed": seed if source.flip or source.crop == "random" else None,
+            "dtype": source.cache_dtype,
+        }
+        name = hashlib.blake2b(json.dumps(self.key, sort_keys=True).encode(), digest_size=16).hexdigest()
+        root = Path(source.cache_dir).expanduser() if source.cache_dir else default_cache_dir()
+        self.folder = root / "encodings" / name
+        self.shards = [*self._cut("images", len(table)), *self._cut("text", len(self.prompts))]
+
+    def _cut(self, kind: str, entries: int) -> list[Shard]:
+        length = max(SHARD_ROWS, -(-entries // MOST_SHARDS))
+        starts = range(0, entries, length)
+        names = [f"{kind}-{i:05d}-of-{len(starts):05d}.arrow" for i in range(len(starts))]
+        return [
+            Shard(self.folder / name, kind, range(start, min(start + length, entries)))
+            for name, start in zip(names, starts, strict=True)
+        ]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every shard is there."""
+        return all(shard.path.exists() for shard in self.shards)
+
+    def encode_shards(self, *, rank: int = 0, world: int = 1) -> None:
+        """Encode this process's share of the shards that are not there yet.
+
+        No collective is called: the caller waits for the other processes before `open`. The shares may change from call
+        to call.
+
+        Raises:
+            UserError: The disk is full, or an encoding is not finite. What was finished stays, and the same call
+                continues.
+        """
+        mine = [shard for shard in self.shards[rank::world] if not shard.path.exists()]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _write_whole(self.folder / "key.json", lambda file: file.write(json.dumps(self.key, indent=2).encode()))
+        total = sum(len(shard.entries) for shard in mine)
+        with contextlib.closing(track(self._encode(mine), "Encoding", total, shown=rank == 0)) as entries:
+            for shard in mine:
+                content = itertools.islice(entries, len(shard.entries))
+                _write_whole(shard.path, lambda file, content=content: _write_entries(file, content))
+
+    def _encode(self, shards: list[Shard]) -> Iterator[dict[str, Any]]:
+        """Yield the entries of `shards`; images are decoded and cropped by threads a few rows ahead."""
+        rows = itertools.chain.from_iterable(shard.entries for shard in shards if shard.kind == "images")
+        for prepared in ahead(self._prepare, rows, workers=WORKERS, depth=2 * WORKERS):
+            if isinstance(prepared, BrokenImage):
+                yield _entry(str(prepared), (0, 0), {})
+            else:
+                target = prepared[self._sides[0]].size[4:].tolist()
+                yield _entry(None, target, encode_prepared(prepared, self._encoder, self._source))
+        for position in itertools.chain.from_iterable(shard.entries for shard in shards if shard.kind == "text"):
+            prompt = self.prompts[position]
+            yield _entry(prompt, (0, 0), encode_text(prompt, self._encoder, self._source))
+
+    def _prepare(self, index: int) -> dict[str, Prepared] | BrokenImage:
+        try:
+            return prepare_row(
+                self._table.rows[index], index, self._encoder.multiple, self._source, self._seed, self._sides
+            )
+        except BrokenImage as error:
+            return error
+
+    def open(self) -> CachedEncodings:
+        """Open a complete cache for reading.
+
+        Raises:
+            UserError: Shards are missing or damaged.
+        """
+        missing = [shard.path.name for shard in self.shards if not shard.path.exists()]
+        if missing:
+            raise UserError(
+                f"{len(missing)} of {len(self.shards)} encoded files are missing in {self.folder} ({missing[0]}): "
+                "run the command again."
+            )
+        images, text = (_read_shards([s for s in self.shards if s.kind == kind]) for kind in ("images", "text"))
+        return CachedEncodings(images, text, self.prompts)
+
+
+class CachedEncodings(Encodings):
+    """Encodings read from a cache: memory-mapped, so that only the rows asked for are loaded."""
+
+    read_ahead = 1
+
+    def __init__(self, images: Dataset, text: Dataset, prompts: list[str]):
+        """Wrap the two tables of a cache; entry i of `text` belongs to `prompts[i]`."""
+        self._images, self._text = images, text
+        self._position = {prompt: i for i, prompt in enumerate(prompts)}
+        notes = images.select_columns(["note", "height", "width"])[:]
+        self.broken = {i: note for i, note in enumerate(notes["note"]) if note is not None}
+        self.targets = np.stack([np.array(notes["height"], np.int64), np.array(notes["width"], np.int64)], axis=1)
+
+    def images(self, index: int) -> dict[str, Tensor]:
+        """Read a row's encoded images."""
+        return _tensors(self._images[index])
+
+    def text(self, prompt: str) -> dict[str, Tensor]:
+        """Read a prompt's text states."""
+        return _tensors(self._text[self._position[prompt]])
+
+
+def _schema() -> pyarrow.Schema:
+    import pyarrow
+
+    string, integer = pyarrow.string(), pyarrow.int32()
+    return pyarrow.schema(
+        {
+            "note": string,  # images: why the row is broken, null if it is not; text: the prompt
+            "height": integer,  # target size of the images in pixels
+            "width": integer,
+            "names": pyarrow.list_(string),
+            "dtypes": pyarrow.list_(string),
+            "shapes": pyarrow.list_(pyarrow.list_(integer)),
+            "data": pyarrow.list_(pyarrow.binary()),
+        }
+    )
+
+
+def _entry(note: str | None, target: Sequence[int], tensors: dict[str, Tensor]) -> dict[str, Any]:
+    return {
+        "note": note,
+        "height": target[0],
+        "width": target[1],
+        "names": list(tensors),
+        "dtypes": [str(x.dtype).removeprefix("torch.") for x in tensors.values()],
+        "shapes": [list(x.shape) for x in tensors.values()],
+        "data": [x.contiguous().numpy().tobytes() for x in tensors.values()],
+    }
+
+
+def _tensors(entry: dict[str, Any]) -> dict[str, Tensor]:
+    columns = zip(entry["names"], entry["dtypes"], entry["shapes"], entry["data"], strict=True)
+    return {
+        name: torch.frombuffer(bytearray(data), dtype=getattr(torch, dtype)).reshape(shape)
+        for name, dtype, shape, data in columns
+    }
+
+
+def _write_entries(file: BinaryIO, entries: Iterator[dict[str, Any]]) -> None:
+    import pyarrow
+
+    schema = _schema()
+    with pyarrow.ipc.new_stream(file, schema) as writer:
+        while batch := list(itertools.islice(entries, BATCH_ROWS)):
+            writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
+
+
+def _write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Write a file that is there completely or not at all, whatever happens meanwhile."""
+    unfinished = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}")
+    try:
+        with unfinished.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(
+            FileNotFoundError
+        ):  # another process has just finished the same file and cleared ours away
+            unfinished.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise UserError(
+            f"The disk is full: {path} could not be written ({error.strerror}). Finished files stay; make room and run "
+            "the command again, or set data.cache_dir to another disk, data.cache_dtype=float16 for half the size, or "
+            "data.cache=false to do without."
+        ) from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+    for left in path.parent.glob(f".{path.name}.*"):  # by processes that were killed
+        left.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _read_shards(shards: list[Shard]) -> Dataset:
+    import datasets
+    import pyarrow
+
+    parts = []
+    for shard in shards:
+        try:
+            part = datasets.Dataset.from_file(str(shard.path))
+        except (OSError, pyarrow.ArrowException) as error:
+            raise UserError(f"{shard.path} is damaged ({error}): delete it and run the command again.") from error
+        assert len(part) == len(shard.entries), f"{shard.path} has {len(part)} entries, not {len(shard.entries)}"
+        parts.append(part)
+    return datasets.concatenate_datasets(parts)

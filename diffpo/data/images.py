@@ -1,0 +1,161 @@
+"""From a table's image cell to the pixels that an encoder takes: decode, resize, flip, crop.
+
+Both images of a pair are treated alike: the same target size, the same relative crop window, flipped together or not at
+all. Flip and window depend on (seed, row) alone, so they are the same in every epoch and part of the key of the
+encoding cache.
+
+    resize so that the image just covers the target (Lanczos) -> flip -> crop
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffpo.errors import UserError
+from diffpo.types import Rng
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from diffpo.data.records import Source
+
+ASPECTS = (1 / 2, 9 / 16, 2 / 3, 3 / 4, 1.0, 4 / 3, 3 / 2, 16 / 9, 2.0)
+"""Width over height of the buckets."""
+MOST_EXTREME = 16
+"""Images longer than so many times their width (or the reverse) are broken: resizing them would take gigabytes."""
+
+
+class BrokenImage(ValueError):
+    """An image that cannot be used; its whole row is dropped."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An image as an encoder takes it."""
+
+    pixels: Tensor
+    """`[3 h w]` float32 in [-1, 1]."""
+    size: Tensor
+    """`[6]` int64: original height and width, top and left of the crop in the resized (and flipped) image, target
+    height and width."""
+
+
+def decode(cell: Any) -> Image.Image:
+    """Decode an image to RGB, as it is meant to be looked at.
+
+    EXIF orientation is applied, transparency is laid on white, 16-bit grey loses its low byte, an animation gives its
+    first frame.
+
+    Args:
+        cell: Bytes, a path, or `{"bytes": ..., "path": ...}`, as `datasets.Image(decode=False)` gives it.
+
+    Raises:
+        BrokenImage: It cannot be decoded, or it is extremely long.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(_open(cell)) as opened:
+            image = _to_rgb(ImageOps.exif_transpose(opened))
+    except MemoryError:
+        raise
+    except UnidentifiedImageError as error:
+        raise BrokenImage("not an image in a format that Pillow reads") from error
+    except OSError as error:
+        raise BrokenImage(error.strerror or str(error)) from error
+    except Exception as error:  # decoders raise nearly anything on damaged files (SyntaxError, struct.error, ...)
+        raise BrokenImage(f"{type(error).__name__}: {error}") from error
+    if max(image.size) > MOST_EXTREME * min(image.size):
+        raise BrokenImage(f"{image.width}x{image.height} pixels is longer than {MOST_EXTREME}:1")
+    return image
+
+
+def name_of(cell: Any) -> str:
+    """Name an image cell in a message."""
+    path = cell.get("path") if isinstance(cell, dict) else cell
+    return path if isinstance(path, str) else "(embedded)"
+
+
+def _open(cell: Any) -> io.BytesIO | str:
+    data = cell
+    if isinstance(cell, dict):
+        data = cell.get("path") if cell.get("bytes") is None else cell["bytes"]
+    if data is None:
+        raise ValueError("the cell is empty")
+    if isinstance(data, str):
+        return data
+    return io.BytesIO(data)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    from PIL import Image
+
+    if image.mode.startswith("I"):
+        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def target_sizes(source: Source, multiple: int) -> list[tuple[int, int]]:
+    """Heights and widths in pixels that images are brought to: one, or with `buckets` one per aspect.
+
+    Raises:
+        UserError: The encoder cannot take `resolution`.
+    """
+    resolution = source.resolution
+    if source.buckets:
+        if resolution < 2 * multiple:
+            raise UserError(
+                f"data.resolution={resolution} is too small for buckets: the sides must be multiples of {multiple}."
+            )
+        sizes = [
+            (_round_to(resolution / math.sqrt(a), multiple), _round_to(resolution * math.sqrt(a), multiple))
+            for a in ASPECTS
+        ]
+        return list(dict.fromkeys(sizes))
+    if resolution % multiple:
+        below = resolution // multiple * multiple
+        nearest = " or ".join(str(size) for size in (below, below + multiple) if size)
+        raise UserError(
+            f"data.resolution={resolution} does not fit this model: it takes multiples of {multiple}. Use {nearest}."
+        )
+    return [(resolution, resolution)]
+
+
+def choose_target(sizes: Sequence[tuple[int, int]], height: int, width: int) -> tuple[int, int]:
+    """Choose the height and width whose aspect is nearest to an image's, as a ratio."""
+    return min(sizes, key=lambda size: abs(math.log(size[1] / size[0] * height / width)))
+
+
+def prepare(image: Image.Image, target: tuple[int, int], index: int, source: Source, seed: int) -> Prepared:
+    """Resize, flip and crop one image of the pair in row `index` to the height and width of `target`."""
+    from PIL import Image, ImageOps
+
+    draws = Rng(seed, 0, torch.tensor([index]))
+    height, width = target
+    scale = max(height / image.height, width / image.width)
+    covering = max(width, round(image.width * scale)), max(height, round(image.height * scale))
+    resized = image if covering == image.size else image.resize(covering, Image.Resampling.LANCZOS)
+    if source.flip and draws.uniform("flip").item() < 0.5:
+        resized = ImageOps.mirror(resized)
+    top, left = 0.5, 0.5
+    if source.crop == "random":
+        top, left = draws.uniform("crop/top").item(), draws.uniform("crop/left").item()
+    top, left = round(top * (resized.height - height)), round(left * (resized.width - width))
+    pixels = np.array(resized.crop((left, top, left + width, top + height)), np.float32) / 127.5 - 1.0
+    size = torch.tensor([image.height, image.width, top, left, height, width])
+    return Prepared(torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), size)
+
+
+def _round_to(value: float, multiple: int) -> int:
+    return max(1, round(value / multiple)) * multiple

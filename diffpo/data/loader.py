@@ -1,0 +1,138 @@
+"""From row numbers to a `PairBatch`: read or make the encodings, sample the latents, drop captions, stack."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffpo.data.encode import BOTH, Encodings
+from diffpo.data.parallel import ahead
+from diffpo.data.plan import Schedule
+from diffpo.errors import UserError
+from diffpo.types import Condition, Pair, PairBatch, Rng
+
+if TYPE_CHECKING:
+    from diffpo.data.records import Table
+
+log = logging.getLogger(__name__)
+NAMED = 20
+"""Broken rows that a log message names."""
+
+
+class PairLoader:
+    """Make batches from a table and its encodings, on the CPU, in float32."""
+
+    def __init__(
+        self, table: Table, encodings: Encodings, *, seed: int, caption_dropout: float, sides: Sequence[str] = BOTH
+    ):
+        """Read the small columns and say which rows are broken.
+
+        Args:
+            table: The pairs.
+            encodings: Their encodings, made for the same `sides`.
+            seed: What the latents' samples and the caption dropout depend on.
+            caption_dropout: Probability that both captions of a pair become empty; 0 for held-out batches.
+            sides: Sides that the method uses; the other one is None in every batch.
+
+        Raises:
+            UserError: Every row is broken.
+        """
+        self._encodings, self._seed, self._dropout, self._sides = encodings, seed, caption_dropout, tuple(sides)
+        names = table.rows.column_names
+        self._captions = {side: table.captions(side) for side in self._sides}
+        self._preference = (
+            torch.tensor(table.column("preference")).float() if "preference" in names else torch.ones(len(table))
+        )
+        self._segments = table.column("segments") if "segments" in names else None
+        self.groups = group_rows(encodings)
+        """Usable row numbers by image size."""
+        if encodings.broken:
+            log.warning(describe_broken(table, encodings.broken))
+        if not self.groups:
+            raise UserError(
+                f"None of the pairs of {table.path} has usable images. {describe_broken(table, encodings.broken)}"
+            )
+
+    def batch(self, indices: Sequence[int] | np.ndarray, epoch: int) -> PairBatch:
+        """Make a batch of rows that have one image size."""
+        index = torch.as_tensor(np.asarray(indices, np.int64))
+        rng = Rng(self._seed, epoch, index)
+        rows = [self._encodings.images(i) for i in index.tolist()]
+        dropped = (rng.uniform("caption_dropout") < self._dropout).tolist()
+        latent, cond, texts = dict.fromkeys(BOTH), dict.fromkeys(BOTH), {}
+        for side in self._sides:
+            mean, std = (torch.stack([row[f"{side}_{moment}"] for row in rows]).float() for moment in ("mean", "std"))
+            latent[side] = mean + std * rng.normal(mean.shape[1:], f"posterior/{side}")
+            captions = tuple(
+                "" if drop else self._captions[side][i] for i, drop in zip(index.tolist(), dropped, strict=True)
+            )
+            if captions not in texts:
+                texts[captions] = stack_text([self._encodings.text(caption) for caption in captions])
+            cond[side] = Condition(
+                **texts[captions], extra={"size": torch.stack([row[f"{side}_size"] for row in rows])}
+            )
+        segments = None if self._segments is None else torch.tensor([self._segments[i] for i in index.tolist()])
+        return PairBatch(Pair(**latent), Pair(**cond), self._preference[index], index, segments)
+
+    def updates(self, schedule: Schedule, start: int, stop: int, *, rank: int = 0) -> Iterator[list[PairBatch]]:
+        """Yield one process's micro-batches of updates `start` to `stop` - 1.
+
+        Cached encodings are read one update ahead.
+        """
+
+        def read(update: int) -> list[PairBatch]:
+            epoch, _ = schedule.position(update)
+            return [self.batch(indices, epoch) for indices in schedule.indices(update, rank)]
+
+        updates = range(start, stop)
+        if not self._encodings.read_ahead:
+            return map(read, updates)
+        return ahead(read, updates, workers=1, depth=self._encodings.read_ahead)
+
+    def held_out(self, size: int, *, limit: int | None = None, rank: int = 0, world: int = 1) -> Iterator[PairBatch]:
+        """Yield held-out batches, always the same: the first `limit` usable rows, sampled as in epoch 0.
+
+        Args:
+            size: Most rows in a batch; with buckets a batch holds one image size.
+            limit: Rows to use, in the table's order. None: all.
+            rank: This process; it gets every `world`-th batch, so the processes' numbers of batches differ by one at most.
+            world: Number of processes.
+        """
+        first = np.sort(np.concatenate(self.groups))[:limit]
+        chosen = [np.intersect1d(group, first) for group in self.groups]
+        batches = [rows[i : i + size] for rows in chosen for i in range(0, len(rows), size)]
+        return (self.batch(rows, 0) for rows in batches[rank::world])
+
+
+def group_rows(encodings: Encodings) -> tuple[np.ndarray, ...]:
+    """Row numbers, without the broken rows, by the height and width of their images."""
+    usable = np.array([i for i in range(len(encodings.targets)) if i not in encodings.broken], np.int64)
+    if not len(usable):
+        return ()
+    sizes, size_of = np.unique(encodings.targets[usable], axis=0, return_inverse=True)
+    return tuple(usable[size_of.ravel() == k] for k in range(len(sizes)))
+
+
+def stack_text(states: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Stack text states in float32; where there is a mask, shorter ones are padded with zeros, masked out."""
+    longest = max(state["text"].shape[0] for state in states)
+    if "mask" in states[0]:
+        states = [state | {name: _pad(state[name], longest) for name in ("text", "mask")} for state in states]
+    stacked = {name: torch.stack([state[name] for state in states]) for name in states[0]}
+    return {name: x.float() if x.is_floating_point() else x for name, x in stacked.items()}
+
+
+def _pad(x: Tensor, length: int) -> Tensor:
+    return torch.cat([x, x.new_zeros(length - x.shape[0], *x.shape[1:])])
+
+
+def describe_broken(table: Table, broken: dict[int, str]) -> str:
+    """Count the broken rows and name the first ones by their number in the table as it was found."""
+    named = "; ".join(f"row {table.origin[i]}: {reason}" for i, reason in list(broken.items())[:NAMED])
+    more = f"; and {len(broken) - NAMED} more (`diffpo data inspect` names them all)" if len(broken) > NAMED else ""
+    return f"{len(broken)} of {len(table)} pairs of {table.path} are dropped, their images being broken: {named}{more}."
