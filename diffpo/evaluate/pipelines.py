@@ -1,0 +1,262 @@
+"""Opens diffusers pipelines for sampling: any text-to-image family, plain, with a LoRA, or with a fully tuned denoiser.
+
+Two steps, so that finished work is recognised without loading gigabytes: `find_model` says which files are meant and what is in
+them, `open_pipeline` loads them exactly as a user of plain diffusers would.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from diffpo.errors import UserError
+from diffpo.evaluate.weights import Weights, download, embedded_path, hub_errors, local, looks_like_path
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+DENOISERS = ("unet", "transformer")
+_INDEX = "model_index.json"
+_A_MODEL = "a diffusers model"
+
+
+@dataclass(frozen=True)
+class Model:
+    """The files of a model: a base pipeline, and what was tuned of it."""
+
+    base: Weights
+    lora: Weights | None = None
+    denoiser: Weights | None = None
+
+    @property
+    def index(self) -> dict[str, Any]:
+        """The base's `model_index.json`: which class each component has."""
+        return _read_json(self.base.path / _INDEX)
+
+    @property
+    def scheduler(self) -> str:
+        """Class name of the base's sampler."""
+        return self.index.get("scheduler", (None, "unknown"))[1]
+
+
+def find_model(base: str, *, lora: str | None = None, denoiser: str | None = None, tuned: str | None = None) -> Model:
+    """Find a model's files.
+
+    Args:
+        base: Folder of a diffusers pipeline, Hub id, or `shapes:base`.
+        lora: Folder or file that `load_lora_weights` reads, or a Hub id.
+        denoiser: Folder of a fully tuned UNet or transformer, or a Hub id that has one as `unet/` or `transformer/`.
+        tuned: A run of `diffpo train`, or its `final/`; which of the two it holds is found out.
+
+    Raises:
+        UserError: If something is not there, is no model, or more than one of `lora`, `denoiser`, `tuned` is given.
+    """
+    given = {"lora": lora, "denoiser": denoiser, "tuned": tuned}
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) > 1:
+        raise UserError(f"give at most one of lora, denoiser, tuned; got {' and '.join(names)}.")
+    weights = _find_base(base)
+    _check_pipeline_folder(base, weights.path)
+    if tuned is not None:
+        kind, path = find_tuned(tuned)
+        lora, denoiser = (str(path), None) if kind == "lora" else (None, str(path))
+    return Model(weights, lora and _find_lora(lora), denoiser and _find_denoiser(denoiser))
+
+
+def find_tuned(spec: str) -> tuple[str, Path]:
+    """What a run folder, its `final/`, or any folder of tuned weights holds.
+
+    Returns:
+        ("lora", its file) or ("denoiser", its folder).
+
+    Raises:
+        UserError: If there is no such folder, or it holds neither.
+    """
+    root = Path(spec).expanduser()
+    if not root.exists():
+        raise UserError(f"there is no {root}. Give the run folder of `diffpo train`, or its final/ folder.")
+    if root.is_file():
+        return "lora", root
+    for folder in (root / "final", root):
+        if (folder / LORA_FILE).is_file():
+            return "lora", folder / LORA_FILE
+        for name in (*DENOISERS, "."):
+            config = folder / name / "config.json"
+            if config.is_file() and "_class_name" in _read_json(config):
+                return "denoiser", folder / name
+    unfinished = (
+        " The run has checkpoints but no final/: start `diffpo train` again to finish it."
+        if (root / "checkpoints").is_dir()
+        else ""
+    )
+    raise UserError(
+        f"{root} holds no tuned weights: neither {LORA_FILE} nor {' nor '.join(f'{n}/config.json' for n in DENOISERS)}.{unfinished}"
+    )
+
+
+def open_pipeline(model: Model, *, dtype: torch.dtype, device: str) -> DiffusionPipeline:
+    """Load a pipeline as plain diffusers would, with the safety checker left out.
+
+    Raises:
+        UserError: If diffusers cannot read the files, or the tuned weights do not fit the base.
+    """
+    from diffpo.compat import ensure_torchvision
+
+    ensure_torchvision()
+    from diffusers import DiffusionPipeline
+
+    parts: dict[str, Any] = {}
+    if "safety_checker" in model.index:
+        parts = {"safety_checker": None, "requires_safety_checker": False}
+    if model.denoiser is not None:
+        name, network = _load_denoiser(model, dtype)
+        parts[name] = network
+    with (
+        _quiet(),
+        torch.random.fork_rng(devices=[]),
+    ):  # networks and adapters are initialised at random before their weights are read
+        try:
+            pipeline = DiffusionPipeline.from_pretrained(str(model.base.path), dtype=dtype, **parts)
+        except (OSError, ValueError, AttributeError) as error:
+            raise UserError(f"diffusers cannot load {model.base.path}: {error}") from error
+        if model.lora is not None:
+            _load_lora(pipeline, model.lora.path)
+    return pipeline.to(device)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide the libraries' own bars while they load."""
+    import diffusers.utils.logging as diffusers_logging
+    import transformers.utils.logging as transformers_logging
+
+    shown = [log for log in (diffusers_logging, transformers_logging) if log.is_progress_bar_enabled()]
+    for log in shown:
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log in shown:
+            log.enable_progress_bar()
+
+
+def _load_lora(pipeline: DiffusionPipeline, path: Path) -> None:
+    from diffusers.loaders.lora_base import LoraBaseMixin
+
+    if not isinstance(pipeline, LoraBaseMixin):
+        raise UserError(f"{type(pipeline).__name__} takes no LoRA; give a fully tuned denoiser instead.")
+    try:
+        pipeline.load_lora_weights(str(path.parent), weight_name=path.name)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise UserError(f"the LoRA {path} does not fit {type(pipeline).__name__}: {error}") from error
+    if not any(pipeline.get_list_adapters().values()):  # diffusers only logs this
+        raise UserError(f"the LoRA {path} has no weight that fits {type(pipeline).__name__}: it would change nothing.")
+
+
+def _load_denoiser(model: Model, dtype: torch.dtype) -> tuple[str, torch.nn.Module]:
+    import diffusers
+
+    assert model.denoiser is not None
+    folder = model.denoiser.path
+    class_name = _read_json(folder / "config.json")["_class_name"]
+    name = next((key for key in DENOISERS if list(model.index.get(key, ()))[1:] == [class_name]), None)
+    if name is None:
+        own = ", ".join(f"{key} {model.index[key][1]}" for key in DENOISERS if key in model.index)
+        raise UserError(
+            f"{folder} is a {class_name}, but {model.base.path} has {own or 'no denoiser'}. Give the base that it was tuned from."
+        )
+    try:
+        return name, getattr(diffusers, class_name).from_pretrained(str(folder), dtype=dtype)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"diffusers cannot load {folder}: {error}") from error
+
+
+def _find_base(spec: str) -> Weights:
+    path = Path(spec).expanduser()
+    if path.exists():
+        return local(path)
+    if spec.startswith("shapes:"):
+        return local(embedded_path(spec))
+    if looks_like_path(spec):
+        raise UserError(f"there is no {path}. Give the folder of {_A_MODEL}, or a Hub id such as owner/name.")
+    from diffpo.compat import ensure_torchvision
+
+    ensure_torchvision()
+    from diffusers import DiffusionPipeline
+
+    with hub_errors(spec, what=_A_MODEL, probe=_INDEX):
+        folder = Path(DiffusionPipeline.download(spec, safety_checker=None))
+    return Weights(folder, f"{spec}@{folder.name}")
+
+
+def _find_lora(spec: str) -> Weights:
+    path = Path(spec).expanduser()
+    if not path.exists():
+        if looks_like_path(spec):
+            raise UserError(f"there is no LoRA {path}.")
+        path = download(spec, what="a LoRA", patterns=("*.safetensors",), probe="*.safetensors")
+    if path.is_file():
+        return local(path)
+    files = [path / LORA_FILE] if (path / LORA_FILE).is_file() else sorted(path.glob("*.safetensors"))
+    if len(files) != 1:
+        found = f"several: {', '.join(f.name for f in files)}" if files else "none"
+        raise UserError(f"{path} should hold one LoRA file ({LORA_FILE}); it holds {found}. Give the file itself.")
+    return local(files[0])
+
+
+def _find_denoiser(spec: str) -> Weights:
+    path = Path(spec).expanduser()
+    if path.exists() or looks_like_path(spec):
+        kind, folder = find_tuned(spec)
+        if kind != "denoiser":
+            raise UserError(f"{path} holds a LoRA, not a denoiser: give it as lora.")
+        return local(folder)
+    patterns = [f"{name}/*" for name in DENOISERS]
+    root = download(spec, what="a tuned denoiser", patterns=patterns, probe="*/config.json")
+    folder = next((root / name for name in DENOISERS if (root / name / "config.json").is_file()), None)
+    if folder is None:
+        raise UserError(f"{spec} has neither {' nor '.join(f'{name}/' for name in DENOISERS)}.")
+    return Weights(folder, f"{spec}@{root.name}")
+
+
+def _check_pipeline_folder(spec: str, folder: Path) -> None:
+    wanted = f"It needs {_INDEX}, scheduler/, vae/, a text encoder and unet/ or transformer/, as `pipeline.save_pretrained` writes them."
+    if folder.is_file():
+        raise UserError(
+            f"{spec} is a single file, no diffusers model. {wanted} (diffusers' `from_single_file` reads such files; save its result.)"
+        )
+    if not (folder / _INDEX).is_file():
+        tuned = any((folder / part).exists() for part in (LORA_FILE, "final", *DENOISERS))
+        hint = (
+            " It looks like the result of a training: give it as `tuned`, and as `model` the base that it was tuned from."
+            if tuned
+            else ""
+        )
+        raise UserError(f"{spec} is no diffusers model: it has no {_INDEX}. {wanted}{hint}")
+    parts = [
+        key
+        for key, value in _read_json(folder / _INDEX).items()
+        if isinstance(value, list) and value[0] and key != "safety_checker"
+    ]
+    missing = [part for part in parts if not (folder / part).is_dir()]
+    if missing:
+        raise UserError(
+            f"{spec} is no complete diffusers model: {_INDEX} names {', '.join(f'{part}/' for part in missing)}, which it has not."
+        )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} should hold a JSON object.")
+    return value

@@ -1,0 +1,341 @@
+"""Generation: prompts -> a media folder (images, manifest, settings).
+
+The image of (prompt, seed) is what plain diffusers gives for
+
+    pipe(prompt, num_inference_steps=steps, guidance_scale=guidance, generator=torch.Generator("cpu").manual_seed(seed))
+
+Each image has a generator of its own, so its noise does not depend on what else is in the batch. The batches themselves are a
+function of the prompts and seeds alone, so a run that was killed and started again ends with the same files, byte for byte.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import lcm
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from diffpo.errors import UserError
+from diffpo.evaluate.media import (
+    MANIFEST,
+    SCORES,
+    SETTINGS,
+    Media,
+    manifest_line,
+    read_settings,
+    write_atomic,
+    write_json,
+    write_manifest,
+)
+from diffpo.evaluate.pipelines import Model, find_model, open_pipeline
+from diffpo.evaluate.progress import progress_bar, stderr_console
+from diffpo.evaluate.prompts import PromptSet
+from diffpo.types import Block
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+    from PIL.Image import Image
+    from rich.console import Console
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+NO_SAFETY_CHECKER = "off (it replaces images by black ones, which would spoil the scores)"
+_UNCOMPARED = frozenset({"model", "tuned", "versions", "safety_checker", "seconds", "image_size"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions(Block):
+    """What to sample with."""
+
+    model: str
+    """Folder of a diffusers pipeline, Hub id, or `shapes:base` (the embedded one)."""
+    lora: str | None = None
+    """LoRA on top of `model`: a folder or file that diffusers' `load_lora_weights` reads, or a Hub id."""
+    denoiser: str | None = None
+    """Fully tuned UNet or transformer in place of the model's own: a folder, or a Hub id."""
+    tuned: str | None = None
+    """Run folder of `diffpo train`, or its `final/`: a LoRA or a denoiser, whichever it holds."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of the images of each prompt."""
+    distinct_seeds: bool = False
+    """Shift the seeds from prompt to prompt (prompt i of k consecutive seeds gets seed + i k), so that no noise is used twice: right for
+    statistics. Otherwise every prompt gets `seeds`."""
+    steps: int = 50
+    """Sampling steps."""
+    guidance: float = 7.5
+    """Classifier-free guidance scale."""
+    batch: int = 4
+    """Images at a time. Another batch size changes the last bits of an image, not its noise."""
+    size: tuple[int, int] | None = None
+    """Height and width in pixels; None is the model's own."""
+    negative_prompt: str | None = None
+    """What to guide away from."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Of the weights and the computation."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
+
+    def __post_init__(self):
+        """Check values that no type can check."""
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
+            raise UserError(f"seeds must be different numbers from 0, got {list(self.seeds)}.")
+        if self.steps < 1 or self.batch < 1:
+            raise UserError(f"steps and batch must be at least 1, got steps={self.steps}, batch={self.batch}.")
+
+    def seeds_of(self, prompt_id: int) -> tuple[int, ...]:
+        """The seeds of one prompt."""
+        span = max(self.seeds) - min(self.seeds) + 1
+        return tuple(seed + prompt_id * span for seed in self.seeds) if self.distinct_seeds else self.seeds
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What a call of `generate` did."""
+
+    folder: Path
+    images: int
+    reused: int
+    """How many of them were there already."""
+    seconds: float
+
+
+def generate(
+    options: GenerateOptions,
+    prompts: PromptSet | Sequence[str],
+    out: str | Path,
+    *,
+    label: str | None = None,
+    fresh: bool = False,
+    console: Console | None = None,
+) -> Generation:
+    """Make a media folder; what an earlier, interrupted call with the same settings made is kept.
+
+    Args:
+        options: What to sample with.
+        prompts: What to sample.
+        out: The folder.
+        label: Name of the model in tables and grids; by default the last part of its path.
+        fresh: Remove what an earlier call made in `out` first.
+        console: Where to show progress; standard error by default.
+
+    Raises:
+        UserError: If there is no prompt, the model cannot be loaded, the size is not possible, `out` holds something else, or an image
+            comes out as not-a-number.
+    """
+    console = console or stderr_console()
+    prompts = prompts if isinstance(prompts, PromptSet) else PromptSet.of(prompts)
+    if not prompts:
+        raise UserError("there is no prompt to generate for.")
+    out, start = Path(out), time.perf_counter()
+    model = find_model(options.model, lora=options.lora, denoiser=options.denoiser, tuned=options.tuned)
+    device = pick_device(options.device)
+    label = label or Path(options.tuned or options.lora or options.denoiser or options.model).name
+    settings = _describe(options, model, prompts, label, device)
+    _prepare_folder(out, settings, fresh)
+    jobs = _plan(options, prompts, label)
+    batches = _chunks(jobs, options.batch)
+    whole = [all((out / job.file).is_file() for job in batch) for batch in batches]
+    todo = [batch for batch, done in zip(batches, whole, strict=True) if not done]
+    reused = len(jobs) - sum(map(len, todo))
+    if todo:
+        console.print(f"safety checker {NO_SAFETY_CHECKER}", style="dim", highlight=False)
+        write_manifest(out, [job for batch, done in zip(batches, whole, strict=True) if done for job in batch])
+        pipeline = open_pipeline(model, dtype=DTYPES[options.dtype], device=device)
+        _run(pipeline, options, todo, out, console)
+    write_manifest(out, jobs)
+    return Generation(out, len(jobs), reused, time.perf_counter() - start)
+
+
+def sample_images(
+    pipeline: DiffusionPipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    steps: int,
+    guidance: float,
+    batch: int = 4,
+    size: tuple[int, int] | None = None,
+    negative_prompt: str | None = None,
+) -> list[Image]:
+    """Sample with a pipeline in memory: image i is that of `prompts[i]` and `seeds[i]`.
+
+    Networks are put into eval mode and back; the global random state stays as it was.
+
+    Args:
+        pipeline: Any text-to-image pipeline of diffusers.
+        prompts: One per image.
+        seeds: One per image.
+        steps: Sampling steps.
+        guidance: Classifier-free guidance scale.
+        batch: Images at a time.
+        size: Height and width in pixels; None is the model's own.
+        negative_prompt: What to guide away from.
+
+    Raises:
+        UserError: If the size is not possible, or an image comes out as not-a-number.
+    """
+    assert len(prompts) == len(seeds), (len(prompts), len(seeds))
+    _check_size(pipeline, size)
+    pipeline.set_progress_bar_config(disable=True)
+    images: list[Image] = []
+    with _undisturbed(pipeline):
+        for rows in _chunks(list(zip(prompts, seeds, strict=True)), batch):
+            arguments: dict[str, Any] = {"prompt": [prompt for prompt, _ in rows]}
+            if negative_prompt is not None:
+                arguments["negative_prompt"] = [negative_prompt] * len(rows)
+            if size is not None:
+                arguments["height"], arguments["width"] = size
+            generators = [torch.Generator("cpu").manual_seed(seed) for _, seed in rows]
+            result = pipeline(
+                **arguments, num_inference_steps=steps, guidance_scale=guidance, generator=generators, output_type="np"
+            )
+            if not bool((result.images == result.images).all()):
+                raise UserError(
+                    "the pipeline made an image of not-a-numbers. In float16 this is the VAE: use dtype=bfloat16 or float32, or for "
+                    "SDXL a base with the VAE madebyollin/sdxl-vae-fp16-fix."
+                )
+            images += pipeline.image_processor.numpy_to_pil(result.images)
+    return images
+
+
+def pick_device(name: str) -> str:
+    """Resolve `auto` to the best device there is.
+
+    Raises:
+        UserError: If the named device is not there.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {name!r} is not available here ({error}). Use device=auto or device=cpu.") from error
+    return name
+
+
+def _run(
+    pipeline: DiffusionPipeline, options: GenerateOptions, todo: list[list[Media]], out: Path, console: Console
+) -> None:
+    with progress_bar(console) as bar, open(out / MANIFEST, "a", encoding="utf-8") as manifest:
+        task = bar.add_task("generate", total=sum(map(len, todo)))
+        for batch in todo:
+            images = sample_images(
+                pipeline,
+                [job.prompt for job in batch],
+                [job.seed for job in batch],
+                steps=options.steps,
+                guidance=options.guidance,
+                batch=options.batch,
+                size=options.size,
+                negative_prompt=options.negative_prompt,
+            )
+            for job, image in zip(batch, images, strict=True):
+                buffer = io.BytesIO()
+                image.save(buffer, format="PNG")
+                write_atomic(out / job.file, buffer.getvalue())
+                manifest.write(manifest_line(job))
+            manifest.flush()
+            bar.advance(task, len(batch))
+
+
+def _plan(options: GenerateOptions, prompts: PromptSet, label: str) -> list[Media]:
+    return [
+        Media(file=f"{i:06d}-s{seed}.png", prompt=prompt, prompt_id=i, seed=seed, model=label)
+        for i, prompt in enumerate(prompts.prompts)
+        for seed in options.seeds_of(i)
+    ]
+
+
+def _describe(options: GenerateOptions, model: Model, prompts: PromptSet, label: str, device: str) -> dict[str, Any]:
+    """The settings file. Whatever an image depends on is in it."""
+    from importlib.metadata import version
+
+    tuned = model.lora or model.denoiser
+    return {
+        "label": label,
+        "model": options.model,
+        "tuned": options.tuned or options.lora or options.denoiser,
+        "weights": model.base.identity,
+        "lora_weights": model.lora and model.lora.identity,
+        "denoiser_weights": model.denoiser and model.denoiser.identity,
+        "pipeline": model.index.get("_class_name"),
+        "scheduler": model.scheduler,
+        "prompts": {"name": prompts.name, "count": len(prompts), "hash": prompts.hash},
+        "seeds": list(options.seeds),
+        "distinct_seeds": options.distinct_seeds,
+        "steps": options.steps,
+        "guidance": options.guidance,
+        "size": options.size and list(options.size),
+        "negative_prompt": options.negative_prompt,
+        "batch": options.batch,
+        "dtype": options.dtype,
+        "device": device.partition(":")[0],
+        "safety_checker": NO_SAFETY_CHECKER,
+        "versions": {name: version(name) for name in ("torch", "diffusers", "transformers")}
+        | ({} if tuned is None else {"peft": version("peft")}),
+    }
+
+
+def _prepare_folder(out: Path, settings: dict[str, Any], fresh: bool) -> None:
+    """Make the folder, or make sure that what is in it is the same work, begun earlier."""
+    earlier = read_settings(out)
+    if earlier and fresh:
+        _clear(out)
+    elif earlier:
+        changed = [key for key in settings.keys() - _UNCOMPARED if earlier.get(key) != settings[key]]
+        if changed:
+            listed = "; ".join(f"{key} was {earlier.get(key)}, is now {settings[key]}" for key in sorted(changed))
+            raise UserError(
+                f"{out} was made with other settings: {listed}. Use `--fresh` to replace it, or another folder."
+            )
+        return
+    elif out.is_dir() and any(out.iterdir()):
+        raise UserError(f"{out} holds other files and no {SETTINGS} of `diffpo generate`. Use another folder.")
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / SETTINGS, settings)
+
+
+def _clear(out: Path) -> None:
+    """Remove what `generate` and `score` write, nothing else; the settings last, so that a kill leaves a folder that is known."""
+    ours = [path for path in out.iterdir() if re.fullmatch(r"\d{6,}-s\d+\.png|\.tmp-\d+-.*", path.name)]
+    for path in [*ours, out / MANIFEST, out / SCORES, out / SETTINGS]:
+        path.unlink(missing_ok=True)
+
+
+def _check_size(pipeline: DiffusionPipeline, size: tuple[int, int] | None) -> None:
+    if size is None:
+        return
+    transformer = pipeline.components.get("transformer")
+    patch = transformer.config.get("patch_size", 1) if transformer is not None else 1
+    multiple = lcm(8, pipeline.vae_scale_factor * (patch if isinstance(patch, int) else 1))  # 8: diffusers' own check
+    if any(edge <= 0 or edge % multiple for edge in size):
+        nearest = [max(1, round(edge / multiple)) * multiple for edge in size]
+        raise UserError(
+            f"size {size[0]}x{size[1]}: height and width must be multiples of {multiple} for this model, for example {nearest[0]}x{nearest[1]}."
+        )
+
+
+@contextmanager
+def _undisturbed(pipeline: DiffusionPipeline) -> Iterator[None]:
+    """Sample without gradients and dropout, and leave modes and random state as they were."""
+    networks = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    modes = [(module, module.training) for network in networks for module in network.modules()]
+    for network in networks:
+        network.eval()
+    try:
+        devices = [pipeline.device] if pipeline.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _chunks(rows: list, size: int) -> list[list]:
+    return [rows[i : i + size] for i in range(0, len(rows), size)]

@@ -1,0 +1,32 @@
+"""Scorers: images and prompts -> numbers. Adding one is a file and a line in `SCORERS`."""
+
+from __future__ import annotations
+
+import difflib
+
+from diffpo.errors import UserError
+from diffpo.scorers.base import Scorer
+from diffpo.scorers.pickscore import PickScore
+from diffpo.scorers.shapes import ShapesUtility, ShapesVerifier
+
+SCORERS: dict[str, type[Scorer]] = {
+    "shapes": ShapesVerifier,
+    "shapes-utility": ShapesUtility,
+    "pickscore": PickScore,
+}
+
+
+def find_scorer(name: str) -> type[Scorer]:
+    """Look a scorer up.
+
+    Raises:
+        UserError: If there is none of that name, with the close match.
+    """
+    if name not in SCORERS:
+        close = difflib.get_close_matches(name, SCORERS, n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise UserError(f"unknown scorer {name!r}.{hint} There are {', '.join(SCORERS)}.")
+    return SCORERS[name]
+
+
+__all__ = ["SCORERS", "PickScore", "Scorer", "ShapesUtility", "ShapesVerifier", "find_scorer"]

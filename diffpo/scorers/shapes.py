@@ -1,0 +1,77 @@
+"""The shapes world's own judges: the exact verifier, and the utility of its simulated annotators."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from diffpo.errors import UserError
+from diffpo.scorers.base import Scorer
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapesVerifier(Scorer):
+    """The share of the caption's attributes that an image of the shapes world shows, checked exactly."""
+
+    name = "shapes"
+    about = "Share of the caption's attributes that the image shows: an exact check, no learned judge."
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What decides a score."""
+        from diffpo import __version__
+
+        return {"scorer": self.name, "version": __version__, "weights": None, "dtype": "float32", "scale": "0 to 1"}
+
+    def score(self, images: Sequence[Image], prompts: Sequence[str]) -> Tensor:
+        """Score each image for its prompt: `[n]` in [0, 1]. See `Scorer.score`."""
+        import torch
+
+        from diffpo.shapes.verify import verify_batch
+
+        try:
+            return torch.tensor([verdict.score for verdict in verify_batch(images, prompts)], dtype=torch.float32)
+        except ValueError as error:
+            raise UserError(f"scorer {self.name} judges images of the shapes world only: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapesUtility(Scorer):
+    """How much the simulated annotators who labelled the shapes world's pairs like an image."""
+
+    name = "shapes-utility"
+    about = "Utility of the simulated annotators who labelled the training pairs. No humans were asked."
+
+    annotator: str | None = None
+    """One of the annotators; None is the mean over all of them."""
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What decides a score."""
+        from diffpo import __version__
+
+        judge = self.annotator or "mean of all annotators"
+        return {
+            "scorer": self.name,
+            "version": __version__,
+            "weights": None,
+            "dtype": "float32",
+            "scale": "utility",
+            "judge": judge,
+        }
+
+    def score(self, images: Sequence[Image], prompts: Sequence[str]) -> Tensor:
+        """Score each image for its prompt: `[n]`. See `Scorer.score`."""
+        import torch
+
+        from diffpo.shapes.annotators import utilities
+
+        try:
+            return torch.tensor(utilities(images, prompts, self.annotator), dtype=torch.float32)
+        except ValueError as error:
+            raise UserError(f"scorer {self.name} judges images of the shapes world only: {error}") from error
