@@ -2,7 +2,8 @@
 
 from diffpo.data.pairs import Pairs
 from diffpo.data.pickapic import PickAPic
-from diffpo.data.records import Source, Splits, Table, check_requires, load_splits
+from diffpo.data.records import Source, Splits, Table
+from diffpo.data.splits import check_requires, load_splits
 
 SOURCES: dict[str, type[Source]] = {"pairs": Pairs, "pickapic": PickAPic}
 """Every layout of a pair table by its name in the configuration."""

@@ -92,7 +92,8 @@ class EncodingCache:
             UserError: The encoder cannot take the resolution.
         """
         target_sizes(source, encoder.multiple)
-        self._table, self._source, self._encoder, self._seed, self._sides = table, source, encoder, seed, tuple(sides)
+        self._source, self._encoder, self._seed, self._sides = source, encoder, seed, tuple(sides)
+        self._rows = table.rows.select_columns(list(sides))
         self.prompts = list(
             dict.fromkeys(["", *itertools.chain.from_iterable(table.captions(side) for side in self._sides)])
         )
@@ -139,8 +140,12 @@ class EncodingCache:
                 continues.
         """
         mine = [shard for shard in self.shards[rank::world] if not shard.path.exists()]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        _write_whole(self.folder / "key.json", lambda file: file.write(json.dumps(self.key, indent=2).encode()))
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.folder} cannot be made ({error.strerror}): set data.cache_dir.") from error
+        if mine:
+            _write_whole(self.folder / "key.json", lambda file: file.write(json.dumps(self.key, indent=2).encode()))
         total = sum(len(shard.entries) for shard in mine)
         with contextlib.closing(track(self._encode(mine), "Encoding", total, shown=rank == 0)) as entries:
             for shard in mine:
@@ -162,9 +167,7 @@ class EncodingCache:
 
     def _prepare(self, index: int) -> dict[str, Prepared] | BrokenImage:
         try:
-            return prepare_row(
-                self._table.rows[index], index, self._encoder.multiple, self._source, self._seed, self._sides
-            )
+            return prepare_row(self._rows[index], index, self._encoder.multiple, self._source, self._seed, self._sides)
         except BrokenImage as error:
             return error
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
@@ -157,7 +157,9 @@ class LiveEncodings(Encodings):
         self, table: Table, source: Source, encoder: Encoder, *, seed: int, sides: Sequence[str] = BOTH, rank: int = 0
     ):
         """Check every image; only rank 0 shows the progress."""
-        self._table, self._source, self._encoder, self._seed, self._sides = table, source, encoder, seed, tuple(sides)
+        self._source, self._encoder, self._seed, self._sides = source, encoder, seed, tuple(sides)
+        self._rows = table.rows.select_columns(list(sides))
+        self._text = lru_cache(maxsize=1024)(partial(encode_text, encoder=encoder, source=source))
         self.broken = {}
         self.targets = np.zeros((len(table), 2), np.int64)
         checked = ahead(self._check, range(len(table)), workers=WORKERS, depth=4 * WORKERS)
@@ -166,19 +168,18 @@ class LiveEncodings(Encodings):
                 self.broken[index] = str(found)
             else:
                 self.targets[index] = found
-        self.text = lru_cache(maxsize=1024)(self.text)
 
     def _check(self, index: int) -> tuple[int, int] | BrokenImage:
         try:
-            first = decode_row(self._table.rows[index], self._sides)[self._sides[0]]
+            first = decode_row(self._rows[index], self._sides)[self._sides[0]]
         except BrokenImage as error:
             return error
         return choose_target(target_sizes(self._source, self._encoder.multiple), first.height, first.width)
 
     def images(self, index: int) -> dict[str, Tensor]:
         """Encode a row's images."""
-        return encode_row(self._table.rows[index], index, self._encoder, self._source, self._seed, self._sides)
+        return encode_row(self._rows[index], index, self._encoder, self._source, self._seed, self._sides)
 
     def text(self, prompt: str) -> dict[str, Tensor]:
         """Encode a prompt; the most recent ones are remembered."""
-        return encode_text(prompt, self._encoder, self._source)
+        return self._text(prompt)

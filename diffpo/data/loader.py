@@ -27,6 +27,9 @@ NAMED = 20
 class PairLoader:
     """Make batches from a table and its encodings, on the CPU, in float32."""
 
+    groups: tuple[np.ndarray, ...]
+    """Usable row numbers by image size."""
+
     def __init__(
         self, table: Table, encodings: Encodings, *, seed: int, caption_dropout: float, sides: Sequence[str] = BOTH
     ):
@@ -50,7 +53,6 @@ class PairLoader:
         )
         self._segments = table.column("segments") if "segments" in names else None
         self.groups = group_rows(encodings)
-        """Usable row numbers by image size."""
         if encodings.broken:
             log.warning(describe_broken(table, encodings.broken))
         if not self.groups:
@@ -100,7 +102,7 @@ class PairLoader:
         Args:
             size: Most rows in a batch; with buckets a batch holds one image size.
             limit: Rows to use, in the table's order. None: all.
-            rank: This process; it gets every `world`-th batch, so the processes' numbers of batches differ by one at most.
+            rank: This process, which gets every `world`-th batch: two processes' counts differ by one at most.
             world: Number of processes.
         """
         first = np.sort(np.concatenate(self.groups))[:limit]

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from diffpo.data.pairs import has_text
-from diffpo.data.records import Counts, Layout, Source, check_columns
+from diffpo.data.records import Counts, Layout, Source, has_text, read_column
 from diffpo.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ TIES = "preference, ties being 0.5"
 class PickAPic(Source):
     """A table with the columns of Pick-a-Pic: `caption`, `jpg_0`, `jpg_1`, `label_0`."""
 
-    images: ClassVar[tuple[str, str]] = ("jpg_0", "jpg_1")
+    columns: ClassVar[tuple[str, ...]] = ("jpg_0", "jpg_1", "label_0", "caption")
 
     def adapt(self, raw: Dataset, path: str) -> Layout:
         """Choose the judged rows and put the preferred image first.
@@ -41,13 +40,6 @@ class PickAPic(Source):
         """
         from datasets import concatenate_datasets
 
-        looks_like_pairs = {"prompt", "chosen", "rejected"} <= set(raw.column_names)
-        hint = (
-            "Choose data.name=pairs."
-            if looks_like_pairs
-            else "data.name=pickapic needs jpg_0, jpg_1, label_0, caption."
-        )
-        check_columns(raw, ("jpg_0", "jpg_1", "label_0", "caption"), path, hint)
         label = self._labels(raw, path)
         judged, tie, prompted = ~np.isnan(label), label == 0.5, has_text(raw, "caption")
         use = judged & prompted & (~tie if self.ties == "drop" else True)
@@ -60,9 +52,9 @@ class PickAPic(Source):
 
     def _labels(self, raw: Dataset, path: str) -> np.ndarray:
         """`[n]` label of image 0; NaN where nobody judged."""
-        label = np.array(raw.select_columns(["label_0"])[:]["label_0"], np.float64)
+        label = np.array(read_column(raw, "label_0"), np.float64)
         if "has_label" in raw.column_names:
-            label[~np.array(raw.select_columns(["has_label"])[:]["has_label"], bool)] = np.nan
+            label[~np.array(read_column(raw, "has_label"), bool)] = np.nan
         wrong = np.flatnonzero(~np.isnan(label) & ~np.isin(label, (0, 0.5, 1)))
         if len(wrong):
             raise UserError(

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 FORMS = (
-    "a Hub id (owner/name), a folder written by `datasets` save_to_disk, a parquet file, folder or glob, a .jsonl, .json "
-    "or .csv table (image paths relative to the table), a folder holding metadata.jsonl, metadata.csv or "
+    "a Hub id (owner/name), a folder written by `datasets` save_to_disk, a parquet file, folder or glob, a .jsonl, "
+    ".json or .csv table (image paths relative to the table), a folder holding metadata.jsonl, metadata.csv or "
     "metadata.parquet, or shapes:pairs"
 )
 SUFFIXES = (".parquet", ".jsonl", ".csv", ".json")
@@ -131,7 +131,7 @@ def _open_folder(folder: Path, split: str) -> tuple[Dataset, list[str], Path]:
 
 
 def _split_of(file: Path) -> str:
-    """Read a file's split from its name (`train-00000-of-00002.parquet`, `validation.jsonl`) or folder (`test/0.parquet`)."""
+    """Read a file's split from its name (`train-00000-of-00002.parquet`, `validation.jsonl`) or its folder."""
     sharded = SHARD_NAME.match(file.stem)
     if sharded and sharded["split"] not in ("data", "part"):
         return SPLIT_WORDS.get(sharded["split"], sharded["split"])

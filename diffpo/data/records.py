@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import math
-import unicodedata
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from diffpo.data.read import read_table
 from diffpo.errors import ConfigError, UserError
 from diffpo.types import Block
 
@@ -35,13 +33,6 @@ OPTIONAL = (
     "chosen_seed",
     "rejected_seed",
 )
-HOW_TO_GET = {
-    "preference": "Run `diffpo data score PATH --scorer pickscore`",
-    "chosen_score": "Run `diffpo data score PATH --scorer pickscore`",
-    "rejected_score": "Run `diffpo data score PATH --scorer pickscore`",
-    "chosen_prompt": "Run `diffpo data caption PATH`",
-    "rejected_prompt": "Run `diffpo data caption PATH`",
-}
 
 
 @dataclass(frozen=True)
@@ -56,6 +47,13 @@ class Counts:
     """Dropped, or kept with preference 0.5 (`ties`)."""
     promptless: int = 0
     """Dropped: no prompt."""
+
+    def __str__(self) -> str:
+        """Say it in words."""
+        return (
+            f"{self.rows} rows, of which {self.ties} are ties, {self.unlabelled} have no label and "
+            f"{self.promptless} have no prompt"
+        )
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ class Table:
 
     def column(self, name: str) -> list[Any]:
         """Read one column, without touching the others."""
-        return self.rows.select_columns([name])[:][name]
+        return read_column(self.rows, name)
 
     def captions(self, side: str) -> list[str]:
         """Read the caption of every image of one side: `{side}_prompt` where the table has it, else `prompt`."""
@@ -88,7 +86,7 @@ class Table:
 
     def take(self, index: np.ndarray) -> Table:
         """Keep some rows, in the order given."""
-        fingerprint = _digest(self.fingerprint, np.ascontiguousarray(index, np.int64).tobytes())
+        fingerprint = digest(self.fingerprint, np.ascontiguousarray(index, np.int64).tobytes())
         return Table(self.rows.select(index), self.origin[index], fingerprint, self.counts, self.path)
 
 
@@ -114,8 +112,8 @@ class Layout:
 class Source(Block, ABC):
     """Where pairs come from and how their images are prepared; a layout of columns is a subclass."""
 
-    images: ClassVar[tuple[str, str]]
-    """The layout's two image columns."""
+    columns: ClassVar[tuple[str, ...]]
+    """The columns that a table of this layout must have; the first two hold the images."""
 
     path: str
     """A Hub id, a folder written by `save_to_disk`, a parquet file, folder or glob, a JSONL, JSON or CSV table (image
@@ -180,112 +178,22 @@ class Source(Block, ABC):
         """Bring a table into standard columns and choose its usable rows.
 
         Args:
-            raw: The table as it was found.
+            raw: The table as it was found, having `columns`.
             path: Where it was found, for messages.
 
         Raises:
-            UserError: Columns are missing or hold what they must not.
+            UserError: A column holds what it must not.
         """
 
 
-def load_table(source: Source, path: str, split: str) -> Table:
-    """Read one table in standard columns.
-
-    Raises:
-        UserError: The table cannot be read, lacks columns, or has no usable row.
-    """
-    raw = read_table(path, split, source.images)
-    layout = source.adapt(raw.rows, path)
-    index = layout.index[: source.limit]
-    if not len(index):
-        raise UserError(
-            f"None of the {layout.counts.rows} rows of {path} (split {split}) can be used: {layout.counts}."
-        )
-    keep = [name for name in (*REQUIRED, *OPTIONAL) if name in layout.rows.column_names]
-    fingerprint = _digest(raw.fingerprint, type(source).__name__.encode())
-    table = Table(
-        layout.rows.select_columns(keep),
-        np.arange(len(layout.rows)) % layout.counts.rows,
-        fingerprint,
-        layout.counts,
-        path,
-    )
-    return table.take(index)
+def read_column(rows: Dataset, name: str) -> list[Any]:
+    """Read one column, without touching the others."""
+    return rows.select_columns([name])[:][name]
 
 
-def load_splits(source: Source) -> Splits:
-    """Read the pairs to learn from and those held out.
-
-    Raises:
-        UserError: A table cannot be read; or a prompt stands in both splits; or a split would be empty.
-    """
-    train = load_table(source, source.path, source.split)
-    if source.validation_fraction:
-        return _divide(train, source.validation_fraction)
-    if not (source.validation_path or source.validation_split):
-        return Splits(train, None)
-    validation = load_table(source, source.validation_path or source.path, source.validation_split or "train")
-    shared = shared_prompts(train, validation)
-    if shared:
-        raise UserError(
-            f"{len(shared)} prompts of {validation.path} stand in the training split too, for example {_quote(shared)}. "
-            "What is held out must be new to the model: remove those rows, or leave out validation_path and "
-            "validation_split and set data.validation_fraction=0.05."
-        )
-    return Splits(train, validation)
-
-
-def _divide(table: Table, fraction: float) -> Splits:
-    held_out = np.array([_unit_hash(normalise(prompt)) < fraction for prompt in table.column("prompt")])
-    if held_out.all() or not held_out.any():
-        prompts = len({normalise(prompt) for prompt in table.column("prompt")})
-        side = "training" if held_out.all() else "validation"
-        raise UserError(
-            f"validation_fraction={fraction} leaves no {side} pairs: {table.path} has {prompts} different prompts. "
-            "Change the fraction."
-        )
-    return Splits(table.take(np.flatnonzero(~held_out)), table.take(np.flatnonzero(held_out)))
-
-
-def normalise(prompt: str) -> str:
-    """Reduce a prompt to what makes it the same prompt: NFKC, case folded, white space collapsed."""
-    return " ".join(unicodedata.normalize("NFKC", prompt).casefold().split())
-
-
-def shared_prompts(a: Table, b: Table) -> list[str]:
-    """Prompts, normalised, that stand in both tables."""
-    prompts = {normalise(prompt) for prompt in a.column("prompt")}
-    return sorted(prompts & {normalise(prompt) for prompt in b.column("prompt")})
-
-
-def check_requires(requires: frozenset[str], table: Table, method: str) -> None:
-    """Check that a table offers the columns that a method needs.
-
-    Raises:
-        UserError: It does not; the message says how to get them.
-    """
-    missing = sorted(requires - set(table.rows.column_names))
-    if not missing:
-        return
-    columns = " and ".join(f"`{name}`" for name in missing)
-    advice = list(dict.fromkeys(HOW_TO_GET[name] for name in missing if name in HOW_TO_GET)) or [
-        f"Add the column{'s'[: len(missing) > 1]}"
-    ]
-    raise UserError(
-        f"{method} needs a {columns} column; this table has {', '.join(table.rows.column_names)}. "
-        f"{'; '.join(advice)}, or choose method=dpo."
-    )
-
-
-def check_columns(rows: Dataset, required: tuple[str, ...], path: str, hint: str) -> None:
-    """Check that a table as it was found has the columns of its layout.
-
-    Raises:
-        UserError: It does not; `hint` ends the message.
-    """
-    missing = [name for name in required if name not in rows.column_names]
-    if missing:
-        raise UserError(f"{path} has no column {', '.join(missing)}; it has {', '.join(rows.column_names)}. {hint}")
+def has_text(rows: Dataset, name: str) -> np.ndarray:
+    """`[n]` whether a row has a prompt; an empty one counts."""
+    return np.array([isinstance(text, str) for text in read_column(rows, name)], bool)
 
 
 def check_preference(values: list[Any], path: str) -> np.ndarray:
@@ -304,13 +212,6 @@ def check_preference(values: list[Any], path: str) -> np.ndarray:
     return np.array(values, np.float64)
 
 
-def _unit_hash(text: str) -> float:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64
-
-
-def _digest(fingerprint: str, more: bytes) -> str:
+def digest(fingerprint: str, more: bytes) -> str:
+    """Derive a fingerprint from another one."""
     return hashlib.blake2b(more, key=fingerprint.encode(), digest_size=16).hexdigest()
-
-
-def _quote(prompts: list[str]) -> str:
-    return ", ".join(f"{prompt[:60]!r}" for prompt in prompts[:3])

@@ -1,0 +1,142 @@
+"""Read a source's splits, and keep prompts from standing in two of them."""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+
+import numpy as np
+
+from diffpo.data.read import read_table
+from diffpo.data.records import OPTIONAL, REQUIRED, Source, Splits, Table, digest
+from diffpo.errors import UserError
+
+HOW_TO_GET = {
+    "preference": "run `diffpo data score PATH --scorer pickscore`",
+    "chosen_score": "run `diffpo data score PATH --scorer pickscore`",
+    "rejected_score": "run `diffpo data score PATH --scorer pickscore`",
+    "chosen_prompt": "run `diffpo data caption PATH`",
+    "rejected_prompt": "run `diffpo data caption PATH`",
+}
+
+
+def load_table(source: Source, path: str, split: str) -> Table:
+    """Read one table in standard columns.
+
+    Raises:
+        UserError: The table cannot be read, lacks columns, or has no usable row.
+    """
+    raw = read_table(path, split, source.columns[:2])
+    _check_columns(source, raw.rows.column_names, path)
+    layout = source.adapt(raw.rows, path)
+    index = layout.index[: source.limit]
+    if not len(index):
+        raise UserError(
+            f"No row of {path} (split {split}) can be used: {layout.counts}. data.ties=keep would keep the ties."
+        )
+    keep = [name for name in (*REQUIRED, *OPTIONAL) if name in layout.rows.column_names]
+    fingerprint = digest(raw.fingerprint, type(source).__name__.encode())
+    table = Table(
+        layout.rows.select_columns(keep),
+        np.arange(len(layout.rows)) % layout.counts.rows,
+        fingerprint,
+        layout.counts,
+        path,
+    )
+    return table.take(index)
+
+
+def load_splits(source: Source) -> Splits:
+    """Read the pairs to learn from and those held out.
+
+    Raises:
+        UserError: A table cannot be read; or a prompt stands in both splits; or a split would be empty.
+    """
+    splits = read_splits(source)
+    shared = [] if splits.validation is None else shared_prompts(splits.train, splits.validation)
+    if shared:
+        raise UserError(
+            f"{len(shared)} prompts of {splits.validation.path} stand in the training split too, for example "
+            f"{_quote(shared)}. What is held out must be new to the model: remove those rows, or leave out "
+            "validation_path and validation_split and set data.validation_fraction=0.05."
+        )
+    return splits
+
+
+def read_splits(source: Source) -> Splits:
+    """Do what `load_splits` does, but let a prompt stand in both splits: for looking at a table."""
+    train = load_table(source, source.path, source.split)
+    if source.validation_fraction:
+        return _divide(train, source.validation_fraction)
+    if not (source.validation_path or source.validation_split):
+        return Splits(train, None)
+    path, split = source.validation_path or source.path, source.validation_split or "train"
+    return Splits(train, load_table(source, path, split))
+
+
+def _divide(table: Table, fraction: float) -> Splits:
+    held_out = np.array([_unit_hash(normalise(prompt)) < fraction for prompt in table.column("prompt")])
+    if held_out.all() or not held_out.any():
+        prompts = len({normalise(prompt) for prompt in table.column("prompt")})
+        side = "training" if held_out.all() else "validation"
+        raise UserError(
+            f"validation_fraction={fraction} leaves no {side} pairs: {table.path} has {prompts} different prompts. "
+            "Change the fraction."
+        )
+    return Splits(table.take(np.flatnonzero(~held_out)), table.take(np.flatnonzero(held_out)))
+
+
+def normalise(prompt: str) -> str:
+    """Reduce a prompt to what makes it the same prompt: NFKC, case folded, white space collapsed."""
+    return " ".join(unicodedata.normalize("NFKC", prompt).casefold().split())
+
+
+def shared_prompts(a: Table, b: Table) -> list[str]:
+    """Prompts, normalised, that stand in both tables."""
+    prompts = {normalise(prompt) for prompt in a.column("prompt")}
+    return sorted(prompts & {normalise(prompt) for prompt in b.column("prompt")})
+
+
+def check_requires(requires: frozenset[str], table: Table, method: str) -> None:
+    """Check that a table offers the columns that a method needs.
+
+    Raises:
+        UserError: It does not; the message says how to get them.
+    """
+    missing = sorted(requires - set(table.rows.column_names))
+    if not missing:
+        return
+    named = ", ".join(f"`{name}`" for name in missing)
+    needs = f"a {named} column" if len(missing) == 1 else f"the columns {named}"
+    advice = " and ".join(dict.fromkeys(HOW_TO_GET.get(name, f"add `{name}` to the table") for name in missing))
+    raise UserError(
+        f"{method} needs {needs}; this table has {', '.join(table.rows.column_names)}. "
+        f"{advice[0].upper()}{advice[1:]}, or choose method=dpo."
+    )
+
+
+def fitting_layouts(found: list[str]) -> list[str]:
+    """Names of the layouts whose columns a table has."""
+    from diffpo.data import SOURCES
+
+    return [name for name, source in SOURCES.items() if set(source.columns) <= set(found)]
+
+
+def _check_columns(source: Source, found: list[str], path: str) -> None:
+    from diffpo.data import SOURCES
+
+    missing = [name for name in source.columns if name not in found]
+    if not missing:
+        return
+    fitting = fitting_layouts(found)
+    needed = "; ".join(f"{name} needs {', '.join(other.columns)}" for name, other in SOURCES.items())
+    advice = f"Choose data.name={fitting[0]}." if fitting else f"Rename its columns: data.name={needed}."
+    raise UserError(f"{path} has no column {', '.join(missing)}; it has {', '.join(found)}. {advice}")
+
+
+def _unit_hash(text: str) -> float:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64
+
+
+def _quote(prompts: list[str]) -> str:
+    return ", ".join(f"{prompt[:60]!r}" for prompt in prompts[:3])
