@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 CORE = "types process noising objectives methods step"
 NETWORKS = "diffusers transformers peft open_clip torchvision timm diffpo.denoisers diffpo.encoders"
-TRAINING = "diffpo.train diffpo.checkpoint diffpo.export diffpo.log torch.optim"
+TRAINING = "diffpo.train diffpo.run diffpo.learner diffpo.optimizers diffpo.checkpoint diffpo.export diffpo.log torch.optim"
 LOSSES = "diffpo.methods diffpo.objectives diffpo.noising diffpo.step"
 RIM = "diffpo.cli diffpo.__main__"
 DEVICES_AND_FILES = "os pathlib shutil tempfile io json torch.cuda torch.distributed torch.save torch.load"
@@ -50,10 +50,11 @@ ROOMS = {
     ),
     "data": Room("data", never=f"accelerate diffpo.config diffpo.scorers {NETWORKS} {LOSSES} {TRAINING} {RIM}"),
     "training": Room(
-        "train checkpoint export log",
+        "train run learner optimizers average samples checkpoint export log",
         never=f"datasets diffpo.methods diffpo.denoisers diffpo.objectives diffpo.noising {RIM}",
         except_for="diffpo.methods.base diffpo.methods.Method diffpo.methods.METHODS"
-        " diffpo.denoisers.base diffpo.denoisers.Denoiser diffpo.denoisers.load diffpo.denoisers.reference",
+        " diffpo.denoisers.base diffpo.denoisers.Denoiser diffpo.denoisers.load diffpo.denoisers.reference"
+        " diffpo.denoisers.tuning",
         asks_names=False,
     ),
     "judging": Room("scorers evaluate generate", never=f"diffpo.data {LOSSES} {TRAINING} {RIM}"),
@@ -63,7 +64,7 @@ ROOMS = {
         only="torch numpy scipy PIL diffusers transformers tokenizers safetensors datasets pyarrow"
         " diffpo.shapes diffpo.errors diffpo.compat",
     ),
-    "commands": Room("config cli __main__", never="torch numpy"),
+    "commands": Room("config cli demo __main__", never="torch numpy"),
 }
 
 

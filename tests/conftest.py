@@ -1,0 +1,34 @@
+"""What every test stands on: no network, its own caches, few threads, torchvision made safe before it is imported."""
+
+import os
+import tempfile
+
+SCRATCH = tempfile.TemporaryDirectory(prefix="diffpo-tests-")  # removed when the process ends
+
+# Before any import that reads them; processes that tests start inherit them.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HOME"] = os.path.join(SCRATCH.name, "huggingface")
+os.environ["DIFFPO_CACHE"] = os.path.join(SCRATCH.name, "cache")
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["MPLBACKEND"] = "Agg"
+# Beside other test processes one thread is faster than many, and it is the same on every machine.
+THREADS = "1" if "PYTEST_XDIST_WORKER" in os.environ else str(min(2, os.cpu_count() or 1))
+os.environ.setdefault("OMP_NUM_THREADS", THREADS)
+
+from diffpo.compat import ensure_torchvision  # noqa: E402
+
+ensure_torchvision()
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+def pytest_collection_modifyitems(items):
+    """Skip what needs a GPU where there is none."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
