@@ -56,6 +56,12 @@ class Encoders:
         """Encode one prompt to what its family's denoiser is told, float32 on the CPU, without a batch axis."""
         return {name: x.float().cpu() for name, x in self.family.encode_prompt(self.pipeline, prompt).items()}
 
+    def with_denoiser(self, network: torch.nn.Module) -> Any:
+        """Put a network of the family beside the encoders: a pipeline that draws images."""
+        parts = self.pipeline.components
+        flags = {k: v for k, v in self.pipeline.config.items() if k not in parts and not k.startswith("_")}
+        return type(self.pipeline)(**flags, **parts | {self.family.component: network})
+
 
 def load_encoders(tuning: Tuning, device: torch.device | str) -> Encoders:
     """Load everything of the base model but its denoiser, frozen, in `tuning.encoder_dtype`."""
@@ -67,8 +73,8 @@ def load_encoders(tuning: Tuning, device: torch.device | str) -> Encoders:
     vae_folder = None
     if tuning.vae is not None:
         vae_folder = Path(tuning.vae) if Path(tuning.vae).is_dir() else Path(download(tuning.vae, "config.json"))
-        parts["vae"] = AutoencoderKL.from_pretrained(vae_folder, torch_dtype=dtype)
-    pipeline = base.pipeline_class.from_pretrained(base.folder, torch_dtype=dtype, **parts).to(device)
+        parts["vae"] = AutoencoderKL.from_pretrained(vae_folder, dtype=dtype)
+    pipeline = base.pipeline_class.from_pretrained(base.folder, dtype=dtype, **parts).to(device)
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False).eval()

@@ -16,7 +16,6 @@ from diffpo.denoisers import DENOISERS, Denoiser
 from diffpo.denoisers.reference import Reference
 from diffpo.denoisers.tuning import DTYPES, Tuning, find_network
 from diffpo.errors import UserError
-from diffpo.shapes.assets import asset_path
 
 UNET_ATTENTION = ("native", "xformers")
 
@@ -87,7 +86,7 @@ def load_network(base: BaseModel, denoiser: str | None, dtype: torch.dtype) -> A
     folder = base.folder / base.family.component
     if denoiser is not None:
         folder = find_network(denoiser, base.family.component)
-    return getattr(diffusers, class_name).from_pretrained(folder, torch_dtype=dtype)
+    return getattr(diffusers, class_name).from_pretrained(folder, dtype=dtype)
 
 
 def set_attention(network: Any, name: str) -> None:
@@ -123,6 +122,8 @@ def _attention_state(network: Any) -> list[tuple[str, Any]]:
 
 def _folder(path: str) -> Path:
     if path == "shapes:base":
+        from diffpo.shapes.assets import asset_path
+
         return Path(asset_path("pipeline"))
     if Path(path).is_dir():
         return Path(path)

@@ -1,0 +1,155 @@
+"""Checkpoints: safetensors plus JSON, keyed by parameter name, the same files for one device, DDP and FSDP2.
+
+A checkpoint is written into `.tmp-...`, synced to disk and renamed, so a folder with a final name is always complete;
+the newest one is found by listing. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.optim import Optimizer
+
+from diffpo.errors import UserError
+
+NAME = "step-{:06d}"
+PATTERN = re.compile(r"step-(\d+)")
+OPTIONS = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+RESTORE = StateDictOptions(full_state_dict=True, ignore_frozen_params=True, strict=False)
+SEPARATOR = "|"
+
+
+def trained_weights(network: nn.Module) -> dict[str, Tensor]:
+    """Collect the trained parameters, whole and on the CPU, by name; every process must call this."""
+    weights = get_model_state_dict(network, options=OPTIONS)
+    return {name: _own(x) for name, x in weights.items() if isinstance(x, Tensor)}
+
+
+def optimizer_state(network: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Collect the optimizer's tensors (`parameter|name`) and its plain values; every process must call this."""
+    whole = get_optimizer_state_dict(network, optimizer, options=OPTIONS)
+    tensors, plain = {}, {}
+    for parameter, state in whole["state"].items():
+        for name, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"{parameter}{SEPARATOR}{name}"] = _own(value)
+            else:
+                plain[f"{parameter}{SEPARATOR}{name}"] = value
+    return tensors, {"state": plain, "param_groups": whole["param_groups"]}
+
+
+def restore(
+    network: nn.Module, optimizer: Optimizer, weights: dict[str, Tensor], tensors: dict[str, Tensor], plain: Any
+) -> None:
+    """Put back what `trained_weights` and `optimizer_state` collected; every process must call this."""
+    state: dict[str, dict[str, Any]] = {}
+    for key, value in (tensors | plain["state"]).items():
+        parameter, name = key.rsplit(SEPARATOR, 1)
+        state.setdefault(parameter, {})[name] = value
+    set_model_state_dict(network, weights, options=RESTORE)
+    whole = {"state": state, "param_groups": plain["param_groups"]}
+    set_optimizer_state_dict(network, optimizer, whole, options=RESTORE)  # pyright: ignore[reportArgumentType]
+
+
+def newest(folder: Path) -> Path | None:
+    """Return the newest complete checkpoint in `folder`, or None."""
+    found = {int(m[1]): path for path in folder.glob("step-*") if (m := PATTERN.fullmatch(path.name))}
+    return found[max(found)] if found else None
+
+
+def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], values: dict[str, Any], keep: int) -> Path:
+    """Write one checkpoint whole or not at all, then remove all but the newest `keep`.
+
+    Args:
+        folder: The run's `checkpoints/`.
+        step: Updates done.
+        tensors: Contents by file name (`weights` becomes `weights.safetensors`).
+        values: Contents of `state.json`.
+        keep: Checkpoints that stay.
+
+    Raises:
+        UserError: The disk is full; the checkpoints before this one are untouched.
+    """
+
+    def write(temporary: Path) -> None:
+        for name, content in tensors.items():
+            save_file(content, temporary / f"{name}.safetensors")
+        (temporary / "state.json").write_text(json.dumps(values))
+
+    path = folder / NAME.format(step)
+    write_folder(path, write)
+    complete = sorted(p for p in folder.iterdir() if PATTERN.fullmatch(p.name))
+    for old in complete[:-keep]:
+        doomed = old.rename(old.with_name(f".tmp-{old.name}"))  # never half a folder under a final name
+        shutil.rmtree(doomed)
+    return path
+
+
+def load(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """Read what `save` wrote."""
+    tensors = {file.stem: load_file(file) for file in path.glob("*.safetensors")}
+    return tensors, json.loads((path / "state.json").read_text())
+
+
+def write_folder(path: Path, write: Callable[[Path], None]) -> None:
+    """Fill a folder under a temporary name, sync it, and rename it; a folder that stood there is replaced.
+
+    Raises:
+        UserError: The disk is full.
+    """
+    temporary = path.with_name(f".tmp-{path.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        write(temporary)
+        for item in sorted(temporary.rglob("*"), reverse=True):
+            _sync(item)
+        _sync(temporary)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+            raise UserError(
+                f"the disk is full: {path} could not be written. What was complete before is untouched; "
+                "free some space and run the same command again"
+            ) from error
+        raise
+    if path.exists():
+        shutil.rmtree(path)
+    temporary.rename(path)
+    _sync(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a small file whole or not at all."""
+    temporary = path.with_name(f".tmp-{path.name}")
+    temporary.write_text(text)
+    _sync(temporary)
+    temporary.replace(path)
+
+
+def _own(x: Tensor) -> Tensor:
+    return x.detach().cpu().contiguous().clone()  # safetensors refuses tensors that share memory
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

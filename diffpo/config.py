@@ -1,0 +1,300 @@
+"""Configurations: frozen dataclasses, read from YAML and `a.b=c` overrides, checked before anything heavy loads.
+
+`method`, `data` and `model` are blocks `{name: ..., ...}`: the name picks a dataclass from a plain dict, which then
+validates the rest of the block alone. Precedence: the code's defaults < YAML < overrides. All mistakes of all blocks
+are reported at once, each with its key and close matches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from diffpo.data import SOURCES
+from diffpo.data.records import Source
+from diffpo.denoisers.tuning import MODELS, Tuning
+from diffpo.errors import ConfigError
+from diffpo.methods import METHODS, Method
+from diffpo.types import Block
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Block):
+    """How the loop runs."""
+
+    steps: int
+    """Updates of the optimizer."""
+    output: str | None = None
+    """Run folder. Default: `runs/<name of the config file>`."""
+    seed: int = 0
+    """Seed of every draw: order, noise, times, dropout, the adapter's start."""
+    batch: int = 1
+    """Pairs per forward, per process."""
+    accumulate: int = 1
+    """Forwards per update, per process; pairs per update = batch x accumulate x processes."""
+    learning_rate: float = 1e-5
+    """What the optimizer uses: nothing multiplies it."""
+    schedule: Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"] = (
+        "constant_with_warmup"
+    )
+    """diffusers' learning-rate schedules."""
+    warmup_steps: int = 0
+    """Updates of linear warm-up."""
+    optimizer: Literal["adamw", "adamw8bit", "adafactor"] = "adamw"
+    """AdamW (fused), 8-bit AdamW (bitsandbytes, extra `bnb`), or Adafactor without its own schedule."""
+    adam_beta1: float = 0.9
+    """Decay of the first moment."""
+    adam_beta2: float = 0.999
+    """Decay of the second moment."""
+    adam_epsilon: float = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay."""
+    max_grad_norm: float | None = 1.0
+    """Clip the gradient's norm to this; null leaves it."""
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    """Autocast of the forward; trained weights keep `dtype`."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Dtype of trained weights and of the step's arithmetic."""
+    ema: float = 0.0
+    """Decay of an average of the weights, which is then sampled and exported; 0 keeps none."""
+    compile: Literal["regional"] | None = None
+    """Compile the network's repeated blocks with torch.compile."""
+    split_forward: bool = False
+    """One forward per side of the pairs, for models of which only one row fits."""
+    checkpoint_every: int = 100
+    """Updates between checkpoints; the last update always makes one."""
+    keep_last: int = 2
+    """Checkpoints to keep."""
+    eval_every: int = 0
+    """Updates between held-out losses (fixed times and noises); 0 makes none."""
+    eval_pairs: int = 64
+    """Held-out pairs to judge, at most."""
+    sample_every: int = 0
+    """Updates between sample grids of `sample.prompts`; 0 makes none."""
+    log_every: int = 1
+    """Updates between lines of `metrics.jsonl`."""
+    trackers: tuple[Literal["trackio", "wandb", "tensorboard"], ...] = ()
+    """Where to send metrics besides `metrics.jsonl`."""
+    project: str = "diffpo"
+    """Project name in the trackers."""
+
+    def __post_init__(self):
+        """Refuse what cannot run.
+
+        Raises:
+            ValueError: A count is below its least value, or the EMA's decay is no fraction.
+        """
+        for name in ("steps", "batch", "accumulate", "checkpoint_every", "keep_last", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0.0 <= self.ema < 1.0:
+            raise ValueError(f"ema is {self.ema}; it must be at least 0 and below 1, such as 0.999")
+        if self.learning_rate < 0:
+            raise ValueError(f"learning_rate is {self.learning_rate}; it must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample(Block):
+    """What is drawn for the eye while training."""
+
+    prompts: tuple[str, ...] | str = ()
+    """Prompts, a file of prompts, or a named set such as `shapes:validation:4`."""
+    seeds: tuple[int, ...] = (0,)
+    """One image per prompt and seed, the same for base and tuned model."""
+    steps: int = 30
+    """Sampler steps."""
+    guidance: float = 7.5
+    """Classifier-free guidance scale."""
+    batch: int = 4
+    """Images per forward."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Block):
+    """One run."""
+
+    model: Tuning
+    method: Method
+    data: Source
+    train: Train
+    sample: Sample = field(default_factory=Sample)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the resolved tree, blocks with their names, as YAML would hold it."""
+        tree = dataclasses.asdict(self)
+        for key, table in BLOCKS.items():
+            block = getattr(self, key)
+            name = next(name for name, cls in table.items() if cls is type(block))
+            tree[key] = {"name": name} | tree[key]
+        return _plain(tree)
+
+
+BLOCKS: dict[str, Mapping[str, type]] = {"model": MODELS, "method": METHODS, "data": SOURCES}
+SECTIONS: dict[str, type] = {"train": Train, "sample": Sample}
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file, apply `a.b=c` overrides, and validate all of it.
+
+    Args:
+        path: A YAML file, or the name of a packaged one, such as `configs/shapes-dpo.yaml`.
+        overrides: Such as `method.beta=2000` (a field), `method=sft` (another block), `data.cache=false`.
+
+    Raises:
+        ConfigError: The file is missing, or values are wrong; the message lists every mistake.
+    """
+    file = find_config(path)
+    try:
+        tree = yaml.safe_load(file.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file} is no YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{file} should hold the keys {', '.join(BLOCKS)}, train; it holds a {type(tree).__name__}")
+    for override in overrides:
+        _override(tree, override)
+    tree.setdefault("train", {})
+    if isinstance(tree["train"], dict) and tree["train"].get("output") is None:
+        tree["train"]["output"] = f"runs/{file.stem}"
+    return build(tree, str(path))
+
+
+def find_config(path: str | Path) -> Path:
+    """Find a config file: as given, else among the packaged ones.
+
+    Raises:
+        ConfigError: It does not exist; the message lists the packaged ones.
+    """
+    given = Path(path)
+    if given.is_file():
+        return given
+    folders = [Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs"]
+    for folder in folders:
+        if (folder / given.name).is_file() and given.parent in (Path("configs"), Path(".")):
+            return folder / given.name
+    known = sorted({f"configs/{f.name}" for folder in folders for f in folder.glob("*.yaml")})
+    raise ConfigError(f"no config at {path}.{_close(str(path), known)} Packaged are {', '.join(known)}")
+
+
+def build(tree: Mapping[str, Any], origin: str = "the configuration") -> Config:
+    """Validate a tree of plain values.
+
+    Raises:
+        ConfigError: Lists every mistake of every block.
+    """
+    mistakes, parts = [], {}
+    known = [*BLOCKS, *SECTIONS]
+    strange = [key for key in tree if key not in known]
+    mistakes += [f"{key}: unknown key.{_close(key, known)} Allowed are {', '.join(known)}" for key in strange]
+    for key in known:
+        value = tree.get(key, {})
+        if not isinstance(value, dict):
+            mistakes.append(f"{key}: should be a block of keys, not {value!r}")
+            continue
+        cls, rest = SECTIONS.get(key), dict(value)
+        if key in BLOCKS:
+            name = rest.pop("name", None)
+            cls = BLOCKS[key].get(name) if isinstance(name, str) else None
+            if cls is None:
+                close = _close(str(name), BLOCKS[key]) if name else ""
+                given = "is missing" if name is None else f"is {name!r}"
+                mistakes.append(f"{key}.name: {given}.{close} Allowed are {', '.join(BLOCKS[key])}")
+                continue
+        assert cls is not None
+        try:
+            parts[key] = TypeAdapter(cls).validate_python({k: _lenient(v) for k, v in rest.items()})
+        except ValidationError as error:
+            mistakes += [_describe(key, cls, e) for e in error.errors()]
+    mistakes += _clashes(parts) if len(parts) == len(known) else []
+    if mistakes:
+        raise ConfigError(f"{origin}: {len(mistakes)} mistake(s)\n" + "\n".join(f"  {m}" for m in mistakes))
+    return Config(**parts)
+
+
+def _clashes(parts: Mapping[str, Any]) -> list[str]:
+    """Find values that are right alone and wrong together."""
+    model, method, train = parts["model"], parts["method"], parts["train"]
+    half = {"fp16": "float16", "bf16": "bfloat16"}.get(train.mixed_precision)
+    clashes = []
+    if model.dtype in ("float16", "bfloat16") and model.dtype != half:
+        clashes.append(
+            f"model.dtype: {model.dtype} weights beside {train.dtype} ones need the same train.mixed_precision"
+            f" ({'fp16' if model.dtype == 'float16' else 'bf16'}; it is {train.mixed_precision})"
+        )
+    if train.dtype == "float64" and (half or model.dtype not in (None, "float64")):
+        clashes.append("train.dtype: float64 goes with mixed_precision=no and model.dtype left out")
+    if method.needs_reference and getattr(model, "dropout", 0.0) > 0:
+        clashes.append("model.dropout: must be 0 for a method with a reference, which would see another network")
+    return clashes
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    path, sign, text = override.partition("=")
+    if not sign or not path:
+        raise ConfigError(f"override {override!r} should look like method.beta=2000")
+    value = yaml.safe_load(text)
+    keys = path.split(".")
+    if len(keys) == 1 and keys[0] in BLOCKS and isinstance(value, str):
+        tree[keys[0]] = _renamed(keys[0], tree.get(keys[0]), value)
+        return
+    node = tree
+    for key in keys[:-1]:
+        node = node.setdefault(key, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"override {override!r}: {key} is no block of keys")
+    node[keys[-1]] = value
+
+
+def _renamed(key: str, block: Any, name: str) -> dict[str, Any]:
+    """Replace a block by another of that name; a model or source keeps the fields that both have, such as its path."""
+    if key == "method" or not isinstance(block, dict) or name not in BLOCKS[key]:
+        return {"name": name}
+    shared = {f.name for f in dataclasses.fields(BLOCKS[key][name])}
+    return {"name": name} | {k: v for k, v in block.items() if k in shared}
+
+
+def _lenient(value: Any) -> Any:
+    """Read what YAML 1.1 leaves a string although a person wrote a number, such as 1e-6."""
+    if isinstance(value, dict):
+        return {k: _lenient(v) for k, v in value.items()}
+    if isinstance(value, str):
+        try:
+            return float(value) if any(c in value for c in "eE") and value[:1] in "+-.0123456789" else value
+        except ValueError:
+            return value
+    return value
+
+
+def _describe(key: str, cls: type, error: Any) -> str:
+    where = ".".join([key, *(str(part) for part in error["loc"])])
+    allowed = [f.name for f in dataclasses.fields(cls)]
+    if error["type"] == "unexpected_keyword_argument":
+        name = str(error["loc"][-1])
+        if len(error["loc"]) > 1:
+            return f"{where}: unknown key"
+        names = ["name"] * (key in BLOCKS) + allowed
+        return f"{where}: unknown key.{_close(name, allowed)} Allowed are {', '.join(names)}"
+    if error["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
+        return f"{where}: is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    if not error["loc"]:
+        return f"{key}: {message}"
+    return f"{where}: {message[0].lower()}{message[1:]} (given {error['input']!r})"
+
+
+def _close(name: str, known: Any) -> str:
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {matches[0]}?" if matches else ""
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value

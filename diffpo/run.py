@@ -1,0 +1,108 @@
+"""A run's folder: who owns it, and what may change when a run continues."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+
+from diffpo.checkpoint import newest, write_text
+from diffpo.errors import UserError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from diffpo.config import Config
+
+FILES = ("config.yaml", "metrics.jsonl", "samples", "checkpoints", "final", "report.html")
+"""What a run writes, and `--fresh` removes."""
+FREE = {
+    *("train.batch", "train.accumulate"),  # as long as their product with the processes stays
+    *("train.log_every", "train.trackers", "train.project", "train.output"),
+    *("train.sample_every", "train.eval_every", "train.eval_pairs"),
+    *("train.checkpoint_every", "train.keep_last"),
+    *("sample.prompts", "sample.seeds", "sample.steps", "sample.guidance", "sample.batch"),
+}
+"""Settings that do not change what is learned."""
+STEADY = ("constant", "constant_with_warmup")
+"""Schedules that do not look at the number of steps, which may then grow."""
+
+
+def check_devices(config: Config, device: torch.device) -> None:
+    """Refuse what this device cannot do, before anything is loaded.
+
+    Raises:
+        UserError: float16 training on a CPU.
+    """
+    half = [
+        f"{key}={value}"
+        for key, value in (
+            ("train.mixed_precision", config.train.mixed_precision),
+            ("model.dtype", config.model.dtype),
+        )
+        if value in ("fp16", "float16")
+    ]
+    if half and device.type == "cpu":
+        raise UserError(
+            f"{' and '.join(half)}, but this machine trains on its CPU, which has no fast float16. "
+            "Use train.mixed_precision=no (or bf16) and leave model.dtype out"
+        )
+
+
+def claim_folder(config: Config, accelerator: Accelerator, fresh: bool) -> Path:
+    """Make the run's folder, or check that the run in it is this one.
+
+    Raises:
+        UserError: The folder holds another run's config; the message names the differences.
+    """
+    assert config.train.output is not None, "config.load_config names the folder"
+    folder = Path(config.train.output)
+    wanted = _flat(config.to_dict())
+    wanted["pairs per update"] = config.train.batch * config.train.accumulate * accelerator.num_processes
+    file = folder / "config.yaml"
+    if fresh and accelerator.is_main_process:
+        _clear(folder)
+    accelerator.wait_for_everyone()
+    if file.exists():
+        document = yaml.safe_load(file.read_text())
+        _check_same(_flat(document), wanted, folder)
+    accelerator.wait_for_everyone()  # nobody reads what the first process is about to write
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        tree = config.to_dict() | {"pairs per update": wanted["pairs per update"]}
+        write_text(file, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+    accelerator.wait_for_everyone()
+    return folder
+
+
+def _check_same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
+    free = FREE | ({"train.steps"} if new["train.schedule"] in STEADY else set())
+    changed = [k for k in sorted(old.keys() | new.keys()) if k not in free and old.get(k) != new.get(k)]
+    if changed:
+        lines = "\n".join(f"  {k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in changed)
+        raise UserError(
+            f"{folder} holds a run with another config:\n{lines}\n"
+            "Give another folder with train.output=..., or begin anew in this one with --fresh"
+        )
+    done = newest(folder / "checkpoints")
+    if done is not None and int(done.name.removeprefix("step-")) > new["train.steps"]:
+        raise UserError(f"{folder} has already done more than train.steps={new['train.steps']} updates ({done.name})")
+
+
+def _clear(folder: Path) -> None:
+    for name in FILES:
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

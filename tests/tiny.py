@@ -1,0 +1,185 @@
+"""Small random models of the real classes, one for each family, saved as the folders that `from_pretrained` reads."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from diffpo.compat import ensure_torchvision
+
+ensure_torchvision()
+
+from diffusers import (  # noqa: E402
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import (  # noqa: E402
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
+
+WIDTH = 24
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+def clip_tokenizer() -> CLIPTokenizer:
+    symbols = [chr(c) for c in range(33, 127)]
+    vocab = [*symbols, *(f"{s}</w>" for s in symbols), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={token: i for i, token in enumerate(vocab)}, merges=[], model_max_length=16)
+
+
+def clip_config(**more) -> CLIPTextConfig:
+    size = len(clip_tokenizer())
+    ids = {"bos_token_id": size - 2, "eos_token_id": size - 1, "pad_token_id": size - 1}
+    return CLIPTextConfig(
+        vocab_size=size,
+        hidden_size=WIDTH,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        projection_dim=WIDTH,
+        **ids,
+        **more,
+    )
+
+
+def vae(channels: int = 4, **more) -> AutoencoderKL:
+    return AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        latent_channels=channels,
+        sample_size=16,
+        **more,
+    )
+
+
+def unet(**more) -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=4,
+        **{"cross_attention_dim": WIDTH, **more},
+    )
+
+
+def scheduler(prediction: str) -> DDIMScheduler:
+    return DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type=prediction)
+
+
+def sd(prediction: str):
+    return StableDiffusionPipeline(
+        vae=vae(),
+        text_encoder=CLIPTextModel(clip_config()),
+        tokenizer=clip_tokenizer(),
+        unet=unet(),
+        scheduler=scheduler(prediction),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def sdxl():
+    return StableDiffusionXLPipeline(
+        vae=vae(scaling_factor=0.13025),
+        text_encoder=CLIPTextModel(clip_config()),
+        text_encoder_2=CLIPTextModelWithProjection(clip_config()),
+        tokenizer=clip_tokenizer(),
+        tokenizer_2=clip_tokenizer(),
+        unet=unet(
+            cross_attention_dim=2 * WIDTH,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=WIDTH + 6 * 8,
+        ),
+        scheduler=EulerDiscreteScheduler(**BETAS, steps_offset=1),
+    )
+
+
+def t5_tokenizer() -> T5TokenizerFast:
+    pieces = ["<pad>", "</s>", "<unk>", "▁", *(chr(c) for c in range(33, 127))]
+    return T5TokenizerFast(vocab=[(piece, -float(i)) for i, piece in enumerate(pieces)], extra_ids=0)
+
+
+def sd3():
+    t5 = T5Config(vocab_size=128, d_model=2 * WIDTH, d_ff=32, d_kv=8, num_layers=1, num_heads=2)
+    return StableDiffusion3Pipeline(
+        vae=vae(8, scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=CLIPTextModelWithProjection(clip_config()),
+        text_encoder_2=CLIPTextModelWithProjection(clip_config()),
+        text_encoder_3=T5EncoderModel(t5),
+        tokenizer=clip_tokenizer(),
+        tokenizer_2=clip_tokenizer(),
+        tokenizer_3=t5_tokenizer(),
+        transformer=SD3Transformer2DModel(
+            sample_size=8,
+            patch_size=2,
+            in_channels=8,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=2 * WIDTH,
+            caption_projection_dim=16,
+            pooled_projection_dim=2 * WIDTH,
+            out_channels=8,
+            pos_embed_max_size=16,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
+
+
+PIPELINES = {
+    "sd15": lambda: sd("epsilon"),
+    "sd2": lambda: sd("v_prediction"),
+    "sdxl": sdxl,
+    "sd3": sd3,
+}
+"""Every family and parametrisation that diffpo trains, by the name of its best-known model."""
+
+
+def save_pipeline(name: str, folder: Path) -> Path:
+    """Make and save one; random numbers are the same every time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        pipeline = PIPELINES[name]()
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def save_pairs(folder: Path, rows: int = 12, size: int = 16) -> Path:
+    """A JSONL table of random pictures; a few prompts repeat."""
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = torch.Generator().manual_seed(0)
+    lines = []
+    for i in range(rows):
+        names = {}
+        for side in ("chosen", "rejected"):
+            pixels = torch.randint(0, 256, (size, size, 3), generator=generator, dtype=torch.uint8)
+            names[side] = f"{i}-{side}.png"
+            Image.fromarray(pixels.numpy()).save(folder / names[side])
+        lines.append(json.dumps({"prompt": f"thing {i % 7}", **names}))
+    (folder / "pairs.jsonl").write_text("\n".join(lines))
+    return folder / "pairs.jsonl"
