@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 CORE = "types process noising objectives methods step"
 NETWORKS = "diffusers transformers peft open_clip torchvision timm diffpo.denoisers diffpo.encoders"
-TRAINING = "diffpo.train diffpo.run diffpo.learner diffpo.optimizers diffpo.checkpoint diffpo.export diffpo.log torch.optim"
+TRAINING = "diffpo.train diffpo.run diffpo.learner diffpo.optimizers diffpo.checkpoint diffpo.export torch.optim"
 LOSSES = "diffpo.methods diffpo.objectives diffpo.noising diffpo.step"
 RIM = "diffpo.cli diffpo.__main__"
 DEVICES_AND_FILES = "os pathlib shutil tempfile io json torch.cuda torch.distributed torch.save torch.load"
