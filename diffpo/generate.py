@@ -4,8 +4,9 @@ The image of (prompt, seed) is what plain diffusers gives for
 
     pipe(prompt, num_inference_steps=steps, guidance_scale=guidance, generator=torch.Generator("cpu").manual_seed(seed))
 
-Each image has a generator of its own, so its noise does not depend on what else is in the batch. The batches themselves are a
-function of the prompts and seeds alone, so a run that was killed and started again ends with the same files, byte for byte.
+Each image has a generator of its own, so its noise does not depend on what else is in the batch. The batches
+themselves are a function of the prompts and seeds alone, so a run that was killed and started again ends with the
+same files, byte for byte.
 """
 
 from __future__ import annotations
@@ -13,10 +14,8 @@ from __future__ import annotations
 import io
 import re
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import lcm
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -37,12 +36,14 @@ from diffpo.evaluate.media import (
 from diffpo.evaluate.pipelines import Model, find_model, open_pipeline
 from diffpo.evaluate.progress import progress_bar, stderr_console
 from diffpo.evaluate.prompts import PromptSet
+from diffpo.evaluate.sampling import chunks, pick_device, sample_images
 from diffpo.types import Block
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
-    from PIL.Image import Image
     from rich.console import Console
+
+__all__ = ["GenerateOptions", "Generation", "generate", "pick_device", "sample_images"]
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 NO_SAFETY_CHECKER = "off (it replaces images by black ones, which would spoil the scores)"
@@ -64,8 +65,8 @@ class GenerateOptions(Block):
     seeds: tuple[int, ...] = (0,)
     """Seeds of the images of each prompt."""
     distinct_seeds: bool = False
-    """Shift the seeds from prompt to prompt (prompt i of k consecutive seeds gets seed + i k), so that no noise is used twice: right for
-    statistics. Otherwise every prompt gets `seeds`."""
+    """Shift the seeds from prompt to prompt (prompt i of k consecutive seeds gets seed + i k), so that no noise is
+    used twice: right for statistics. Otherwise every prompt gets `seeds`."""
     steps: int = 50
     """Sampling steps."""
     guidance: float = 7.5
@@ -125,8 +126,8 @@ def generate(
         console: Where to show progress; standard error by default.
 
     Raises:
-        UserError: If there is no prompt, the model cannot be loaded, the size is not possible, `out` holds something else, or an image
-            comes out as not-a-number.
+        UserError: If there is no prompt, the model cannot be loaded, the size is not possible, `out` holds something
+            else, or an image comes out as not-a-number.
     """
     console = console or stderr_console()
     prompts = prompts if isinstance(prompts, PromptSet) else PromptSet.of(prompts)
@@ -139,7 +140,7 @@ def generate(
     settings = _describe(options, model, prompts, label, device)
     _prepare_folder(out, settings, fresh)
     jobs = _plan(options, prompts, label)
-    batches = _chunks(jobs, options.batch)
+    batches = chunks(jobs, options.batch)
     whole = [all((out / job.file).is_file() for job in batch) for batch in batches]
     todo = [batch for batch, done in zip(batches, whole, strict=True) if not done]
     reused = len(jobs) - sum(map(len, todo))
@@ -150,73 +151,6 @@ def generate(
         _run(pipeline, options, todo, out, console)
     write_manifest(out, jobs)
     return Generation(out, len(jobs), reused, time.perf_counter() - start)
-
-
-def sample_images(
-    pipeline: DiffusionPipeline,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    *,
-    steps: int,
-    guidance: float,
-    batch: int = 4,
-    size: tuple[int, int] | None = None,
-    negative_prompt: str | None = None,
-) -> list[Image]:
-    """Sample with a pipeline in memory: image i is that of `prompts[i]` and `seeds[i]`.
-
-    Networks are put into eval mode and back; the global random state stays as it was.
-
-    Args:
-        pipeline: Any text-to-image pipeline of diffusers.
-        prompts: One per image.
-        seeds: One per image.
-        steps: Sampling steps.
-        guidance: Classifier-free guidance scale.
-        batch: Images at a time.
-        size: Height and width in pixels; None is the model's own.
-        negative_prompt: What to guide away from.
-
-    Raises:
-        UserError: If the size is not possible, or an image comes out as not-a-number.
-    """
-    assert len(prompts) == len(seeds), (len(prompts), len(seeds))
-    _check_size(pipeline, size)
-    pipeline.set_progress_bar_config(disable=True)
-    images: list[Image] = []
-    with _undisturbed(pipeline):
-        for rows in _chunks(list(zip(prompts, seeds, strict=True)), batch):
-            arguments: dict[str, Any] = {"prompt": [prompt for prompt, _ in rows]}
-            if negative_prompt is not None:
-                arguments["negative_prompt"] = [negative_prompt] * len(rows)
-            if size is not None:
-                arguments["height"], arguments["width"] = size
-            generators = [torch.Generator("cpu").manual_seed(seed) for _, seed in rows]
-            result = pipeline(
-                **arguments, num_inference_steps=steps, guidance_scale=guidance, generator=generators, output_type="np"
-            )
-            if not bool((result.images == result.images).all()):
-                raise UserError(
-                    "the pipeline made an image of not-a-numbers. In float16 this is the VAE: use dtype=bfloat16 or float32, or for "
-                    "SDXL a base with the VAE madebyollin/sdxl-vae-fp16-fix."
-                )
-            images += pipeline.image_processor.numpy_to_pil(result.images)
-    return images
-
-
-def pick_device(name: str) -> str:
-    """Resolve `auto` to the best device there is.
-
-    Raises:
-        UserError: If the named device is not there.
-    """
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {name!r} is not available here ({error}). Use device=auto or device=cpu.") from error
-    return name
 
 
 def _run(
@@ -302,40 +236,7 @@ def _prepare_folder(out: Path, settings: dict[str, Any], fresh: bool) -> None:
 
 
 def _clear(out: Path) -> None:
-    """Remove what `generate` and `score` write, nothing else; the settings last, so that a kill leaves a folder that is known."""
+    """Remove what `generate` and `score` write, nothing else; the settings last, so that a kill leaves them behind."""
     ours = [path for path in out.iterdir() if re.fullmatch(r"\d{6,}-s\d+\.png|\.tmp-\d+-.*", path.name)]
     for path in [*ours, out / MANIFEST, out / SCORES, out / SETTINGS]:
         path.unlink(missing_ok=True)
-
-
-def _check_size(pipeline: DiffusionPipeline, size: tuple[int, int] | None) -> None:
-    if size is None:
-        return
-    transformer = pipeline.components.get("transformer")
-    patch = transformer.config.get("patch_size", 1) if transformer is not None else 1
-    multiple = lcm(8, pipeline.vae_scale_factor * (patch if isinstance(patch, int) else 1))  # 8: diffusers' own check
-    if any(edge <= 0 or edge % multiple for edge in size):
-        nearest = [max(1, round(edge / multiple)) * multiple for edge in size]
-        raise UserError(
-            f"size {size[0]}x{size[1]}: height and width must be multiples of {multiple} for this model, for example {nearest[0]}x{nearest[1]}."
-        )
-
-
-@contextmanager
-def _undisturbed(pipeline: DiffusionPipeline) -> Iterator[None]:
-    """Sample without gradients and dropout, and leave modes and random state as they were."""
-    networks = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
-    modes = [(module, module.training) for network in networks for module in network.modules()]
-    for network in networks:
-        network.eval()
-    try:
-        devices = [pipeline.device] if pipeline.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def _chunks(rows: list, size: int) -> list[list]:
-    return [rows[i : i + size] for i in range(0, len(rows), size)]

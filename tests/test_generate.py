@@ -47,7 +47,8 @@ def tiny_pipeline() -> StableDiffusionPipeline:
         )  # fmt: skip
         encoder = CLIPTextModel(text)
     return StableDiffusionPipeline(
-        vae=vae, text_encoder=encoder, tokenizer=tokenizer, unet=unet, scheduler=DDIMScheduler(clip_sample=False, steps_offset=1),
+        vae=vae, text_encoder=encoder, tokenizer=tokenizer, unet=unet, 
+        scheduler=DDIMScheduler(clip_sample=False, steps_offset=1),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
 
@@ -254,7 +255,7 @@ def test_folders_that_are_no_model(base, lora_run, tmp_path):
         find_tuned(str(tmp_path / "empty"))
     index = json.loads((base / "model_index.json").read_text())
     (tmp_path / "empty" / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(UserError, match="names.*vae/.*which it has not"):
+    with pytest.raises(UserError, match=r"names.*vae/.*which it has not"):
         find_model(str(tmp_path / "empty"))
 
 
@@ -282,5 +283,5 @@ def test_a_denoiser_of_another_family_is_an_error(base, full_run, tmp_path):
     folder = tmp_path / "unet"
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"_class_name": "SD3Transformer2DModel"}))
-    with pytest.raises(UserError, match="SD3Transformer2DModel.*UNet2DConditionModel"):
+    with pytest.raises(UserError, match=r"SD3Transformer2DModel.*UNet2DConditionModel"):
         generate(options(base, denoiser=str(folder)), PROMPTS[:1], tmp_path / "out")

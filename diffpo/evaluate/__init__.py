@@ -1,1 +1,1 @@
-"""Evaluation: prompt sets, media folders, statistics, comparisons, grids and the report. Importing this costs nothing."""
+"""Evaluation: prompt sets, media folders, statistics, comparisons, grids and the report."""

@@ -6,21 +6,28 @@ import io
 import json
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 METRICS = "metrics.jsonl"
 MAX_POINTS = 400
 _SMOOTHING = 0.9
 
-# matplotlib writes colours as literals; these unusual ones are replaced by variables afterwards.
-_COLORS = {"#010203": "var(--ink)", "#010204": "var(--faint)", "#010205": "var(--line)"}
+FEW_POINTS = 20
+"""Up to so many points are drawn as they are, with a mark on each."""
+
+# matplotlib writes colours as literals; these unusual ones are replaced by the page's variables afterwards.
+INK, FAINT, LINE = "#010203", "#010204", "#010205"
 _SERIES = ("#010206", "#010207", "#010208", "#010209")
-_COLORS |= {color: f"var(--series-{i})" for i, color in enumerate(_SERIES, start=1)}
+_VARIABLES = {INK: "var(--ink)", FAINT: "var(--faint)", LINE: "var(--line)"}
+_VARIABLES |= {color: f"var(--series-{i})" for i, color in enumerate(_SERIES, start=1)}
 
 
 @dataclass(frozen=True)
@@ -38,29 +45,32 @@ class Panel:
     title: str
     about: str
     metrics: dict[str, str]
-    reference: float | None = None
-    """Height of a dashed line."""
+    reference: tuple[float, str] | None = None
+    """Height of a dashed line, and its name. It is left out where the values are far from it."""
 
 
 PANELS = (
     Panel(
         "Loss",
-        "log 2 = 0.693 is where policy and reference agree.",
+        "What the method minimises.",
         {"loss": "training", "eval/loss": "held-out"},
-        math.log(2),
+        (math.log(2), "log 2: policy = reference"),
     ),
     Panel(
         "Accuracy",
-        "Share of pairs whose chosen image the policy denoises better than the rejected one, relative to the reference.",
+        "Share of pairs whose chosen image gains on the rejected one.",
         {"rewards/accuracies": "training", "eval/rewards/accuracies": "held-out"},
-        0.5,
+        (0.5, "chance"),
     ),
     Panel(
-        "Margin", "Mean of u = beta * margin.", {"rewards/margins": "training", "eval/rewards/margins": "held-out"}, 0.0
+        "Margin",
+        "How much the chosen image gains on the rejected one, times beta.",
+        {"rewards/margins": "training", "eval/rewards/margins": "held-out"},
+        (0.0, "policy = reference"),
     ),
     Panel(
         "Denoising error",
-        "If the error of the chosen images rises as well, the model forgets how to draw.",
+        "Where that of the chosen images rises too, the model forgets.",
         {"error/chosen": "chosen", "error/rejected": "rejected"},
     ),
     Panel("Gradient norm", "Before clipping.", {"grad_norm": "training"}),
@@ -101,38 +111,48 @@ def draw(panel: Panel, metrics: dict[str, Series]) -> str:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    ink, faint, line = list(_COLORS)[:3]
-    with matplotlib.rc_context(
-        {"svg.fonttype": "none", "svg.hashsalt": panel.title, "font.family": "sans-serif", "font.size": 9}
-    ):
+    style = {"svg.fonttype": "none", "svg.hashsalt": panel.title, "font.family": "sans-serif", "font.size": 9}
+    with matplotlib.rc_context(style):
         figure = Figure(figsize=(4.6, 2.5))
         FigureCanvasSVG(figure)
-        axes = figure.add_subplot()
-        shown = {name: label for name, label in panel.metrics.items() if name in metrics}
-        for color, (name, label) in zip(_SERIES, shown.items(), strict=False):
-            series = metrics[name]
-            dense = len(series.steps) > 20
-            steps, values = thin(series.steps, MAX_POINTS), thin(series.values, MAX_POINTS)
-            if dense:
-                axes.plot(steps, values, color=color, linewidth=0.7, alpha=0.25)
-            smooth = thin(moving_average(series.values), MAX_POINTS) if dense else values
-            axes.plot(
-                steps, smooth, color=color, linewidth=1.6, label=label, marker=None if dense else "o", markersize=3
-            )
-        if panel.reference is not None:
-            axes.axhline(panel.reference, color=faint, linewidth=0.8, linestyle=(0, (3, 3)))
-        axes.grid(axis="y", color=line, linewidth=0.7)
-        axes.spines[["top", "right", "left"]].set_visible(False)
-        axes.spines["bottom"].set_color(line)
-        axes.tick_params(colors=faint, length=0)
-        axes.set_xlabel("update", color=faint)
-        axes.margins(x=0.01)
-        if len(shown) > 1:
-            axes.legend(frameon=False, labelcolor=ink, loc="best")
-        figure.tight_layout(pad=0.4)
+        axes = figure.add_axes((0.12, 0.19, 0.86, 0.68))
+        shown = {label: metrics[name] for name, label in panel.metrics.items() if name in metrics}
+        for color, (label, series) in zip(_SERIES, shown.items(), strict=False):
+            _plot(axes, series, label, color)
+        _decorate(axes, panel, shown)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True)
     return _for_html(buffer.getvalue(), panel.title)
+
+
+def _plot(axes: Axes, series: Series, label: str, color: str) -> None:
+    dense = len(series.steps) > FEW_POINTS
+    steps, values = thin(series.steps, MAX_POINTS), thin(series.values, MAX_POINTS)
+    if dense:
+        axes.plot(steps, values, color=color, linewidth=0.7, alpha=0.25)
+        values = thin(moving_average(series.values), MAX_POINTS)
+    axes.plot(steps, values, color=color, linewidth=1.6, label=label, marker=None if dense else "o", markersize=3)
+
+
+def _decorate(axes: Axes, panel: Panel, shown: dict[str, Series]) -> None:
+    values = np.concatenate([series.values for series in shown.values()])
+    values = values[np.isfinite(values)]
+    low, high = np.quantile(values, [0.005, 0.995]) if len(values) else (0.0, 1.0)  # a single spike flattens nothing
+    room = (high - low) or abs(high) or 1.0
+    if panel.reference is not None and low - room <= panel.reference[0] <= high + room:
+        height, name = panel.reference
+        axes.axhline(height, color=FAINT, linewidth=0.9, linestyle=(0, (3, 3)), label=name)
+        low, high = min(low, height), max(high, height)
+    axes.set_ylim(low - 0.08 * room, high + 0.08 * room)
+    axes.margins(x=0.01)
+    axes.grid(axis="y", color=LINE, linewidth=0.7)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(LINE)
+    axes.tick_params(colors=FAINT, length=0)
+    axes.yaxis.get_offset_text().set_color(FAINT)
+    axes.set_xlabel("update", color=FAINT)
+    if len(axes.get_legend_handles_labels()[1]) > 1:
+        axes.legend(frameon=False, labelcolor=INK, fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(-0.02, 1.0))
 
 
 def moving_average(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -152,7 +172,7 @@ def thin(values: NDArray[np.float64], count: int) -> NDArray[np.float64]:
 
 
 def _for_html(svg: str, title: str) -> str:
-    """Leave of a stand-alone SVG what stands inside HTML: no prolog, no metadata, no fixed size, no ids but those it refers to."""
+    """Leave of a stand-alone SVG what stands inside HTML: no prolog, metadata or size, only ids that it refers to."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)
@@ -161,15 +181,10 @@ def _for_html(svg: str, title: str) -> str:
     used = set(re.findall(r"#([\w-]+)", svg))
     svg = re.sub(r'\sid="([\w.-]+)"', lambda match: match[0] if match[1] in used else "", svg)
     svg = re.sub(r"font: ([\d.]+px) 'sans-serif'[^;\"]*", r"font-size: \1", svg)
-    for color, variable in _COLORS.items():
+    for color, variable in _VARIABLES.items():
         svg = svg.replace(color, variable)
     return svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def last_values(metrics: dict[str, Series], names: Sequence[str]) -> dict[str, float]:
-    """The last value of each named metric that is there."""
-    return {name: float(metrics[name].values[-1]) for name in names if name in metrics}

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import random
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from diffpo.errors import UserError
-from diffpo.evaluate.compare import number
+from diffpo.evaluate.comparison import number
 from diffpo.evaluate.media import SCORES, Media, open_image, read_media, write_atomic, write_json
 from diffpo.evaluate.scores import read_scores
 
@@ -99,32 +99,25 @@ def write_grid(
         raise UserError("a grid needs at least one folder, one prompt, one seed and a cell of one pixel.")
     out, media = Path(out), [_by_prompt(folder) for folder in folders]
     scores = [_scores(folder, scorer) for folder in folders]
-    shown = _choose(media, prompts, shuffle)
     rows, record = [], []
-    for prompt in shown:
+    for prompt in _choose(media, prompts, shuffle):
         common = [seed for seed in media[0][prompt] if all(seed in images[prompt] for images in media)][:seeds]
         items = [(i, images[prompt][seed]) for i, images in enumerate(media) for seed in common]
-        values = [scores[i].get(item.file) for i, item in items]
-        rows.append(
-            Row(
-                prompt,
-                tuple(_cell(folders[i], item, seeds, v, values) for (i, item), v in zip(items, values, strict=True)),
-            )
-        )
-        record.append(
-            {
-                "prompt": prompt,
-                "images": [
-                    {"model": item.model, "seed": item.seed, "file": str(Path(folders[i]) / item.file), "score": value}
-                    for (i, item), value in zip(items, values, strict=True)
-                ],
-            }
-        )
+        values = {(i, item.seed): scores[i].get(item.file) for i, item in items}
+        cells, images = [], []
+        for i, item in items:
+            rivals = [value for (_, seed), value in values.items() if seed == item.seed]
+            score, path = values[i, item.seed], Path(folders[i]) / item.file
+            cells.append(_cell(folders[i], item, seeds > 1, score, rivals))
+            images.append({"model": item.model, "seed": item.seed, "file": str(path), "score": score})
+        rows.append(Row(prompt, tuple(cells)))
+        record.append({"prompt": prompt, "images": images})
     labels = [next(iter(next(iter(images.values())).values())).model for images in media]
-    columns = [label for label in labels for _ in range(max(len(row.cells) for row in rows) // len(media))]
+    repeats = max(len(row.cells) for row in rows) // len(media)
+    columns = [name for label in labels for name in (label, *[""] * (repeats - 1))]
     _save(draw_grid(columns, rows, cell=cell), out)
     chosen = "the first prompts" if shuffle is None else f"prompts drawn at random with seed {shuffle}"
-    write_json(out.with_suffix(".json"), {"chosen": chosen, "scorer": scorer, "columns": columns, "rows": record})
+    write_json(out.with_suffix(".json"), {"chosen": chosen, "scorer": scorer, "models": labels, "rows": record})
     return out
 
 
@@ -132,7 +125,7 @@ def draw_grid(columns: Sequence[str], rows: Sequence[Row], *, cell: int = 256) -
     """Draw a grid.
 
     Args:
-        columns: Headers.
+        columns: Headers; an empty one leaves the one before it standing for both.
         rows: With at most as many cells as there are columns.
         cell: Width and height that an image is scaled to fit.
 
@@ -142,36 +135,24 @@ def draw_grid(columns: Sequence[str], rows: Sequence[Row], *, cell: int = 256) -
     from PIL import Image, ImageDraw
 
     layout = _Layout(cell)
-    header = _wrap_all(columns, cell, _font(layout.text, bold=True))
-    captions = [
-        _wrap(row.caption, layout.caption, _font(layout.text), limit=2 * cell // _line(layout.text)) for row in rows
-    ]
-    images = [[fit(c.image, cell) for c in row.cells] for row in rows]
-    heights = [
-        _row_height(layout, row, pictures, lines) for row, pictures, lines in zip(rows, images, captions, strict=True)
-    ]
-    top = layout.margin + max(map(len, header)) * _line(layout.text) + layout.gap
-    width = 2 * layout.margin + layout.caption + len(columns) * (cell + layout.gap) + layout.gap
-    canvas = Image.new("RGB", (width, top + sum(heights) + len(rows) * layout.margin), PAPER)
-    draw = ImageDraw.Draw(canvas)
+    headers = [_Text(header, cell, layout.text, bold=True) for header in columns]
+    drawn = [_DrawnRow(row, layout) for row in rows]
     left = layout.margin + layout.caption + 2 * layout.gap
-    for i, lines in enumerate(header):
-        _lines(draw, left + i * (cell + layout.gap), layout.margin, lines, layout.text, INK, bold=True)
-    for row, pictures, lines, height in zip(rows, images, captions, heights, strict=True):
-        draw.line((layout.margin, top - layout.gap // 2, width - layout.margin, top - layout.gap // 2), fill=LINE)
-        y = top + layout.gap // 2
-        _lines(draw, layout.margin, y, lines, layout.text, INK)
-        for i, (item, picture) in enumerate(zip(row.cells, pictures, strict=True)):
-            x = left + i * (cell + layout.gap)
-            canvas.paste(picture, (x, y))
-            note = _wrap(item.note, cell, _font(layout.small))
-            _lines(draw, x, y + picture.height + layout.gap // 2, note, layout.small, GOOD if item.best else FAINT)
-        top += height + layout.margin
+    top = layout.margin + max(header.height for header in headers) + layout.gap
+    width = left + len(columns) * (cell + layout.gap) - layout.gap + layout.margin
+    canvas = Image.new("RGB", (width, top + sum(row.height + layout.margin for row in drawn)), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for i, header in enumerate(headers):
+        header.draw(draw, left + i * (cell + layout.gap), layout.margin, INK)
+    for row in drawn:
+        draw.line((layout.margin, top, width - layout.margin, top), fill=LINE)
+        row.draw(canvas, draw, left, top + layout.gap)
+        top += row.height + layout.margin
     return canvas
 
 
 def fit(image: Image, edge: int) -> Image:
-    """Scale to fit a square, keeping the aspect ratio: small images by a whole factor first, so that their pixels stay even."""
+    """Scale to fit a square; small images by a whole factor first, so that their pixels stay even."""
     from PIL import Image as Pillow
 
     factor = edge / max(image.size)
@@ -183,24 +164,44 @@ def fit(image: Image, edge: int) -> Image:
     return image if size == image.size else image.resize(size, Pillow.Resampling.LANCZOS)
 
 
-def _row_height(layout: _Layout, row: Row, pictures: Sequence[Image], lines: Sequence[str]) -> int:
-    notes = max((len(_wrap(c.note, layout.cell, _font(layout.small))) for c in row.cells), default=0)
-    below = notes * _line(layout.small) + layout.gap // 2 if notes else 0
-    return max(max((p.height for p in pictures), default=0) + below, len(lines) * _line(layout.text))
+class _DrawnRow:
+    """A row with its pictures scaled and its texts broken into lines."""
+
+    def __init__(self, row: Row, layout: _Layout):
+        self.layout, self.row = layout, row
+        self.caption = _Text(
+            row.caption, layout.caption, layout.text, limit=2 * layout.cell // _line_height(layout.text)
+        )
+        self.pictures = [fit(cell.image, layout.cell) for cell in row.cells]
+        self.notes = [_Text(cell.note, layout.cell, layout.small) for cell in row.cells]
+        pairs = zip(self.pictures, self.notes, strict=True)
+        bottoms = [picture.height + (note.height and note.height + layout.gap // 2) for picture, note in pairs]
+        self.height = max(self.caption.height, *bottoms) + layout.gap
+
+    def draw(self, canvas: Image, draw: ImageDraw, left: int, y: int) -> None:
+        self.caption.draw(draw, self.layout.margin, y, INK)
+        for i, (cell, picture, note) in enumerate(zip(self.row.cells, self.pictures, self.notes, strict=True)):
+            x = left + i * (self.layout.cell + self.layout.gap)
+            canvas.paste(picture, (x, y))
+            draw.rectangle((x, y, x + picture.width - 1, y + picture.height - 1), outline=LINE)
+            note.draw(draw, x, y + picture.height + self.layout.gap // 2, GOOD if cell.best else FAINT)
 
 
-def _lines(draw: ImageDraw, x: int, y: int, lines: Sequence[str], size: int, fill: str, bold: bool = False) -> None:
-    for line in lines:
-        draw.text((x, y), line, font=_font(size, bold=bold, text=line), fill=fill)
-        y += _line(size)
+class _Text:
+    """A text broken into lines no wider than `width` pixels, between words where that is possible."""
+
+    def __init__(self, text: str, width: int, size: int, *, bold: bool = False, limit: int | None = None):
+        self.font, self.size = _font(size, bold, text), size
+        self.lines = wrap(text, width, self.font, limit)
+        self.height = len(self.lines) * _line_height(size)
+
+    def draw(self, draw: ImageDraw, x: int, y: int, fill: str) -> None:
+        for i, line in enumerate(self.lines):
+            draw.text((x, y + i * _line_height(self.size)), line, font=self.font, fill=fill)
 
 
-def _wrap_all(texts: Sequence[str], width: int, font: FreeTypeFont) -> list[list[str]]:
-    return [_wrap(text, width, font) for text in texts]
-
-
-def _wrap(text: str, width: int, font: FreeTypeFont, limit: int | None = None) -> list[str]:
-    """Break a text into lines no wider than `width` pixels, between words where that is possible; shorten it to `limit` lines."""
+def wrap(text: str, width: int, font: FreeTypeFont, limit: int | None = None) -> list[str]:
+    """Break a text into lines of at most `width` pixels; after `limit` lines it ends with a whole word and dots."""
     lines: list[str] = []
     line = ""
     for word in text.split():
@@ -211,7 +212,7 @@ def _wrap(text: str, width: int, font: FreeTypeFont, limit: int | None = None) -
             elif line:
                 lines.append(line)
                 line = ""
-            else:  # one word, or a language without spaces: break inside
+            else:  # one long word, or a language without spaces: break inside
                 count = next((n for n in range(len(word), 1, -1) if font.getlength(word[:n]) <= width), 1)
                 lines.append(word[:count])
                 word = word[count:]
@@ -224,35 +225,39 @@ def _wrap(text: str, width: int, font: FreeTypeFont, limit: int | None = None) -
     return lines
 
 
-@lru_cache(maxsize=32)
-def _load_font(size: int, name: str) -> FreeTypeFont:
-    from PIL import ImageFont
-
-    if name == "pillow":
-        return ImageFont.load_default(size=size)
-    import matplotlib
-
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name, size)
-
-
-def _font(size: int, *, bold: bool = False, text: str = "") -> FreeTypeFont:
+def _font(size: int, bold: bool, text: str) -> FreeTypeFont:
     """Pillow's own font; for letters that it has not, and for bold, the ones that come with matplotlib."""
     if bold:
         return _load_font(size, "DejaVuSans-Bold.ttf")
-    latin = all(c.isascii() for c in unicodedata.normalize("NFC", text))
-    return _load_font(size, "pillow" if latin else "DejaVuSans.ttf")
+    return _load_font(size, "" if text.isascii() else "DejaVuSans.ttf")
 
 
-def _line(size: int) -> int:
+@lru_cache(maxsize=32)
+def _load_font(size: int, file: str) -> FreeTypeFont:
+    from PIL import ImageFont
+
+    if not file:
+        font = ImageFont.load_default(size=size)
+        assert isinstance(font, ImageFont.FreeTypeFont)
+        return font
+    import matplotlib
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / file, size)
+
+
+def _line_height(size: int) -> int:
     return round(1.35 * size)
 
 
-def _cell(folder: str | Path, item: Media, seeds: int, score: float | None, row: Sequence[float | None]) -> Cell:
-    parts = [f"seed {item.seed}"] if seeds > 1 else []
+def _cell(
+    folder: str | Path, item: Media, name_seed: bool, score: float | None, rivals: Sequence[float | None]
+) -> Cell:
+    """A cell; `rivals` are the scores of all models for this prompt and seed."""
+    parts = [f"seed {item.seed}"] if name_seed else []
     parts += [number(score)] if score is not None else []
-    known = [value for value in row if value is not None]
+    known = [value for value in rivals if value is not None]
     best = score is not None and score == max(known) and min(known) < max(known)
-    return Cell(open_image(folder, item), "  ".join(parts), best)
+    return Cell(open_image(folder, item), ": ".join(parts), best)
 
 
 def _by_prompt(folder: str | Path) -> dict[str, dict[int, Media]]:
@@ -284,9 +289,7 @@ def _scores(folder: str | Path, scorer: str | None) -> dict[str, float]:
 
 
 def _save(image: Image, out: Path) -> None:
-    import io
-
     out.parent.mkdir(parents=True, exist_ok=True)
-    buffer: Any = io.BytesIO()
+    buffer = io.BytesIO()
     image.save(buffer, format="PNG", optimize=True)
     write_atomic(out, buffer.getvalue())

@@ -47,7 +47,8 @@ def read_media(folder: str | Path) -> list[Media]:
     """Read a folder's manifest, in its order.
 
     Raises:
-        UserError: If there is no such folder or no manifest, or a line of it is broken, lacks its prompt, or points outside the folder.
+        UserError: If there is no such folder or no manifest, or a line of it is broken, lacks its prompt, or points
+            outside the folder.
     """
     folder = Path(folder)
     path = folder / MANIFEST
@@ -159,7 +160,8 @@ def _parse_line(path: Path, number: int, line: str) -> Media:
     missing = [key for key in ("file", "prompt", "prompt_id", "seed", "model") if record.get(key) is None]
     if missing:
         raise UserError(
-            f"{path}, line {number} ({record.get('file', 'no file name')}) lacks {', '.join(missing)}. Every image needs it."
+            f"{path}, line {number} ({record.get('file', 'no file name')}) lacks {', '.join(missing)}: "
+            "every image needs it."
         )
     file = str(record["file"])
     if Path(file).is_absolute() or ".." in Path(file).parts:

@@ -1,14 +1,12 @@
 """Opens diffusers pipelines for sampling: any text-to-image family, plain, with a LoRA, or with a fully tuned denoiser.
 
-Two steps, so that finished work is recognised without loading gigabytes: `find_model` says which files are meant and what is in
-them, `open_pipeline` loads them exactly as a user of plain diffusers would.
+Two steps, so that finished work is recognised without loading gigabytes: `find_model` says which files are meant and
+what is in them, `open_pipeline` loads them exactly as a user of plain diffusers would.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from diffpo.errors import UserError
+from diffpo.evaluate.progress import quiet_libraries
 from diffpo.evaluate.weights import Weights, download, embedded_path, hub_errors, local, looks_like_path
 
 if TYPE_CHECKING:
@@ -97,7 +96,8 @@ def find_tuned(spec: str) -> tuple[str, Path]:
         else ""
     )
     raise UserError(
-        f"{root} holds no tuned weights: neither {LORA_FILE} nor {' nor '.join(f'{n}/config.json' for n in DENOISERS)}.{unfinished}"
+        f"{root} holds no tuned weights: neither {LORA_FILE} nor {' nor '.join(f'{n}/config.json' for n in DENOISERS)}."
+        f"{unfinished}"
     )
 
 
@@ -119,7 +119,7 @@ def open_pipeline(model: Model, *, dtype: torch.dtype, device: str) -> Diffusion
         name, network = _load_denoiser(model, dtype)
         parts[name] = network
     with (
-        _quiet(),
+        quiet_libraries(),
         torch.random.fork_rng(devices=[]),
     ):  # networks and adapters are initialised at random before their weights are read
         try:
@@ -129,22 +129,6 @@ def open_pipeline(model: Model, *, dtype: torch.dtype, device: str) -> Diffusion
         if model.lora is not None:
             _load_lora(pipeline, model.lora.path)
     return pipeline.to(device)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide the libraries' own bars while they load."""
-    import diffusers.utils.logging as diffusers_logging
-    import transformers.utils.logging as transformers_logging
-
-    shown = [log for log in (diffusers_logging, transformers_logging) if log.is_progress_bar_enabled()]
-    for log in shown:
-        log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for log in shown:
-            log.enable_progress_bar()
 
 
 def _load_lora(pipeline: DiffusionPipeline, path: Path) -> None:
@@ -170,7 +154,8 @@ def _load_denoiser(model: Model, dtype: torch.dtype) -> tuple[str, torch.nn.Modu
     if name is None:
         own = ", ".join(f"{key} {model.index[key][1]}" for key in DENOISERS if key in model.index)
         raise UserError(
-            f"{folder} is a {class_name}, but {model.base.path} has {own or 'no denoiser'}. Give the base that it was tuned from."
+            f"{folder} is a {class_name}, but {model.base.path} has {own or 'no denoiser'}. "
+            "Give the base that it was tuned from."
         )
     try:
         return name, getattr(diffusers, class_name).from_pretrained(str(folder), dtype=dtype)
@@ -227,18 +212,18 @@ def _find_denoiser(spec: str) -> Weights:
 
 
 def _check_pipeline_folder(spec: str, folder: Path) -> None:
-    wanted = f"It needs {_INDEX}, scheduler/, vae/, a text encoder and unet/ or transformer/, as `pipeline.save_pretrained` writes them."
+    wanted = (
+        f"It needs {_INDEX}, scheduler/, vae/, a text encoder and unet/ or transformer/, "
+        "as `pipeline.save_pretrained` writes them."
+    )
     if folder.is_file():
         raise UserError(
-            f"{spec} is a single file, no diffusers model. {wanted} (diffusers' `from_single_file` reads such files; save its result.)"
+            f"{spec} is a single file, no diffusers model. {wanted} "
+            "(diffusers' `from_single_file` reads such files; save its result.)"
         )
     if not (folder / _INDEX).is_file():
         tuned = any((folder / part).exists() for part in (LORA_FILE, "final", *DENOISERS))
-        hint = (
-            " It looks like the result of a training: give it as `tuned`, and as `model` the base that it was tuned from."
-            if tuned
-            else ""
-        )
+        hint = " It looks like the result of a training: give it as `tuned`, and its base as `model`." if tuned else ""
         raise UserError(f"{spec} is no diffusers model: it has no {_INDEX}. {wanted}{hint}")
     parts = [
         key
@@ -248,7 +233,8 @@ def _check_pipeline_folder(spec: str, folder: Path) -> None:
     missing = [part for part in parts if not (folder / part).is_dir()]
     if missing:
         raise UserError(
-            f"{spec} is no complete diffusers model: {_INDEX} names {', '.join(f'{part}/' for part in missing)}, which it has not."
+            f"{spec} is no complete diffusers model: {_INDEX} names {', '.join(f'{part}/' for part in missing)}, "
+            "which it has not."
         )
 
 

@@ -45,8 +45,9 @@ def load_prompts(spec: str | Path) -> PromptSet:
     """Load a prompt set.
 
     Args:
-        spec: A file (`.txt` with one prompt a line; `.json`, `.jsonl`, `.csv`, `.tsv` or `.parquet` with a column `prompt`, `caption` or
-            `text`; a JSON list of strings), or a name such as `shapes:heldout` or `shapes:heldout:200` (the first 200).
+        spec: A file (`.txt` with one prompt a line; `.json`, `.jsonl`, `.csv`, `.tsv` or `.parquet` with a column
+            `prompt`, `caption` or `text`; a JSON list of strings), or a name such as `shapes:heldout` or
+            `shapes:heldout:200` (the first 200).
 
     Raises:
         UserError: If there is no such file or set, or it holds no prompt.

@@ -1,7 +1,7 @@
 """The report: one HTML file that holds everything it shows, opens offline, and follows the reader's light or dark mode.
 
-What was not made by this package (prompts, labels, file names, configurations) passes through the template's escaping; only the SVGs of
-`curves` are put in as they are.
+What was not made by this package (prompts, labels, file names, configurations) passes through the template's
+escaping; only the SVGs of `curves` are put in as they are.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from diffpo.errors import UserError
-from diffpo.evaluate.compare import Comparison, ScoredPair, ScorerResult, number, p_value, pair_scores, percent
+from diffpo.evaluate.compare import ScoredPair, pair_scores
+from diffpo.evaluate.comparison import Comparison, number, p_value, percent
 from diffpo.evaluate.curves import draw_panels, read_metrics
 from diffpo.evaluate.grid import fit
 from diffpo.evaluate.media import Media, open_image, read_settings, write_atomic
@@ -96,7 +97,6 @@ def write_report(
     page = environment.get_template(TEMPLATE).render(
         title=title or f"{comparison.model} against {comparison.baseline}",
         comparison=comparison,
-        results=[(result, _about(result)) for result in comparison.results],
         sections=_sections(comparison, folders, examples, extremes, seed),
         panels=draw_panels(read_metrics(run)) if run is not None else [],
         config=_config(run),
@@ -166,12 +166,6 @@ def data_uri(image: Any) -> str:
         kind = "webp"
         image.save(buffer, format="WEBP", quality=85)
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _about(result: ScorerResult) -> str:
-    from diffpo.scorers import SCORERS
-
-    return SCORERS[result.scorer].about if result.scorer in SCORERS else ""
 
 
 def _config(run: str | Path | None) -> str | None:

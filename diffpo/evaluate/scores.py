@@ -1,7 +1,7 @@
 """Score tables: one row per image and scorer, kept beside the images as `scores.parquet`.
 
-A row is kept for as long as its image, its prompt and the scorer's provenance stay what they were; the provenance of each scorer is
-in the file's metadata.
+A row is kept for as long as its image, its prompt and the scorer's provenance stay what they were; the provenance of
+each scorer is in the file's metadata.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ def score_folder(folder: str | Path, scorers: Sequence[Scorer], *, console: Cons
         All rows of the folder: the asked scorers first, then others that were there already.
 
     Raises:
-        UserError: If the folder, an image, a prompt or a scorer's weights are not what they should be, or a score is not a number.
+        UserError: If the folder, an image, a prompt or a scorer's weights are not what they should be, or a score is
+            not a number.
     """
     folder = Path(folder)
     media = read_media(folder)

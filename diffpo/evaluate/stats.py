@@ -1,12 +1,15 @@
-"""Statistics of paired scores. The unit is the prompt: images of one prompt share its difficulty, so they are one observation.
+"""Statistics of paired scores.
+
+The unit is the prompt: images of one prompt share its difficulty, so together they are one observation.
 
     v_i   mean over the seeds of prompt i of [a > b] + [a = b] / 2, or of a - b
-    v     mean of v_i over prompts                                         the estimate
-    ci    quantiles of v over resamples of the *prompts*                   cluster bootstrap (Efron & Tibshirani 1993, sections 8.3, 13, 14)
-    p     how often random signs of v_i - v_0 move v from v_0 as far       sign-flip permutation test
+    v     mean of v_i over prompts                                 the estimate
+    ci    quantiles of v over resamples of the *prompts*           cluster bootstrap
+    p     how often random signs of v_i - v_0 move v as far        sign-flip permutation test
 
-Counting images as if they were independent makes intervals too narrow, by a factor of 1.45 for 500 prompts x 5 seeds with equal
-variances between and within prompts.
+with v_0 = 1/2, or 0 for differences. Bootstrap: Efron & Tibshirani 1993, chapters 13 and 14. Counting images as if they
+were independent makes intervals too narrow, by a factor of 1.45 for 500 prompts x 5 seeds whose scores vary as much
+between prompts as within.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class WinRate(Estimate):
-    """How often a beats b. `estimate` is a mean of per-prompt means, ties count half; the counts are of single pairs."""
+    """How often a beats b. `estimate` is a mean of per-prompt means, ties count half; the counts are of pairs."""
 
     wins: int
     ties: int
@@ -59,8 +62,8 @@ def win_rate(
 ) -> WinRate:
     """Win rate of a over b in paired comparisons.
 
-    Where every prompt is won (or every one lost), resampling knows no spread; the interval is then the exact binomial one
-    of Clopper and Pearson, (alpha/2)^(1/n) to 1.
+    Where every prompt is won (or every one lost), resampling knows no spread; the interval is then the exact binomial
+    one of Clopper and Pearson, (alpha/2)^(1/n) to 1.
 
     Args:
         a: `[n]` scores of one model.
@@ -190,7 +193,7 @@ def _resampled_means(values: NDArray[np.float64], resamples: int, seed: int) -> 
 def _bca_tails(
     values: NDArray[np.float64], means: NDArray[np.float64], tails: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Shift the quantiles by bias z0 and acceleration a: Phi(z0 + (z0 + z) / (1 - a (z0 + z))) (Efron 1987, eq. 2.3)."""
+    """Shift the quantiles by bias z0 and acceleration a: Phi(z0 + (z0 + z) / (1 - a (z0 + z))), Efron 1987."""
     from scipy.special import ndtr, ndtri
 
     estimate = values.mean()

@@ -1,7 +1,7 @@
 """Where weights are and which ones they are: a local folder, a Hub id, or a part of the embedded shapes world.
 
-An identity names the *content* of weights, so that results of other weights under the same path are never taken for theirs. The
-content of a large file is judged by 64 pieces of it, spread evenly: training moves every tensor.
+An identity names the *content* of weights, so that results of other weights under the same path are never taken for
+theirs. The content of a large file is judged by 64 pieces of it, spread evenly: training moves every tensor.
 """
 
 from __future__ import annotations
@@ -113,13 +113,13 @@ def hub_errors(repo: str, *, what: str, probe: str) -> Iterator[None]:
         ) from error
     except (LocalEntryNotFoundError, OSError) as error:
         raise UserError(
-            f"there is no folder {repo} here, and as a Hub id its {probe} is neither in the local cache nor can the Hub be reached. "
-            f"Connect once to download it, or give the path of a local folder that holds {what}."
+            f"there is no folder {repo} here, and as a Hub id its {probe} is neither in the local cache nor can the "
+            f"Hub be reached. Connect once to download it, or give the path of a local folder that holds {what}."
         ) from error
 
 
 def fingerprint(path: Path) -> str:
-    """Hash the content of a weight file, or of all weights and configurations below a folder; names count, places do not."""
+    """Hash a weight file, or all weights and configurations below a folder; names count, the place does not."""
     digest = hashlib.blake2b(digest_size=16)
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix in _CONTENT and p.is_file())
     for file in files:

@@ -20,15 +20,13 @@ class Scorer(Block, ABC):
 
     name: ClassVar[str]
     """As in `SCORERS`, in score tables and in reports."""
-    about: ClassVar[str]
-    """What it measures, in one sentence for a reader of the report."""
 
     @property
     @abstractmethod
     def provenance(self) -> dict[str, Any]:
-        """What decides a score: weights, version, dtype, preprocessing, scale. Scores of equal provenance may be compared.
+        """What decides a score: weights, dtype, preprocessing, scale. Scores of equal provenance may be compared.
 
-        Known without loading the weights.
+        Known without loading the weights. `about` says what is measured, in a sentence for a reader of the report.
 
         Raises:
             UserError: If the weights cannot be found.
@@ -46,5 +44,6 @@ class Scorer(Block, ABC):
             `[n]` float32 on the CPU.
 
         Raises:
-            UserError: If the weights cannot be found or are of the wrong kind, or the scorer cannot judge such an image or prompt.
+            UserError: If the weights cannot be found or are of the wrong kind, or the scorer cannot judge such an
+                image or prompt.
         """

@@ -1,9 +1,10 @@
 """PickScore (Kirstain et al., arXiv:2305.01569): a CLIP ViT-H/14 that was trained on people's choices between images.
 
-    score = exp(logit_scale) cos(text, image)          about 21 for Stable Diffusion 1.5; scale "cosine" leaves the factor out
+    score = exp(logit_scale) cos(text, image)          about 21 for Stable Diffusion 1.5; scale "cosine" leaves the
+    factor out
 
-Images are resized and cropped by the PIL processor, on every machine: that is what the authors ran. The torchvision one, which
-transformers prefers where it is installed, rounds differently.
+Images are resized and cropped by the PIL processor, on every machine: that is what the authors ran. The torchvision
+one, which transformers prefers where it is installed, rounds differently.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from diffpo.errors import UserError
-from diffpo.evaluate.weights import Weights, locate
+from diffpo.evaluate.progress import quiet_libraries
+from diffpo.evaluate.weights import EMBEDDED, Weights, locate
 from diffpo.scorers.base import Scorer
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 HUB_MODEL = "yuvalkirstain/PickScore_v1"
 HUB_PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+_ABOUT = "A CLIP trained to predict which of two images people choose for a prompt."
+_ABOUT_EMBEDDED = "A small CLIP in PickScore's format, trained on the shapes world. No humans were asked."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +35,12 @@ class PickScore(Scorer):
     """PickScore, or any CLIP of transformers in its format."""
 
     name = "pickscore"
-    about = "PickScore: a CLIP trained to predict which image people choose for a prompt."
 
     path: str = HUB_MODEL
     """Hub id, local folder, or `shapes:pickscore` (the embedded one, trained on simulated choices)."""
     processor: str | None = None
-    """Where the tokenizer and the image processor are; None is the model's folder if they are in it, else the Hub id that PickScore uses."""
+    """Where the tokenizer and the image processor are; None is the model's folder if they are in it, else the Hub id
+    that PickScore uses."""
     scale: Literal["logit", "cosine"] = "logit"
     """`logit` multiplies the cosine by exp(logit_scale), as most tables do; `cosine` does not."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
@@ -51,6 +55,7 @@ class PickScore(Scorer):
         """What decides a score, known without loading the weights."""
         return {
             "scorer": self.name,
+            "about": _ABOUT_EMBEDDED if self.path in EMBEDDED else _ABOUT,
             "weights": self._weights.identity,
             "processor": self._processor.identity,
             "preprocessing": "PIL",
@@ -106,15 +111,17 @@ class PickScore(Scorer):
         import torch
 
         from diffpo.compat import ensure_torchvision
-        from diffpo.generate import pick_device
+        from diffpo.evaluate.sampling import pick_device
 
         ensure_torchvision()
         from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
         folder, processor = self._weights.path, self._processor.path
         _check_kind(self.path, folder)
+        dtype = getattr(torch, self.dtype)
         try:
-            model, info = CLIPModel.from_pretrained(folder, dtype=getattr(torch, self.dtype), output_loading_info=True)
+            with quiet_libraries():
+                model, info = CLIPModel.from_pretrained(folder, dtype=dtype, output_loading_info=True)
             tokenizer = AutoTokenizer.from_pretrained(processor)
             image_processor = AutoImageProcessor.from_pretrained(processor, backend="pil")
         except (OSError, ValueError, RuntimeError) as error:

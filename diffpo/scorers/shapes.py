@@ -1,9 +1,16 @@
-"""The shapes world's own judges: the exact verifier, and the utility of its simulated annotators."""
+"""The shapes world's own judges: the exact verifier, and the utility of its simulated annotators.
+
+Neither has weights, so their provenance names the code: scores of an older grammar, verifier or taste are not taken
+for theirs.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffpo.errors import UserError
@@ -19,14 +26,12 @@ class ShapesVerifier(Scorer):
     """The share of the caption's attributes that an image of the shapes world shows, checked exactly."""
 
     name = "shapes"
-    about = "Share of the caption's attributes that the image shows: an exact check, no learned judge."
 
     @property
     def provenance(self) -> dict[str, Any]:
         """What decides a score."""
-        from diffpo import __version__
-
-        return {"scorer": self.name, "version": __version__, "weights": None, "dtype": "float32", "scale": "0 to 1"}
+        about = "Share of the caption's attributes that the image shows: an exact check, no learned judge."
+        return {"scorer": self.name, "about": about, "weights": None, "code": _code(), "scale": "0 to 1"}
 
     def score(self, images: Sequence[Image], prompts: Sequence[str]) -> Tensor:
         """Score each image for its prompt: `[n]` in [0, 1]. See `Scorer.score`."""
@@ -45,7 +50,6 @@ class ShapesUtility(Scorer):
     """How much the simulated annotators who labelled the shapes world's pairs like an image."""
 
     name = "shapes-utility"
-    about = "Utility of the simulated annotators who labelled the training pairs. No humans were asked."
 
     annotator: str | None = None
     """One of the annotators; None is the mean over all of them."""
@@ -53,16 +57,13 @@ class ShapesUtility(Scorer):
     @property
     def provenance(self) -> dict[str, Any]:
         """What decides a score."""
-        from diffpo import __version__
-
-        judge = self.annotator or "mean of all annotators"
         return {
             "scorer": self.name,
-            "version": __version__,
+            "about": "Utility of the simulated annotators who labelled the training pairs. No humans were asked.",
             "weights": None,
-            "dtype": "float32",
+            "code": _code(),
             "scale": "utility",
-            "judge": judge,
+            "judge": self.annotator or "mean of all annotators",
         }
 
     def score(self, images: Sequence[Image], prompts: Sequence[str]) -> Tensor:
@@ -75,3 +76,15 @@ class ShapesUtility(Scorer):
             return torch.tensor(utilities(images, prompts, self.annotator), dtype=torch.float32)
         except ValueError as error:
             raise UserError(f"scorer {self.name} judges images of the shapes world only: {error}") from error
+
+
+@cache
+def _code() -> str:
+    """Hash of the sources that decide a score."""
+    import diffpo.shapes
+
+    folder = Path(diffpo.shapes.__path__[0])
+    digest = hashlib.blake2b(digest_size=8)
+    for name in ("scenes", "render", "verify", "annotators"):
+        digest.update((folder / f"{name}.py").read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,148 @@
+"""What a comparison of two models found: as a value, as JSON, and as a table for the terminal."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffpo.errors import UserError
+from diffpo.evaluate.media import write_json
+from diffpo.evaluate.stats import Estimate, WinRate
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScorerResult:
+    """What one scorer says."""
+
+    scorer: str
+    model_mean: float
+    """Mean over prompts of the mean over seeds."""
+    baseline_mean: float
+    difference: Estimate
+    win_rate: WinRate
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A model against a baseline; the first scorer is the one that the headline speaks of."""
+
+    model: str
+    baseline: str
+    n_prompts: int
+    n_pairs: int
+    level: float
+    results: tuple[ScorerResult, ...]
+    notes: tuple[str, ...] = ()
+    """What a reader must know to judge the numbers."""
+
+    @property
+    def verdict(self) -> str:
+        """`better`, `worse` or `unclear`: whether the first scorer's interval of the win rate excludes one half."""
+        first = self.results[0].win_rate
+        return "better" if first.ci_low > 0.5 else "worse" if first.ci_high < 0.5 else "unclear"
+
+    @property
+    def headline(self) -> str:
+        """Who wins, by how much, how sure: one or two sentences."""
+        first = self.results[0]
+        opening = {
+            "better": f"{self.model} beats {self.baseline}.",
+            "worse": f"{self.model} loses to {self.baseline}.",
+            "unclear": f"No clear difference between {self.model} and {self.baseline}.",
+        }[self.verdict]
+        rate = first.win_rate
+        sure = "" if math.isnan(rate.ci_low) else f" ({self.level:.0%} interval {_span(rate, percent)})"
+        return (
+            f"{opening} Judged by {first.scorer}, {self.model} wins {percent(rate.estimate)} of {self.n_pairs} "
+            f"comparisons on the same prompts and seeds{sure}."
+        )
+
+
+def write_comparison(path: str | Path, comparison: Comparison) -> None:
+    """Write a comparison as JSON; an unknown bound is null."""
+    value = {**asdict(comparison), "verdict": comparison.verdict, "headline": comparison.headline}
+    write_json(Path(path), _without_nan(value))
+
+
+def read_comparison(path: str | Path) -> Comparison:
+    """Read what `write_comparison` wrote.
+
+    Raises:
+        UserError: If it is none.
+    """
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        del value["verdict"], value["headline"]
+        results = []
+        for result in value.pop("results"):
+            difference, rate = _with_nan(result.pop("difference")), _with_nan(result.pop("win_rate"))
+            results.append(ScorerResult(difference=Estimate(**difference), win_rate=WinRate(**rate), **result))
+        return Comparison(results=tuple(results), notes=tuple(value.pop("notes")), **value)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}). `diffpo compare` writes it.") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path} is no comparison of `diffpo compare`: {error}") from error
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """The comparison as a table for the terminal."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(
+        title=f"{escape(comparison.model)} against {escape(comparison.baseline)}: "
+        f"{comparison.n_prompts} prompts, {comparison.n_pairs} comparisons"
+    )
+    headers = ("scorer", comparison.baseline, comparison.model, "difference", "win rate", "won/tied/lost", "p")
+    for column, header in enumerate(headers):
+        table.add_column(escape(header), justify="left" if column == 0 else "right", no_wrap=column > 2)
+    for result in comparison.results:
+        rate, difference = result.win_rate, result.difference
+        table.add_row(
+            escape(result.scorer),
+            number(result.baseline_mean),
+            number(result.model_mean),
+            f"{difference.estimate:+.3f} \\[{_span(difference, '{:+.3f}'.format)}]",
+            f"{percent(rate.estimate)} \\[{_span(rate, percent)}]",
+            f"{rate.wins}/{rate.ties}/{rate.losses}",
+            p_value(rate.p_value),
+        )
+    return table
+
+
+def number(value: float) -> str:
+    """A score with about four digits."""
+    return f"{value:.2f}" if abs(value) >= 10 else f"{value:.3f}"
+
+
+def percent(value: float) -> str:
+    """A share in percent, with one decimal."""
+    return "?" if math.isnan(value) else f"{100 * value:.1f}%"
+
+
+def p_value(value: float) -> str:
+    """A p-value, never as zero."""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _span(estimate: Estimate, show: Any) -> str:
+    return f"{show(estimate.ci_low)} to {show(estimate.ci_high)}"
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _with_nan(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: math.nan if value is None else value for key, value in record.items()}
