@@ -129,15 +129,16 @@ def render(report: Report, methods: Mapping[str, frozenset[str]]) -> Group:
     """
     from rich.console import Group
     from rich.table import Table as Grid
+    from rich.text import Text
 
     splits = {"train": report.train} | ({"validation": report.validation} if report.validation else {})
-    summary = Grid("", *splits, title=report.train.path, title_justify="left")
+    summary = Grid("", *splits, title=Text(report.train.path), title_justify="left")
     for label, values in _summary_rows(splits).items():
-        summary.add_row(label, *values)
+        summary.add_row(label, *(Text(value) for value in values))
     needs = Grid("method", "columns that it still needs", title="Methods", title_justify="left")
     for name, missing in report.missing(methods).items():
         needs.add_row(name, ", ".join(missing) or "none: ready")
-    return Group(summary, needs, *_warnings(report, splits))
+    return Group(summary, needs, *(Text(line) for line in _warnings(report, splits)))
 
 
 def _summary_rows(splits: dict[str, SplitReport]) -> dict[str, list[str]]:

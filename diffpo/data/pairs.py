@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from diffpo.data.records import Counts, Layout, Source, check_preference, has_text, read_column
+from diffpo.data.records import Counts, Layout, Source, check_preference, check_segments, has_text, read_column
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -25,6 +25,8 @@ class Pairs(Source):
         tie = np.zeros(len(raw), bool)
         if "preference" in raw.column_names:
             tie = check_preference(read_column(raw, "preference"), path) == 0.5
+        if "segments" in raw.column_names:
+            check_segments(read_column(raw, "segments"), path)
         use = prompted if self.ties == "keep" else prompted & ~tie
         return Layout(
             raw, np.flatnonzero(use), Counts(len(raw), ties=int(tie.sum()), promptless=int((~prompted).sum()))

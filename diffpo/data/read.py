@@ -62,7 +62,7 @@ def read_table(path: str, split: str, images: Sequence[str]) -> Raw:
     if not len(rows):
         raise UserError(f"The table {path} (split {split}) has no rows.")
     digest = hashlib.blake2b("\n".join([split, *identity]).encode(), digest_size=16)
-    for name in set(images) & set(rows.column_names):
+    for name in (name for name in images if name in rows.column_names):
         rows, paths = _leave_undecoded(rows, name, root)
         digest.update("\n".join([name, *_identity([Path(p) for p in paths if p], root)]).encode())
     return Raw(rows, digest.hexdigest())
@@ -96,10 +96,10 @@ def _pick(path: str | Path, splits: dict[str, list[Path]], split: str) -> list[P
 
 
 def _shapes_path(path: str) -> str:
-    from diffpo.shapes.assets import asset_path
-
     if path != "shapes:pairs":
         raise UserError(f"{path} is not a table of the shapes world; it has one: shapes:pairs.")
+    from diffpo.shapes.assets import asset_path
+
     return str(asset_path("pairs"))
 
 

@@ -212,6 +212,20 @@ def check_preference(values: list[Any], path: str) -> np.ndarray:
     return np.array(values, np.float64)
 
 
+def check_segments(values: list[Any], path: str) -> None:
+    """Check the frame-by-frame labels.
+
+    Raises:
+        UserError: One is no list of -1 (the rejected side is better), 0 (neither) and 1 (the chosen side is).
+    """
+    wrong = [i for i, marks in enumerate(values) if not isinstance(marks, list) or not set(marks) <= {-1, 0, 1}]
+    if wrong:
+        examples = ", ".join(f"{values[i]!r} in row {i}" for i in wrong[:3])
+        raise UserError(
+            f"{path}: `segments` is a list of -1, 0 and 1, one per frame; {len(wrong)} rows are not ({examples})."
+        )
+
+
 def digest(fingerprint: str, more: bytes) -> str:
     """Derive a fingerprint from another one."""
     return hashlib.blake2b(more, key=fingerprint.encode(), digest_size=16).hexdigest()

@@ -12,11 +12,11 @@ from diffpo.data.records import OPTIONAL, REQUIRED, Source, Splits, Table, diges
 from diffpo.errors import UserError
 
 HOW_TO_GET = {
-    "preference": "run `diffpo data score PATH --scorer pickscore`",
-    "chosen_score": "run `diffpo data score PATH --scorer pickscore`",
-    "rejected_score": "run `diffpo data score PATH --scorer pickscore`",
-    "chosen_prompt": "run `diffpo data caption PATH`",
-    "rejected_prompt": "run `diffpo data caption PATH`",
+    "preference": "run `diffpo data score {path} --scorer pickscore`",
+    "chosen_score": "run `diffpo data score {path} --scorer pickscore`",
+    "rejected_score": "run `diffpo data score {path} --scorer pickscore`",
+    "chosen_prompt": "run `diffpo data caption {path}`",
+    "rejected_prompt": "run `diffpo data caption {path}`",
 }
 
 
@@ -109,6 +109,7 @@ def check_requires(requires: frozenset[str], table: Table, method: str) -> None:
     named = ", ".join(f"`{name}`" for name in missing)
     needs = f"a {named} column" if len(missing) == 1 else f"the columns {named}"
     advice = " and ".join(dict.fromkeys(HOW_TO_GET.get(name, f"add `{name}` to the table") for name in missing))
+    advice = advice.format(path=table.path)
     raise UserError(
         f"{method} needs {needs}; this table has {', '.join(table.rows.column_names)}. "
         f"{advice[0].upper()}{advice[1:]}, or choose method=dpo."

@@ -1,0 +1,166 @@
+"""From a cell to pixels: decoding, and the geometry that both images of a pair share."""
+
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from diffpo.data import Pairs
+from diffpo.data.images import BrokenImage, choose_target, decode, prepare, target_sizes
+from diffpo.errors import UserError
+
+
+def encoded(image, kind="PNG", **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def source(**fields):
+    return Pairs(path="unused", **fields)
+
+
+@pytest.fixture
+def photo():
+    """A smooth picture without symmetry."""
+    y, x = np.mgrid[0:90, 0:120]
+    return Image.fromarray(np.stack([x * 2, y * 2, (x + y) % 256], axis=2).astype(np.uint8))
+
+
+def test_every_kind_of_cell_decodes_to_the_same(photo, tmp_path):
+    data, path = encoded(photo), tmp_path / "photo.png"
+    path.write_bytes(data)
+    for cell in (
+        data,
+        str(path),
+        {"bytes": data, "path": None},
+        {"bytes": data, "path": "gone.png"},
+        {"bytes": None, "path": str(path)},
+    ):
+        assert decode(cell).tobytes() == photo.tobytes()
+
+
+def test_orientation_is_applied(photo):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright: turn right by 90 degrees
+    assert decode(encoded(photo, exif=exif)).tobytes() == photo.rotate(-90, expand=True).tobytes()
+
+
+def test_transparency_lies_on_white():
+    image = Image.new("RGBA", (2, 1), (255, 0, 0, 255))
+    image.putpixel((1, 0), (255, 0, 0, 0))
+    assert list(decode(encoded(image)).get_flattened_data()) == [(255, 0, 0), (255, 255, 255)]
+    palette = image.convert("P")
+    assert decode(encoded(palette, transparency=palette.getpixel((1, 0)))).getpixel((1, 0)) == (255, 255, 255)
+
+
+def test_sixteen_bit_grey_keeps_its_brightness():
+    grey = Image.fromarray(np.array([[0, 32768, 65535]], np.uint16))
+    assert [pixel[0] for pixel in decode(encoded(grey)).get_flattened_data()] == [0, 128, 255]
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "1"])
+def test_other_modes_become_rgb(mode, photo):
+    kind = "JPEG" if mode == "CMYK" else "PNG"
+    assert decode(encoded(photo.convert(mode), kind)).mode == "RGB"
+
+
+def test_what_cannot_be_decoded_is_broken(photo, tmp_path):
+    data = encoded(photo)
+    cells = {
+        "not an image": b"text",
+        "No such file": str(tmp_path / "gone.png"),
+        "empty": {"bytes": None, "path": None},
+        "truncated": data[: len(data) // 2],
+        "longer than 16:1": encoded(Image.new("RGB", (1700, 100))),
+        "TypeError": 7,
+    }
+    for reason, cell in cells.items():
+        with pytest.raises(BrokenImage, match=reason):
+            decode(cell)
+
+
+def test_center_crop_by_hand(photo):
+    prepared = prepare(photo, (45, 45), 0, source(), seed=0)
+    resized = photo.resize((60, 45), Image.Resampling.LANCZOS)  # the shorter edge, 90, becomes 45
+    wanted = torch.from_numpy(np.asarray(resized.crop((8, 0, 53, 45)), np.float32)) / 127.5 - 1
+    assert torch.equal(prepared.pixels, wanted.permute(2, 0, 1))
+    assert prepared.pixels.dtype == torch.float32
+    assert prepared.size.tolist() == [90, 120, 0, 8, 45, 45]
+    assert prepared.size.dtype == torch.int64
+
+
+def test_pixels_span_minus_one_to_one():
+    image = Image.new("RGB", (4, 4), "white")
+    image.putpixel((0, 0), (0, 0, 0))
+    pixels = prepare(image, (4, 4), 0, source(), seed=0).pixels
+    assert (pixels[:, 0, 0] == -1).all()
+    assert (pixels[:, 1:] == 1).all()
+
+
+def test_flip_and_crop_are_the_same_for_both_images(photo):
+    settings = source(crop="random", flip=True)
+    larger = photo.resize((240, 180), Image.Resampling.LANCZOS)
+    lefts, flips = set(), set()
+    for index in range(40):
+        one, other = (prepare(image, (45, 45), index, settings, seed=3) for image in (photo, larger))
+        assert one.size[2:].tolist() == other.size[2:].tolist()
+        assert (one.pixels - other.pixels).abs().mean() < 0.02
+        lefts.add(one.size[3].item())
+        flips.add((one.pixels[0, 0, 0] > one.pixels[0, 0, -1]).item())
+    assert lefts <= set(range(16))
+    assert len(lefts) > 8
+    assert flips == {False, True}
+
+
+def test_the_crop_is_counted_in_the_flipped_image(photo):
+    settings = source(crop="random", flip=True)
+    flipped = next(i for i in range(40) if (p := prepare(photo, (45, 45), i, settings, 0).pixels[0])[0, 0] > p[0, -1])
+    prepared = prepare(photo, (45, 45), flipped, settings, seed=0)
+    _, _, top, left, _, _ = prepared.size.tolist()
+    mirrored = ImageOps.mirror(photo.resize((60, 45), Image.Resampling.LANCZOS))
+    wanted = np.asarray(mirrored.crop((left, top, left + 45, top + 45)), np.float32) / 127.5 - 1
+    assert torch.equal(prepared.pixels, torch.from_numpy(wanted).permute(2, 0, 1))
+
+
+def test_the_window_depends_on_the_seed(photo):
+    settings = source(crop="random")
+    lefts = [[prepare(photo, (45, 45), i, settings, seed).size[3].item() for i in range(20)] for seed in (0, 1)]
+    assert lefts[0] != lefts[1]
+
+
+def test_small_images_are_enlarged_until_they_cover_the_target():
+    prepared = prepare(Image.new("RGB", (7, 5)), (64, 64), 0, source(), seed=0)
+    assert prepared.pixels.shape == (3, 64, 64)
+
+
+def test_a_resolution_that_the_encoder_cannot_take_names_its_neighbours():
+    assert target_sizes(source(resolution=512), 8) == [(512, 512)]
+    with pytest.raises(
+        UserError, match=r"resolution=500 does not fit this model: it takes multiples of 16. Use 496 or 512"
+    ):
+        target_sizes(source(resolution=500), 16)
+    with pytest.raises(UserError, match=r"Use 16.$"):
+        target_sizes(source(resolution=8), 16)
+
+
+@pytest.mark.parametrize(("resolution", "multiple"), [(64, 8), (512, 8), (1024, 16), (1000, 64)])
+def test_buckets_have_about_the_same_area(resolution, multiple):
+    sizes = target_sizes(source(resolution=resolution, buckets=True), multiple)
+    assert len(sizes) == len(set(sizes)) >= 5
+    for height, width in sizes:
+        assert height % multiple == width % multiple == 0
+        assert abs(math.log(height * width / resolution**2)) < 2 * multiple / min(height, width)
+    assert sorted(sizes) == sorted((width, height) for height, width in sizes)
+
+
+def test_an_image_gets_the_bucket_of_its_aspect():
+    sizes = target_sizes(source(resolution=512, buckets=True), 8)
+    assert choose_target(sizes, 600, 600) == (512, 512)
+    assert choose_target(sizes, 90, 160) == (384, 680)
+    assert choose_target(sizes, 1000, 100) == (728, 360)
+    assert choose_target(sizes, 200, 400) == (360, 728)
+    assert choose_target(sizes, 300, 200) == (624, 416)

@@ -1,0 +1,173 @@
+"""Which rows of a table are used, in which order, and how they are divided into splits."""
+
+import math
+
+import datasets
+import pytest
+
+from diffpo.data import Pairs, PickAPic, check_requires, load_splits
+from diffpo.data.splits import normalise
+from diffpo.errors import ConfigError, UserError
+
+LABELS = [1.0, 0.0, 0.5, None, 1.0, 0.0]
+
+
+@pytest.fixture
+def pickapic(tmp_path):
+    """A table in Pick-a-Pic's columns; cells are not images here, for nothing may decode them."""
+
+    def save(**columns) -> str:
+        n = len(LABELS)
+        table = {
+            "jpg_0": [b"zero%d" % i for i in range(n)],
+            "jpg_1": [b"one%d" % i for i in range(n)],
+            "label_0": LABELS,
+            "label_1": [None if label is None else 1 - label for label in LABELS],
+            "has_label": [True] * 5 + [False],
+            "caption": [f"caption {i}" for i in range(n)],
+            "user_id": list(range(n)),
+            "ranking_id": list(range(n)),
+        }
+        path = tmp_path / "train.parquet"
+        datasets.Dataset.from_dict(table | columns).to_parquet(path)
+        return str(path)
+
+    return save
+
+
+def test_pickapic_puts_the_preferred_image_first(pickapic):
+    table = load_splits(PickAPic(path=pickapic(seed_0=list("abcdef"), seed_1=list("ABCDEF")))).train
+    assert table.rows[:] == {
+        "prompt": ["caption 0", "caption 1", "caption 4"],
+        "chosen": [b"zero0", b"one1", b"zero4"],
+        "rejected": [b"one0", b"zero1", b"one4"],
+        "user_id": [0, 1, 4],
+        "chosen_seed": ["a", "B", "e"],
+        "rejected_seed": ["A", "b", "E"],
+    }
+    assert table.origin.tolist() == [0, 1, 4]
+    assert (table.counts.rows, table.counts.ties, table.counts.unlabelled) == (6, 1, 2)
+
+
+def test_pickapic_keeps_ties_with_preference_one_half(pickapic):
+    table = load_splits(PickAPic(path=pickapic(), ties="keep")).train
+    assert table.column("preference") == [1.0, 1.0, 0.5, 1.0]
+    assert table.column("chosen") == [b"zero0", b"one1", b"zero2", b"zero4"]
+    assert table.counts.ties == 1
+
+
+def test_captions_of_pick_double_caption_follow_their_image(pickapic):
+    table = load_splits(PickAPic(path=pickapic(caption_0=list("abcdef"), caption_1=list("ABCDEF")))).train
+    assert table.captions("chosen") == ["a", "B", "e"]
+    assert table.captions("rejected") == ["A", "b", "E"]
+
+
+def test_pickapic_without_a_caption_or_with_a_soft_label(pickapic):
+    table = load_splits(PickAPic(path=pickapic(caption=[None, *"bcdef"]))).train
+    assert table.column("prompt") == ["b", "e"]
+    assert table.counts.promptless == 1
+    with pytest.raises(UserError, match=r"label_0 is 0.3 in row 1.*allowed are 1 .*preference"):
+        load_splits(PickAPic(path=pickapic(label_0=[1, 0.3, 0, 0, 0, 0])))
+
+
+def test_pairs_take_a_preference_of_one_half_for_a_tie(records, jsonl):
+    path = jsonl(records(3, preference=[0.9, 0.5, 0.2].__getitem__))
+    assert load_splits(Pairs(path=path)).train.column("preference") == [0.9, 0.2]
+    assert load_splits(Pairs(path=path, ties="keep")).train.column("preference") == [0.9, 0.5, 0.2]
+
+
+@pytest.mark.parametrize("wrong", [1.5, -0.1, math.nan, None])
+def test_a_preference_outside_its_range_is_refused(wrong, records, jsonl):
+    path = jsonl(records(3, preference=[0.9, wrong, 0.2].__getitem__))
+    with pytest.raises(UserError, match=r"number from 0 to 1; 1 rows are not .*in row 1"):
+        load_splits(Pairs(path=path))
+
+
+@pytest.mark.parametrize("wrong", [[2], 1.0, None])
+def test_segments_are_lists_of_signs(wrong, records, jsonl):
+    path = jsonl(
+        records(2, segments=[[1], wrong].__getitem__)
+        if not isinstance(wrong, float)
+        else records(2, segments=lambda i: wrong)
+    )
+    with pytest.raises(UserError, match="`segments`"):
+        load_splits(Pairs(path=path))
+
+
+def test_unknown_columns_are_left_out_and_known_ones_kept(records, jsonl):
+    path = jsonl(records(2, rejected_prompt=lambda i: ["own", None][i], colour=str, user_id=str))
+    table = load_splits(Pairs(path=path)).train
+    assert table.rows.column_names == ["prompt", "chosen", "rejected", "rejected_prompt", "user_id"]
+    assert table.captions("rejected") == ["own", "a shape number 1"]
+    assert table.captions("chosen") == table.column("prompt")
+
+
+def test_limit_counts_usable_pairs(pickapic):
+    assert load_splits(PickAPic(path=pickapic(), limit=2)).train.origin.tolist() == [0, 1]
+
+
+def test_no_prompt_stands_in_two_splits_of_a_fraction(records, jsonl):
+    rows = [row | {"prompt": f"{'A  b' if i % 2 else 'a B'} {i // 4}"} for i, row in enumerate(records(80))]
+    splits = load_splits(Pairs(path=jsonl(rows), validation_fraction=0.3))
+    train, held_out = ({normalise(p) for p in table.column("prompt")} for table in (splits.train, splits.validation))
+    assert not train & held_out
+    assert len(train) + len(held_out) == 20
+    assert len(splits.train) + len(splits.validation) == 80
+    assert 0 < len(held_out) < 13
+    assert splits.train.fingerprint != splits.validation.fingerprint
+
+
+def test_the_fraction_chooses_a_prompt_wherever_it_stands(records, jsonl):
+    rows = records(60)
+    for i, row in enumerate(rows):
+        row["prompt"] = f"prompt {i}"
+    first = load_splits(Pairs(path=jsonl(rows), validation_fraction=0.5)).validation.column("prompt")
+    second = load_splits(Pairs(path=jsonl(rows[::-1]), validation_fraction=0.5)).validation.column("prompt")
+    assert sorted(first) == sorted(second)
+
+
+def test_a_shared_prompt_is_refused_whatever_its_spelling(records, jsonl):
+    rows = records(2)
+    held_out = jsonl([rows[0] | {"prompt": " A SHAPE\tnumber \uff10 "}], "held_out.jsonl")
+    with pytest.raises(UserError, match=r"1 prompts of .*held_out.jsonl.*'a shape number 0'.*validation_fraction"):
+        load_splits(Pairs(path=jsonl(rows), validation_path=held_out))
+
+
+def test_a_fraction_that_leaves_a_split_empty_is_refused(records, jsonl):
+    with pytest.raises(UserError, match=r"leaves no validation pairs: .* has 3 different prompts"):
+        load_splits(Pairs(path=jsonl(records(6)), validation_fraction=1e-6))
+
+
+def test_a_table_of_ties_only_is_refused(records, jsonl):
+    with pytest.raises(UserError, match=r"No row of .* can be used: 2 rows, of which 2 are ties"):
+        load_splits(Pairs(path=jsonl(records(2, preference=lambda i: 0.5))))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"validation_fraction": 1.0},
+        {"validation_fraction": 0.1, "validation_split": "test"},
+        {"caption_dropout": -0.1},
+        {"limit": 0},
+        {"resolution": 0},
+    ],
+)
+def test_values_out_of_range_are_config_errors(values):
+    with pytest.raises(ConfigError, match=next(iter(values))):
+        Pairs(path="x", **values)
+
+
+def test_a_method_says_which_column_it_lacks(records, jsonl):
+    table = load_splits(Pairs(path=jsonl(records(2)))).train
+    check_requires(frozenset(), table, "dpo")
+    with pytest.raises(UserError) as error:
+        check_requires(frozenset({"preference"}), table, "smpo")
+    assert str(error.value) == (
+        "smpo needs a `preference` column; this table has prompt, chosen, rejected. "
+        f"Run `diffpo data score {table.path} --scorer pickscore`, or choose method=dpo."
+    )
+    with pytest.raises(UserError, match=r"ppd needs a `user_id` column.*Add `user_id` to the table, or choose"):
+        check_requires(frozenset({"user_id"}), table, "ppd")
+    with pytest.raises(UserError, match="dcpo needs the columns `chosen_prompt`, `rejected_prompt`"):
+        check_requires(frozenset({"chosen_prompt", "rejected_prompt"}), table, "dcpo")

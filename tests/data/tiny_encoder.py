@@ -1,0 +1,52 @@
+"""A real encoder, small enough to run hundreds of times in a test."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import torch
+
+from diffpo.compat import ensure_torchvision
+
+ensure_torchvision()
+from diffusers import AutoencoderKL  # noqa: E402
+
+
+class TinyEncoder:
+    """An untrained VAE of factor 4, and letters embedded one by one."""
+
+    def __init__(self, fingerprint: str = "tiny", kill_at: int | None = None, masked: bool = True):
+        """Build it; `kill_at` is the image at which the process kills itself."""
+        state = torch.random.get_rng_state()
+        torch.manual_seed(0)
+        self.vae = AutoencoderKL(
+            down_block_types=["DownEncoderBlock2D"] * 3,
+            up_block_types=["UpDecoderBlock2D"] * 3,
+            block_out_channels=[8, 8, 8],
+            norm_num_groups=4,
+            latent_channels=4,
+        ).eval()
+        self.letters = torch.randn(256, 6)
+        torch.random.set_rng_state(state)
+        self.fingerprint, self.multiple = fingerprint, 4
+        self.kill_at, self.masked = kill_at, masked
+        self.images = self.prompts = 0
+
+    @torch.no_grad()
+    def encode_image(self, pixels):
+        if self.images == self.kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.images += 1
+        posterior = self.vae.encode(pixels[None]).latent_dist
+        return posterior.mean[0].unsqueeze(1), posterior.std[0].unsqueeze(1)
+
+    def encode_prompt(self, prompt):
+        self.prompts += 1
+        letters = list(b"<" + prompt.encode())
+        if not self.masked:
+            letters = (letters + [0] * 16)[:16]
+        states = {"text": self.letters[letters], "pooled": self.letters[letters].mean(0)}
+        if self.masked:
+            states["mask"] = torch.ones(len(letters), dtype=torch.bool)
+        return states
