@@ -100,9 +100,9 @@ def pair_scores(tables: Sequence[ScoreTable], scorer: str, *, model: str, baseli
     common = [key for key in first if key in second]
     if len(common) < max(len(first), len(second)):
         raise UserError(
-            f"{model} and {baseline} were not scored on the same prompts and seeds by {scorer}: {len(common)} "
-            f"match, {model} has {len(first) - len(common)} others, {baseline} {len(second) - len(common)}. Generate both from "
-            "the same prompts with the same seeds, then score both."
+            f"{model} and {baseline} were not scored on the same prompts and seeds by {scorer}: {len(common)} match; "
+            f"others: {len(first) - len(common)} of {model}, {len(second) - len(common)} of {baseline}. "
+            "Generate both from the same prompts with the same seeds, then score both."
         )
     return [ScoredPair(first[key], second[key]) for key in common]
 

@@ -64,13 +64,16 @@ def embedded_path(spec: str) -> Path:
     """The folder of a `shapes:...` name.
 
     Raises:
-        UserError: If the embedded world has no such part.
+        UserError: If the embedded world has no such part, or its files are missing.
     """
     if spec not in EMBEDDED:
         raise UserError(f"unknown embedded weights {spec!r}; there are {', '.join(EMBEDDED)}.")
     from diffpo.shapes.assets import asset_path
 
-    return Path(asset_path(EMBEDDED[spec]))
+    try:
+        return asset_path(EMBEDDED[spec])
+    except FileNotFoundError as error:
+        raise UserError(f"{spec} is not there: {error}") from error
 
 
 def looks_like_path(spec: str) -> bool:

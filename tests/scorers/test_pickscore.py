@@ -1,0 +1,115 @@
+"""PickScore against numbers of its official recipe, and its ways of loading."""
+
+import gzip
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from diffpo.errors import UserError
+from diffpo.scorers import SCORERS, PickScore, find_scorer
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "scorers"
+
+
+def write_tokenizer(folder: Path) -> None:
+    """CLIP's vocabulary (256 bytes, 256 at a word's end, 48,894 merges, 2 marks) from the file that open_clip ships."""
+    source = Path(importlib.util.find_spec("open_clip").origin).parent / "bpe_simple_vocab_16e6.txt.gz"
+    merges = gzip.open(source, "rt", encoding="utf-8").read().split("\n")[1 : 49152 - 256 - 2 + 1]
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in printable]
+    characters = [chr(b) for b in printable] + [chr(256 + i) for i in range(len(others))]
+    joined = ["".join(merge.split()) for merge in merges]
+    tokens = [*characters, *(c + "</w>" for c in characters), *joined, "<|startoftext|>", "<|endoftext|>"]
+    assert len(tokens) == 49408
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}), encoding="utf-8")
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pickscore")
+    shutil.copytree(GOLDEN / "pickscore", folder, dirs_exist_ok=True)
+    write_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cases():
+    prompts = json.loads((GOLDEN / "prompts.json").read_text())
+    images = [Image.open(GOLDEN / "images" / f"{i}.png") for i in range(len(prompts))]
+    return images, prompts, torch.tensor(json.loads((GOLDEN / "pickscore" / "scores.json").read_text()))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 32])
+def test_scores_are_those_of_the_official_recipe(model, cases, batch):
+    images, prompts, expected = cases
+    scores = PickScore(path=str(model), device="cpu", batch=batch).score(images, prompts)
+    assert scores.dtype == torch.float32 and scores.shape == (6,)
+    torch.testing.assert_close(scores, expected, rtol=1e-4, atol=0)
+
+
+def test_the_scale_is_what_it_says(model, cases):
+    images, prompts, expected = cases
+    factor = load_file(model / "model.safetensors")["logit_scale"].exp()
+    scorer = PickScore(path=str(model), device="cpu", scale="cosine")
+    torch.testing.assert_close(scorer.score(images, prompts) * factor, expected, rtol=1e-4, atol=0)
+    assert scorer.provenance["scale"] == "cosine"
+
+
+def test_provenance_follows_the_content(model, tmp_path):
+    """A copy elsewhere is the same scorer; one changed weight is another."""
+    first = PickScore(path=str(model)).provenance
+    copy = shutil.copytree(model, tmp_path / "copy")
+    assert PickScore(path=str(copy)).provenance == first
+    weights = load_file(copy / "model.safetensors")
+    weights["logit_scale"] += 1e-3
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    assert PickScore(path=str(copy)).provenance["weights"] != first["weights"]
+
+
+def test_nothing_to_score(model):
+    assert PickScore(path=str(model), device="cpu").score([], []).shape == (0,)
+
+
+def test_without_network_the_message_names_repository_file_and_local_way():
+    with pytest.raises(UserError, match=r"yuvalkirstain/PickScore_v1.*config\.json.*local folder"):
+        _ = PickScore().provenance
+
+
+def test_weights_without_processor_ask_for_it(model, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(model / name, tmp_path / name)
+    with pytest.raises(UserError, match=r"laion/CLIP-ViT-H.*preprocessor_config\.json"):
+        _ = PickScore(path=str(tmp_path)).provenance
+    assert PickScore(path=str(tmp_path), processor=str(model)).provenance["processor"].startswith("blake2b:")
+
+
+def test_weights_of_the_wrong_kind(model, tmp_path):
+    shutil.copytree(model, tmp_path, dirs_exist_ok=True)
+    config = json.loads((model / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "bert"}))
+    with pytest.raises(UserError, match="'bert' model; PickScore is a 'clip'"):
+        PickScore(path=str(tmp_path), device="cpu").score([Image.new("RGB", (8, 8))], ["x"])
+
+
+def test_weights_that_are_not_whole(model, tmp_path):
+    shutil.copytree(model, tmp_path, dirs_exist_ok=True)
+    weights = load_file(model / "model.safetensors")
+    del weights["visual_projection.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"1 weights are missing, visual_projection\.weight"):
+        PickScore(path=str(tmp_path), device="cpu").score([Image.new("RGB", (8, 8))], ["x"])
+
+
+def test_unknown_names():
+    with pytest.raises(UserError, match="Did you mean pickscore"):
+        find_scorer("pikscore")
+    with pytest.raises(UserError, match="unknown embedded weights"):
+        _ = PickScore(path="shapes:pikscore").provenance
+    assert all(SCORERS[name].name == name for name in SCORERS)
