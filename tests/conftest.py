@@ -11,9 +11,9 @@ os.environ["HF_HOME"] = os.path.join(SCRATCH.name, "huggingface")
 os.environ["DIFFPO_CACHE"] = os.path.join(SCRATCH.name, "cache")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["MPLBACKEND"] = "Agg"
-# Beside other test processes one thread is faster than many, and it is the same on every machine.
-THREADS = "1" if "PYTEST_XDIST_WORKER" in os.environ else str(min(2, os.cpu_count() or 1))
-os.environ.setdefault("OMP_NUM_THREADS", THREADS)
+if "PYTEST_XDIST_WORKER" in os.environ:  # beside other test processes one thread is faster than many
+    os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
 
 from diffpo.compat import ensure_torchvision  # noqa: E402
 

@@ -156,6 +156,35 @@ def test_no_room_reaches_where_it_must_not(title):
     assert not found, f"the room '{title}' reaches too far:\n" + "\n".join(found)
 
 
+def unguarded(source: str) -> list[str]:
+    """List imports on a module's top level that need `ensure_torchvision()` above them and have it not."""
+    found, guarded = [], False
+    for node in ast.parse(source).body:
+        guarded = guarded or (isinstance(node, ast.Expr) and ast.unparse(node) == "ensure_torchvision()")
+        if isinstance(node, ast.Import | ast.ImportFrom) and not guarded:
+            names = (name for _, name in reached(node, "diffpo.module", False))
+            found += [
+                f"{node.lineno}: {name}" for name in names if below(name, "diffusers transformers peft open_clip")
+            ]
+    return found
+
+
+def test_torchvision_is_made_safe_before_anything_imports_it():
+    """Each module works as the first that is imported; `diffpo.denoisers` guards the modules below it."""
+    found = []
+    for module, path in modules().items():
+        if path.name == "__init__.py" or not below(module, "diffpo.denoisers"):
+            found += [f"{path.relative_to(ROOT)}:{line}" for line in unguarded(path.read_text(encoding="utf-8"))]
+    assert not found, "call diffpo.compat.ensure_torchvision() above:\n" + "\n".join(found)
+
+
+def test_the_reader_sees_an_unguarded_import():
+    assert unguarded("import torch\nfrom diffusers.training_utils import EMAModel")
+    assert unguarded("import transformers\nensure_torchvision()")
+    assert not unguarded("ensure_torchvision()\nimport diffusers")
+    assert not unguarded("import accelerate\ndef f():\n    import diffusers")
+
+
 BAD = [
     ("base", "import diffusers"),
     ("core", "import numpy as np"),
