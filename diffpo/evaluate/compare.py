@@ -97,7 +97,7 @@ def pair_scores(tables: Sequence[ScoreTable], scorer: str, *, model: str, baseli
         UserError: If the two do not have the same prompts and seeds; it says how many match.
     """
     first, second = (_by_image(tables, scorer, label) for label in (model, baseline))
-    common = [key for key in first if key in second]
+    common = sorted(key for key in first if key in second)  # resampling must not depend on the order of rows
     if len(common) < max(len(first), len(second)):
         raise UserError(
             f"{model} and {baseline} were not scored on the same prompts and seeds by {scorer}: {len(common)} match; "
@@ -224,5 +224,5 @@ def _notes(
         changed = [key for key in _SAMPLING if first.get(key) != second.get(key)]
         if changed:
             listed = "; ".join(f"{key} {first.get(key)} and {second.get(key)}" for key in changed)
-            notes.append(f"The two were sampled differently, which the scores include: {listed}.")
+            notes.append(f"{labels[0]} and {labels[1]} were sampled differently, and the scores show both: {listed}.")
     return notes

@@ -218,10 +218,10 @@ def wrap(text: str, width: int, font: FreeTypeFont, limit: int | None = None) ->
                 word = word[count:]
     lines += [line] if line else []
     if limit is not None and len(lines) > limit:
-        last = lines[limit - 1].split(" ")
-        while len(last) > 1 and font.getlength(" ".join([*last, "..."])) > width:
-            last.pop()
-        lines = [*lines[: limit - 1], " ".join([*last, "..."])]
+        last = lines[limit - 1]
+        while last and font.getlength(f"{last} ...") > width:
+            last = last.rpartition(" ")[0] if " " in last else last[:-1]
+        lines = [*lines[: limit - 1], f"{last} ..."]
     return lines
 
 

@@ -10,7 +10,7 @@ from diffpo.evaluate.stats import bootstrap_interval, mean_difference, per_promp
 
 
 def test_win_rate_by_hand():
-    """Prompt a: win, tie, loss -> (1 + 1/2 + 0) / 3 = 1/2. Prompt b: one win -> 1. Mean over prompts 3/4, not 2.5 / 4."""
+    """Prompt a: win, tie, loss, (1 + 1/2 + 0) / 3 = 1/2. Prompt b: one win, 1. Mean over prompts 3/4, not 2.5/4."""
     rate = win_rate([3.0, 1.0, 0.0, 5.0], [1.0, 1.0, 2.0, 4.0], ["a", "a", "a", "b"])
     assert rate.estimate == 0.75
     assert (rate.wins, rate.ties, rate.losses) == (2, 1, 1)
@@ -99,7 +99,7 @@ def test_bca_agrees_with_scipy():
 
 
 def test_the_interval_covers_where_counting_images_does_not():
-    """100 prompts x 4 seeds, half of the variance between prompts: the truth, 0.5, lies inside 95 % of the intervals."""
+    """100 prompts x 4 seeds, half of the variance between prompts: 95 % of the intervals hold the truth, 0.5."""
     generator, simulations, covered, naive = np.random.default_rng(6), 300, 0, 0
     prompts = np.repeat(np.arange(100), 4)
     for _ in range(simulations):

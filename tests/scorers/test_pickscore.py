@@ -20,7 +20,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "scorers"
 def write_tokenizer(folder: Path) -> None:
     """CLIP's vocabulary (256 bytes, 256 at a word's end, 48,894 merges, 2 marks) from the file that open_clip ships."""
     source = Path(importlib.util.find_spec("open_clip").origin).parent / "bpe_simple_vocab_16e6.txt.gz"
-    merges = gzip.open(source, "rt", encoding="utf-8").read().split("\n")[1 : 49152 - 256 - 2 + 1]
+    merges = gzip.decompress(source.read_bytes()).decode().split("\n")[1 : 49152 - 256 - 2 + 1]
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [b for b in range(256) if b not in printable]
     characters = [chr(b) for b in printable] + [chr(256 + i) for i in range(len(others))]
