@@ -9,7 +9,7 @@ PLAIN_DIR  ?= runs/plain-check
 
 # Two processes with one thread each beat one process with two: most tests are small, or wait for a process of their own.
 # --dist loadfile keeps what a file builds once (a trained run, a loaded world) in one process.
-TEST_ARGS  ?= -n 2 --dist loadfile --durations=10
+PYTEST     := $(VENV)/bin/python -m pytest -n 2 --dist loadfile --durations=10
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check plain-check clean
@@ -20,8 +20,8 @@ help: ## Say what can be made
 demo: $(STAMP) ## Align the shapes world on this CPU, end to end; writes runs/demo/report.html
 	$(VENV)/bin/diffpo demo
 
-test: $(STAMP) ## Run every test (TEST_ARGS="-m 'not slow'" for a quick round)
-	@$(VENV)/bin/python -m pytest $(TEST_ARGS)
+test: $(STAMP) ## Run every test (ARGS="-m 'not slow'" for a quick round)
+	@$(PYTEST) $(ARGS)
 
 check: $(STAMP) ## Lint, format, types of the core rooms, and who imports whom
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" scripts/check.sh
