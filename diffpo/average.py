@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import set_model_state_dict
 
 from diffpo.checkpoint import RESTORE, trained_weights
+from diffpo.compat import ensure_torchvision
 
 
 class Average:
@@ -23,6 +23,9 @@ class Average:
             network: What accelerate returned: its parameters may be shards.
             decay: The largest decay; the first updates use less, as (1 + n) / (10 + n).
         """
+        ensure_torchvision()
+        from diffusers.training_utils import EMAModel
+
         self._model = EMAModel(trained(network), decay=decay)
 
     @property

@@ -36,22 +36,28 @@ SEPARATOR = "|"
 
 
 def trained_weights(network: nn.Module) -> dict[str, Tensor]:
-    """Collect the trained parameters, whole and on the CPU, by name; every process must call this."""
+    """Collect the trained parameters, whole and on the CPU, by name.
+
+    Every process must call this; all but the first get nothing.
+    """
     weights = get_model_state_dict(network, options=OPTIONS)
     return {name: _own(x) for name, x in weights.items() if isinstance(x, Tensor)}
 
 
 def optimizer_state(network: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Collect the optimizer's tensors (`parameter|name`) and its plain values; every process must call this."""
+    """Collect the optimizer's tensors (`parameter|name`) and its plain values.
+
+    Every process must call this; all but the first get nothing.
+    """
     whole = get_optimizer_state_dict(network, optimizer, options=OPTIONS)
     tensors, plain = {}, {}
-    for parameter, state in whole["state"].items():
+    for parameter, state in whole.get("state", {}).items():
         for name, value in state.items():
             if isinstance(value, Tensor):
                 tensors[f"{parameter}{SEPARATOR}{name}"] = _own(value)
             else:
                 plain[f"{parameter}{SEPARATOR}{name}"] = value
-    return tensors, {"state": plain, "param_groups": whole["param_groups"]}
+    return tensors, {"state": plain, "param_groups": whole.get("param_groups", [])}
 
 
 def restore(

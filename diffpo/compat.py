@@ -57,3 +57,20 @@ def ensure_torchvision() -> TorchvisionStatus:
         _definitions.append(library)
         return "mended"
     return "native"
+
+
+def quiet_libraries() -> None:
+    """Turn off the loading bars and advice of the libraries around us: a command has a progress bar of its own."""
+    import logging
+    import warnings
+
+    for name in ("bitsandbytes", "torch.distributed", "accelerate"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    ensure_torchvision()
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(diffusers|transformers|peft|torch)\b")

@@ -12,7 +12,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -23,6 +23,8 @@ from diffpo.denoisers.tuning import MODELS, Tuning
 from diffpo.errors import ConfigError
 from diffpo.methods import METHODS, Method
 from diffpo.types import Block
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,14 +210,22 @@ def build(tree: Mapping[str, Any], origin: str = "the configuration") -> Config:
                 mistakes.append(f"{key}.name: {given}.{close} Allowed are {', '.join(BLOCKS[key])}")
                 continue
         assert cls is not None
-        try:
-            parts[key] = TypeAdapter(cls).validate_python({k: _lenient(v) for k, v in rest.items()})
-        except ValidationError as error:
-            mistakes += [_describe(key, cls, e) for e in error.errors()]
-    mistakes += _clashes(parts) if len(parts) == len(known) else []
+        parts[key] = validate(cls, rest, key, mistakes)
+    mistakes += _clashes(parts) if not mistakes else []
     if mistakes:
         raise ConfigError(f"{origin}: {len(mistakes)} mistake(s)\n" + "\n".join(f"  {m}" for m in mistakes))
     return Config(**parts)
+
+
+def validate(cls: type[T], given: Mapping[str, Any], where: str, mistakes: list[str]) -> T:
+    """Make one dataclass from plain values; what is wrong is appended to `mistakes` (and None returned)."""
+    try:
+        return TypeAdapter(cls).validate_python({k: _lenient(v) for k, v in given.items()})
+    except ValidationError as error:
+        mistakes += [_describe(where, cls, e) for e in error.errors()]
+    except ConfigError as error:  # pydantic wraps ValueErrors of __post_init__ only at the top of a tree
+        mistakes.append(f"{where}: {error}")
+    return None  # pyright: ignore[reportReturnType]
 
 
 def _clashes(parts: Mapping[str, Any]) -> list[str]:

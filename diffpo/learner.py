@@ -79,7 +79,7 @@ def resume(learner: Learner, folder: Path) -> int:
         tensors["optimizer"],
         values["optimizer"],
     )
-    learner.schedule.load_state_dict(values["schedule"])
+    learner.schedule.load_state_dict(values["schedule"] | {"lr_lambdas": [None] * len(learner.schedule.lr_lambdas)})
     if learner.average is not None:
         learner.average.load(learner.policy.network, tensors["average"], values["average"])
     if learner.accelerator.scaler is not None and values["scaler"]:

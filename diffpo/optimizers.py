@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from diffusers.optimization import get_scheduler
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from diffpo.compat import ensure_torchvision
 from diffpo.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def make_optimizer(train: Train, parameters: list[nn.Parameter]) -> Optimizer:
     """
     betas, lr, decay = (train.adam_beta1, train.adam_beta2), train.learning_rate, train.weight_decay
     if train.optimizer == "adafactor":
+        ensure_torchvision()
         from transformers.optimization import Adafactor
 
         # as the Diffusion-DPO authors set it for SDXL: the learning rate is the config's, not the optimizer's own
@@ -40,4 +41,7 @@ def make_optimizer(train: Train, parameters: list[nn.Parameter]) -> Optimizer:
 
 def make_schedule(train: Train, optimizer: Optimizer) -> LambdaLR:
     """Make the schedule that the config names; it advances once per update, whatever the number of processes."""
+    ensure_torchvision()
+    from diffusers.optimization import get_scheduler
+
     return get_scheduler(train.schedule, optimizer, num_warmup_steps=train.warmup_steps, num_training_steps=train.steps)

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from diffpo.denoisers.base import Denoiser, with_network
@@ -66,6 +65,8 @@ def initial_adapters(network: nn.Module) -> Iterator[None]:
     `requires_grad`, which would take parameters away from an optimizer or a sharded module in the middle of an
     update.
     """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     layers = [m for m in network.modules() if isinstance(m, BaseTunerLayer)]
     before = [(layer._disable_adapters, layer._active_adapter) for layer in layers]
     try:

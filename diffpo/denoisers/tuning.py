@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import LoraConfig
 from torch import nn
 
 from diffpo.denoisers.base import Denoiser
@@ -144,7 +143,9 @@ class LoRA(Tuning):
             folder, **{f"{component}_lora_layers": layers, f"{component}_lora_adapter_metadata": metadata}
         )
 
-    def _config(self, family: type[Denoiser]) -> LoraConfig:
+    def _config(self, family: type[Denoiser]) -> Any:
+        from peft import LoraConfig
+
         return LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha or self.rank,  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,3 @@
+"""diffpo: align diffusion models with preferences."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,38 @@
+"""`diffpo ...` and `python -m diffpo ...`: run a command and turn errors into exit codes.
+
+2: the user's mistake, one clear message. 1: a bug of ours; `--debug` shows the traceback of either.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from diffpo.errors import UserError
+
+DEBUG = "--debug"
+
+
+def main() -> None:
+    """Run the command line."""
+    debug = DEBUG in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != DEBUG]
+    from diffpo.cli import app
+
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        if debug:
+            raise
+        known = isinstance(error, UserError)
+        message = str(error) if known else f"{type(error).__name__}: {error} (this looks like a bug; see {DEBUG})"
+        if os.environ.get("RANK", "0") == "0":  # one of several processes says it
+            print(f"diffpo: {message}", file=sys.stderr)
+        sys.stderr.flush()
+        sys.exit(2 if known else 1)
+
+
+if __name__ == "__main__":
+    main()

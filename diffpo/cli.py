@@ -1,0 +1,248 @@
+"""The commands. Each one is thin: read options, call one function, say what was written and what to run next.
+
+Nothing heavy is imported before a command runs, so that every `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="diffpo",
+    help="Align diffusion models with preferences.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich doubles the time that --help takes
+    epilog="Any command takes --debug, which shows the traceback of an error.",
+)
+data = typer.Typer(help="Look at pair tables.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Such as method.beta=2000, or method=sft.", show_default=False)
+]
+Folders = Annotated[list[Path], typer.Argument(help="Media folders, the baseline first.", show_default=False)]
+ScorerNames = Annotated[
+    list[str],
+    typer.Option("--scorer", "-s", help="A scorer; with options: pickscore,path=FOLDER,scale=cosine. May be repeated."),
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Remove what an earlier call wrote there, and begin anew.")]
+
+
+@app.command()
+def train(
+    config: Annotated[str, typer.Argument(help="A YAML file, such as configs/shapes-dpo.yaml.", show_default=False)],
+    overrides: Overrides = None,
+    fresh: Fresh = False,
+    push: Annotated[str | None, typer.Option(help="Hub repository (owner/name) that gets the export.")] = None,
+) -> None:
+    """Train on preference pairs; the same command resumes a run."""
+    from diffpo.config import load_config
+
+    loaded = load_config(config, overrides or [])
+    _quiet()
+    from diffpo.train import train as run
+
+    folder = run(loaded, fresh=fresh, push=push)
+    _say(
+        f"wrote {folder}/final, {folder}/metrics.jsonl",
+        f"diffpo generate {loaded.model.path} --tuned {folder} --prompts PROMPTS.txt --out media/tuned",
+    )
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="Seed of the training.")] = 0,
+    prompts: Annotated[int, typer.Option(help="Held-out prompts to judge.")] = 200,
+    fresh: Fresh = False,
+) -> None:
+    """Run it all on the embedded shapes world: train, generate, score, compare, report."""
+    _quiet()
+    from diffpo.demo import run_demo
+
+    summary = run_demo(output, seed=seed, prompts=prompts, fresh=fresh)
+    _say(f"wrote {output}/summary.json, {output}/report.html", f"open {output}/report.html in a browser")
+    print(f"win rate {summary['win_rate']:.3f} [{summary['ci_low']:.3f}, {summary['ci_high']:.3f}]")
+
+
+@data.command("inspect")
+def data_inspect(
+    target: Annotated[str, typer.Argument(help="A table (file, folder, Hub id, shapes:pairs) or a config.")],
+    split: Annotated[str, typer.Option(help="Split of a table.")] = "train",
+) -> None:
+    """Print what a pair table holds: rows, ties, sizes, broken images, prompts, what methods still need."""
+    from rich.console import Console
+
+    from diffpo.data.inspect import guess_source, inspect, render
+    from diffpo.methods import METHODS
+
+    if target.endswith((".yaml", ".yml")):
+        from diffpo.config import load_config
+
+        source = load_config(target).data
+    else:
+        source = guess_source(target, split)
+    Console().print(render(inspect(source), {name: method.requires for name, method in METHODS.items()}))
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Argument(help="A diffusers folder, a Hub id, or shapes:base.", show_default=False)],
+    prompts: Annotated[str, typer.Option(help="A file of prompts, or a named set such as shapes:heldout:200.")],
+    out: Annotated[Path, typer.Option(help="The media folder to write.")],
+    tuned: Annotated[str | None, typer.Option(help="A run of diffpo train, or its final/.")] = None,
+    lora: Annotated[str | None, typer.Option(help="A LoRA: folder, file or Hub id.")] = None,
+    denoiser: Annotated[str | None, typer.Option(help="A fully tuned UNet or transformer: folder or Hub id.")] = None,
+    label: Annotated[str | None, typer.Option(help="Name of the model in tables and grids.")] = None,
+    seeds: Annotated[str, typer.Option(help="Seeds per prompt: 0,1,2 or a range 0-3.")] = "0",
+    distinct_seeds: Annotated[bool, typer.Option(help="Other seeds for every prompt: right for statistics.")] = False,
+    steps: Annotated[int, typer.Option(help="Sampling steps.")] = 50,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale.")] = 7.5,
+    batch: Annotated[int, typer.Option(help="Images at a time.")] = 4,
+    size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH in pixels; the model's own by default.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What to guide away from.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    fresh: Fresh = False,
+) -> None:
+    """Make images of prompts; the same command continues after a kill. The safety checker is off."""
+    from diffpo.options import parse_seeds, parse_size, validated
+
+    _quiet()
+    from diffpo.evaluate.prompts import load_prompts
+    from diffpo.generate import GenerateOptions
+    from diffpo.generate import generate as run
+
+    given = {"model": model, "tuned": tuned, "lora": lora, "denoiser": denoiser, "seeds": parse_seeds(seeds)}
+    given |= {"distinct_seeds": distinct_seeds, "steps": steps, "guidance": guidance, "batch": batch}
+    given |= {"size": parse_size(size), "negative_prompt": negative_prompt, "dtype": dtype, "device": device}
+    done = run(validated(GenerateOptions, given, "generate"), load_prompts(prompts), out, label=label, fresh=fresh)
+    _say(f"wrote {done.images} images to {out} ({done.reused} were there)", f"diffpo score {out} --scorer pickscore")
+
+
+@app.command()
+def score(folders: Folders, scorers: ScorerNames) -> None:
+    """Score the images of media folders; what was scored before is kept."""
+    from diffpo.options import make_scorer
+
+    made = [make_scorer(name) for name in scorers]
+    _quiet()
+    from diffpo.evaluate.scores import score_folder
+
+    for folder in folders:
+        score_folder(folder, made)
+    paths = " ".join(map(str, folders))
+    _say(f"wrote {', '.join(f'{folder}/scores.parquet' for folder in folders)}", f"diffpo compare {paths}")
+
+
+@app.command()
+def compare(
+    folders: Folders,
+    model: Annotated[str | None, typer.Option(help="Label of the model.")] = None,
+    baseline: Annotated[str | None, typer.Option(help="Label of what it is compared with.")] = None,
+    scorer: Annotated[list[str] | None, typer.Option("--scorer", "-s", help="Which scorers; all by default.")] = None,
+    out: Annotated[Path, typer.Option(help="The JSON to write.")] = Path("comparison.json"),
+) -> None:
+    """Compare two scored models prompt by prompt, with intervals."""
+    from rich.console import Console
+
+    from diffpo.evaluate.compare import compare as run
+    from diffpo.evaluate.comparison import comparison_table, write_comparison
+
+    result = run(folders, model=model, baseline=baseline, scorers=scorer)
+    write_comparison(out, result)
+    Console().print(comparison_table(result))
+    print(result.headline)
+    _say(f"wrote {out}", f"diffpo report {' '.join(map(str, folders))}")
+
+
+@app.command()
+def grid(
+    folders: Folders,
+    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("grid.png"),
+    prompts: Annotated[int, typer.Option(help="Rows.")] = 6,
+    seeds: Annotated[int, typer.Option(help="Images per prompt and model.")] = 1,
+    scorer: Annotated[str | None, typer.Option("--scorer", "-s", help="Write its score below each image.")] = None,
+    shuffle: Annotated[
+        int | None, typer.Option(help="Draw prompts at random with this seed, not the first ones.")
+    ] = None,
+) -> None:
+    """Draw models side by side: rows are prompts, columns are models."""
+    from diffpo.evaluate.grid import write_grid
+
+    write_grid(out, folders, prompts=prompts, seeds=seeds, scorer=scorer, shuffle=shuffle)
+    _say(f"wrote {out}", f"open {out}")
+
+
+@app.command()
+def report(
+    folders: Folders,
+    out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
+    run: Annotated[Path | None, typer.Option(help="Run folder of diffpo train, for curves and config.")] = None,
+    title: Annotated[str | None, typer.Option(help="Heading.")] = None,
+) -> None:
+    """Write one self-contained HTML file about two scored models."""
+    from diffpo.evaluate.compare import compare as compared
+    from diffpo.evaluate.report import write_report
+
+    write_report(out, compared(folders), folders, run=run, title=title)
+    _say(f"wrote {out}", f"open {out} in a browser")
+
+
+@app.command()
+def methods() -> None:
+    """List the methods, their settings and what columns they need."""
+    from diffpo.methods import METHODS
+    from diffpo.options import describe_fields
+
+    for name, method in METHODS.items():
+        print(f"{name}: {(method.__doc__ or '').strip().splitlines()[0]}")
+        print(f"  needs {', '.join(sorted(method.requires)) or 'prompt, chosen, rejected'}")
+        for line in describe_fields(method):
+            print(f"  {line}")
+
+
+@app.command()
+def models() -> None:
+    """List the families of models and how they can be tuned."""
+    from diffpo.denoisers import DENOISERS
+    from diffpo.denoisers.tuning import MODELS
+    from diffpo.options import describe_fields
+
+    for name, family in DENOISERS.items():
+        print(f"{name}: {', '.join(family.pipelines)} ({family.component})")
+    for name, tuning in MODELS.items():
+        print(f"model.name={name}: {(tuning.__doc__ or '').strip().splitlines()[0]}")
+        for line in describe_fields(tuning):
+            print(f"  {line}")
+
+
+@app.command()
+def env() -> None:
+    """Print versions and devices: what to put into a bug report."""
+    from diffpo.options import describe_environment
+
+    for key, value in describe_environment().items():
+        print(f"{key:20} {value}")
+
+
+def _quiet() -> None:
+    """Hide what libraries say while loading; our own warnings are shown."""
+    import logging
+
+    from diffpo.compat import quiet_libraries
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    quiet_libraries()
+
+
+def _say(what: str, next_command: str) -> None:
+    import os
+
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{what}\nnext: {next_command}")

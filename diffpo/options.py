@@ -1,0 +1,107 @@
+"""Command-line words to checked values, and checked values to words."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import platform
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import yaml
+
+from diffpo.errors import UserError
+
+T = TypeVar("T")
+PACKAGES = (
+    *("torch", "torchvision", "diffusers", "transformers", "accelerate", "peft", "datasets", "safetensors"),
+    *("open-clip-torch", "pydantic", "xformers", "bitsandbytes"),
+)
+
+
+def validated(cls: type[T], given: Mapping[str, Any], where: str) -> T:
+    """Check options against a dataclass.
+
+    Raises:
+        UserError: Lists every mistake.
+    """
+    from diffpo.config import validate
+
+    mistakes: list[str] = []
+    value = validate(cls, given, where, mistakes)
+    if mistakes:
+        raise UserError("\n".join(mistakes))
+    return value
+
+
+def make_scorer(spec: str) -> Any:
+    """Make a scorer from `name` or `name,key=value,...`.
+
+    Raises:
+        UserError: The name or a key is unknown, or a value wrong.
+    """
+    from diffpo.scorers import find_scorer
+
+    name, *options = spec.split(",")
+    given = {}
+    for option in options:
+        key, sign, text = option.partition("=")
+        if not sign:
+            raise UserError(f"scorer option {option!r} should look like key=value, as in pickscore,scale=cosine")
+        given[key] = yaml.safe_load(text)
+    return validated(find_scorer(name), given, name)
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Read `0,1,2` or `0-3` (both ends included).
+
+    Raises:
+        UserError: It is neither.
+    """
+    try:
+        first, sign, last = text.partition("-")
+        return tuple(range(int(first), int(last) + 1)) if sign else tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise UserError(f"seeds are {text!r}; write 0,1,2 or a range such as 0-3") from error
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """Read HEIGHTxWIDTH.
+
+    Raises:
+        UserError: It is something else.
+    """
+    if text is None:
+        return None
+    height, sign, width = text.partition("x")
+    if not (sign and height.isdigit() and width.isdigit()):
+        raise UserError(f"size is {text!r}; write HEIGHTxWIDTH, such as 512x768")
+    return int(height), int(width)
+
+
+def describe_fields(block: type) -> list[str]:
+    """One line per field of a config dataclass: name, type, default."""
+    lines = []
+    for field in dataclasses.fields(block):
+        default = field.default if field.default is not dataclasses.MISSING else None
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            default = "required"
+        lines.append(f"{field.name}: {field.type} = {default}")
+    return lines
+
+
+def describe_environment() -> dict[str, str]:
+    """Versions of what matters, and the devices."""
+    import torch
+
+    from diffpo import __version__
+
+    values = {"diffpo": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    for name in PACKAGES:
+        try:
+            values[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            values[name] = "not installed"
+    values["threads"] = str(torch.get_num_threads())
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return values | {"gpu": ", ".join(devices) or "none"}
