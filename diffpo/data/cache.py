@@ -10,19 +10,15 @@ and the same call continues; the finished files do not depend on the interruptio
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import itertools
 import json
 import os
-import socket
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from diffpo.data.encode import (
@@ -39,10 +35,10 @@ from diffpo.data.encode import (
 from diffpo.data.images import BrokenImage, Prepared, target_sizes
 from diffpo.data.parallel import ahead
 from diffpo.data.progress import track
+from diffpo.data.shards import Shard, entry_tensors, make_entry, read_shards, write_entries, write_whole
 from diffpo.errors import UserError
 
 if TYPE_CHECKING:
-    import pyarrow
     from datasets import Dataset
 
     from diffpo.data.records import Source, Table
@@ -52,27 +48,14 @@ __all__ = ["CachedEncodings", "Encoder", "EncodingCache", "Encodings", "LiveEnco
 FORMAT = 1
 """Raise it when the meaning of a shard's content changes."""
 SHARD_ROWS = 128
-"""Entries per shard, unless that gave more than `MOST_SHARDS`: every shard is an open file."""
-MOST_SHARDS = 256
-BATCH_ROWS = 16
-"""Entries per Arrow record batch."""
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Entries per shard, unless that gave more than `MOST_SHARDS`: what a kill costs at most."""
+MOST_SHARDS = 512
+"""Files per kind and table: each one is a memory map, of which a process may have some ten thousand."""
 
 
 def default_cache_dir() -> Path:
     """$DIFFPO_CACHE, or ~/.cache/diffpo."""
     return Path(os.environ.get("DIFFPO_CACHE") or "~/.cache/diffpo").expanduser()
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A file of the cache and the entries that belong into it."""
-
-    path: Path
-    kind: str
-    """`images` or `text`."""
-    entries: range
-    """Row numbers of the table, or positions in the list of prompts."""
 
 
 class EncodingCache:
@@ -145,25 +128,25 @@ class EncodingCache:
         except OSError as error:
             raise UserError(f"{self.folder} cannot be made ({error.strerror}): set data.cache_dir.") from error
         if mine:
-            _write_whole(self.folder / "key.json", lambda file: file.write(json.dumps(self.key, indent=2).encode()))
+            write_whole(self.folder / "key.json", lambda file: file.write(json.dumps(self.key, indent=2).encode()))
         total = sum(len(shard.entries) for shard in mine)
         with contextlib.closing(track(self._encode(mine), "Encoding", total, shown=rank == 0)) as entries:
             for shard in mine:
                 content = itertools.islice(entries, len(shard.entries))
-                _write_whole(shard.path, lambda file, content=content: _write_entries(file, content))
+                write_whole(shard.path, lambda file, content=content: write_entries(file, content))
 
     def _encode(self, shards: list[Shard]) -> Iterator[dict[str, Any]]:
         """Yield the entries of `shards`; images are decoded and cropped by threads a few rows ahead."""
         rows = itertools.chain.from_iterable(shard.entries for shard in shards if shard.kind == "images")
         for prepared in ahead(self._prepare, rows, workers=WORKERS, depth=2 * WORKERS):
             if isinstance(prepared, BrokenImage):
-                yield _entry(str(prepared), (0, 0), {})
+                yield make_entry(str(prepared), (0, 0), {})
             else:
                 target = prepared[self._sides[0]].size[4:].tolist()
-                yield _entry(None, target, encode_prepared(prepared, self._encoder, self._source))
+                yield make_entry(None, target, encode_prepared(prepared, self._encoder, self._source))
         for position in itertools.chain.from_iterable(shard.entries for shard in shards if shard.kind == "text"):
             prompt = self.prompts[position]
-            yield _entry(prompt, (0, 0), encode_text(prompt, self._encoder, self._source))
+            yield make_entry(prompt, (0, 0), encode_text(prompt, self._encoder, self._source))
 
     def _prepare(self, index: int) -> dict[str, Prepared] | BrokenImage:
         try:
@@ -183,7 +166,7 @@ class EncodingCache:
                 f"{len(missing)} of {len(self.shards)} encoded files are missing in {self.folder} ({missing[0]}): "
                 "run the command again."
             )
-        images, text = (_read_shards([s for s in self.shards if s.kind == kind]) for kind in ("images", "text"))
+        images, text = (read_shards([s for s in self.shards if s.kind == kind]) for kind in ("images", "text"))
         return CachedEncodings(images, text, self.prompts)
 
 
@@ -202,104 +185,8 @@ class CachedEncodings(Encodings):
 
     def images(self, index: int) -> dict[str, Tensor]:
         """Read a row's encoded images."""
-        return _tensors(self._images[index])
+        return entry_tensors(self._images[index])
 
     def text(self, prompt: str) -> dict[str, Tensor]:
         """Read a prompt's text states."""
-        return _tensors(self._text[self._position[prompt]])
-
-
-def _schema() -> pyarrow.Schema:
-    import pyarrow
-
-    string, integer = pyarrow.string(), pyarrow.int32()
-    return pyarrow.schema(
-        {
-            "note": string,  # images: why the row is broken, null if it is not; text: the prompt
-            "height": integer,  # target size of the images in pixels
-            "width": integer,
-            "names": pyarrow.list_(string),
-            "dtypes": pyarrow.list_(string),
-            "shapes": pyarrow.list_(pyarrow.list_(integer)),
-            "data": pyarrow.list_(pyarrow.binary()),
-        }
-    )
-
-
-def _entry(note: str | None, target: Sequence[int], tensors: dict[str, Tensor]) -> dict[str, Any]:
-    return {
-        "note": note,
-        "height": target[0],
-        "width": target[1],
-        "names": list(tensors),
-        "dtypes": [str(x.dtype).removeprefix("torch.") for x in tensors.values()],
-        "shapes": [list(x.shape) for x in tensors.values()],
-        "data": [x.contiguous().numpy().tobytes() for x in tensors.values()],
-    }
-
-
-def _tensors(entry: dict[str, Any]) -> dict[str, Tensor]:
-    columns = zip(entry["names"], entry["dtypes"], entry["shapes"], entry["data"], strict=True)
-    return {
-        name: torch.frombuffer(bytearray(data), dtype=getattr(torch, dtype)).reshape(shape)
-        for name, dtype, shape, data in columns
-    }
-
-
-def _write_entries(file: BinaryIO, entries: Iterator[dict[str, Any]]) -> None:
-    import pyarrow
-
-    schema = _schema()
-    with pyarrow.ipc.new_stream(file, schema) as writer:
-        while batch := list(itertools.islice(entries, BATCH_ROWS)):
-            writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
-
-
-def _write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Write a file that is there completely or not at all, whatever happens meanwhile."""
-    unfinished = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}")
-    try:
-        with unfinished.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        with contextlib.suppress(
-            FileNotFoundError
-        ):  # another process has just finished the same file and cleared ours away
-            unfinished.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        if error.errno not in DISK_FULL:
-            raise
-        raise UserError(
-            f"The disk is full: {path} could not be written ({error.strerror}). Finished files stay; make room and run "
-            "the command again, or set data.cache_dir to another disk, data.cache_dtype=float16 for half the size, or "
-            "data.cache=false to do without."
-        ) from error
-    finally:
-        unfinished.unlink(missing_ok=True)
-    for left in path.parent.glob(f".{path.name}.*"):  # by processes that were killed
-        left.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _read_shards(shards: list[Shard]) -> Dataset:
-    import datasets
-    import pyarrow
-
-    parts = []
-    for shard in shards:
-        try:
-            part = datasets.Dataset.from_file(str(shard.path))
-        except (OSError, pyarrow.ArrowException) as error:
-            raise UserError(f"{shard.path} is damaged ({error}): delete it and run the command again.") from error
-        assert len(part) == len(shard.entries), f"{shard.path} has {len(part)} entries, not {len(shard.entries)}"
-        parts.append(part)
-    return datasets.concatenate_datasets(parts)
+        return entry_tensors(self._text[self._position[prompt]])

@@ -45,7 +45,7 @@ class PickAPic(Source):
         use = judged & prompted & (~tie if self.ties == "drop" else True)
         counts = Counts(len(raw), int((~judged).sum()), int(tie.sum()), int((judged & ~prompted).sum()))
         if self.ties == "keep":
-            raw = raw.add_column(TIES, np.where(tie, 0.5, 1.0))  # pyright: ignore[reportCallIssue]
+            raw = raw.add_column(TIES, np.where(tie, 0.5, 1.0))
         both = concatenate_datasets([_rename(raw, ("chosen", "rejected")), _rename(raw, ("rejected", "chosen"))])
         index = np.where(label == 0, np.arange(len(raw)) + len(raw), np.arange(len(raw)))
         return Layout(both, index[use], counts)

@@ -100,7 +100,10 @@ def _shapes_path(path: str) -> str:
         raise UserError(f"{path} is not a table of the shapes world; it has one: shapes:pairs.")
     from diffpo.shapes.assets import asset_path
 
-    return str(asset_path("pairs"))
+    try:
+        return str(asset_path("pairs"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is not here: {error}") from error
 
 
 def _open_folder(folder: Path, split: str) -> tuple[Dataset, list[str], Path]:
@@ -112,7 +115,7 @@ def _open_folder(folder: Path, split: str) -> tuple[Dataset, list[str], Path]:
         _pick(folder, {"train": [folder]}, split)
     if (folder / "state.json").is_file():
         rows = datasets.load_from_disk(str(folder))
-        return rows, _identity(sorted(p for p in folder.iterdir() if p.is_file()), folder), folder  # pyright: ignore
+        return rows, _identity(sorted(p for p in folder.iterdir() if p.is_file()), folder), folder
     for place in (folder / split, folder):
         metadata = [place / f"metadata{suffix}" for suffix in SUFFIXES if (place / f"metadata{suffix}").is_file()]
         if metadata:
@@ -166,7 +169,7 @@ def _open_files(files: list[Path], path: str | Path) -> tuple[Dataset, list[str]
     ) as error:
         raise UserError(f"{path} cannot be read as a {suffixes.pop()} table: {error.__cause__ or error}") from error
     root = files[0].parent.absolute()
-    return rows, _identity([file.absolute() for file in files], root), root  # pyright: ignore[reportReturnType]
+    return rows, _identity([file.absolute() for file in files], root), root
 
 
 def _read_text(file: Path) -> Dataset:
@@ -234,7 +237,7 @@ def _open_hub(path: str, split: str) -> tuple[Dataset, list[str], Path]:
         ) from error
     # The Hub's cache keeps .../<config>/<version>/<commit>/<file>: the commit stands for the content.
     identity = ["/".join(Path(f["filename"]).parts[-4:]) for f in rows.cache_files]
-    return rows, [path, *identity], Path.cwd()  # pyright: ignore[reportReturnType]
+    return rows, [path, *identity], Path.cwd()
 
 
 def _identity(files: Sequence[Path], root: Path) -> list[str]:
@@ -253,20 +256,30 @@ def _identity(files: Sequence[Path], root: Path) -> list[str]:
 def _leave_undecoded(rows: Dataset, name: str, root: Path) -> tuple[Dataset, list[str | None]]:
     """Switch decoding off for an image column and make its paths absolute; also return the paths, if it holds any."""
     import datasets
-    import pyarrow
-    from pyarrow import compute
 
     if isinstance(rows.features[name], datasets.Image):
         rows = rows.cast_column(name, datasets.Image(decode=False))
-    cells = rows.with_format("arrow").select_columns([name]).data.column(name)
-    if pyarrow.types.is_struct(cells.type):
-        fields = {field.name for field in cells.type}
-        if "path" not in fields or (
-            "bytes" in fields and compute.any(compute.is_valid(compute.struct_field(cells, "bytes"))).as_py()
-        ):
-            return rows, []
-        cells = compute.struct_field(cells, "path")
-    if not (pyarrow.types.is_string(cells.type) or pyarrow.types.is_large_string(cells.type)):
+    paths = _read_paths(rows.data.column(name), name)
+    if paths is None:
         return rows, []
-    paths = [None if p is None else str(root / Path(p).expanduser()) for p in cells.to_pylist()]
-    return rows.remove_columns([name]).add_column(name, paths), paths  # pyright: ignore[reportCallIssue]
+    paths = [None if path is None else str(root / Path(path).expanduser()) for path in paths]
+    return rows.remove_columns([name]).add_column(name, paths), paths
+
+
+def _read_paths(cells: pyarrow.ChunkedArray, name: str) -> list[str | None] | None:
+    """Read the paths in an image column; None if it holds the files themselves, which are not read."""
+    from pyarrow import compute, types
+
+    kind = cells.type
+    if types.is_string(kind) or types.is_large_string(kind):
+        return cells.to_pylist()
+    if types.is_binary(kind) or types.is_large_binary(kind):
+        return None
+    fields = {field.name for field in kind} if types.is_struct(kind) else set()
+    if not fields & {"bytes", "path"}:
+        raise UserError(
+            f"The column `{name}` holds {kind}; allowed are image features of `datasets`, the bytes of image files, "
+            "and paths."
+        )
+    embedded = "bytes" in fields and compute.any(compute.is_valid(compute.struct_field(cells, "bytes"))).as_py()
+    return None if embedded or "path" not in fields else compute.struct_field(cells, "path").to_pylist()

@@ -213,6 +213,12 @@ def test_a_full_disk_is_the_users_error_and_leaves_no_half_file(table, encoder, 
     assert made.complete
 
 
+def test_a_place_that_cannot_be_written_is_the_users_error(table, encoder):
+    source = Pairs(path=table, resolution=16, cache_dir=table)  # a file, not a folder
+    with pytest.raises(UserError, match=r"cannot be made \(Not a directory\): set data.cache_dir"):
+        filled(source, encoder)
+
+
 def test_a_damaged_shard_is_named(table, encoder):
     made = filled(Pairs(path=table, resolution=16), encoder)
     victim = next(made.folder.glob("text-*"))

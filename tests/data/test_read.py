@@ -17,6 +17,8 @@ from diffpo.data.pairs import Pairs
 from diffpo.errors import UserError
 
 ROWS = 5
+MESSAGES = {"prompt": "a", "chosen": [{"role": "user"}], "rejected": [{"role": "user"}]}
+"""A row of a table for language models, which has the same columns."""
 
 
 def with_bytes(rows, folder):
@@ -161,15 +163,19 @@ def test_a_parquet_file_that_was_rewritten_is_read_again(records, tmp_path):
     assert after.fingerprint != before.fingerprint
 
 
-def test_bytes_stay_on_disk_until_a_row_is_read(tmp_path):
+@pytest.mark.parametrize("feature", [datasets.Value("binary"), datasets.Image()], ids=["bytes", "image"])
+def test_bytes_stay_on_disk_until_a_row_is_read(tmp_path, feature):
     import pyarrow
 
-    rows = [{"prompt": "p", "chosen": bytes(200_000), "rejected": bytes(200_000)}] * 50
-    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "big.parquet")
+    cell = bytes(200_000) if isinstance(feature, datasets.Value) else {"bytes": bytes(200_000), "path": None}
+    features = datasets.Features(prompt=datasets.Value("string"), chosen=feature, rejected=feature)
+    rows = [{"prompt": "p", "chosen": cell, "rejected": cell}] * 50
+    datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / "big.parquet")
     load_splits(Pairs(path=str(tmp_path / "big.parquet")))  # the first time, `datasets` converts it
     before = pyarrow.total_allocated_bytes()
     table = load_splits(Pairs(path=str(tmp_path / "big.parquet"))).train
-    assert len(table.rows[7]["chosen"]) == 200_000
+    read = table.rows[7]["chosen"]
+    assert len(read["bytes"] if isinstance(read, dict) else read) == 200_000
     assert pyarrow.total_allocated_bytes() - before < 200_000  # of 20 MB
 
 
@@ -197,6 +203,7 @@ def test_errors_say_what_was_found_and_what_is_allowed(records, jsonl, tmp_path)
     (tmp_path / "folder").mkdir()
     expect("holds no table: found nothing", Pairs(path=str(tmp_path / "folder")))
     expect("No file matches", Pairs(path=str(tmp_path / "*.none")))
+    expect("`chosen` holds list<.*; allowed are image features", Pairs(path=jsonl([MESSAGES], "messages.jsonl")))
     expect("it has one: shapes:pairs", Pairs(path="shapes:circles"))
 
 

@@ -1,6 +1,7 @@
 """Which rows of a table are used, in which order, and how they are divided into splits."""
 
 import math
+import os
 
 import datasets
 import pytest
@@ -171,3 +172,19 @@ def test_a_method_says_which_column_it_lacks(records, jsonl):
         check_requires(frozenset({"user_id"}), table, "ppd")
     with pytest.raises(UserError, match="dcpo needs the columns `chosen_prompt`, `rejected_prompt`"):
         check_requires(frozenset({"chosen_prompt", "rejected_prompt"}), table, "dcpo")
+
+
+def test_the_shapes_world_is_a_table_like_any_other(pickapic, tmp_path, monkeypatch):
+    from diffpo.shapes import assets
+
+    monkeypatch.setattr(assets, "_PACKAGE", tmp_path / "package")
+    source = PickAPic(path="shapes:pairs", validation_split="validation")
+    with pytest.raises(UserError, match=r"shapes:pairs is not here: .*build_shapes.py"):
+        load_splits(source)
+    folder = tmp_path / "assets" / "shapes" / "pairs"
+    folder.mkdir(parents=True)
+    os.rename(pickapic(caption=[f"held out {i}" for i in range(6)]), folder / "validation.parquet")
+    os.rename(pickapic(), folder / "train.parquet")
+    splits = load_splits(source)
+    assert splits.train.column("prompt") == ["caption 0", "caption 1", "caption 4"]
+    assert splits.validation.column("prompt") == ["held out 0", "held out 1", "held out 4"]

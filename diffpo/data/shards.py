@@ -1,0 +1,144 @@
+"""The files of an encoding cache: Arrow streams of tensors by name, each there completely or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from diffpo.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow
+    from datasets import Dataset
+
+BATCH_ROWS = 16
+"""Entries per Arrow record batch."""
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file of the cache and the entries that belong into it."""
+
+    path: Path
+    kind: str
+    """`images` or `text`."""
+    entries: range
+    """Row numbers of the table, or positions in the list of prompts."""
+
+
+def _schema() -> pyarrow.Schema:
+    import pyarrow
+
+    string, integer = pyarrow.string(), pyarrow.int32()
+    return pyarrow.schema(
+        {
+            "note": string,  # images: why the row is broken, null if it is not; text: the prompt
+            "height": integer,  # target size of the images in pixels
+            "width": integer,
+            "names": pyarrow.list_(string),
+            "dtypes": pyarrow.list_(string),
+            "shapes": pyarrow.list_(pyarrow.list_(integer)),
+            "data": pyarrow.list_(pyarrow.binary()),
+        }
+    )
+
+
+def make_entry(note: str | None, target: Sequence[int], tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Pack named tensors, with a note and the height and width of the images that they encode (0 for text)."""
+    return {
+        "note": note,
+        "height": target[0],
+        "width": target[1],
+        "names": list(tensors),
+        "dtypes": [str(x.dtype).removeprefix("torch.") for x in tensors.values()],
+        "shapes": [list(x.shape) for x in tensors.values()],
+        "data": [x.contiguous().numpy().tobytes() for x in tensors.values()],
+    }
+
+
+def entry_tensors(entry: dict[str, Any]) -> dict[str, Tensor]:
+    """Unpack the named tensors of an entry, bit for bit."""
+    columns = zip(entry["names"], entry["dtypes"], entry["shapes"], entry["data"], strict=True)
+    return {
+        name: torch.frombuffer(bytearray(data), dtype=getattr(torch, dtype)).reshape(shape)
+        for name, dtype, shape, data in columns
+    }
+
+
+def write_entries(file: BinaryIO, entries: Iterator[dict[str, Any]]) -> None:
+    """Write entries as an Arrow stream; the same entries give the same bytes."""
+    import pyarrow
+
+    schema = _schema()
+    with pyarrow.ipc.new_stream(file, schema) as writer:
+        while batch := list(itertools.islice(entries, BATCH_ROWS)):
+            writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Write a file that is there completely or not at all, whatever happens meanwhile.
+
+    Raises:
+        UserError: The disk is full.
+    """
+    unfinished = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}")
+    try:
+        with unfinished.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileNotFoundError):  # another process finished the same file and cleared ours away
+            unfinished.replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise UserError(
+            f"The disk is full: {path} could not be written ({error.strerror}). Finished files stay; make room and run "
+            "the command again, or set data.cache_dir to another disk, data.cache_dtype=float16 for half the size, or "
+            "data.cache=false to do without."
+        ) from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+    for left in path.parent.glob(f".{path.name}.*"):  # by processes that were killed
+        left.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read_shards(shards: list[Shard]) -> Dataset:
+    """Open finished files as one table; rows are loaded when they are asked for.
+
+    Raises:
+        UserError: A file is damaged.
+    """
+    import datasets
+    import pyarrow
+
+    parts = []
+    for shard in shards:
+        try:
+            part = datasets.Dataset.from_file(str(shard.path))
+            if len(part) != len(shard.entries):
+                raise OSError(f"{len(part)} of {len(shard.entries)} entries")
+        except (OSError, pyarrow.ArrowException) as error:
+            raise UserError(f"{shard.path} is damaged ({error}): delete it and run the command again.") from error
+        parts.append(part)
+    return datasets.concatenate_datasets(parts)
