@@ -47,7 +47,8 @@ __all__ = ["GenerateOptions", "Generation", "generate", "pick_device", "sample_i
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 NO_SAFETY_CHECKER = "off (it replaces images by black ones, which would spoil the scores)"
-_UNCOMPARED = frozenset({"model", "tuned", "versions", "safety_checker", "seconds", "image_size"})
+_NAMES = frozenset({"model", "tuned", "prompts", "versions", "safety_checker"})
+"""Settings that may change without changing an image: where something lies, or how it is called."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +137,7 @@ def generate(
     out, start = Path(out), time.perf_counter()
     model = find_model(options.model, lora=options.lora, denoiser=options.denoiser, tuned=options.tuned)
     device = pick_device(options.device)
-    label = label or Path(options.tuned or options.lora or options.denoiser or options.model).name
+    label = label or _label(options)
     settings = _describe(options, model, prompts, label, device)
     _prepare_folder(out, settings, fresh)
     jobs = _plan(options, prompts, label)
@@ -178,6 +179,12 @@ def _run(
             bar.advance(task, len(batch))
 
 
+def _label(options: GenerateOptions) -> str:
+    """The run's name, or the last part of a path or id."""
+    path = Path(options.tuned or options.lora or options.denoiser or options.model)
+    return path.parent.name if path.name == "final" and path.parent.name else path.name
+
+
 def _plan(options: GenerateOptions, prompts: PromptSet, label: str) -> list[Media]:
     return [
         Media(file=f"{i:06d}-s{seed}.png", prompt=prompt, prompt_id=i, seed=seed, model=label)
@@ -200,7 +207,9 @@ def _describe(options: GenerateOptions, model: Model, prompts: PromptSet, label:
         "denoiser_weights": model.denoiser and model.denoiser.identity,
         "pipeline": model.index.get("_class_name"),
         "scheduler": model.scheduler,
-        "prompts": {"name": prompts.name, "count": len(prompts), "hash": prompts.hash},
+        "prompts": prompts.name,
+        "prompts_hash": prompts.hash,
+        "n_prompts": len(prompts),
         "seeds": list(options.seeds),
         "distinct_seeds": options.distinct_seeds,
         "steps": options.steps,
@@ -219,10 +228,10 @@ def _describe(options: GenerateOptions, model: Model, prompts: PromptSet, label:
 def _prepare_folder(out: Path, settings: dict[str, Any], fresh: bool) -> None:
     """Make the folder, or make sure that what is in it is the same work, begun earlier."""
     earlier = read_settings(out)
-    if earlier and fresh:
+    if earlier and (fresh or not _images(out)):  # without an image nothing is lost: a mistake may just be mended
         _clear(out)
     elif earlier:
-        changed = [key for key in settings.keys() - _UNCOMPARED if earlier.get(key) != settings[key]]
+        changed = [key for key in settings.keys() - _NAMES if earlier.get(key) != settings[key]]
         if changed:
             listed = "; ".join(f"{key} was {earlier.get(key)}, is now {settings[key]}" for key in sorted(changed))
             raise UserError(
@@ -235,8 +244,12 @@ def _prepare_folder(out: Path, settings: dict[str, Any], fresh: bool) -> None:
     write_json(out / SETTINGS, settings)
 
 
+def _images(out: Path) -> list[Path]:
+    return [path for path in out.iterdir() if re.fullmatch(r"\d{6,}-s\d+\.png", path.name)]
+
+
 def _clear(out: Path) -> None:
     """Remove what `generate` and `score` write, nothing else; the settings last, so that a kill leaves them behind."""
-    ours = [path for path in out.iterdir() if re.fullmatch(r"\d{6,}-s\d+\.png|\.tmp-\d+-.*", path.name)]
-    for path in [*ours, out / MANIFEST, out / SCORES, out / SETTINGS]:
+    unfinished = [path for path in out.iterdir() if path.name.startswith(".tmp-")]
+    for path in [*_images(out), *unfinished, out / MANIFEST, out / SCORES, out / SETTINGS]:
         path.unlink(missing_ok=True)

@@ -1,56 +1,29 @@
-"""Generation against plain diffusers, with a tiny real pipeline."""
+"""Generation against plain diffusers, with tiny real pipelines."""
 
 from __future__ import annotations
 
 import json
+import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from diffpo.compat import ensure_torchvision
+sys.path.insert(0, str(Path(__file__).parent))
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from peft import LoraConfig, get_peft_model_state_dict
+from tiny import PIPELINES, save_pipeline
 
-ensure_torchvision()
-
-from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel  # noqa: E402
-from peft import LoraConfig, get_peft_model_state_dict  # noqa: E402
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer  # noqa: E402
-
-from diffpo.errors import UserError  # noqa: E402
-from diffpo.evaluate.media import read_media, read_settings  # noqa: E402
-from diffpo.evaluate.pipelines import find_model, find_tuned  # noqa: E402
-from diffpo.generate import GenerateOptions, generate, sample_images  # noqa: E402
+from diffpo.errors import UserError
+from diffpo.evaluate.media import read_media, read_settings
+from diffpo.evaluate.pipelines import find_model, find_tuned
+from diffpo.evaluate.prompts import PromptSet
+from diffpo.generate import GenerateOptions, generate, sample_images
 
 PROMPTS = ["a red circle", "a blue square", "a green cross"]
-
-
-def tiny_pipeline() -> StableDiffusionPipeline:
-    """A complete Stable Diffusion of 16 px: VAE factor 2, random weights."""
-    characters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
-    tokens = ["<|startoftext|>", "<|endoftext|>", *characters, *(f"{c}</w>" for c in characters)]
-    tokenizer = CLIPTokenizer(vocab={t: i for i, t in enumerate(tokens)}, merges=[], model_max_length=16)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        text = CLIPTextConfig(
-            vocab_size=len(tokens), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-            max_position_embeddings=16, projection_dim=16, bos_token_id=0, eos_token_id=1, pad_token_id=1,
-        )  # fmt: skip
-        vae = AutoencoderKL(
-            block_out_channels=(8, 8), norm_num_groups=4, layers_per_block=1, sample_size=16, latent_channels=4,
-            down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
-        )  # fmt: skip
-        unet = UNet2DConditionModel(
-            sample_size=8, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, cross_attention_dim=16,
-            attention_head_dim=4, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        )  # fmt: skip
-        encoder = CLIPTextModel(text)
-    return StableDiffusionPipeline(
-        vae=vae, text_encoder=encoder, tokenizer=tokenizer, unet=unet, 
-        scheduler=DDIMScheduler(clip_sample=False, steps_offset=1),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -65,26 +38,24 @@ def one_thread():
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """Folder of the tiny pipeline."""
-    folder = tmp_path_factory.mktemp("base") / "tiny"
-    tiny_pipeline().save_pretrained(folder)
-    return folder
+    return save_pipeline("sd15", tmp_path_factory.mktemp("base") / "tiny")
 
 
 @pytest.fixture(scope="module")
 def lora_run(base, tmp_path_factory):
     """A run folder whose `final/` holds a LoRA, as `diffpo train` exports it."""
     run = tmp_path_factory.mktemp("runs") / "lora"
-    unet = tiny_pipeline().unet
+    unet = UNet2DConditionModel.from_pretrained(base / "unet")
     unet.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
     StableDiffusionPipeline.save_lora_weights(run / "final", unet_lora_layers=get_peft_model_state_dict(unet))
     return run
 
 
 @pytest.fixture(scope="module")
-def full_run(tmp_path_factory):
+def full_run(base, tmp_path_factory):
     """A run folder whose `final/` holds a whole UNet."""
     run = tmp_path_factory.mktemp("runs") / "full"
-    unet = tiny_pipeline().unet
+    unet = UNet2DConditionModel.from_pretrained(base / "unet")
     with torch.no_grad():
         unet.conv_out.weight.mul_(3)
     unet.save_pretrained(run / "final" / "unet")
@@ -129,6 +100,22 @@ def test_images_are_those_of_plain_diffusers(base, lora_run, full_run, tmp_path)
         )
     assert not np.array_equal(made["base"], made["lora"])
     assert not np.array_equal(made["base"], made["full"])
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_every_family(name, tmp_path):
+    """SD, SDXL and SD3 pipelines: at their own size and another one, as plain diffusers does."""
+    folder = save_pipeline(name, tmp_path / "base")
+    pipeline = DiffusionPipeline.from_pretrained(folder)
+    generate(options(folder, seeds=(5,), negative_prompt="blue"), PROMPTS[:1], tmp_path / "out")
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator("cpu").manual_seed(5)
+    expected = pipeline(
+        PROMPTS[0], negative_prompt="blue", num_inference_steps=3, guidance_scale=3.0, generator=generator
+    ).images[0]
+    np.testing.assert_array_equal(pixels(tmp_path / "out", read_media(tmp_path / "out"))[0], np.asarray(expected))
+    images = sample_images(pipeline, PROMPTS[:2], [0, 1], steps=1, guidance=3.0, size=(32, 16), negative_prompt="x")
+    assert [image.size for image in images] == [(16, 32)] * 2
 
 
 def test_the_batch_does_not_choose_the_noise(base, tmp_path):
@@ -176,12 +163,27 @@ def test_another_setting_needs_another_folder(base, lora_run, tmp_path):
         generate(options(base), PROMPTS[:1], tmp_path / "other", label="x")
 
 
+def test_a_mistake_can_be_mended_in_the_same_folder(base, tmp_path):
+    with pytest.raises(UserError, match="multiples"):
+        generate(options(base, size=(20, 20)), PROMPTS[:1], tmp_path / "out")
+    assert generate(options(base, size=(16, 16)), PROMPTS[:1], tmp_path / "out").images == 2
+
+
+def test_what_is_only_called_otherwise_is_the_same(base, lora_run, tmp_path):
+    """The same weights and prompts under other names need no new images."""
+    moved = shutil.copytree(base, tmp_path / "moved")
+    generate(options(base, tuned=str(lora_run)), PromptSet.of(PROMPTS[:1], "a"), tmp_path / "out")
+    again = generate(options(moved, tuned=str(lora_run / "final")), PromptSet.of(PROMPTS[:1], "b"), tmp_path / "out")
+    assert again.reused == 2
+    assert read_media(tmp_path / "out")[0].model == "lora"
+
+
 def test_settings_say_how(base, tmp_path, capsys):
     generate(options(base), PROMPTS[:1], tmp_path / "out", label="x")
     settings = read_settings(tmp_path / "out")
     assert settings["scheduler"] == "DDIMScheduler"
     assert settings["safety_checker"].startswith("off")
-    assert settings["prompts"]["count"] == 1
+    assert settings["n_prompts"] == 1
     assert set(settings["versions"]) == {"torch", "diffusers", "transformers"}
     assert capsys.readouterr().err.count("safety checker off") == 1
 

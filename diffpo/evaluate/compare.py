@@ -8,17 +8,34 @@ from pathlib import Path
 from typing import Any
 
 from diffpo.errors import UserError
-from diffpo.evaluate.comparison import Comparison, ScorerResult
+from diffpo.evaluate.comparison import (
+    Comparison,
+    ScorerResult,
+    comparison_table,
+    read_comparison,
+    write_comparison,
+)
 from diffpo.evaluate.media import read_settings
 from diffpo.evaluate.scores import ScoreRow, ScoreTable, read_scores
 from diffpo.evaluate.stats import Interval, mean_difference, win_rate
+
+__all__ = [
+    "Comparison",
+    "ScoredPair",
+    "ScorerResult",
+    "compare",
+    "comparison_table",
+    "pair_scores",
+    "read_comparison",
+    "write_comparison",
+]
 
 TIE_TOLERANCE = 1e-6
 """Relative to the largest score: what rounding in float32 makes of the same image is no win."""
 FEW_PROMPTS = 30
 _SAMPLING = (
     "weights",
-    "prompts",
+    "prompts_hash",
     "scheduler",
     "steps",
     "guidance",

@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from math import lcm
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from diffpo.errors import UserError
 
@@ -61,11 +63,7 @@ def sample_images(
             result = pipeline(
                 **arguments, num_inference_steps=steps, guidance_scale=guidance, generator=generators, output_type="np"
             )
-            if not bool((result.images == result.images).all()):
-                raise UserError(
-                    "the pipeline made an image of not-a-numbers. In float16 this is the VAE: use dtype=bfloat16 or "
-                    "float32, or for SDXL a base with the VAE madebyollin/sdxl-vae-fp16-fix."
-                )
+            _check_images(result.images, size)
             images += pipeline.image_processor.numpy_to_pil(result.images)
     return images
 
@@ -101,6 +99,20 @@ def _check_size(pipeline: DiffusionPipeline, size: tuple[int, int] | None) -> No
         raise UserError(
             f"size {size[0]}x{size[1]}: height and width must be multiples of {multiple} for this model, "
             f"for example {nearest[0]}x{nearest[1]}."
+        )
+
+
+def _check_images(images: NDArray[np.float32], size: tuple[int, int] | None) -> None:
+    """Check `[n h w 3]`: pipelines turn not-a-number into black, and some round a size that they cannot make."""
+    if np.isnan(images).any():
+        raise UserError(
+            "the pipeline made an image of not-a-numbers. In float16 this is the VAE: use dtype=bfloat16 or float32, or "
+            "for SDXL a base with the VAE madebyollin/sdxl-vae-fp16-fix."
+        )
+    if size is not None and images.shape[1:3] != tuple(size):
+        height, width = images.shape[1:3]
+        raise UserError(
+            f"the model makes {height}x{width} where {size[0]}x{size[1]} was asked: give a size that it can make."
         )
 
 
