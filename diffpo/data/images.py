@@ -32,6 +32,9 @@ ASPECTS = (1 / 2, 9 / 16, 2 / 3, 3 / 4, 1.0, 4 / 3, 3 / 2, 16 / 9, 2.0)
 MOST_EXTREME = 16
 """Images longer than so many times their width (or the reverse) are broken: resizing them would take gigabytes."""
 
+TRANSPARENT = ("RGBA", "RGBa", "LA", "La", "PA")
+"""Pillow's modes with an alpha channel."""
+
 
 class BrokenImage(ValueError):
     """An image that cannot be used; its whole row is dropped."""
@@ -100,7 +103,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
     if image.mode.startswith("I"):
         return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
-    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
+    if image.mode in TRANSPARENT or "transparency" in image.info:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     return image.convert("RGB")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import unicodedata
 
 import numpy as np
@@ -10,6 +11,8 @@ import numpy as np
 from diffpo.data.read import read_table
 from diffpo.data.records import OPTIONAL, REQUIRED, Source, Splits, Table, digest
 from diffpo.errors import UserError
+
+log = logging.getLogger(__name__)
 
 HOW_TO_GET = {
     "preference": "run `diffpo data score {path} --scorer pickscore`",
@@ -34,6 +37,7 @@ def load_table(source: Source, path: str, split: str) -> Table:
         raise UserError(
             f"No row of {path} (split {split}) can be used: {layout.counts}. data.ties=keep would keep the ties."
         )
+    log.info(f"{path}, split {split}: {layout.counts}; {len(index)} pairs are used.")
     keep = [name for name in (*REQUIRED, *OPTIONAL) if name in layout.rows.column_names]
     fingerprint = digest(raw.fingerprint, type(source).__name__.encode())
     table = Table(

@@ -103,6 +103,12 @@ def test_unknown_columns_are_left_out_and_known_ones_kept(records, jsonl):
     assert table.captions("chosen") == table.column("prompt")
 
 
+def test_what_was_dropped_is_logged(pickapic, caplog):
+    with caplog.at_level("INFO", "diffpo.data"):
+        load_splits(PickAPic(path=pickapic()))
+    assert "6 rows, of which 1 are ties, 2 have no label and 0 have no prompt; 3 pairs are used" in caplog.text
+
+
 def test_limit_counts_usable_pairs(pickapic):
     assert load_splits(PickAPic(path=pickapic(), limit=2)).train.origin.tolist() == [0, 1]
 
