@@ -33,7 +33,7 @@ class Pair(Generic[T]):
 
     def map(self, fn: Callable[[T], U]) -> Pair[U]:
         """Apply `fn` to both sides; a side that the method does not use is None and stays None."""
-        return Pair(*(None if side is None else fn(side) for side in self))  # pyright: ignore[reportArgumentType]
+        return Pair(*(None if side is None else fn(side) for side in self))  # pyright: ignore[reportReturnType]
 
     def __iter__(self):
         """Iterate over chosen, then rejected."""
