@@ -102,8 +102,8 @@ def encode_prepared(prepared: dict[str, Prepared], encoder: Encoder, source: Sou
     tensors = {}
     for side, image in prepared.items():
         mean, std = encoder.encode_image(image.pixels)
-        tensors[f"{side}_mean"] = _round(mean, source.cache_dtype, "an image")
-        tensors[f"{side}_std"] = _round(std, source.cache_dtype, "an image")
+        tensors[f"{side}_mean"] = _round(mean, source.cache_dtype, f"a {side} image")
+        tensors[f"{side}_std"] = _round(std, source.cache_dtype, f"a {side} image")
         tensors[f"{side}_size"] = image.size
     return tensors
 
@@ -116,7 +116,7 @@ def encode_text(prompt: str, encoder: Encoder, source: Source) -> dict[str, Tens
 
 def _round(x: Tensor, dtype: str, what: str) -> Tensor:
     if not x.is_floating_point():
-        return x
+        return x.cpu()
     rounded = x.to("cpu", getattr(torch, dtype))
     if not rounded.isfinite().all():
         advice = "Set data.cache_dtype=float32" if x.isfinite().all() else "Run the encoders in float32"

@@ -9,7 +9,7 @@ from the same pairs, and every micro-batch holds one image size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -119,5 +119,6 @@ class Schedule:
         return self._epoch(epoch)[step].reshape(self.micro_steps, self.world, self.micro_batch)[:, rank]
 
     @cached_property
-    def _epoch(self):
+    def _epoch(self) -> Callable[[int], np.ndarray]:
+        """Cut an epoch as `epoch_batches` does, remembering the last two: one may be read ahead."""
         return lru_cache(maxsize=2)(lambda epoch: epoch_batches(self.seed, epoch, self.groups, self.effective))
