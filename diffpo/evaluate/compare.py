@@ -89,21 +89,21 @@ def compare(
     """
     tables = [read_scores(source) for source in sources]
     baseline, model = _choose_models(tables, sources, baseline, model)
-    results, pairs = [], []
-    for name in _choose_scorers(tables, scorers, (baseline, model)):
-        pairs = pair_scores(tables, name, model=model, baseline=baseline)
-        provenance = _common_provenance(tables, name, (baseline, model))
-        options = {"level": level, "resamples": resamples, "interval": interval, "seed": seed}
-        results.append(_judge(name, pairs, provenance, options))
-    prompts = {pair.model.prompt for pair in pairs}
+    names = _choose_scorers(tables, scorers, (baseline, model))
+    pairs = {name: pair_scores(tables, name, model=model, baseline=baseline) for name in names}
+    options = {"level": level, "resamples": resamples, "interval": interval, "seed": seed}
+    results = [
+        _judge(name, pairs[name], _common_provenance(tables, name, (baseline, model)), options) for name in names
+    ]
+    first = results[0].win_rate
     return Comparison(
         model=model,
         baseline=baseline,
-        n_prompts=len(prompts),
-        n_pairs=len(pairs),
+        n_prompts=first.n_prompts,
+        n_pairs=first.n_pairs,
         level=level,
         results=tuple(results),
-        notes=tuple(_notes(tables, sources, pairs, results, (baseline, model))),
+        notes=(*_notes_on_pairs(pairs[names[0]], len(names)), *_notes_on_sampling(tables, sources, (baseline, model))),
     )
 
 
@@ -211,13 +211,7 @@ def _common_provenance(tables: Sequence[ScoreTable], scorer: str, labels: tuple[
     return records[0]
 
 
-def _notes(
-    tables: Sequence[ScoreTable],
-    sources: Sequence[str | Path],
-    pairs: list[ScoredPair],
-    results: Sequence[ScorerResult],
-    labels: tuple[str, str],
-) -> list[str]:
+def _notes_on_pairs(pairs: list[ScoredPair], n_scorers: int) -> list[str]:
     notes = []
     prompts, seeds = {pair.model.prompt for pair in pairs}, {pair.model.seed for pair in pairs}
     if len(prompts) < FEW_PROMPTS:
@@ -228,18 +222,24 @@ def _notes(
             f"All prompts share the same {shared}, hence the same noise. The intervals tell how another set of "
             "prompts would differ, not how other seeds would; `--distinct-seeds` gives each prompt noise of its own."
         )
-    if len(results) > 1:
-        notes.append(f"{len(results)} scorers were asked; p-values are not adjusted for that.")
+    if n_scorers > 1:
+        notes.append(f"{n_scorers} scorers were asked; p-values are not adjusted for that.")
+    return notes
+
+
+def _notes_on_sampling(
+    tables: Sequence[ScoreTable], sources: Sequence[str | Path], labels: tuple[str, str]
+) -> list[str]:
+    """Say where the two models were sampled differently, as far as their folders tell."""
     settings = {
         label: read_settings(source)
         for source, table in zip(sources, tables, strict=True)
         for label in labels
         if Path(source).is_dir() and label in table.models
     }
-    if len(settings) == 2:
-        first, second = (settings[label] for label in labels)
-        changed = [key for key in _SAMPLING if first.get(key) != second.get(key)]
-        if changed:
-            listed = "; ".join(f"{key} {first.get(key)} and {second.get(key)}" for key in changed)
-            notes.append(f"{labels[0]} and {labels[1]} were sampled differently, and the scores show both: {listed}.")
-    return notes
+    if len(settings) < 2:
+        return []
+    first, second = (settings[label] for label in labels)
+    changed = [key for key in _SAMPLING if first.get(key) != second.get(key)]
+    listed = "; ".join(f"{key} {first.get(key)} and {second.get(key)}" for key in changed)
+    return [f"{' and '.join(labels)} were sampled differently, and the scores show both: {listed}."] if changed else []

@@ -61,7 +61,7 @@ class Comparison:
         sure = "" if math.isnan(rate.ci_low) else f" ({self.level:.0%} interval {_span(rate, percent)})"
         return (
             f"{opening} Judged by {first.scorer}, {self.model} wins {percent(rate.estimate)} of {self.n_pairs} "
-            f"comparisons on the same prompts and seeds{sure}."
+            f"comparisons on the same prompts and seeds{sure}.{' Ties count half.' if rate.ties else ''}"
         )
 
 

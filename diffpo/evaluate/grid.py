@@ -100,22 +100,20 @@ def write_grid(
     out, media = Path(out), [_by_prompt(folder) for folder in folders]
     scores = [_scores(folder, scorer) for folder in folders]
     rows, record = [], []
-    for prompt in _choose(media, prompts, shuffle):
-        common = [seed for seed in media[0][prompt] if all(seed in images[prompt] for images in media)][:seeds]
+    for prompt, common in _choose(media, prompts, seeds, shuffle):
         items = [(i, images[prompt][seed]) for i, images in enumerate(media) for seed in common]
         values = {(i, item.seed): scores[i].get(item.file) for i, item in items}
         cells, images = [], []
         for i, item in items:
             rivals = [value for (_, seed), value in values.items() if seed == item.seed]
             score, path = values[i, item.seed], Path(folders[i]) / item.file
-            cells.append(_cell(folders[i], item, seeds > 1, score, rivals))
+            cells.append(_cell(folders[i], item, len(common) > 1, score, rivals))
             images.append({"model": item.model, "seed": item.seed, "file": str(path), "score": score})
         rows.append(Row(prompt, tuple(cells)))
         record.append({"prompt": prompt, "images": images})
     labels = [next(iter(next(iter(images.values())).values())).model for images in media]
-    repeats = max(len(row.cells) for row in rows) // len(media)
-    columns = [name for label in labels for name in (label, *[""] * (repeats - 1))]
-    _save(draw_grid(columns, rows, cell=cell), out)
+    blanks = [""] * (len(rows[0].cells) // len(media) - 1)
+    _save(draw_grid([name for label in labels for name in (label, *blanks)], rows, cell=cell), out)
     chosen = "the first prompts" if shuffle is None else f"prompts drawn at random with seed {shuffle}"
     write_json(out.with_suffix(".json"), {"chosen": chosen, "scorer": scorer, "models": labels, "rows": record})
     return out
@@ -267,14 +265,18 @@ def _by_prompt(folder: str | Path) -> dict[str, dict[int, Media]]:
     return images
 
 
-def _choose(media: Sequence[dict[str, dict[int, Media]]], count: int, shuffle: int | None) -> list[str]:
-    """Prompts that every folder has with at least one common seed."""
-    common = [p for p in media[0] if all(p in m for m in media) and set.intersection(*(set(m[p]) for m in media))]
-    if not common:
+def _choose(
+    media: Sequence[dict[str, dict[int, Media]]], prompts: int, seeds: int, shuffle: int | None
+) -> list[tuple[str, list[int]]]:
+    """Prompts and seeds that every folder has: as many seeds for each prompt, at most `seeds`."""
+    common = {p: [s for s in media[0][p] if all(s in m.get(p, ()) for m in media)] for p in media[0]}
+    most = min(seeds, max(map(len, common.values())))
+    if not most:
         raise UserError("the folders have no prompt and seed in common, so there is nothing to put side by side.")
+    chosen = [prompt for prompt, shared in common.items() if len(shared) >= most]
     if shuffle is not None:
-        random.Random(shuffle).shuffle(common)
-    return common[:count]
+        random.Random(shuffle).shuffle(chosen)
+    return [(prompt, common[prompt][:most]) for prompt in chosen[:prompts]]
 
 
 def _scores(folder: str | Path, scorer: str | None) -> dict[str, float]:

@@ -6,8 +6,10 @@ what is in them, `open_pipeline` loads them exactly as a user of plain diffusers
 
 from __future__ import annotations
 
+import inspect
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +17,7 @@ import torch
 
 from diffpo.errors import UserError
 from diffpo.evaluate.progress import quiet_libraries
-from diffpo.evaluate.weights import Weights, download, embedded_path, hub_errors, local, looks_like_path
+from diffpo.evaluate.weights import Weights, hub_errors, local, locate, snapshot
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -61,7 +63,7 @@ def find_model(base: str, *, lora: str | None = None, denoiser: str | None = Non
     names = [name for name, value in given.items() if value is not None]
     if len(names) > 1:
         raise UserError(f"give at most one of lora, denoiser, tuned; got {' and '.join(names)}.")
-    weights = _find_base(base)
+    weights = locate(base, what=_A_MODEL, fetch=_fetch_pipeline)
     _check_pipeline_folder(base, weights.path)
     if tuned is not None:
         kind, path = find_tuned(tuned)
@@ -90,15 +92,10 @@ def find_tuned(spec: str) -> tuple[str, Path]:
             config = folder / name / "config.json"
             if config.is_file() and "_class_name" in _read_json(config):
                 return "denoiser", folder / name
-    unfinished = (
-        " The run has checkpoints but no final/: start `diffpo train` again to finish it."
-        if (root / "checkpoints").is_dir()
-        else ""
-    )
-    raise UserError(
-        f"{root} holds no tuned weights: neither {LORA_FILE} nor {' nor '.join(f'{n}/config.json' for n in DENOISERS)}."
-        f"{unfinished}"
-    )
+    wanted = " nor ".join([LORA_FILE, *(f"{name}/config.json" for name in DENOISERS)])
+    begun = (root / "checkpoints").is_dir()
+    hint = " The run is not finished: start `diffpo train` again, it continues." if begun else ""
+    raise UserError(f"{root} holds no tuned weights: neither {wanted}.{hint}")
 
 
 def open_pipeline(model: Model, *, dtype: torch.dtype, device: str) -> DiffusionPipeline:
@@ -118,14 +115,14 @@ def open_pipeline(model: Model, *, dtype: torch.dtype, device: str) -> Diffusion
     if model.denoiser is not None:
         name, network = _load_denoiser(model, dtype)
         parts[name] = network
-    with (
-        quiet_libraries(),
-        torch.random.fork_rng(devices=[]),
-    ):  # networks and adapters are initialised at random before their weights are read
+    # Networks and adapters are initialised at random before their weights are read.
+    with quiet_libraries(), torch.random.fork_rng(devices=[]):
         try:
             pipeline = DiffusionPipeline.from_pretrained(str(model.base.path), dtype=dtype, **parts)
         except (OSError, ValueError, AttributeError) as error:
             raise UserError(f"diffusers cannot load {model.base.path}: {error}") from error
+        if "prompt" not in inspect.signature(pipeline.__call__).parameters:
+            raise UserError(f"{model.base.path} is a {type(pipeline).__name__}, which makes no images of prompts.")
         if model.lora is not None:
             _load_lora(pipeline, model.lora.path)
     return pipeline.to(device)
@@ -163,52 +160,38 @@ def _load_denoiser(model: Model, dtype: torch.dtype) -> tuple[str, torch.nn.Modu
         raise UserError(f"diffusers cannot load {folder}: {error}") from error
 
 
-def _find_base(spec: str) -> Weights:
-    path = Path(spec).expanduser()
-    if path.exists():
-        return local(path)
-    if spec.startswith("shapes:"):
-        return local(embedded_path(spec))
-    if looks_like_path(spec):
-        raise UserError(f"there is no {path}. Give the folder of {_A_MODEL}, or a Hub id such as owner/name.")
+def _fetch_pipeline(repo: str) -> Path:
     from diffpo.compat import ensure_torchvision
 
     ensure_torchvision()
     from diffusers import DiffusionPipeline
 
-    with hub_errors(spec, what=_A_MODEL, probe=_INDEX):
-        folder = Path(DiffusionPipeline.download(spec, safety_checker=None))
-    return Weights(folder, f"{spec}@{folder.name}")
+    with hub_errors(repo, what=_A_MODEL, probe=_INDEX):
+        return Path(DiffusionPipeline.download(repo, safety_checker=None))
 
 
 def _find_lora(spec: str) -> Weights:
-    path = Path(spec).expanduser()
-    if not path.exists():
-        if looks_like_path(spec):
-            raise UserError(f"there is no LoRA {path}.")
-        path = download(spec, what="a LoRA", patterns=("*.safetensors",), probe="*.safetensors")
-    if path.is_file():
-        return local(path)
-    files = [path / LORA_FILE] if (path / LORA_FILE).is_file() else sorted(path.glob("*.safetensors"))
+    fetch = partial(snapshot, what="a LoRA", patterns=("*.safetensors",), probe="*.safetensors")
+    found = locate(spec, what="a LoRA", fetch=fetch)
+    if found.path.is_file():
+        return found
+    if (found.path / LORA_FILE).is_file():
+        return local(found.path / LORA_FILE)
+    files = sorted(found.path.glob("*.safetensors"))
     if len(files) != 1:
-        found = f"several: {', '.join(f.name for f in files)}" if files else "none"
-        raise UserError(f"{path} should hold one LoRA file ({LORA_FILE}); it holds {found}. Give the file itself.")
+        held = f"several: {', '.join(f.name for f in files)}" if files else "none"
+        raise UserError(f"{spec} should hold one LoRA file ({LORA_FILE}); it holds {held}. Give the file itself.")
     return local(files[0])
 
 
 def _find_denoiser(spec: str) -> Weights:
-    path = Path(spec).expanduser()
-    if path.exists() or looks_like_path(spec):
-        kind, folder = find_tuned(spec)
-        if kind != "denoiser":
-            raise UserError(f"{path} holds a LoRA, not a denoiser: give it as lora.")
-        return local(folder)
-    patterns = [f"{name}/*" for name in DENOISERS]
-    root = download(spec, what="a tuned denoiser", patterns=patterns, probe="*/config.json")
-    folder = next((root / name for name in DENOISERS if (root / name / "config.json").is_file()), None)
-    if folder is None:
-        raise UserError(f"{spec} has neither {' nor '.join(f'{name}/' for name in DENOISERS)}.")
-    return Weights(folder, f"{spec}@{root.name}")
+    patterns = [f"{name}/*{suffix}" for name in DENOISERS for suffix in (".json", ".safetensors")]
+    fetch = partial(snapshot, what="a tuned denoiser", patterns=patterns, probe="*/config.json")
+    found = locate(spec, what="a tuned denoiser", fetch=fetch)
+    kind, folder = find_tuned(str(found.path))
+    if kind != "denoiser":
+        raise UserError(f"{spec} holds a LoRA, not a denoiser: give it as lora.")
+    return local(folder)
 
 
 def _check_pipeline_folder(spec: str, folder: Path) -> None:

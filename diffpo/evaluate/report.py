@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from diffpo import __version__
 from diffpo.errors import UserError
 from diffpo.evaluate.compare import ScoredPair, pair_scores
 from diffpo.evaluate.comparison import Comparison, number, p_value, percent
@@ -102,7 +103,7 @@ def write_report(
         config=_config(run),
         provenance=_provenance(comparison, folders),
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        version=_version(),
+        version=__version__,
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, page.encode())
@@ -187,9 +188,3 @@ def _provenance(comparison: Comparison, folders: Sequence[str | Path]) -> list[t
 def _axis(share: float) -> str:
     """A share as a CSS length along an axis; an unknown one lies in the middle."""
     return f"{100 * share:.2f}%" if share == share else "50%"
-
-
-def _version() -> str:
-    from diffpo import __version__
-
-    return __version__

@@ -106,7 +106,7 @@ def _check_images(images: NDArray[np.float32], size: tuple[int, int] | None) -> 
     """Check `[n h w 3]`: pipelines turn not-a-number into black, and some round a size that they cannot make."""
     if np.isnan(images).any():
         raise UserError(
-            "the pipeline made an image of not-a-numbers. In float16 this is the VAE: use dtype=bfloat16 or float32, or "
+            "the pipeline made an image of not-a-numbers. In float16 it is the VAE: use dtype=bfloat16 or float32, or "
             "for SDXL a base with the VAE madebyollin/sdxl-vae-fp16-fix."
         )
     if size is not None and images.shape[1:3] != tuple(size):

@@ -7,7 +7,7 @@ theirs. The content of a large file is judged by 64 pieces of it, spread evenly:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,26 +32,25 @@ class Weights:
     """`REPO@COMMIT` for the Hub, otherwise a hash of the content."""
 
 
-def locate(spec: str, *, what: str, patterns: Sequence[str], probe: str) -> Weights:
-    """Find weights by local path, embedded name or Hub id; a Hub id is downloaded unless its files are cached.
+def locate(spec: str, *, what: str, fetch: Callable[[str], Path]) -> Weights:
+    """Find weights by local path, embedded name or Hub id.
 
     Args:
         spec: What the user gave.
         what: What it should be, for messages: "a diffusers model".
-        patterns: Files to download from the Hub, in glob patterns.
-        probe: The file that is named as missing when the Hub cannot be reached.
+        fetch: Brings a Hub repository's files to the disk, unless they are cached, and says where its snapshot is.
 
     Raises:
         UserError: If nothing is there, or the Hub has it not, or cannot be reached.
     """
-    if spec in EMBEDDED or spec.startswith("shapes:"):
-        return local(embedded_path(spec))
     path = Path(spec).expanduser()
     if path.exists():
         return local(path)
-    if looks_like_path(spec):
-        raise UserError(f"there is no {path}. Give the folder of {what}, or a Hub id such as owner/name.")
-    folder = download(spec, what=what, patterns=patterns, probe=probe)
+    if spec.startswith("shapes:"):
+        return local(_embedded(spec))
+    if spec.startswith((".", "/", "~")) or spec.count("/") != 1 or "\\" in spec:
+        raise UserError(f"there is no {path}. Give the path of {what}, or a Hub id such as owner/name.")
+    folder = fetch(spec)
     return Weights(folder, f"{spec}@{folder.name}")
 
 
@@ -60,12 +59,7 @@ def local(path: Path) -> Weights:
     return Weights(path, f"blake2b:{fingerprint(path)}")
 
 
-def embedded_path(spec: str) -> Path:
-    """The folder of a `shapes:...` name.
-
-    Raises:
-        UserError: If the embedded world has no such part, or its files are missing.
-    """
+def _embedded(spec: str) -> Path:
     if spec not in EMBEDDED:
         raise UserError(f"unknown embedded weights {spec!r}; there are {', '.join(EMBEDDED)}.")
     from diffpo.shapes.assets import asset_path
@@ -76,13 +70,14 @@ def embedded_path(spec: str) -> Path:
         raise UserError(f"{spec} is not there: {error}") from error
 
 
-def looks_like_path(spec: str) -> bool:
-    """Whether `spec` cannot be a Hub id: those are `name` or `owner/name`."""
-    return spec.startswith((".", "/", "~")) or spec.count("/") != 1 or "\\" in spec
-
-
-def download(repo: str, *, what: str, patterns: Sequence[str], probe: str) -> Path:
+def snapshot(repo: str, *, what: str, patterns: Sequence[str], probe: str) -> Path:
     """Fetch the files of a Hub repository that match `patterns`; cached ones are not fetched again.
+
+    Args:
+        repo: Its id.
+        what: What it should be, for messages.
+        patterns: File names, with `*`.
+        probe: A file (or pattern) without which it is not `what`; it is named where the Hub cannot be reached.
 
     Raises:
         UserError: If the Hub has no such repository, wants a login, or cannot be reached while files are missing.

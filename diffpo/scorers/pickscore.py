@@ -12,12 +12,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from diffpo.errors import UserError
 from diffpo.evaluate.progress import quiet_libraries
-from diffpo.evaluate.weights import EMBEDDED, Weights, locate
+from diffpo.evaluate.weights import EMBEDDED, Weights, locate, snapshot
 from diffpo.scorers.base import Scorer
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 HUB_MODEL = "yuvalkirstain/PickScore_v1"
 HUB_PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+_FORMAT = "a CLIP in PickScore's format"
+_PROCESSOR = "CLIP's tokenizer and image processor (vocab.json, merges.txt, preprocessor_config.json)"
 _ABOUT = "A CLIP trained to predict which of two images people choose for a prompt."
 _ABOUT_EMBEDDED = "A small CLIP in PickScore's format, trained on the shapes world. No humans were asked."
 
@@ -89,21 +91,17 @@ class PickScore(Scorer):
 
     @cached_property
     def _weights(self) -> Weights:
-        return locate(
-            self.path,
-            what="a CLIP in PickScore's format",
-            patterns=("config.json", "model*.safetensors*"),
-            probe="config.json",
-        )
+        patterns = ("config.json", "model*.safetensors*")
+        fetch = partial(snapshot, what=_FORMAT, patterns=patterns, probe="config.json")
+        return locate(self.path, what=_FORMAT, fetch=fetch)
 
     @cached_property
     def _processor(self) -> Weights:
-        spec = self.processor
-        if spec is None and (self._weights.path / "preprocessor_config.json").is_file():
+        if self.processor is None and (self._weights.path / "preprocessor_config.json").is_file():
             return self._weights
         patterns = ("*config.json", "tokenizer.json", "vocab.json", "merges.txt", "special_tokens_map.json")
-        what = "CLIP's tokenizer and image processor (vocab.json, merges.txt, preprocessor_config.json)"
-        return locate(spec or HUB_PROCESSOR, what=what, patterns=patterns, probe="preprocessor_config.json")
+        fetch = partial(snapshot, what=_PROCESSOR, patterns=patterns, probe="preprocessor_config.json")
+        return locate(self.processor or HUB_PROCESSOR, what=_PROCESSOR, fetch=fetch)
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any, Any]:

@@ -1,6 +1,8 @@
 """Grids: what is on them, and that no text is cut."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from PIL import Image
 
 from diffpo.errors import UserError
 from diffpo.evaluate.grid import Cell, Row, _font, draw_grid, fit, wrap, write_grid
-from diffpo.evaluate.media import read_media
+from diffpo.evaluate.media import read_media, write_manifest
 
 
 def test_the_sidecar_says_what_is_shown(folders, tmp_path):
@@ -20,6 +22,18 @@ def test_the_sidecar_says_what_is_shown(folders, tmp_path):
     assert shown == [("base", 0), ("base", 1), ("tuned", 0), ("tuned", 1)]
     assert all(image["score"] > 0 for row in record["rows"] for image in row["images"])
     assert Image.open(out).width > 5 * 64
+
+
+def test_every_row_has_as_many_seeds(folders, tmp_path):
+    """One folder lacks an image of the first prompt: that prompt cannot fill its columns and is left out."""
+    copy = shutil.copytree(folders[1], tmp_path / "copy")
+    write_manifest(copy, read_media(copy)[1:])
+    write_grid(tmp_path / "grid.png", [folders[0], copy], seeds=2, cell=32)
+    rows = json.loads((tmp_path / "grid.json").read_text())["rows"]
+    assert len(rows) == 4 and all(len(row["images"]) == 4 for row in rows)
+    write_manifest(copy, [replace(m, seed=m.seed + 10) for m in read_media(copy)])
+    with pytest.raises(UserError, match="no prompt and seed in common"):
+        write_grid(tmp_path / "grid.png", [folders[0], copy])
 
 
 def test_random_prompts_are_stated_and_repeatable(folders, tmp_path):
