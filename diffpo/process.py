@@ -131,7 +131,8 @@ class DiscreteProcess(NoiseProcess):
     def sample_time(self, rng: Rng) -> Tensor:
         """Draw integers, uniform unless the config says otherwise."""
         relative = draw(self.time, rng.uniform("time"), self.time.density or "uniform")
-        return (relative * len(self.alphas_cumprod)).long()
+        steps = len(self.alphas_cumprod)
+        return (relative * steps).long().clamp(max=steps - 1)  # the sigmoid of a large logit rounds to one
 
     def relative(self, t: Tensor) -> Tensor:
         """T / T."""
