@@ -1,5 +1,6 @@
 """What every test stands on: no network, its own caches, few threads, torchvision made safe before it is imported."""
 
+import functools
 import os
 import tempfile
 
@@ -32,3 +33,17 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def pipelines(tmp_path_factory):
+    """Folders of the tiny pipelines: `pipelines("sdxl")` saves one on its first call."""
+    import tiny
+
+    root = tmp_path_factory.mktemp("pipelines")
+
+    @functools.cache
+    def folder(name):
+        return tiny.save_pipeline(name, root / name)
+
+    return folder

@@ -1,0 +1,76 @@
+"""What a step needs beside a tiny pipeline: a batch of pairs, a policy with its reference, and a policy that moved."""
+
+import torch
+
+from diffpo.denoisers.base import Denoiser
+from diffpo.denoisers.load import load
+from diffpo.denoisers.reference import Reference
+from diffpo.denoisers.tuning import MODELS
+from diffpo.types import Condition, Pair, PairBatch, Rng
+
+TOKENS = 5
+SHAPES = {"sd15": (4, 24, 0), "sd2": (4, 24, 0), "sdxl": (4, 48, 24), "sd3": (8, 48, 48)}
+"""Latent channels, width of the text states, width of the pooled state (0: none)."""
+
+
+def side(name: str, row: int, which: str, dtype: torch.dtype) -> tuple[torch.Tensor, Condition]:
+    """One image of row `row`: the same numbers in whatever batch it stands."""
+    channels, width, pooled = SHAPES[name]
+    generator = torch.Generator().manual_seed(2 * row + (which == "rejected"))
+    latent, text, pool = (
+        torch.randn(1, *shape, generator=generator).to(dtype)
+        for shape in ((channels, 1, 8, 8), (TOKENS, width), (pooled,))
+    )
+    sizes = torch.tensor([[512 + row, 640, 3, row, 512, 640]])
+    return latent, Condition(text, pool if pooled else None, extra={"size": sizes} if name == "sdxl" else {})
+
+
+def pair_batch(name: str, rows: list[int], dtype: torch.dtype = torch.float32) -> PairBatch:
+    """Pairs for the pipeline `name`; both sides have captions of their own."""
+    sides = [[side(name, row, which, dtype) for row in rows] for which in ("chosen", "rejected")]
+    latent = Pair(*(torch.cat([x for x, _ in images]) for images in sides))
+    cond = Pair(*(Condition.cat([c for _, c in images]) for images in sides))
+    return PairBatch(latent, cond, torch.ones(len(rows), dtype=dtype), torch.tensor(rows))
+
+
+def swapped(batch: PairBatch) -> PairBatch:
+    """The same pairs with the order turned round."""
+    latent, cond = batch.latent, batch.cond
+    return PairBatch(
+        Pair(latent.rejected, latent.chosen), Pair(cond.rejected, cond.chosen), batch.preference, batch.index
+    )
+
+
+def make(folder, tuning: str, dtype: torch.dtype = torch.float32, **more) -> tuple[Denoiser, Reference]:
+    """Policy and reference of the pipeline in `folder`; an adapter starts from the same numbers every time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        more = {"rank": 2, **more} if tuning == "lora" else more
+        return load(MODELS[tuning](path=str(folder), **more), dtype, True)
+
+
+def move(network: torch.nn.Module, scale: float = 0.03) -> None:
+    """Change whatever is trained, always by the same random numbers."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.requires_grad:
+                parameter += scale * torch.randn(parameter.shape, generator=generator).to(parameter)
+
+
+def moved(folder, tuning: str = "full", dtype: torch.dtype = torch.float64, **more) -> tuple[Denoiser, Reference]:
+    """Policy and reference that are no longer equal."""
+    policy, reference = make(folder, tuning, dtype, **more)
+    move(policy.network)
+    return policy, reference
+
+
+def draws(batch: PairBatch, seed: int = 3, epoch: int = 0) -> Rng:
+    return Rng(seed, epoch, batch.index)
+
+
+def ask(denoiser, batch: PairBatch, t: torch.Tensor | None = None) -> torch.Tensor:
+    """What a denoiser answers about the clean chosen images at some time."""
+    t = denoiser.process.sample_time(draws(batch)) if t is None else t
+    with torch.no_grad():
+        return denoiser.predict(batch.latent.chosen, t, batch.cond.chosen)
