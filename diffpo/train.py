@@ -30,6 +30,7 @@ from diffpo.errors import UserError
 from diffpo.export import export
 from diffpo.learner import Learner, averaged, prepare_learner, resume, save
 from diffpo.log import RunLog, mean_metrics
+from diffpo.parallel import make_accelerator
 from diffpo.run import check_devices, claim_folder
 from diffpo.samples import Sampler
 from diffpo.step import preference_step
@@ -85,26 +86,6 @@ def train(config: Config, *, fresh: bool = False, push: str | None = None) -> Pa
 def due(every: int, done: int, config: Config) -> bool:
     """Whether something that happens every so many updates happens now; the last update always counts."""
     return every > 0 and (done % every == 0 or done == config.train.steps)
-
-
-def make_accelerator(config: Config) -> Accelerator:
-    """Start the processes' common ground.
-
-    Raises:
-        UserError: A tracker is not installed.
-    """
-    trackers = list(config.train.trackers)
-    try:
-        return Accelerator(
-            mixed_precision=config.train.mixed_precision,
-            log_with=trackers or None,  # pyright: ignore[reportArgumentType]
-            project_dir=config.train.output,
-        )
-    except (ValueError, ImportError) as error:
-        raise UserError(
-            f"train.trackers={trackers} and mixed_precision={config.train.mixed_precision} cannot both be had here: "
-            f"{error} Install one with pip install 'diffpo[{trackers[0] if trackers else 'tensorboard'}]'"
-        ) from error
 
 
 def prepare_data(
