@@ -17,7 +17,8 @@ def make_accelerator(config: Config) -> Accelerator:
     """Start accelerate, and the trackers' own packages.
 
     Raises:
-        UserError: A tracker or a precision is not to be had here, or the sharding asked for is FSDP1.
+        UserError: A tracker or a precision is not to be had here, the processes do not know of each other, or the
+            sharding asked for is FSDP1.
     """
     trackers = list(config.train.trackers)
     try:
@@ -31,6 +32,12 @@ def make_accelerator(config: Config) -> Accelerator:
             f"train.trackers={trackers} and train.mixed_precision={config.train.mixed_precision} cannot both be had "
             f"here: {error} A tracker is installed with pip install 'diffpo[{(trackers or ['wandb'])[0]}]'"
         ) from error
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != launched:  # each would train alone, all in one folder
+        raise UserError(
+            f"{launched} processes were launched, but accelerate sees {accelerator.num_processes}. "
+            "On CPUs set ACCELERATE_USE_CPU=true; on GPUs launch no more processes than there are GPUs"
+        )
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         _shard(accelerator)
     return accelerator

@@ -51,7 +51,7 @@ ROOMS = {
     ),
     "data": Room("data", never=f"accelerate diffpo.config diffpo.scorers {NETWORKS} {LOSSES} {TRAINING} {RIM}"),
     "training": Room(
-        "train run learner optimizers average samples checkpoint export log",
+        "train run learner parallel optimizers average samples checkpoint export log",
         never=f"datasets diffpo.methods diffpo.denoisers diffpo.objectives diffpo.noising {RIM}",
         except_for="diffpo.methods.base diffpo.methods.Method diffpo.methods.METHODS"
         " diffpo.denoisers.base diffpo.denoisers.Denoiser diffpo.denoisers.load diffpo.denoisers.reference"
