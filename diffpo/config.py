@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -219,8 +220,11 @@ def build(tree: Mapping[str, Any], origin: str = "the configuration") -> Config:
 
 def validate(cls: type[T], given: Mapping[str, Any], where: str, mistakes: list[str]) -> T:
     """Make one dataclass from plain values; what is wrong is appended to `mistakes` (and None returned)."""
+    texts = {
+        f.name for f in dataclasses.fields(cls) if re.search(r"\bstr\b", str(f.type))
+    }  # a folder may be named 1e-5
     try:
-        return TypeAdapter(cls).validate_python({k: _lenient(v) for k, v in given.items()})
+        return TypeAdapter(cls).validate_python({k: v if k in texts else _lenient(v) for k, v in given.items()})
     except ValidationError as error:
         mistakes += [_describe(where, cls, e) for e in error.errors()]
     except ConfigError as error:  # pydantic wraps ValueErrors of __post_init__ only at the top of a tree
@@ -249,7 +253,10 @@ def _override(tree: dict[str, Any], override: str) -> None:
     path, sign, text = override.partition("=")
     if not sign or not path:
         raise ConfigError(f"override {override!r} should look like method.beta=2000")
-    value = yaml.safe_load(text)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: {text} is no YAML value") from error
     keys = path.split(".")
     if len(keys) == 1 and keys[0] in BLOCKS and isinstance(value, str):
         tree[keys[0]] = _renamed(keys[0], tree.get(keys[0]), value)
