@@ -1,0 +1,153 @@
+"""Tiny runs: their configurations, processes of their own for them, and comparison of what they leave behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors.torch import load_file
+from torch import Tensor
+
+ROOT = Path(__file__).parent.parent
+LAUNCHER = ROOT / "tests" / "launch.py"
+
+
+@dataclass(frozen=True)
+class World:
+    """A folder with tiny pipelines and a pair table."""
+
+    folder: Path
+
+    @classmethod
+    def make(cls, folder: Path, *families: str, rows: int = 12) -> World:
+        import tiny
+
+        for family in families or ("sd15",):
+            tiny.save_pipeline(family, folder / family)
+        tiny.save_pairs(folder / "pairs", rows)
+        return cls(folder)
+
+    def tree(self, output: str, changes: Mapping[str, Any] | None = None, family: str = "sd15") -> dict[str, Any]:
+        """A configuration: a LoRA, 3 updates of 4 pairs; `changes` by dotted key."""
+        tree: dict[str, Any] = {
+            "model": {"name": "lora", "path": str(self.folder / family)},
+            "method": {"name": "dpo"},
+            "data": {"name": "pairs", "path": str(self.folder / "pairs" / "pairs.jsonl"), "resolution": 16},
+            "train": {"steps": 3, "batch": 4, "learning_rate": 1e-3, "output": str(self.folder / output)},
+            "sample": {"steps": 2},
+        }
+        for key, value in (changes or {}).items():
+            block, _, field = key.partition(".")
+            tree[block][field] = value
+        if tree["model"]["name"] == "full":
+            tree["model"] = {k: v for k, v in tree["model"].items() if k not in ("rank", "alpha")}
+        return tree
+
+    def write(self, output: str, changes: Mapping[str, Any] | None = None, family: str = "sd15") -> Path:
+        """Write a configuration; returns the file."""
+        file = self.folder / f"{output}.yaml"
+        file.write_text(yaml.safe_dump(self.tree(output, changes, family)))
+        return file
+
+    def train(
+        self, output: str, changes: Mapping[str, Any] | None = None, family: str = "sd15", **options: Any
+    ) -> Path:
+        """Train in this process; returns the run's folder."""
+        from diffpo.config import build
+        from diffpo.train import train
+
+        return train(build(self.tree(output, changes, family)), **options)
+
+
+def forget_accelerator() -> None:
+    """Let the next `Accelerator` of this process choose its precision anew."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(True)
+
+
+def metrics(run: Path, times: bool = False) -> list[dict[str, Any]]:
+    """Lines of a run's `metrics.jsonl`, without what measures time."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if times or not k.startswith("time/")} for line in lines]
+
+
+def checkpoints(run: Path) -> list[str]:
+    """Names in a run's `checkpoints/`, unfinished ones included."""
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+def contents(run: Path) -> dict[str, Any]:
+    """All that must not depend on an interruption: tensors of checkpoints and export, plain state, metrics, pictures."""
+    files = sorted(p for folder in ("checkpoints", "final", "samples") for p in (run / folder).rglob("*"))
+    held: dict[str, Any] = {"metrics": metrics(run)}
+    for file in files:
+        name = str(file.relative_to(run))
+        if file.suffix == ".safetensors":
+            held[name] = load_file(file)
+        elif file.name == "state.json":
+            held[name] = json.loads(file.read_text())
+        elif file.suffix == ".png":
+            held[name] = file.read_bytes()
+    return held
+
+
+def assert_same(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
+    """Assert that two `contents` are equal, tensors bit for bit."""
+    assert list(a) == list(b)
+    for name, value in a.items():
+        if isinstance(value, dict) and any(isinstance(x, Tensor) for x in value.values()):
+            assert value.keys() == b[name].keys(), name
+            differing = [k for k, x in value.items() if x.dtype != b[name][k].dtype or not x.equal(b[name][k])]
+            assert not differing, f"{name}: {differing}"
+        else:
+            assert value == b[name], name
+
+
+def weights(run: Path) -> dict[str, Tensor]:
+    """What a run exported."""
+    return {k: v for file in sorted((run / "final").rglob("*.safetensors")) for k, v in load_file(file).items()}
+
+
+def difference(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
+    """The largest difference of two sets of weights."""
+    assert a.keys() == b.keys() and a
+    return max((x.double() - b[k].double()).abs().max().item() for k, x in a.items())
+
+
+def environment(**more: str) -> dict[str, str]:
+    """The environment of a process of its own: one thread, no accelerate settings of the caller."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "FSDP_"))}
+    return kept | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | more
+
+
+def command(*arguments: str | Path, timeout: float = 240, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run `python ARGUMENTS` in a process of its own."""
+    line = [sys.executable, *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, text=True, timeout=timeout, env=environment(**env), cwd=ROOT)
+
+
+def launch(jobs: Sequence[Mapping[str, Any]], file: Path, processes: int = 0, **env: str) -> list[dict[str, Any]]:
+    """Run `diffpo` commands, one after the other, each in a fork of a process that has everything imported.
+
+    Args:
+        jobs: Each with `argv`, the arguments of `diffpo`, and perhaps `kill`: where SIGKILL hits (see `launch.py`).
+        file: Where the list of jobs goes; the answers stand beside it.
+        processes: If not 0, each job runs on so many processes, under torchrun, which all run all jobs.
+        env: More environment.
+
+    Returns:
+        For each job its exit `code` (negative: a signal) and what it printed, `text`.
+    """
+    file.write_text(json.dumps(list(jobs)))
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes else []
+    done = command(*torchrun, LAUNCHER, file, **env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(file.with_suffix(".done").read_text())

@@ -1,0 +1,260 @@
+"""Configurations: what is read, what is refused, and what the refusal says."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+from runs import ROOT, command
+
+from diffpo.config import BLOCKS, SECTIONS, Config, Train, build, find_config, load_config
+from diffpo.data import Pairs, PickAPic
+from diffpo.denoisers.tuning import Full, LoRA
+from diffpo.errors import ConfigError
+from diffpo.methods import DPO, SFT
+
+FILES = sorted((ROOT / "configs").glob("*.yaml"))
+SHAPES = "configs/shapes-dpo.yaml"
+
+
+def tree(**blocks):
+    """The smallest configuration, with fields replaced."""
+    whole = {
+        "model": {"name": "full", "path": "owner/model"},
+        "method": {"name": "dpo"},
+        "data": {"name": "pairs", "path": "owner/pairs"},
+        "train": {"steps": 3, "output": "runs/x"},
+    }
+    for key, fields in blocks.items():
+        whole[key] = whole.get(key, {}) | fields
+    return whole
+
+
+def refusal(given, *overrides):
+    """What a tree (or a packaged file with overrides) is refused with."""
+    with pytest.raises(ConfigError) as caught:
+        build(given) if isinstance(given, dict) else load_config(given, overrides)
+    return str(caught.value)
+
+
+def test_the_packaged_files_are_the_seven():
+    names = {"shapes-dpo", "sd15-dpo", "sd15-dpo-lora", "sd21-dpo", "sdxl-dpo", "sdxl-dpo-lora", "sd35-dpo-lora"}
+    assert {file.stem for file in FILES} == names
+    assert len(FILES) == 7
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_packaged_file_loads_and_survives_a_round_trip(file):
+    config = load_config(file)
+    assert config.train.output == f"runs/{file.stem}"
+    assert config.method.beta > 0
+    text = yaml.safe_dump(config.to_dict())
+    assert build(yaml.safe_load(text)) == config
+
+
+def test_learning_rates_are_those_of_the_optimizer():
+    rates = {file.stem: load_config(file).train.learning_rate for file in FILES}
+    assert rates["sd15-dpo"] == rates["sdxl-dpo"] == pytest.approx(1e-8 * 2048)
+    for name in ("sd15-dpo", "sdxl-dpo"):
+        train = load_config(f"configs/{name}.yaml").train
+        assert train.batch * train.accumulate == 2048
+
+
+def test_to_dict_is_plain_and_names_the_blocks():
+    plain = build(tree(train={"trackers": ["tensorboard"]}, sample={"prompts": ["a", "b"], "seeds": [1, 2]})).to_dict()
+    assert {key: plain[key]["name"] for key in BLOCKS} == {"model": "full", "method": "dpo", "data": "pairs"}
+    assert plain["train"]["trackers"] == ["tensorboard"]
+    assert plain["sample"]["seeds"] == [1, 2]
+    assert set(plain) == {*BLOCKS, *SECTIONS}
+
+
+def test_defaults_are_overridden_by_the_file_and_it_by_the_override(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(tree(method={"beta": 7}, train={"seed": 3, "output": None})))
+    config = load_config(file, ["train.seed=4", "sample.steps=9"])
+    assert (config.method.beta, config.train.seed, config.train.batch, config.sample.steps) == (
+        7,
+        4,
+        Train(steps=1).batch,
+        9,
+    )
+    assert config.train.output == "runs/mine"
+
+
+def test_a_method_on_the_command_line_replaces_the_block():
+    config = load_config(SHAPES, ["method=sft"])
+    assert config.method == SFT()  # no beta is left
+    assert load_config(SHAPES, ["method=dpo"]).method == DPO()
+    assert load_config(SHAPES, ["method.beta=17"]).method == DPO(beta=17)
+
+
+def test_a_model_or_a_source_keeps_the_fields_that_both_have():
+    config = load_config(SHAPES, ["model=lora", "model.rank=8", "data=pairs"])
+    assert isinstance(config.model, LoRA) and isinstance(config.data, Pairs)
+    assert (config.model.path, config.model.rank) == ("shapes:base", 8)
+    assert (config.data.path, config.data.resolution) == ("shapes:pairs", 64)
+    back = load_config("configs/sd15-dpo-lora.yaml", ["model=full", "model.dtype=null"])
+    assert isinstance(back.model, Full) and isinstance(back.data, PickAPic)
+
+
+@pytest.mark.parametrize("text", ["1e-6", "1E-6", "1.0e-6", "+1e-6", "0.000001"])
+def test_numbers_that_yaml_leaves_strings_are_read(text):
+    assert load_config(SHAPES, [f"train.learning_rate={text}"]).train.learning_rate == 1e-6
+
+
+def test_whole_numbers_may_be_written_with_an_exponent():
+    assert load_config(SHAPES, ["train.steps=1e3"]).train.steps == 1000
+
+
+def test_names_that_look_like_numbers_stay_names(tmp_path):
+    assert build(tree(data={"path": "1e5"})).data.path == "1e5"
+
+
+def test_an_unknown_key_names_the_close_one():
+    message = refusal(SHAPES, "method.bta=1")
+    assert "method.bta: unknown key. Did you mean beta?" in message
+    assert message.startswith(f"{SHAPES}: 1 mistake(s)")
+
+
+def test_an_unknown_name_and_an_unknown_block_name_the_close_ones():
+    assert "method.name: is 'dop'. Did you mean dpo? Allowed are dpo, sft" in refusal(tree(method={"name": "dop"}))
+    assert "trian: unknown key. Did you mean train?" in refusal(tree(trian={"steps": 1}))
+    assert "data.name: is missing. Allowed are pairs, pickapic" in refusal(tree() | {"data": {"path": "x"}})
+
+
+def test_all_mistakes_are_told_at_once():
+    message = refusal(
+        tree(
+            model={"atention": "native", "dtype": "half"},
+            method={"bta": 1},
+            data={"resolution": "big", "limit": 0},
+            train={"steps": "many", "batch": 1.5, "optimizer": "sgd"},
+            sample={"seeds": "x"},
+            extra={},
+        )
+    )
+    told = {line.split(": ")[0].strip() for line in message.splitlines()[1:]}
+    wanted = {"extra", "model.atention", "model.dtype", "method.bta", "data.resolution"}
+    assert told == wanted | {"train.steps", "train.batch", "train.optimizer", "sample.seeds"}
+    assert "10 mistake(s)" not in message and f"{len(told)} mistake(s)" in message
+    assert "(given 'many')" in message and "'adamw', 'adamw8bit' or 'adafactor'" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"train": {"steps": 0}}, "steps is 0"),
+        ({"train": {"ema": 1.0}}, "ema is 1.0"),
+        ({"train": {"learning_rate": -1e-5}}, "learning_rate is -1e-05"),
+        ({"train": {"keep_last": 0}}, "keep_last is 0"),
+        ({"data": {"limit": 0}}, "limit is 0"),
+        ({"data": {"validation_fraction": 1.5}}, "validation_fraction is 1.5"),
+        ({"model": {"name": "lora", "rank": 0}}, "rank is 0"),
+        ({"data": {"cache": "maybe"}}, "data.cache"),
+        ({"train": {"trackers": ["paper"]}}, "train.trackers.0"),
+    ],
+)
+def test_values_out_of_range_are_refused(changes, told):
+    assert told in refusal(tree(**changes))
+
+
+def test_a_missing_field_is_named():
+    given = tree()
+    del given["train"]["steps"]
+    assert "train.steps: is missing" in refusal(given)
+    del given["model"]["path"]
+    assert "model.path: is missing" in refusal(given)
+    assert "data: should be a block of keys, not 'x'" in refusal(tree() | {"data": "x"})
+
+
+@pytest.mark.parametrize(
+    ("model", "train", "method", "told"),
+    [
+        ({"dtype": "float16"}, {}, "dpo", "model.dtype: float16"),
+        ({"dtype": "bfloat16"}, {"mixed_precision": "fp16"}, "dpo", "train.mixed_precision (bf16; it is fp16)"),
+        ({"dtype": "float32"}, {"dtype": "float64"}, "dpo", "train.dtype: float64 goes with"),
+        ({}, {"dtype": "float64", "mixed_precision": "bf16"}, "dpo", "train.dtype: float64 goes with"),
+        ({"name": "lora", "dropout": 0.1}, {}, "dpo", "model.dropout: must be 0"),
+    ],
+)
+def test_values_that_clash_are_refused(model, train, method, told):
+    assert told in refusal(tree(model=model, train=train, method={"name": method}))
+
+
+@pytest.mark.parametrize(
+    ("model", "train", "method"),
+    [
+        ({"dtype": "float16"}, {"mixed_precision": "fp16"}, "dpo"),
+        ({"dtype": "bfloat16"}, {"mixed_precision": "bf16"}, "dpo"),
+        ({}, {"dtype": "float64"}, "dpo"),
+        ({"name": "lora", "dropout": 0.1}, {}, "sft"),  # which has no reference
+    ],
+)
+def test_values_that_fit_are_not(model, train, method):
+    assert isinstance(build(tree(model=model, train=train, method={"name": method})), Config)
+
+
+def test_a_missing_file_lists_the_packaged_ones():
+    message = refusal("configs/shapes-dop.yaml")
+    assert "no config at configs/shapes-dop.yaml. Did you mean configs/shapes-dpo.yaml?" in message
+    assert all(f"configs/{file.name}" in message for file in FILES)
+
+
+def test_a_packaged_file_is_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_config(SHAPES).is_file()
+    assert find_config("shapes-dpo.yaml") == find_config(SHAPES)
+    own = Path("configs") / "shapes-dpo.yaml"
+    own.parent.mkdir()
+    own.write_text("{}")
+    assert find_config(SHAPES) == own  # the user's own comes first
+    with pytest.raises(ConfigError):
+        find_config("elsewhere/shapes-dpo.yaml")
+
+
+@pytest.mark.parametrize(("text", "told"), [("model: [", "is no YAML"), ("- a\n- b", "it holds a list")])
+def test_a_file_that_is_no_configuration(tmp_path, text, told):
+    (tmp_path / "x.yaml").write_text(text)
+    assert told in refusal(tmp_path / "x.yaml")
+
+
+@pytest.mark.parametrize("override", ["method.beta", "=3", "train.steps.x=3", "method.beta=[1"])
+def test_an_override_that_is_none(override):
+    assert "override" in refusal(SHAPES, override)
+
+
+def test_every_field_is_documented():
+    """One docstring under every field, which a reader of the config finds there."""
+    import ast
+
+    counted = 0
+    for file in ("config.py", "denoisers/tuning.py", "data/records.py", "process.py", "methods/dpo.py", "generate.py"):
+        for node in ast.walk(ast.parse((ROOT / "diffpo" / file).read_text())):
+            if not (isinstance(node, ast.ClassDef) and any(getattr(b, "id", "") == "Block" for b in node.bases)):
+                continue
+            for field, after in zip(node.body, [*node.body[1:], None], strict=True):
+                if (
+                    isinstance(field, ast.AnnAssign)
+                    and "ClassVar" not in ast.unparse(field.annotation)
+                    and node.name != "Config"
+                ):
+                    said = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                    assert said, f"{node.name}.{ast.unparse(field.target)}"
+                    counted += 1
+    assert counted > len(dataclasses.fields(Train)) + 10
+
+
+def test_mistakes_are_told_before_anything_heavy_loads():
+    """The command of the README's first mistake, in a process of its own."""
+    code = (
+        "import sys, diffpo.__main__ as m; sys.argv = ['diffpo', 'train', 'configs/shapes-dpo.yaml', 'method.bta=1']\n"
+        "try: m.main()\n"
+        "except SystemExit as end: code = end.code\n"
+        "print(code, [name for name in ('diffusers', 'transformers', 'datasets', 'peft') if name in sys.modules])"
+    )
+    done = command("-c", code)
+    assert done.stdout.strip() == "2 []", done.stderr
+    assert "method.bta: unknown key. Did you mean beta?" in done.stderr
+    assert "Traceback" not in done.stderr
