@@ -219,8 +219,8 @@ def _notes_on_pairs(pairs: list[ScoredPair], n_scorers: int) -> list[str]:
     if len(prompts) > 1 and len(seeds) * len(prompts) == len(pairs):
         shared = "seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
         notes.append(
-            f"All prompts share the same {shared}, hence the same noise. The intervals tell how another set of "
-            "prompts would differ, not how other seeds would; `--distinct-seeds` gives each prompt noise of its own."
+            f"All prompts share the same {shared}, hence the same noise: the intervals tell how other prompts would "
+            "differ, not how other seeds would. Generating with --distinct-seeds gives each prompt its own noise."
         )
     if n_scorers > 1:
         notes.append(f"{n_scorers} scorers were asked; p-values are not adjusted for that.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,7 @@ class Comparison:
             "unclear": f"No clear difference between {self.model} and {self.baseline}.",
         }[self.verdict]
         rate = first.win_rate
-        sure = "" if math.isnan(rate.ci_low) else f" ({self.level:.0%} interval {_span(rate, percent)})"
+        sure = "" if math.isnan(rate.ci_low) else f" ({self.level:.0%} interval {span(rate, percent)})"
         return (
             f"{opening} Judged by {first.scorer}, {self.model} wins {percent(rate.estimate)} of {self.n_pairs} "
             f"comparisons on the same prompts and seeds{sure}.{' Ties count half.' if rate.ties else ''}"
@@ -92,26 +93,30 @@ def read_comparison(path: str | Path) -> Comparison:
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """The comparison as a table for the terminal."""
+    """The comparison as a table that fits a terminal of 80 columns: intervals stand below their estimates."""
+    from rich import box
     from rich.markup import escape
     from rich.table import Table
 
     table = Table(
         title=f"{escape(comparison.model)} against {escape(comparison.baseline)}: "
-        f"{comparison.n_prompts} prompts, {comparison.n_pairs} comparisons"
+        f"{comparison.n_prompts} prompts, {comparison.n_pairs} comparisons",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 2, 0, 0),
+        pad_edge=False,
+        show_edge=False,
     )
-    headers = ("scorer", comparison.baseline, comparison.model, "difference", "win rate", "won/tied/lost", "p")
-    for column, header in enumerate(headers):
-        table.add_column(escape(header), justify="left" if column == 0 else "right", no_wrap=column > 2)
+    table.add_column("scorer", overflow="fold")
+    for header in ("baseline", "model", "difference", "win rate", "p"):
+        table.add_column(header, justify="right", no_wrap=True)
     for result in comparison.results:
         rate, difference = result.win_rate, result.difference
         table.add_row(
-            escape(result.scorer),
+            f"{escape(result.scorer)}\n[dim]{rate.wins}/{rate.ties}/{rate.losses} W/T/L[/dim]",
             number(result.baseline_mean),
             number(result.model_mean),
-            f"{difference.estimate:+.3f} \\[{_span(difference, '{:+.3f}'.format)}]",
-            f"{percent(rate.estimate)} \\[{_span(rate, percent)}]",
-            f"{rate.wins}/{rate.ties}/{rate.losses}",
+            f"{signed(difference.estimate)}\n[dim]{span(difference, signed)}[/dim]",
+            f"{percent(rate.estimate)}\n[dim]{span(rate, percent)}[/dim]",
             p_value(rate.p_value),
         )
     return table
@@ -132,7 +137,13 @@ def p_value(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _span(estimate: Estimate, show: Any) -> str:
+def signed(value: float) -> str:
+    """A difference of scores, with its sign and about four digits."""
+    return "?" if math.isnan(value) else f"{value:+.2f}" if abs(value) >= 10 else f"{value:+.3f}"
+
+
+def span(estimate: Estimate, show: Callable[[float], str]) -> str:
+    """An interval in words."""
     return f"{show(estimate.ci_low)} to {show(estimate.ci_high)}"
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from diffpo import __version__
 from diffpo.errors import UserError
 from diffpo.evaluate.compare import ScoredPair, pair_scores
-from diffpo.evaluate.comparison import Comparison, number, p_value, percent
+from diffpo.evaluate.comparison import Comparison, number, p_value, percent, signed
 from diffpo.evaluate.curves import draw_panels, read_metrics
 from diffpo.evaluate.grid import fit
 from diffpo.evaluate.media import Media, open_image, read_settings, write_atomic
@@ -94,7 +94,7 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "number": number, "p_value": p_value, "axis": _axis}
+    environment.filters |= {"percent": percent, "number": number, "signed": signed, "p_value": p_value, "axis": _axis}
     page = environment.get_template(TEMPLATE).render(
         title=title or f"{comparison.model} against {comparison.baseline}",
         comparison=comparison,

@@ -29,7 +29,7 @@ def edited(folders, tmp_path):
 
 def printed(table) -> str:
     output = io.StringIO()
-    Console(width=160, file=output).print(table)
+    Console(width=80, file=output).print(table)
     return output.getvalue()
 
 
@@ -98,6 +98,7 @@ def test_the_table_for_the_terminal(folders):
     text = printed(comparison_table(compare(folders)))
     assert "tuned against base: 5 prompts, 10 comparisons" in text
     assert "shapes-utility" in text and "0/10/0" in text
+    assert "…" not in text, "80 columns must be enough"
 
 
 def test_labels_are_text_not_markup(edited):
