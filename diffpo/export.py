@@ -44,7 +44,7 @@ def export(config: Config, accelerator: Accelerator, policy: Denoiser, folder: P
         network: Any = accelerator.unwrap_model(policy.network)
 
         def write(path: Path) -> None:
-            config.model.save(path, base.pipeline_class, base.family.component, network, weights)
+            config.model.save(path, base, network, weights)
             grid = newest_grid(folder)
             if grid is not None:
                 shutil.copyfile(grid, path / "grid.png")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
+from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin, PartialState
 
 from diffpo.errors import UserError
 
@@ -48,6 +48,6 @@ def _shard(accelerator: Accelerator) -> None:
     state = accelerator.state
     if state.distributed_type == DistributedType.MULTI_CPU:
         state.fsdp_plugin = FullyShardedDataParallelPlugin()
-        state.distributed_type = DistributedType.FSDP
+        state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
     if state.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
         raise UserError("diffpo shards with FSDP2: set fsdp_version: 2 (see configs/accelerate/fsdp2.yaml)")

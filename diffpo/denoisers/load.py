@@ -35,6 +35,12 @@ class BaseModel:
         """The class itself."""
         return getattr(diffusers, self.pipeline)
 
+    @property
+    def network_class(self) -> Any:
+        """Class of the network that is trained."""
+        _, name = json.loads((self.folder / "model_index.json").read_text())[self.family.component]
+        return getattr(diffusers, name)
+
 
 def find_base(path: str) -> BaseModel:
     """Locate a base model and recognise its family.
@@ -82,11 +88,10 @@ def load(tuning: Tuning, dtype: torch.dtype, needs_reference: bool) -> tuple[Den
 
 def load_network(base: BaseModel, denoiser: str | None, dtype: torch.dtype) -> Any:
     """Load the base's network, or the one at `denoiser` (same class)."""
-    _, class_name = json.loads((base.folder / "model_index.json").read_text())[base.family.component]
     folder = base.folder / base.family.component
     if denoiser is not None:
         folder = find_network(denoiser, base.family.component)
-    return getattr(diffusers, class_name).from_pretrained(folder, dtype=dtype)
+    return base.network_class.from_pretrained(folder, dtype=dtype)
 
 
 def set_attention(network: Any, name: str) -> None:

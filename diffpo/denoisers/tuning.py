@@ -5,16 +5,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from diffpo.denoisers.base import Denoiser
 from diffpo.denoisers.reference import REFERENCE_ADAPTER, AdapterReference, Reference, frozen_copy
 from diffpo.errors import UserError
 from diffpo.process import Time
 from diffpo.types import Block
+
+if TYPE_CHECKING:
+    from diffpo.denoisers.load import BaseModel
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 DTYPES = {
@@ -58,8 +61,8 @@ class Tuning(Block, ABC):
         """Make the frozen reference from the prepared policy; frozen weights of its own have `dtype`."""
 
     @abstractmethod
-    def save(self, folder: Path, pipeline: type, component: str, network: nn.Module, weights: dict[str, Any]) -> None:
-        """Export full `weights`, named as in the bare `network`, as plain diffusers reads them."""
+    def save(self, folder: Path, base: BaseModel, network: Any, weights: dict[str, Tensor]) -> None:
+        """Export whole `weights`, named as in the bare `network`, as plain diffusers reads them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,9 +83,12 @@ class Full(Tuning):
         """Copy."""
         return frozen_copy(policy, dtype)
 
-    def save(self, folder: Path, pipeline: type, component: str, network: nn.Module, weights: dict[str, Any]) -> None:
+    def save(self, folder: Path, base: BaseModel, network: Any, weights: dict[str, Tensor]) -> None:
         """Write a network folder: `from_pretrained(folder / component)`."""
-        network.save_pretrained(folder / component, state_dict=weights)  # pyright: ignore[reportCallIssue]
+        with torch.device("meta"):  # a plain module: the one in training may be sharded, and of another class then
+            plain = base.network_class.from_config(network.config)
+        plain.load_state_dict(weights, assign=True)
+        plain.save_pretrained(folder / base.family.component)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,14 +139,15 @@ class LoRA(Tuning):
         """Switch adapters in the policy's own network."""
         return AdapterReference(policy)
 
-    def save(self, folder: Path, pipeline: Any, component: str, network: Any, weights: dict[str, Any]) -> None:
+    def save(self, folder: Path, base: BaseModel, network: Any, weights: dict[str, Tensor]) -> None:
         """Write what `pipe.load_lora_weights(folder)` reads, its metadata (rank, alpha) included."""
         from peft.utils import get_peft_model_state_dict
 
         layers = get_peft_model_state_dict(network, state_dict=weights, adapter_name="default")
         metadata = network.peft_config["default"].to_dict()
-        pipeline.save_lora_weights(
-            folder, **{f"{component}_lora_layers": layers, f"{component}_lora_adapter_metadata": metadata}
+        name = f"{base.family.component}_lora"
+        base.pipeline_class.save_lora_weights(
+            folder, **{f"{name}_layers": layers, f"{name}_adapter_metadata": metadata}
         )
 
     def _config(self, family: type[Denoiser]) -> Any:
