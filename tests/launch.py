@@ -1,10 +1,7 @@
-"""Run `diffpo` commands in processes that share one import of everything; started by `runs.launch`.
+"""Run `diffpo` commands in forks of one process that has imported everything; started by `runs.launch`.
 
-Alone, each job gets a fork of this process, which may be killed at a given place. Under torchrun, each job runs in this
-process, as one of several.
-
-A place is a function of diffpo that is called when the run is there, and the number of the call: nothing in diffpo
-knows of it.
+A job may have several processes, with the environment that torchrun gives them. A job may be killed in a given place:
+a function of diffpo that is called when the run is there, and the number of the call. Nothing in diffpo knows of it.
 """
 
 from __future__ import annotations
@@ -12,15 +9,17 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import diffpo.checkpoint
 import diffpo.data.cache
-import diffpo.train  # noqa: F401  # all the rest
+import diffpo.train  # and all the rest
 from diffpo.__main__ import main
 
 
@@ -73,62 +72,74 @@ PLACES: dict[str, Callable[[], None]] = {
 }
 
 
-def run(argv: list[str]) -> int:
-    sys.argv = ["diffpo", *argv]
+def in_forks(job: dict[str, Any]) -> dict[str, Any]:
+    """Run a job in forks of this process, and wait for them."""
+    ranks = job.get("processes", 1)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = [Path(folder) / str(rank) for rank in range(ranks)]
+        children = [os.fork() or in_child(job, rank, ranks, port, outputs[rank]) for rank in range(ranks)]
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        text = "".join(output.read_text() for output in outputs)
+        seen = outputs[0].with_suffix(".json")
+        return {"code": codes[0] if len(set(codes)) == 1 else codes, "text": text} | (
+            json.loads(seen.read_text()) if seen.exists() else {}
+        )
+
+
+def in_child(job: dict[str, Any], rank: int, ranks: int, port: int, output: Path) -> int:
+    """Be one process of a job; never returns."""
+    with output.open("wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ.update(job.get("env", {}))
+    if ranks > 1:  # what torchrun sets
+        os.environ |= {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(ranks),
+            "LOCAL_WORLD_SIZE": str(ranks),
+        }
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        watch_shards(output.with_suffix(".json"))
+    if "kill" in job:
+        PLACES[job["kill"]]()
+    sys.argv, code = ["diffpo", *job["argv"]], 0
     try:
         main()
     except SystemExit as end:
-        return int(end.code or 0)
-    return 0
+        code = int(end.code or 0)
+    except BaseException:
+        traceback.print_exc()
+        code = 70
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
-def forked(job: dict[str, Any]) -> dict[str, Any]:
-    with tempfile.TemporaryFile() as output:
-        child = os.fork()
-        if child == 0:
-            os.dup2(output.fileno(), 1)
-            os.dup2(output.fileno(), 2)
-            if "kill" in job:
-                PLACES[job["kill"]]()
-            code = run(job["argv"])
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-        _, status = os.waitpid(child, 0)
-        output.seek(0)
-        return {"code": os.waitstatus_to_exitcode(status), "text": output.read().decode()}
-
-
-def beside_others(job: dict[str, Any]) -> dict[str, Any]:
-    """Run a job on all processes; report what is sharded, if anything is."""
+def watch_shards(file: Path) -> None:
+    """Report how many parameters of policy and reference are sharded, and how much of them this process holds."""
     from torch.distributed.tensor import DTensor
 
-    from diffpo import train
+    prepare = diffpo.train.prepare_learner
 
-    seen: dict[str, Any] = {}
-    prepare = train.prepare_learner
-
-    def noticed(*args: Any) -> Any:
-        learner = prepare(*args)
+    def watched(*args: Any) -> Any:
+        learner, seen = prepare(*args), {}
         references = [] if learner.reference is None else [learner.reference.denoiser.network]
         for name, networks in (("policy", [learner.policy.network]), ("reference", references)):
             held = [p for network in networks for p in network.parameters()]
             shards = [p for p in held if isinstance(p, DTensor)]
-            local = sum(p.to_local().numel() for p in shards)
-            seen[name] = {"parameters": len(held), "shards": len(shards), "local": local}
-            seen[name]["whole"] = sum(p.numel() for p in shards)
+            here, whole = sum(p.to_local().numel() for p in shards), sum(p.numel() for p in shards)
+            seen[name] = {"parameters": len(held), "shards": len(shards), "here": here, "whole": whole}
+        file.write_text(json.dumps(seen))
         return learner
 
-    train.prepare_learner = noticed
-    try:
-        return {"code": run(job["argv"]), "text": "", **seen}
-    finally:
-        train.prepare_learner = prepare
+    diffpo.train.prepare_learner = watched
 
 
 if __name__ == "__main__":
     jobs_file = Path(sys.argv[1])
-    do = beside_others if "RANK" in os.environ else forked
-    answers = [do(job) for job in json.loads(jobs_file.read_text())]
-    if os.environ.get("RANK", "0") == "0":
-        jobs_file.with_suffix(".done").write_text(json.dumps(answers))
+    answers = [in_forks(job) for job in json.loads(jobs_file.read_text())]
+    jobs_file.with_suffix(".done").write_text(json.dumps(answers))

@@ -85,7 +85,7 @@ def checkpoints(run: Path) -> list[str]:
 
 
 def contents(run: Path) -> dict[str, Any]:
-    """All that must not depend on an interruption: tensors of checkpoints and export, plain state, metrics, pictures."""
+    """All that must not depend on an interruption: tensors, plain state, metrics, pictures."""
     files = sorted(p for folder in ("checkpoints", "final", "samples") for p in (run / folder).rglob("*"))
     held: dict[str, Any] = {"metrics": metrics(run)}
     for file in files:
@@ -134,20 +134,19 @@ def command(*arguments: str | Path, timeout: float = 240, **env: str) -> subproc
     return subprocess.run(line, capture_output=True, text=True, timeout=timeout, env=environment(**env), cwd=ROOT)
 
 
-def launch(jobs: Sequence[Mapping[str, Any]], file: Path, processes: int = 0, **env: str) -> list[dict[str, Any]]:
-    """Run `diffpo` commands, one after the other, each in a fork of a process that has everything imported.
+def launch(jobs: Sequence[Mapping[str, Any]], file: Path) -> list[dict[str, Any]]:
+    """Run `diffpo` commands, one after the other, in forks of one process that has imported everything.
 
     Args:
-        jobs: Each with `argv`, the arguments of `diffpo`, and perhaps `kill`: where SIGKILL hits (see `launch.py`).
+        jobs: Each with `argv`, the arguments of `diffpo`; perhaps `kill`, where SIGKILL hits (see `launch.py`);
+            `processes`, how many run it together; `env`, more environment.
         file: Where the list of jobs goes; the answers stand beside it.
-        processes: If not 0, each job runs on so many processes, under torchrun, which all run all jobs.
-        env: More environment.
 
     Returns:
-        For each job its exit `code` (negative: a signal) and what it printed, `text`.
+        For each job its exit `code` (negative: a signal; a list where processes differ) and what it printed, `text`;
+        with several processes also what is sharded.
     """
     file.write_text(json.dumps(list(jobs)))
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes else []
-    done = command(*torchrun, LAUNCHER, file, **env)
+    done = command(LAUNCHER, file)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(file.with_suffix(".done").read_text())
