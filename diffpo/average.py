@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import set_model_state_dict
+from torch.distributed.fsdp import FSDPModule
 
 from diffpo.checkpoint import RESTORE, trained_weights
 from diffpo.compat import ensure_torchvision
@@ -66,5 +67,8 @@ class Average:
 
 
 def trained(network: nn.Module) -> list[nn.Parameter]:
-    """Parameters that learn, in the network's order."""
+    """Parameters that learn, in the network's order; a sharded network lets go of what a forward gathered first."""
+    for module in network.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
     return [p for p in network.parameters() if p.requires_grad]
