@@ -68,7 +68,11 @@ def find_model(base: str, *, lora: str | None = None, denoiser: str | None = Non
     if tuned is not None:
         kind, path = find_tuned(tuned)
         lora, denoiser = (str(path), None) if kind == "lora" else (None, str(path))
-    return Model(weights, lora and _find_lora(lora), denoiser and _find_denoiser(denoiser))
+    return Model(
+        base=weights,
+        lora=None if lora is None else _find_lora(lora),
+        denoiser=None if denoiser is None else _find_denoiser(denoiser),
+    )
 
 
 def find_tuned(spec: str) -> tuple[str, Path]:
@@ -82,7 +86,9 @@ def find_tuned(spec: str) -> tuple[str, Path]:
     """
     root = Path(spec).expanduser()
     if not root.exists():
-        raise UserError(f"there is no {root}. Give the run folder of `diffpo train`, or its final/ folder.")
+        raise UserError(
+            f"there is no {root}. Give the run folder of `diffpo train` or its final/ (for the Hub: lora or denoiser)."
+        )
     if root.is_file():
         return "lora", root
     for folder in (root / "final", root):

@@ -135,8 +135,9 @@ def _sections(
 
 
 def _homes(tables: Sequence[ScoreTable], folders: Sequence[str | Path]) -> dict[str, Path]:
-    """The folder of each model's images."""
-    return {label: Path(folder) for table, folder in zip(tables, folders, strict=True) for label in table.models}
+    """The folder of each model's images: for a parquet file, the one it lies in."""
+    places = [Path(folder) if Path(folder).is_dir() else Path(folder).parent for folder in folders]
+    return {label: place for table, place in zip(tables, places, strict=True) for label in table.models}
 
 
 def _example(pair: ScoredPair, homes: dict[str, Path]) -> Example:
