@@ -237,6 +237,7 @@ def _prepare_folder(out: Path, settings: dict[str, Any], fresh: bool) -> None:
             raise UserError(
                 f"{out} was made with other settings: {listed}. Use `--fresh` to replace it, or another folder."
             )
+        _remove(_unfinished(out))
         return
     elif out.is_dir() and any(out.iterdir()):
         raise UserError(f"{out} holds other files and no {SETTINGS} of `diffpo generate`. Use another folder.")
@@ -248,8 +249,16 @@ def _images(out: Path) -> list[Path]:
     return [path for path in out.iterdir() if re.fullmatch(r"\d{6,}-s\d+\.png", path.name)]
 
 
+def _unfinished(out: Path) -> list[Path]:
+    """What a kill left of a file that was being written."""
+    return [path for path in out.iterdir() if path.name.startswith(".tmp-")]
+
+
+def _remove(files: list[Path]) -> None:
+    for file in files:
+        file.unlink(missing_ok=True)
+
+
 def _clear(out: Path) -> None:
     """Remove what `generate` and `score` write, nothing else; the settings last, so that a kill leaves them behind."""
-    unfinished = [path for path in out.iterdir() if path.name.startswith(".tmp-")]
-    for path in [*_images(out), *unfinished, out / MANIFEST, out / SCORES, out / SETTINGS]:
-        path.unlink(missing_ok=True)
+    _remove([*_images(out), *_unfinished(out), out / MANIFEST, out / SCORES, out / SETTINGS])

@@ -135,6 +135,7 @@ def test_a_killed_run_continues_to_the_same_bytes(base, tmp_path):
     lost.unlink()  # killed in the first batch: its other images are made again with it
     with open(tmp_path / "killed" / "manifest.jsonl", "a") as manifest:
         manifest.write('{"file": "00')
+    (tmp_path / "killed" / ".tmp-1-000002-s0.png").write_bytes(b"half")
     result = generate(options(base, batch=4), PROMPTS, tmp_path / "killed", label="x")
     assert (result.images, result.reused) == (6, 2)
     assert files(tmp_path / "killed") == whole
