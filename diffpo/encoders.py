@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,19 @@ class Encoders:
     def encode_prompt(self, prompt: str) -> dict[str, Tensor]:
         """Encode one prompt to what its family's denoiser is told, float32 on the CPU, without a batch axis."""
         return {name: x.float().cpu() for name, x in self.family.encode_prompt(self.pipeline, prompt).items()}
+
+    @contextmanager
+    def placed(self, device: torch.device | str, dtype: torch.dtype) -> Iterator[None]:
+        """Move to `device`, in a dtype that holds both their own and `dtype`, and back: nothing is rounded."""
+        parts = [part for part in self.pipeline.components.values() if isinstance(part, torch.nn.Module)]
+        before = [(part.device, part.dtype) for part in parts]
+        try:
+            for part in parts:
+                part.to(device, torch.promote_types(part.dtype, dtype))
+            yield
+        finally:
+            for part, (home, own) in zip(parts, before, strict=True):
+                part.to(home, own)
 
     def with_denoiser(self, network: torch.nn.Module) -> Any:
         """Put a network of the family beside the encoders: a pipeline that draws images."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Sampler:
     """Draws `samples/step-000100.png`.
 
-    The encoders rest on the CPU and visit the device only while images are drawn. Every process draws (a sharded
+    With cached data the encoders rest on the CPU and visit the device only while images are drawn. Every process draws (a sharded
     network needs all of them); the first one writes.
     """
 
@@ -32,7 +32,8 @@ class Sampler:
         self._folder = folder / "samples"
         prompts = choose_prompts(config.sample)
         self._jobs = [(prompt, seed) for prompt in prompts for seed in config.sample.seeds]
-        encoders.pipeline.to("cpu")
+        if config.data.cache:  # nobody else needs them
+            encoders.pipeline.to("cpu")
 
     def base(self, accelerator: Accelerator) -> None:
         """Draw the base's images, unless an earlier start of this run did."""
@@ -62,21 +63,16 @@ class Sampler:
         return self._folder / "base" / f"{i:03d}.png"
 
     def _images(self, accelerator: Accelerator) -> Sequence[Image.Image]:
-        network = accelerator.unwrap_model(self._policy.network)
-        pipeline = self._encoders.with_denoiser(network)
-        try:
-            pipeline.to(accelerator.device)
-            with accelerator.autocast():
-                return sample_images(
-                    pipeline,
-                    [prompt for prompt, _ in self._jobs],
-                    [seed for _, seed in self._jobs],
-                    steps=self._sample.steps,
-                    guidance=self._sample.guidance,
-                    batch=self._sample.batch,
-                )
-        finally:
-            self._encoders.pipeline.to("cpu")
+        network = accelerator.unwrap_model(self._policy.network)  # still under accelerate's autocast
+        with self._encoders.placed(accelerator.device, self._policy.dtype):
+            return sample_images(
+                self._encoders.with_denoiser(network),
+                [prompt for prompt, _ in self._jobs],
+                [seed for _, seed in self._jobs],
+                steps=self._sample.steps,
+                guidance=self._sample.guidance,
+                batch=self._sample.batch,
+            )
 
 
 def choose_prompts(sample: Sample) -> list[str]:
