@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class Sampler:
     """Draws `samples/step-000100.png`.
 
-    With cached data the encoders rest on the CPU and visit the device only while images are drawn. Every process draws (a sharded
-    network needs all of them); the first one writes.
+    With cached data the encoders rest on the CPU and visit the device only while images are drawn. Every process draws
+    (a sharded network needs all of them); the first one writes.
     """
 
     def __init__(self, config: Config, policy: Denoiser, encoders: Encoders, folder: Path):
@@ -36,7 +36,7 @@ class Sampler:
             encoders.pipeline.to("cpu")
 
     def base(self, accelerator: Accelerator) -> None:
-        """Draw the base's images, unless an earlier start of this run did."""
+        """Draw the base's images, unless an earlier start of this run did; the policy must be untrained yet."""
         files = [self._file(i) for i in range(len(self._jobs))]
         missing = not all(file.exists() for file in files)
         accelerator.wait_for_everyone()

@@ -58,11 +58,13 @@ def train(config: Config, *, fresh: bool = False, push: str | None = None) -> Pa
         accelerator.init_trackers(config.train.project, config={"config": str(config.to_dict())})
     plan, loader, held_out, encoders = prepare_data(config, accelerator)
     learner = prepare_learner(config, accelerator)
-    done = resume(learner, folder)
     sampler = Sampler(config, learner.policy, encoders, folder) if encoders is not None else None
+    if sampler is not None:
+        sampler.base(accelerator)
+    done = resume(learner, folder)
     with RunLog(accelerator, folder, done, config.train.steps, f"{folder.name}") as log:
-        if sampler is not None:
-            sampler.base(accelerator)
+        if plan.never_used:
+            log.say(f"{plan.never_used} pairs have image sizes too rare to fill a batch: they are never used")
         for batches in loader.updates(plan, done, config.train.steps, rank=accelerator.process_index):
             metrics = update(learner, batches, plan.position(done)[0], micro_seed=done)
             done += 1
@@ -93,9 +95,12 @@ def prepare_data(
 ) -> tuple[Schedule, PairLoader, PairLoader | None, Encoders | None]:
     """Read the tables and encode them; the encoders are let go unless something still needs them."""
     splits = load_splits(config.data)
-    check_requires(config.method.requires, splits.train, config.to_dict()["method"]["name"])
+    tables = [splits.train]
+    if splits.validation is not None and config.train.eval_every:
+        tables.append(splits.validation)
+    for table in tables:
+        check_requires(config.method.requires, table, config.to_dict()["method"]["name"])
     encoders = load_encoders(config.model, accelerator.device)
-    tables = [splits.train] + ([splits.validation] if splits.validation is not None and config.train.eval_every else [])
     loaders = [
         PairLoader(
             table,
