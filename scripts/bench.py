@@ -1,0 +1,264 @@
+"""Measure diffpo's update: pairs per second, memory, where the time goes, and the share of the machine's peak.
+
+    python scripts/bench.py                                    # the shapes world's network, on this machine
+    python scripts/bench.py sd15@512 sdxl@1024 sd35m@1024 --tuning lora --json bench.json      # wants a GPU
+    python scripts/bench.py sd15@512 --batch 16 --gradient-checkpointing --compile
+    python scripts/bench.py --memory-table                     # model x full/LoRA x checkpointing, as markdown
+
+On a GPU machine where diffpo is not installed, put the source tree, and a folder with what else is missing there, on the
+path: `PYTHONPATH=.:PACKAGES python scripts/bench.py ...` (`pip install --target PACKAGES ...` fills such a folder). It
+needs torch, diffusers, transformers, peft and accelerate, and no network, data, or weights of any model: latents,
+conditions and weights are random, architectures and sizes are real. (`shapes` also needs numpy, scipy and pillow.)
+
+One update is what `diffpo train` does: `preference_step` of Diffusion-DPO with the same denoisers, the same reference
+(adapter off for LoRA, frozen copy for full tuning), accelerate's autocast and backward, clipping, the optimizer.
+Encoding happens before training and is not in it. Times are medians over `--steps` updates after `--warmup`:
+
+    data        stacking rows that lie in host memory, and their transfer
+    noise       drawing times and noises row by row on the CPU, noising
+    reference   its forward
+    policy      forward, loss and backward
+    optimizer   reading the losses back, clipping, the step
+
+Memory is the tensors' peak on a GPU, the whole process's resident peak on a CPU. Model FLOPs count matrix products and
+convolutions of policy (forward and backward) and reference (forward); what gradient checkpointing recomputes is not
+counted. The peak is the fastest large matrix product in the same dtype on the same device. A configuration that does
+not fit is reported as OOM and the rest goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from diffpo.compat import quiet_libraries
+
+quiet_libraries()
+
+import torch  # noqa: E402
+from accelerate import Accelerator  # noqa: E402
+from bench_cases import CASES, METHOD, Case, Cost, build, collate, count, make_tuning  # noqa: E402
+from bench_machine import (  # noqa: E402
+    GIB,
+    Clock,
+    Timed,
+    describe,
+    forget_peak,
+    free_memory,
+    limited_memory,
+    matmul_peak,
+    peak_memory,
+)
+from bench_report import STAGES, memory_table, show  # noqa: E402
+
+from diffpo.denoisers.tuning import DTYPES, LoRA, Tuning  # noqa: E402
+from diffpo.errors import UserError  # noqa: E402
+from diffpo.optimizers import make_optimizer  # noqa: E402
+from diffpo.step import preference_step  # noqa: E402
+from diffpo.types import Rng  # noqa: E402
+
+HALF = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}
+STATE_BYTES = {"adamw": 8, "adamw8bit": 2, "adafactor": 0}
+FULL_SIZE = ("sd15@512", "sdxl@1024", "sd35m@1024")
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
+
+
+class Update:
+    """One configuration, ready to be updated: the trainer's loop body without data and logs."""
+
+    def __init__(self, case: Case, tuning: Tuning, batch: int, options: argparse.Namespace, accelerator: Accelerator):
+        """Build the networks on the device, and the optimizer."""
+        self.accelerator, self.clock = accelerator, Clock(accelerator.device)
+        self.rows = case.rows(batch)
+        policy, reference = build(case, tuning, accelerator.device, frozen_dtype(tuning, options))
+        if options.compile:
+            policy.network.compile_repeated_blocks()  # pyright: ignore[reportCallIssue]
+            if reference.denoiser.network is not policy.network:
+                reference.denoiser.network.compile_repeated_blocks()  # pyright: ignore[reportCallIssue]
+        trained = [p for p in policy.network.parameters() if p.requires_grad]
+        policy.network, self.optimizer = accelerator.prepare(policy.network, make_optimizer(settings(options), trained))
+        self.network = policy.network
+        self.policy, self.reference = Timed(policy, self.clock), Timed(reference, self.clock)
+
+    def run(self, step: int) -> dict[str, float]:
+        """Do one update; returns seconds by stage, and `total` by the clock on the wall."""
+        accelerator, mark = self.accelerator, self.clock.mark
+        self.clock.synchronize()
+        wall, start = time.perf_counter(), mark()
+        batch = collate(self.rows, first=step * len(self.rows))
+        with accelerator.autocast():
+            moved = batch.to(accelerator.device, torch.float32)
+            transferred = mark()
+            output = preference_step(METHOD, self.policy, self.reference, moved, Rng(0, 0, batch.index))
+        accelerator.backward(output.loss.sum() / len(self.rows))
+        backward = mark()
+        losses = output.loss.detach().cpu()
+        if not losses.isfinite().all():
+            raise UserError("the loss is not finite: random weights overflow in this dtype; try another")
+        float(accelerator.clip_grad_norm_(self.network.parameters(), 1.0))
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        end = mark()
+        self.clock.synchronize()
+        seconds = self.clock.seconds
+        return {
+            "data": seconds(start, transferred),
+            "noise": seconds(transferred, self.reference.start),
+            "reference": seconds(self.reference.start, self.reference.end),
+            "policy": seconds(self.reference.end, backward),
+            "optimizer": seconds(backward, end),
+            "total": time.perf_counter() - wall,
+        }
+
+
+def settings(options: argparse.Namespace) -> Any:
+    """The fields that an optimizer reads of the config's `train` block, which itself needs pydantic."""
+    return SimpleNamespace(
+        optimizer=options.optimizer,
+        learning_rate=1e-6,
+        adam_beta1=0.9,
+        adam_beta2=0.999,
+        adam_epsilon=1e-8,
+        weight_decay=0.01,
+    )
+
+
+def frozen_dtype(tuning: Tuning, options: argparse.Namespace) -> torch.dtype:
+    """Dtype of frozen weights: as told, else as the shipped configs have it."""
+    usual = HALF[options.mixed_precision] if isinstance(tuning, LoRA) else "float32"
+    return DTYPES[options.frozen_dtype or usual]
+
+
+def measure(
+    case: Case, tuning: Tuning, cost: Cost, options: argparse.Namespace, accelerator: Accelerator
+) -> dict[str, Any]:
+    """Time one configuration; what it returns is empty of numbers if it does not fit."""
+    device = accelerator.device
+    static = cost.static_bytes(frozen_dtype(tuning, options).itemsize, STATE_BYTES[options.optimizer]) / GIB
+    batch = options.batch or case.batch
+    result: dict[str, Any] = {"status": "OOM", "batch": batch, "static_gib": static}
+    forget_peak(device)
+    if static > 0.9 * free_memory(device):  # a CPU would be swapped to death, or the process killed
+        return result
+    try:
+        update = Update(case, tuning, batch, options, accelerator)
+        forget_peak(device)
+        laps = [update.run(step) for step in range(options.warmup + options.steps)][options.warmup :]
+    except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
+        if isinstance(error, RuntimeError) and not any(text in str(error) for text in OUT_OF_MEMORY):
+            raise
+        return result
+    finally:
+        accelerator.free_memory()
+        if options.compile:
+            torch.compiler.reset()
+    result |= {"status": "ok", "peak_gib": peak_memory(device)}
+    seconds = {name: statistics.median(lap[name] for lap in laps) for name in (*STAGES, "total")}
+    return result | {"seconds": seconds, "pairs_per_second": batch / seconds["total"]}
+
+
+def bench(
+    name: str, kind: str, modes: tuple[bool, ...], options: argparse.Namespace, accelerator: Accelerator
+) -> Iterator[dict[str, Any]]:
+    """Count and time a model and a tuning, with or without gradient checkpointing, as `modes` says."""
+    case, cost = CASES[name], count(CASES[name], make_tuning(kind, rank=options.rank))
+    for mode in modes:
+        print(f"{name} {kind}{' with gradient checkpointing' if mode else ''} ...", file=sys.stderr, flush=True)
+        tuning = make_tuning(kind, rank=options.rank, attention=options.attention, checkpointing=mode)
+        yield {
+            "case": name,
+            "tuning": kind,
+            "gradient_checkpointing": mode,
+            "parameters": cost.parameters,
+            "trained": cost.trained,
+            "frozen_dtype": str(frozen_dtype(tuning, options)).removeprefix("torch."),
+            "flops_per_forward": cost.forward,
+            "flops_per_pair": cost.pair,
+            "flops_per_pair_policy": cost.policy,
+            "flops_per_pair_reference": cost.reference,
+            **measure(case, tuning, cost, options, accelerator),
+        }
+
+
+def with_share(result: dict[str, Any], peak: float) -> dict[str, Any]:
+    """Add the achieved model FLOPs per second, and their share of the measured peak."""
+    if result["status"] != "ok":
+        return result
+    achieved = result["flops_per_pair"] * result["pairs_per_second"]
+    return result | {"model_flops_per_second": achieved, "share_of_peak": achieved / peak}
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line; what depends on the device is filled in."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)} (default: shapes)")
+    parser.add_argument("--tuning", choices=("full", "lora"), default="full")
+    parser.add_argument("--rank", type=int, default=16, help="of the LoRA")
+    parser.add_argument("--batch", type=int, help="pairs per update (default: the case's)")
+    parser.add_argument("--steps", type=int, default=10, help="updates to time")
+    parser.add_argument("--warmup", type=int, default=3, help="updates before that")
+    parser.add_argument("--mixed-precision", choices=tuple(HALF), help="default: bf16 on a GPU, no on a CPU")
+    parser.add_argument("--frozen-dtype", choices=tuple(DTYPES), help="default: half for LoRA, float32 for full")
+    parser.add_argument("--attention", default="native", help="as in model.attention")
+    parser.add_argument("--compile", action="store_true", help="as train.compile: regional")
+    parser.add_argument("--gradient-checkpointing", action="store_true")
+    parser.add_argument("--optimizer", choices=tuple(STATE_BYTES), default="adamw")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")
+    parser.add_argument("--memory-table", action="store_true", help="peak memory of model x full/LoRA x checkpointing")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write everything measured here")
+    options = parser.parse_args(arguments)
+    unknown = [name for name in options.cases if name not in CASES]
+    if unknown:
+        parser.error(f"unknown case {', '.join(unknown)}; there are {', '.join(CASES)}")
+    for name, least in (("steps", 1), ("warmup", 0), ("batch", 1), ("rank", 1)):
+        if getattr(options, name) is not None and getattr(options, name) < least:
+            parser.error(f"--{name} must be at least {least}")
+    options.cases = options.cases or list(FULL_SIZE if options.memory_table else ("shapes",))
+    options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no GPU here")
+    options.mixed_precision = options.mixed_precision or ("bf16" if options.device == "cuda" else "no")
+    if options.memory_table:  # the second update is the first that finds the optimizer's state in memory
+        options.warmup, options.steps = 1, 1
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure what the command line names; 2 if it names what cannot be had."""
+    options = parse(arguments)
+    accelerator = Accelerator(mixed_precision=options.mixed_precision, cpu=options.device == "cpu")
+    device = accelerator.device
+    matmul = matmul_peak(device, DTYPES[HALF[options.mixed_precision]])
+    machine = describe(device) | {"matmul": matmul}
+    kinds = ("full", "lora") if options.memory_table else (options.tuning,)
+    modes = (False, True) if options.memory_table else (options.gradient_checkpointing,)
+    results: list[dict[str, Any]] = []
+    try:
+        with limited_memory(device):
+            for name, kind in itertools.product(options.cases, kinds):
+                results += (with_share(r, matmul["flops"]) for r in bench(name, kind, modes, options, accelerator))
+    except UserError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 2
+    if options.memory_table:
+        print(memory_table(results, machine, vars(options)))
+    else:
+        show(results, machine)
+    if options.json:
+        plain = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
+        report = {"machine": machine, "settings": plain, "results": results}
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
+        print(f"wrote {options.json}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
