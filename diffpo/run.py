@@ -63,14 +63,16 @@ def claim_folder(config: Config, accelerator: Accelerator, fresh: bool) -> Path:
     wanted = _flat(config.to_dict())
     wanted["pairs per update"] = config.train.batch * config.train.accumulate * accelerator.num_processes
     file = folder / "config.yaml"
-    if fresh and accelerator.is_main_process:
-        _clear(folder)
-    accelerator.wait_for_everyone()
-    if file.exists():
-        document = yaml.safe_load(file.read_text())
-        _check_same(_flat(document), wanted, folder)
+    if file.exists() and not fresh:
+        changed = _changes(_flat(yaml.safe_load(file.read_text())), wanted)
+        done = newest(folder / "checkpoints")
+        if done is not None:
+            _check_same(changed, done, wanted["train.steps"], folder)
+        fresh = bool(changed) and done is None  # a start that failed before it learned anything: nothing is lost
     accelerator.wait_for_everyone()  # nobody reads what the first process is about to write
     if accelerator.is_main_process:
+        if fresh:
+            _clear(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tree = config.to_dict() | {"pairs per update": wanted["pairs per update"]}
         write_text(file, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
@@ -78,18 +80,22 @@ def claim_folder(config: Config, accelerator: Accelerator, fresh: bool) -> Path:
     return folder
 
 
-def _check_same(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
+def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """List the settings that decide what is learned and are not the same."""
     free = FREE | ({"train.steps"} if new["train.schedule"] in STEADY else set())
     changed = [k for k in sorted(old.keys() | new.keys()) if k not in free and old.get(k) != new.get(k)]
+    return [f"{k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in changed]
+
+
+def _check_same(changed: list[str], done: Path, steps: int, folder: Path) -> None:
     if changed:
-        lines = "\n".join(f"  {k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in changed)
+        lines = "\n".join(f"  {line}" for line in changed)
         raise UserError(
             f"{folder} holds a run with another config:\n{lines}\n"
             "Give another folder with train.output=..., or begin anew in this one with --fresh"
         )
-    done = newest(folder / "checkpoints")
-    if done is not None and int(done.name.removeprefix("step-")) > new["train.steps"]:
-        raise UserError(f"{folder} has already done more than train.steps={new['train.steps']} updates ({done.name})")
+    if int(done.name.removeprefix("step-")) > steps:
+        raise UserError(f"{folder} has already done more than train.steps={steps} updates ({done.name})")
 
 
 def _clear(folder: Path) -> None:

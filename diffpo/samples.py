@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,8 @@ class Sampler:
         self._folder = folder / "samples"
         prompts = choose_prompts(config.sample)
         self._jobs = [(prompt, seed) for prompt in prompts for seed in config.sample.seeds]
+        drawn = repr((self._jobs, config.sample.steps, config.sample.guidance)).encode()
+        self._base = self._folder / f"base-{hashlib.blake2b(drawn, digest_size=4).hexdigest()}"
         if config.data.cache:  # nobody else needs them
             encoders.pipeline.to("cpu")
 
@@ -60,7 +63,7 @@ class Sampler:
         draw_grid(["base", f"step {step}"], rows).save(self._folder / f"step-{step:06d}.png")
 
     def _file(self, i: int) -> Path:
-        return self._folder / "base" / f"{i:03d}.png"
+        return self._base / f"{i:03d}.png"
 
     def _images(self, accelerator: Accelerator) -> Sequence[Image.Image]:
         network = accelerator.unwrap_model(self._policy.network)  # still under accelerate's autocast
