@@ -38,7 +38,7 @@ class BaseModel:
     @property
     def network_class(self) -> Any:
         """Class of the network that is trained."""
-        _, name = json.loads((self.folder / "model_index.json").read_text())[self.family.component]
+        _, name = read_json(self.folder / "model_index.json")[self.family.component]
         return getattr(diffusers, name)
 
 
@@ -56,7 +56,7 @@ def find_base(path: str) -> BaseModel:
             f"{path} is no diffusers model: it holds no model_index.json. Give the folder that "
             f"`pipe.save_pretrained` wrote, or a Hub id"
         )
-    name = json.loads(index.read_text())["_class_name"]
+    name = read_json(index).get("_class_name")
     for family in DENOISERS.values():
         if name in family.pipelines:
             return BaseModel(folder, name, family)
@@ -75,9 +75,7 @@ def load(tuning: Tuning, dtype: torch.dtype, needs_reference: bool) -> tuple[Den
     base = find_base(tuning.path)
     family, frozen = base.family, DTYPES[tuning.dtype] if tuning.dtype else dtype
     network = load_network(base, tuning.denoiser, frozen)
-    process = family.make_process(
-        json.loads((base.folder / "scheduler" / "scheduler_config.json").read_text()), tuning.time
-    )
+    process = family.make_process(read_json(base.folder / "scheduler" / "scheduler_config.json"), tuning.time)
     tuning.prepare(network, family, dtype)
     if tuning.gradient_checkpointing:
         network.enable_gradient_checkpointing()
@@ -87,11 +85,30 @@ def load(tuning: Tuning, dtype: torch.dtype, needs_reference: bool) -> tuple[Den
 
 
 def load_network(base: BaseModel, denoiser: str | None, dtype: torch.dtype) -> Any:
-    """Load the base's network, or the one at `denoiser` (same class)."""
+    """Load the base's network, or the one at `denoiser` (same class).
+
+    Raises:
+        UserError: Its files are missing, broken, or those of another network.
+    """
     folder = base.folder / base.family.component
     if denoiser is not None:
         folder = find_network(denoiser, base.family.component)
-    return base.network_class.from_pretrained(folder, dtype=dtype)
+    try:
+        return base.network_class.from_pretrained(folder, dtype=dtype)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"cannot load a {base.network_class.__name__} from {folder}: {error}") from error
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read one of a model's JSON files.
+
+    Raises:
+        UserError: It is missing or broken.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {file}: {error}") from error
 
 
 def set_attention(network: Any, name: str) -> None:

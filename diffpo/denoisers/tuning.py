@@ -116,10 +116,14 @@ class LoRA(Tuning):
             raise ValueError(f"rank is {self.rank} and dropout {self.dropout}; rank >= 1 and 0 <= dropout < 1")
 
     def prepare(self, network: Any, family: type[Denoiser], dtype: torch.dtype) -> None:
-        """Add (or load) the adapter; the base keeps its dtype, the adapter gets `dtype`."""
+        """Add (or load) the adapter; the base keeps its dtype, the adapter gets `dtype`.
+
+        Raises:
+            UserError: It fits no module of the network.
+        """
         network.requires_grad_(False)
         if self.lora is None:
-            network.add_adapter(self._config(family))
+            self._add(network, family)
         else:
             folder, name = find_lora(self.lora)
             for adapter in (REFERENCE_ADAPTER, "default"):
@@ -131,9 +135,7 @@ class LoRA(Tuning):
             if ".lora_" in name:
                 parameter.data = parameter.data.to(dtype)
         if not any(p.requires_grad for p in network.parameters()):
-            raise UserError(
-                f"no module's name ends in one of {self.targets or family.lora_targets}; give model.targets"
-            )
+            raise UserError(f"the adapter {self.lora} fits no module of a {type(network).__name__}")
 
     def reference(self, policy: Denoiser, dtype: torch.dtype) -> Reference:
         """Switch adapters in the policy's own network."""
@@ -150,16 +152,23 @@ class LoRA(Tuning):
             folder, **{f"{name}_layers": layers, f"{name}_adapter_metadata": metadata}
         )
 
-    def _config(self, family: type[Denoiser]) -> Any:
+    def _add(self, network: Any, family: type[Denoiser]) -> None:
         from peft import LoraConfig
 
-        return LoraConfig(
+        config = LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha or self.rank,  # pyright: ignore[reportArgumentType]
             lora_dropout=self.dropout,
             target_modules=list(self.targets or family.lora_targets),
             init_lora_weights="gaussian" if self.init == "gaussian" else True,
         )
+        try:
+            network.add_adapter(config)
+        except ValueError as error:  # peft's: a name that ends no module's, or a module that it cannot adapt
+            raise UserError(
+                f"model.targets is {', '.join(config.target_modules)}, which a {type(network).__name__} cannot adapt "
+                f"({error}); give endings of module names, such as {', '.join(family.lora_targets)}"
+            ) from error
 
 
 MODELS: dict[str, type[Tuning]] = {"full": Full, "lora": LoRA}
