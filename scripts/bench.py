@@ -5,8 +5,8 @@
     python scripts/bench.py sd15@512 --batch 16 --gradient-checkpointing --compile
     python scripts/bench.py --memory-table                     # model x full/LoRA x checkpointing, as markdown
 
-On a GPU machine where diffpo is not installed, put the source tree, and a folder with what else is missing there, on the
-path: `PYTHONPATH=.:PACKAGES python scripts/bench.py ...` (`pip install --target PACKAGES ...` fills such a folder). It
+On a GPU machine where diffpo is not installed, put the source tree, and a folder with what else is missing there, on
+the path: `PYTHONPATH=.:PACKAGES python scripts/bench.py ...` (`pip install --target PACKAGES ...` fills one). It
 needs torch, diffusers, transformers, peft and accelerate, and no network, data, or weights of any model: latents,
 conditions and weights are random, architectures and sizes are real. (`shapes` also needs numpy, scipy and pillow.)
 
@@ -80,9 +80,9 @@ class Update:
         self.rows = case.rows(batch)
         policy, reference = build(case, tuning, accelerator.device, frozen_dtype(tuning, options))
         if options.compile:
-            policy.network.compile_repeated_blocks()  # pyright: ignore[reportCallIssue]
+            compile_blocks(policy.network)
             if reference.denoiser.network is not policy.network:
-                reference.denoiser.network.compile_repeated_blocks()  # pyright: ignore[reportCallIssue]
+                compile_blocks(reference.denoiser.network)
         trained = [p for p in policy.network.parameters() if p.requires_grad]
         policy.network, self.optimizer = accelerator.prepare(policy.network, make_optimizer(settings(options), trained))
         self.network = policy.network
@@ -119,6 +119,18 @@ class Update:
         }
 
 
+def compile_blocks(network: Any) -> None:
+    """Compile the blocks that diffusers says repeat.
+
+    Raises:
+        UserError: It names none for this network.
+    """
+    try:
+        network.compile_repeated_blocks()
+    except ValueError as error:
+        raise UserError(f"--compile cannot be used with a {type(network).__name__}: {error}") from error
+
+
 def settings(options: argparse.Namespace) -> Any:
     """The fields that an optimizer reads of the config's `train` block, which itself needs pydantic."""
     return SimpleNamespace(
@@ -140,7 +152,7 @@ def frozen_dtype(tuning: Tuning, options: argparse.Namespace) -> torch.dtype:
 def measure(
     case: Case, tuning: Tuning, cost: Cost, options: argparse.Namespace, accelerator: Accelerator
 ) -> dict[str, Any]:
-    """Time one configuration; what it returns is empty of numbers if it does not fit."""
+    """Time one configuration; `status` says whether there are times: ok, OOM, or error (and `message` which)."""
     device = accelerator.device
     static = cost.static_bytes(frozen_dtype(tuning, options).itemsize, STATE_BYTES[options.optimizer]) / GIB
     batch = options.batch or case.batch
@@ -152,6 +164,9 @@ def measure(
         update = Update(case, tuning, batch, options, accelerator)
         forget_peak(device)
         laps = [update.run(step) for step in range(options.warmup + options.steps)][options.warmup :]
+    except UserError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return result | {"status": "error", "message": str(error)}
     except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is a RuntimeError
         if isinstance(error, RuntimeError) and not any(text in str(error) for text in OUT_OF_MEMORY):
             raise
@@ -232,7 +247,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure what the command line names; 2 if it names what cannot be had."""
+    """Measure what the command line names; 2 if some of it cannot be had here."""
     options = parse(arguments)
     accelerator = Accelerator(mixed_precision=options.mixed_precision, cpu=options.device == "cpu")
     device = accelerator.device
@@ -241,13 +256,9 @@ def main(arguments: list[str] | None = None) -> int:
     kinds = ("full", "lora") if options.memory_table else (options.tuning,)
     modes = (False, True) if options.memory_table else (options.gradient_checkpointing,)
     results: list[dict[str, Any]] = []
-    try:
-        with limited_memory(device):
-            for name, kind in itertools.product(options.cases, kinds):
-                results += (with_share(r, matmul["flops"]) for r in bench(name, kind, modes, options, accelerator))
-    except UserError as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 2
+    with limited_memory(device):
+        for name, kind in itertools.product(options.cases, kinds):
+            results += (with_share(r, matmul["flops"]) for r in bench(name, kind, modes, options, accelerator))
     if options.memory_table:
         print(memory_table(results, machine, vars(options)))
     else:
@@ -257,7 +268,7 @@ def main(arguments: list[str] | None = None) -> int:
         report = {"machine": machine, "settings": plain, "results": results}
         options.json.write_text(json.dumps(report, indent=2) + "\n")
         print(f"wrote {options.json}")
-    return 0
+    return 2 if any(r["status"] == "error" for r in results) else 0
 
 
 if __name__ == "__main__":

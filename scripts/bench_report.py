@@ -23,7 +23,7 @@ def show(results: list[dict[str, Any]], machine: dict[str, Any]) -> None:
         else:
             row += [
                 str(r["batch"]),
-                "OOM",
+                r["status"],
                 f">{r['static_gib']:.1f}",
                 *[""] * len(STAGES),
                 f"{r['flops_per_pair'] / 1e12:.3g}",
@@ -51,7 +51,7 @@ def memory_table(results: list[dict[str, Any]], machine: dict[str, Any], setting
     """Lay the peaks out as markdown: one line per model and tuning."""
     peaks: dict[tuple[str, str], dict[bool, str]] = {}
     for r in results:
-        text = f"{r['peak_gib']:.1f}" if r["status"] == "ok" else f"OOM (>{r['static_gib']:.0f})"
+        text = f"{r['peak_gib']:.1f}" if r["status"] == "ok" else f"{r['status']} (>{r['static_gib']:.0f})"
         peaks.setdefault((r["case"], r["tuning"]), {})[r["gradient_checkpointing"]] = text
     batches = {r["case"]: r["batch"] for r in results}
     lines = ["| model | tuning | pairs | GiB | GiB, gradient checkpointing |", "|---|---|---|---|---|"]

@@ -155,6 +155,16 @@ def test_mistakes_on_the_command_line_are_named(arguments, says, capsys):
     assert says in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", [["--attention", "telepathy"], ["--compile"]])
+def test_what_cannot_be_had_is_said_and_the_rest_goes_on(option, tmp_path, capsys):
+    """An attention that there is not; a network without blocks that repeat."""
+    out = tmp_path / "bench.json"
+    assert bench.main(["tiny-sd3", "tiny-sd3", *option, "--device", "cpu", "--json", str(out)]) == 2
+    said, results = capsys.readouterr().err, json.loads(out.read_text())["results"]
+    assert [r["status"] for r in results] == ["error"] * 2
+    assert option[-1].removeprefix("--") in results[0]["message"] and results[0]["message"] in said
+
+
 @pytest.mark.gpu
 def test_a_gpu_runs_a_tiny_case(tmp_path):
     out = tmp_path / "bench.json"
