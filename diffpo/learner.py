@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -43,7 +42,7 @@ def prepare_learner(config: Config, accelerator: Accelerator) -> Learner:
         policy, reference = load(config.model, DTYPES[config.train.dtype], config.method.needs_reference)
     policy.network.to(accelerator.device).train()
     if config.train.compile == "regional":
-        policy.network.compile_repeated_blocks()  # pyright: ignore[reportCallIssue]
+        policy.compile()
     optimizer = make_optimizer(config.train, [p for p in policy.network.parameters() if p.requires_grad])
     bare = policy.network
     policy.network, optimizer = accelerator.prepare(bare, optimizer)
@@ -56,9 +55,9 @@ def prepare_learner(config: Config, accelerator: Accelerator) -> Learner:
 
 def place_reference(reference: Reference, accelerator: Accelerator, compiled: bool) -> None:
     """Put a reference that is a network of its own where the policy's is: on the device, or sharded alike."""
-    network: Any = reference.denoiser.network.to(accelerator.device)
+    network = reference.denoiser.network.to(accelerator.device)
     if compiled:
-        network.compile_repeated_blocks()
+        reference.denoiser.compile()
     if accelerator.is_fsdp2:
         from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 

@@ -80,9 +80,9 @@ class Update:
         self.rows = case.rows(batch)
         policy, reference = build(case, tuning, accelerator.device, frozen_dtype(tuning, options))
         if options.compile:
-            compile_blocks(policy.network)
+            policy.compile()
             if reference.denoiser.network is not policy.network:
-                compile_blocks(reference.denoiser.network)
+                reference.denoiser.compile()
         trained = [p for p in policy.network.parameters() if p.requires_grad]
         policy.network, self.optimizer = accelerator.prepare(policy.network, make_optimizer(settings(options), trained))
         self.network = policy.network
@@ -117,18 +117,6 @@ class Update:
             "optimizer": seconds(backward, end),
             "total": time.perf_counter() - wall,
         }
-
-
-def compile_blocks(network: Any) -> None:
-    """Compile the blocks that diffusers says repeat.
-
-    Raises:
-        UserError: It names none for this network.
-    """
-    try:
-        network.compile_repeated_blocks()
-    except ValueError as error:
-        raise UserError(f"--compile cannot be used with a {type(network).__name__}: {error}") from error
 
 
 def settings(options: argparse.Namespace) -> Any:

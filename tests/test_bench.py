@@ -155,9 +155,9 @@ def test_mistakes_on_the_command_line_are_named(arguments, says, capsys):
     assert says in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("option", [["--attention", "telepathy"], ["--compile"]])
+@pytest.mark.parametrize("option", [["--attention", "telepathy"]])
 def test_what_cannot_be_had_is_said_and_the_rest_goes_on(option, tmp_path, capsys):
-    """An attention that there is not; a network without blocks that repeat."""
+    """An attention that there is not."""
     out = tmp_path / "bench.json"
     assert bench.main(["tiny-sd3", "tiny-sd3", *option, "--device", "cpu", "--json", str(out)]) == 2
     said, results = capsys.readouterr().err, json.loads(out.read_text())["results"]

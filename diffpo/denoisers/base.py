@@ -27,6 +27,8 @@ class Denoiser(ABC):
     """The network's name in such a pipeline: `unet` or `transformer`."""
     lora_targets: ClassVar[tuple[str, ...]]
     """Modules that a LoRA adapts unless the config names others."""
+    blocks: ClassVar[tuple[str, ...]]
+    """Classes of the network's repeated blocks: what regional compilation compiles."""
     multiple: ClassVar[int]
     """Pixel sizes must be divisible by the VAE's factor times this."""
 
@@ -48,6 +50,12 @@ class Denoiser(ABC):
     @abstractmethod
     def encode_prompt(pipeline: Any, prompt: str) -> dict[str, Tensor]:
         """Encode one prompt: `text` `[n d]`, and whatever else the family is told; there is no batch axis."""
+
+    def compile(self) -> None:
+        """Compile the repeated blocks in place: each class is compiled once, however often it occurs."""
+        for module in self.network.modules():
+            if type(module).__name__ in self.blocks:
+                module.compile()
 
     @property
     def dtype(self) -> torch.dtype:

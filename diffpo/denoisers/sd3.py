@@ -18,6 +18,7 @@ class SD3(Denoiser):
     pipelines = ("StableDiffusion3Pipeline",)
     component = "transformer"
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    blocks = ("JointTransformerBlock",)
     multiple = 2
 
     def predict(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:

@@ -17,6 +17,7 @@ class SDXL(Denoiser):
     pipelines = ("StableDiffusionXLPipeline",)
     component = "unet"
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
+    blocks = ("BasicTransformerBlock", "ResnetBlock2D")
     multiple = 1
     make_process = staticmethod(discrete_process)
 

@@ -16,6 +16,7 @@ class UNet(Denoiser):
     pipelines = ("StableDiffusionPipeline",)
     component = "unet"
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
+    blocks = ("BasicTransformerBlock", "ResnetBlock2D")
     multiple = 1
     make_process = staticmethod(discrete_process)
 
