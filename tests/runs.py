@@ -128,7 +128,7 @@ def environment(**more: str) -> dict[str, str]:
     return kept | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | more
 
 
-def command(*arguments: str | Path, timeout: float = 240, **env: str) -> subprocess.CompletedProcess[str]:
+def command(*arguments: str | Path, timeout: float = 900, **env: str) -> subprocess.CompletedProcess[str]:
     """Run `python ARGUMENTS` in a process of its own."""
     line = [sys.executable, *map(str, arguments)]
     return subprocess.run(line, capture_output=True, text=True, timeout=timeout, env=environment(**env), cwd=ROOT)

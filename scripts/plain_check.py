@@ -1,0 +1,155 @@
+"""Show that an exported run gives the same images in plain diffusers as `diffpo generate --batch 1`.
+
+    python scripts/plain_check.py make DIR       in diffpo's environment: train, generate, leave everything in DIR
+    python scripts/plain_check.py compare DIR    in one with torch, diffusers, transformers and peft alone
+
+`make` trains a LoRA and a whole network for a few updates, on the shapes world if its assets are here, else on a tiny
+random model. `compare` does not import diffpo: it does what a user does who has only the result, and prints the largest
+difference of a pixel. It exits with 1 if that is above 1/255.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+PLAN = "plan.json"
+PROMPTS = ("thing 1", "a red circle", "a blue square")
+SEEDS = (0, 1)
+STEPS, GUIDANCE = 10, 5.0
+LEARNING_RATES = {"shapes:base": {"lora": 1e-3, "full": 1e-4}, "tiny": {"lora": 3e-2, "full": 1e-2}}
+"""Large, so that a few updates change the images by much more than rounding does."""
+LIMIT = 1
+"""Difference allowed, in 255ths of a pixel's range."""
+
+
+def make(folder: Path) -> None:
+    """Train, generate, and write down what `compare` needs to know."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model, data = shapes_world() or tiny_world(folder / "tiny")
+    (folder / "prompts.txt").write_text("\n".join(PROMPTS) + "\n")
+    config = folder / "config.yaml"
+    train = {"steps": 5, "batch": 4, "warmup_steps": 0}
+    blocks = {"model": {"name": "lora", "path": model}, "method": {"name": "dpo"}, "data": data, "train": train}
+    config.write_text(json.dumps(blocks))  # which is YAML too
+    for tuning, rate in LEARNING_RATES.get(model, LEARNING_RATES["tiny"]).items():
+        run = folder / tuning
+        more = ["model.rank=4", "model.alpha=8"] if tuning == "lora" else []
+        overrides = [f"model={tuning}", *more, f"train.learning_rate={rate}", f"train.output={run}"]
+        diffpo("train", str(config), *overrides, "--fresh")
+        generate(folder, model, tuning, "--tuned", str(run))
+    generate(folder, model, "base")
+    base = str(ROOT / "assets" / "shapes" / "pipeline") if model == "shapes:base" else model
+    plan = {"base": base, "prompts": PROMPTS, "seeds": SEEDS, "steps": STEPS, "guidance": GUIDANCE}
+    (folder / PLAN).write_text(json.dumps(plan, indent=2))
+    print(f"wrote {folder}\nnext: PLAIN_PYTHON scripts/plain_check.py compare {folder}")
+
+
+def generate(folder: Path, model: str, label: str, *tuned: str) -> None:
+    """Make the images of one model, one at a time."""
+    out = ("--prompts", str(folder / "prompts.txt"), "--out", str(folder / "media" / label), "--batch", "1", "--fresh")
+    sampling = ("--steps", str(STEPS), "--guidance", str(GUIDANCE), "--seeds", ",".join(map(str, SEEDS)))
+    diffpo("generate", model, *tuned, *out, *sampling, "--device", "cpu", "--label", label)
+
+
+def diffpo(*arguments: str) -> None:
+    """Run a command of diffpo, in this process: the imports take longer than the work."""
+    from diffpo.cli import app
+
+    app(list(arguments), standalone_mode=False)
+
+
+def shapes_world() -> tuple[str, dict[str, Any]] | None:
+    """Return the embedded model and pairs, if they are here."""
+    assets = ROOT / "assets" / "shapes"
+    if not (assets / "pipeline" / "model_index.json").is_file():
+        return None
+    from diffpo.config import load_config
+
+    data = load_config("configs/shapes-dpo.yaml").to_dict()["data"]
+    return "shapes:base", data | {"limit": 64, "caption_dropout": 0.0}
+
+
+def tiny_world(folder: Path) -> tuple[str, dict[str, Any]]:
+    """Make a random model of the real classes, and random pairs."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    import tiny
+
+    model, pairs = tiny.save_pipeline("sd15", folder / "sd15"), tiny.save_pairs(folder / "pairs")
+    return str(model), {"name": "pairs", "path": str(pairs), "resolution": 16}
+
+
+def compare(folder: Path) -> int:
+    """Make the same images with diffusers alone; returns the exit code."""
+    import numpy as np
+    from PIL import Image
+
+    plan = json.loads((folder / PLAN).read_text())
+    made = {label: images(pipe, plan) for label, pipe in pipelines(plan["base"], folder)}
+    assert not any(name == "diffpo" or name.startswith("diffpo.") for name in sys.modules), "plain means without diffpo"
+    worst, still = 0, []
+    for label, pictures in made.items():
+        differences = []
+        for name, picture in pictures.items():
+            theirs = np.asarray(Image.open(folder / "media" / label / name).convert("RGB"), dtype=np.int16)
+            differences.append(int(np.abs(theirs - picture).max()))
+        moved = max(int(np.abs(picture - made["base"][name]).max()) for name, picture in pictures.items())
+        print(
+            f"{label:5} {len(differences)} images: largest difference {max(differences)}/255; from the base {moved}/255"
+        )
+        worst = max(worst, *differences)
+        still += [label] * (label != "base" and moved <= 10 * LIMIT)
+    if still:
+        print(f"{', '.join(still)}: as good as the base's images, so this shows nothing", file=sys.stderr)
+    verdict = "at most" if worst <= LIMIT else "ABOVE"
+    print(f"largest difference {worst}/255, {verdict} the {LIMIT}/255 allowed")
+    return int(worst > LIMIT or bool(still))
+
+
+def pipelines(base: str, folder: Path) -> Iterator[tuple[str, Any]]:
+    """Open base, LoRA and tuned network as the model cards tell."""
+    from diffusers import AutoModel, DiffusionPipeline
+
+    yield "base", DiffusionPipeline.from_pretrained(base)
+    pipe = DiffusionPipeline.from_pretrained(base)
+    pipe.load_lora_weights(folder / "lora" / "final")
+    yield "lora", pipe
+    unet = AutoModel.from_pretrained(str(folder / "full" / "final"), subfolder="unet")  # a Path it does not take
+    yield "full", DiffusionPipeline.from_pretrained(base, unet=unet)
+
+
+def images(pipe: Any, plan: dict[str, Any]) -> dict[str, Any]:
+    """Make the plan's images, `[h w 3]` int16 by file name, each with a generator of its own."""
+    import numpy as np
+    import torch
+
+    pipe.set_progress_bar_config(disable=True)
+    made = {}
+    for i, prompt in enumerate(plan["prompts"]):
+        for seed in plan["seeds"]:
+            generator = torch.Generator("cpu").manual_seed(seed)
+            sampling = {"num_inference_steps": plan["steps"], "guidance_scale": plan["guidance"]}
+            picture = pipe(prompt, generator=generator, **sampling).images[0]
+            made[f"{i:06d}-s{seed}.png"] = np.asarray(picture.convert("RGB"), dtype=np.int16)
+    return made
+
+
+def main() -> int:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("make", "compare"))
+    parser.add_argument("folder", type=Path)
+    given = parser.parse_args()
+    if given.what == "compare":
+        return compare(given.folder)
+    make(given.folder.resolve())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
