@@ -7,7 +7,6 @@ functions).
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffpo import weights
 from diffpo.compat import ensure_torchvision
 
 ensure_torchvision()
@@ -23,10 +23,8 @@ ensure_torchvision()
 from diffusers import AutoencoderKL  # noqa: E402
 
 from diffpo.denoisers.base import Denoiser  # noqa: E402
-from diffpo.denoisers.load import BaseModel, download, find_base  # noqa: E402
+from diffpo.denoisers.load import BaseModel, find_base  # noqa: E402
 from diffpo.denoisers.tuning import DTYPES, Tuning  # noqa: E402
-
-SAMPLED_BYTES = 2**20
 
 
 class Encoders:
@@ -82,12 +80,12 @@ def load_encoders(tuning: Tuning, device: torch.device | str) -> Encoders:
     """Load everything of the base model but its denoiser, frozen, in `tuning.encoder_dtype`."""
     base = find_base(tuning.path)
     parts: dict[str, Any] = {base.family.component: None}
-    if "safety_checker" in json.loads((base.folder / "model_index.json").read_text()):
+    if "safety_checker" in base.index:
         parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     dtype = DTYPES[tuning.encoder_dtype]
     vae_folder = None
     if tuning.vae is not None:
-        vae_folder = Path(tuning.vae) if Path(tuning.vae).is_dir() else Path(download(tuning.vae, "config.json"))
+        vae_folder = weights.locate(tuning.vae, what="a VAE", fetch=_fetch_vae).path
         parts["vae"] = AutoencoderKL.from_pretrained(vae_folder, dtype=dtype)
     pipeline = base.pipeline_class.from_pretrained(base.folder, dtype=dtype, **parts).to(device)
     for part in pipeline.components.values():
@@ -96,29 +94,15 @@ def load_encoders(tuning: Tuning, device: torch.device | str) -> Encoders:
     return Encoders(pipeline, base.family, fingerprint(base, vae_folder, tuning.encoder_dtype))
 
 
+def _fetch_vae(repo: str) -> Path:
+    return weights.snapshot(repo, what="a VAE", patterns=("*.json", "*.safetensors"), probe="config.json")
+
+
 def fingerprint(base: BaseModel, vae: Path | None, dtype: str) -> str:
-    """Identify the files that decide an encoding: names, sizes, and a megabyte of each, safetensors header included."""
-    digest = hashlib.blake2b(dtype.encode(), digest_size=16)
-    folders = [
-        p
-        for p in sorted(base.folder.iterdir())
-        if p.is_dir() and p.name.startswith(("text_encoder", "tokenizer", "vae"))
-    ]
-    for folder in folders if vae is None else [*(p for p in folders if p.name != "vae"), vae]:
-        for file in sorted(p for p in folder.rglob("*") if p.is_file()):
-            digest.update(f"{folder.name}/{file.relative_to(folder)}:{file.stat().st_size}".encode())
-            digest.update(sample_bytes(file))
-    return digest.hexdigest()
-
-
-def sample_bytes(file: Path) -> bytes:
-    """Read half a megabyte at the start, where a safetensors header stands, and as much spread over the file."""
-    size, pieces = file.stat().st_size, 16
-    with file.open("rb") as f:
-        if size <= SAMPLED_BYTES:
-            return f.read()
-        parts = [f.read(SAMPLED_BYTES // 2)]
-        for i in range(1, pieces + 1):
-            f.seek(size * i // pieces - SAMPLED_BYTES // (2 * pieces))
-            parts.append(f.read(SAMPLED_BYTES // (2 * pieces)))
-    return b"".join(parts)
+    """Identify the files that decide an encoding by their content, and the dtype that it is made in."""
+    wanted = ("text_encoder", "tokenizer", "vae")
+    parts = {p.name: p for p in sorted(base.folder.iterdir()) if p.is_dir() and p.name.startswith(wanted)}
+    if vae is not None:
+        parts["vae"] = vae
+    identity = [dtype, *(f"{name} {weights.fingerprint(part)}" for name, part in parts.items())]
+    return hashlib.blake2b("\n".join(identity).encode(), digest_size=16).hexdigest()

@@ -33,10 +33,10 @@ from diffpo.evaluate.media import (
     write_json,
     write_manifest,
 )
-from diffpo.evaluate.pipelines import Model, find_model, open_pipeline
 from diffpo.evaluate.progress import progress_bar, stderr_console
 from diffpo.evaluate.prompts import PromptSet
 from diffpo.evaluate.sampling import chunks, pick_device, sample_images
+from diffpo.pipelines import Model, find_model, open_pipeline
 from diffpo.types import Block
 
 if TYPE_CHECKING:

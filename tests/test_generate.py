@@ -19,7 +19,7 @@ from tiny import PIPELINES, save_pipeline
 
 from diffpo.errors import UserError
 from diffpo.evaluate.media import read_media, read_settings
-from diffpo.evaluate.pipelines import find_model, find_tuned
+from diffpo.pipelines import find_model, find_tuned
 from diffpo.evaluate.prompts import PromptSet
 from diffpo.generate import GenerateOptions, generate, sample_images
 

@@ -45,6 +45,11 @@ ROOMS = {
         only="torch diffpo.errors " + " ".join(f"diffpo.{name}" for name in CORE.split()),
         never=DEVICES_AND_FILES,
     ),
+    "files": Room(
+        "weights pipelines",
+        never="datasets accelerate diffpo.data diffpo.config diffpo.denoisers diffpo.evaluate diffpo.scorers"
+        f" {LOSSES} {TRAINING} {RIM}",
+    ),
     "denoisers": Room(
         "denoisers encoders",
         never=f"datasets accelerate diffpo.data diffpo.config diffpo.evaluate diffpo.scorers {LOSSES} {TRAINING} {RIM}",
@@ -198,6 +203,7 @@ BAD = [
     ("core", "import importlib\nimportlib.import_module(name)"),
     ("core", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from diffpo.config import Config"),
     ("denoisers", "from diffpo.methods import DPO"),
+    ("files", "from diffpo.denoisers.load import find_base"),
     ("denoisers", "import torch\noptimizer = torch.optim.AdamW"),
     ("data", "class A:\n    def f(self):\n        import diffusers.models"),
     ("data", "from ..encoders import Encoders"),

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline
-from huggingface_hub import snapshot_download
 
+from diffpo import pipelines
 from diffpo.denoisers import DENOISERS, Denoiser
 from diffpo.denoisers.reference import Reference
-from diffpo.denoisers.tuning import DTYPES, Tuning, find_network
+from diffpo.denoisers.tuning import DTYPES, Tuning
 from diffpo.errors import UserError
+from diffpo.pipelines import find_denoiser, read_json
 
 UNET_ATTENTION = ("native", "xformers")
 
@@ -36,9 +35,14 @@ class BaseModel:
         return getattr(diffusers, self.pipeline)
 
     @property
+    def index(self) -> dict[str, Any]:
+        """The pipeline's `model_index.json`: which class each component has."""
+        return read_json(self.folder / "model_index.json")
+
+    @property
     def network_class(self) -> Any:
         """Class of the network that is trained."""
-        _, name = read_json(self.folder / "model_index.json")[self.family.component]
+        _, name = self.index[self.family.component]
         return getattr(diffusers, name)
 
 
@@ -49,14 +53,8 @@ def find_base(path: str) -> BaseModel:
         UserError: Nothing is there, it is no diffusers pipeline, its family is not supported, or the Hub cannot be
         reached.
     """
-    folder = _folder(path)
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise UserError(
-            f"{path} is no diffusers model: it holds no model_index.json. Give the folder that "
-            f"`pipe.save_pretrained` wrote, or a Hub id"
-        )
-    name = read_json(index).get("_class_name")
+    folder = pipelines.find_base(path).path
+    name = read_json(folder / "model_index.json").get("_class_name")
     for family in DENOISERS.values():
         if name in family.pipelines:
             return BaseModel(folder, name, family)
@@ -92,23 +90,11 @@ def load_network(base: BaseModel, denoiser: str | None, dtype: torch.dtype) -> A
     """
     folder = base.folder / base.family.component
     if denoiser is not None:
-        folder = find_network(denoiser, base.family.component)
+        folder = find_denoiser(denoiser).path
     try:
         return base.network_class.from_pretrained(folder, dtype=dtype)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"cannot load a {base.network_class.__name__} from {folder}: {error}") from error
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Read one of a model's JSON files.
-
-    Raises:
-        UserError: It is missing or broken.
-    """
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {file}: {error}") from error
 
 
 def set_attention(network: Any, name: str) -> None:
@@ -140,37 +126,3 @@ def set_attention(network: Any, name: str) -> None:
 def _attention_state(network: Any) -> list[tuple[str, Any]]:
     processors = network.attn_processors.values()
     return [(type(p).__name__, vars(p).get("_attention_backend")) for p in processors]
-
-
-def _folder(path: str) -> Path:
-    if path == "shapes:base":
-        from diffpo.shapes.assets import asset_path
-
-        return Path(asset_path("pipeline"))
-    if Path(path).is_dir():
-        return Path(path)
-    if path.count("/") != 1 or path.startswith((".", "/", "~")):
-        raise UserError(f"no model at {path}: there is no such folder, and it is no Hub id (owner/name)")
-    return Path(download(path))
-
-
-def download(repo: str, needed: str = "model_index.json") -> str:
-    """Fetch a model from the Hub, or find it in the cache; returns the snapshot's folder.
-
-    Args:
-        repo: `owner/name`.
-        needed: The file without which it is of no use.
-
-    Raises:
-        UserError: It is neither reachable nor cached.
-    """
-    try:
-        if needed == "model_index.json":
-            return DiffusionPipeline.download(repo)  # only the files that the pipeline names
-        return snapshot_download(repo, allow_patterns=["*.json", "*.safetensors"])
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"cannot get {repo} from the Hub: {needed} is not cached and could not be fetched "
-            f"({type(error).__name__}). "
-            f"Without a network, give a local folder in diffusers format instead, such as model.path=/path/to/model"
-        ) from error

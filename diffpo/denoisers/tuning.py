@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from diffpo.denoisers.base import Denoiser
 from diffpo.denoisers.reference import REFERENCE_ADAPTER, AdapterReference, Reference, frozen_copy
 from diffpo.errors import UserError
+from diffpo.pipelines import find_lora
 from diffpo.process import Time
 from diffpo.types import Block
 
 if TYPE_CHECKING:
     from diffpo.denoisers.load import BaseModel
 
-LORA_FILE = "pytorch_lora_weights.safetensors"
 DTYPES = {
     "float32": torch.float32,
     "float16": torch.float16,
@@ -125,17 +125,12 @@ class LoRA(Tuning):
         if self.lora is None:
             self._add(network, family)
         else:
-            folder, name = find_lora(self.lora)
-            for adapter in (REFERENCE_ADAPTER, "default"):
-                network.load_lora_adapter(folder, weight_name=name, prefix=family.component, adapter_name=adapter)
-            network.set_adapter("default")
+            self._continue(network, family, self.lora)
         for name, parameter in network.named_parameters():
             trained = ".lora_" in name and f".{REFERENCE_ADAPTER}." not in name
             parameter.requires_grad_(trained)
             if ".lora_" in name:
                 parameter.data = parameter.data.to(dtype)
-        if not any(p.requires_grad for p in network.parameters()):
-            raise UserError(f"the adapter {self.lora} fits no module of a {type(network).__name__}")
 
     def reference(self, policy: Denoiser, dtype: torch.dtype) -> Reference:
         """Switch adapters in the policy's own network."""
@@ -170,34 +165,16 @@ class LoRA(Tuning):
                 f"({error}); give endings of module names, such as {', '.join(family.lora_targets)}"
             ) from error
 
+    def _continue(self, network: Any, family: type[Denoiser], path: str) -> None:
+        file = find_lora(path).path
+        try:
+            for adapter in (REFERENCE_ADAPTER, "default"):
+                network.load_lora_adapter(
+                    file.parent, weight_name=file.name, prefix=family.component, adapter_name=adapter
+                )
+            network.set_adapter("default")  # raises if nothing of the file was for this network
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(f"the adapter {path} does not fit a {type(network).__name__}: {error}") from error
+
 
 MODELS: dict[str, type[Tuning]] = {"full": Full, "lora": LoRA}
-
-
-def find_lora(path: str) -> tuple[Path, str]:
-    """Find an adapter in a file, a folder, or a run's folder; returns (folder, file name).
-
-    Raises:
-        UserError: There is none.
-    """
-    given = Path(path)
-    if given.is_file():
-        return given.parent, given.name
-    for folder in (given, given / "final"):
-        if (folder / LORA_FILE).is_file():
-            return folder, LORA_FILE
-    raise UserError(f"no adapter at {path}: it should be a .safetensors file, or a folder that holds {LORA_FILE}")
-
-
-def find_network(path: str, component: str) -> Path:
-    """Find a network folder in `path`, or in a run's or a pipeline's folder.
-
-    Raises:
-        UserError: There is none.
-    """
-    for folder in (Path(path), Path(path) / component, Path(path) / "final" / component):
-        if (folder / "config.json").is_file():
-            return folder
-    raise UserError(
-        f"no {component} at {path}: it should be a folder with config.json and .safetensors weights, or hold one"
-    )

@@ -16,9 +16,8 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from diffpo.errors import UserError
-from diffpo.evaluate.progress import quiet_libraries
-from diffpo.evaluate.weights import EMBEDDED, Weights, locate, snapshot
 from diffpo.scorers.base import Scorer
+from diffpo.weights import EMBEDDED, Weights, locate, snapshot
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -118,8 +117,7 @@ class PickScore(Scorer):
         _check_kind(self.path, folder)
         dtype = getattr(torch, self.dtype)
         try:
-            with quiet_libraries():
-                model, info = CLIPModel.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+            model, info = CLIPModel.from_pretrained(folder, dtype=dtype, output_loading_info=True)
             tokenizer = AutoTokenizer.from_pretrained(processor)
             image_processor = AutoImageProcessor.from_pretrained(processor, backend="pil")
         except (OSError, ValueError, RuntimeError) as error:

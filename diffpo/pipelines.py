@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from diffpo.errors import UserError
-from diffpo.evaluate.progress import quiet_libraries
-from diffpo.evaluate.weights import Weights, hub_errors, local, locate, snapshot
+from diffpo.weights import Weights, hub_errors, local, locate, snapshot
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -39,7 +38,7 @@ class Model:
     @property
     def index(self) -> dict[str, Any]:
         """The base's `model_index.json`: which class each component has."""
-        return _read_json(self.base.path / _INDEX)
+        return read_json(self.base.path / _INDEX)
 
     @property
     def scheduler(self) -> str:
@@ -63,16 +62,26 @@ def find_model(base: str, *, lora: str | None = None, denoiser: str | None = Non
     names = [name for name, value in given.items() if value is not None]
     if len(names) > 1:
         raise UserError(f"give at most one of lora, denoiser, tuned; got {' and '.join(names)}.")
-    weights = locate(base, what=_A_MODEL, fetch=_fetch_pipeline)
-    _check_pipeline_folder(base, weights.path)
+    weights = find_base(base)
     if tuned is not None:
         kind, path = find_tuned(tuned)
         lora, denoiser = (str(path), None) if kind == "lora" else (None, str(path))
     return Model(
         base=weights,
-        lora=None if lora is None else _find_lora(lora),
-        denoiser=None if denoiser is None else _find_denoiser(denoiser),
+        lora=None if lora is None else find_lora(lora),
+        denoiser=None if denoiser is None else find_denoiser(denoiser),
     )
+
+
+def find_base(spec: str) -> Weights:
+    """Find a complete diffusers pipeline: a folder, a Hub id, or `shapes:base`.
+
+    Raises:
+        UserError: If nothing is there, it is no pipeline, or the Hub cannot be reached.
+    """
+    weights = locate(spec, what=_A_MODEL, fetch=_fetch_pipeline)
+    _check_pipeline_folder(spec, weights.path)
+    return weights
 
 
 def find_tuned(spec: str) -> tuple[str, Path]:
@@ -96,7 +105,7 @@ def find_tuned(spec: str) -> tuple[str, Path]:
             return "lora", folder / LORA_FILE
         for name in (*DENOISERS, "."):
             config = folder / name / "config.json"
-            if config.is_file() and "_class_name" in _read_json(config):
+            if config.is_file() and "_class_name" in read_json(config):
                 return "denoiser", folder / name
     wanted = " nor ".join([LORA_FILE, *(f"{name}/config.json" for name in DENOISERS)])
     begun = (root / "checkpoints").is_dir()
@@ -122,7 +131,7 @@ def open_pipeline(model: Model, *, dtype: torch.dtype, device: str) -> Diffusion
         name, network = _load_denoiser(model, dtype)
         parts[name] = network
     # Networks and adapters are initialised at random before their weights are read.
-    with quiet_libraries(), torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):
         try:
             pipeline = DiffusionPipeline.from_pretrained(str(model.base.path), dtype=dtype, **parts)
         except (OSError, ValueError, AttributeError) as error:
@@ -152,7 +161,7 @@ def _load_denoiser(model: Model, dtype: torch.dtype) -> tuple[str, torch.nn.Modu
 
     assert model.denoiser is not None
     folder = model.denoiser.path
-    class_name = _read_json(folder / "config.json")["_class_name"]
+    class_name = read_json(folder / "config.json")["_class_name"]
     name = next((key for key in DENOISERS if list(model.index.get(key, ()))[1:] == [class_name]), None)
     if name is None:
         own = ", ".join(f"{key} {model.index[key][1]}" for key in DENOISERS if key in model.index)
@@ -176,13 +185,19 @@ def _fetch_pipeline(repo: str) -> Path:
         return Path(DiffusionPipeline.download(repo, safety_checker=None))
 
 
-def _find_lora(spec: str) -> Weights:
+def find_lora(spec: str) -> Weights:
+    """Find the one file of a LoRA: given itself, in a folder or run, or on the Hub.
+
+    Raises:
+        UserError: If there is none, or more than one.
+    """
     fetch = partial(snapshot, what="a LoRA", patterns=("*.safetensors",), probe="*.safetensors")
     found = locate(spec, what="a LoRA", fetch=fetch)
     if found.path.is_file():
         return found
-    if (found.path / LORA_FILE).is_file():
-        return local(found.path / LORA_FILE)
+    for folder in (found.path / "final", found.path):
+        if (folder / LORA_FILE).is_file():
+            return local(folder / LORA_FILE)
     files = sorted(found.path.glob("*.safetensors"))
     if len(files) != 1:
         held = f"several: {', '.join(f.name for f in files)}" if files else "none"
@@ -190,7 +205,12 @@ def _find_lora(spec: str) -> Weights:
     return local(files[0])
 
 
-def _find_denoiser(spec: str) -> Weights:
+def find_denoiser(spec: str) -> Weights:
+    """Find the folder of a tuned UNet or transformer: given itself, in a folder or run, or on the Hub.
+
+    Raises:
+        UserError: If there is none.
+    """
     patterns = [f"{name}/*{suffix}" for name in DENOISERS for suffix in (".json", ".safetensors")]
     fetch = partial(snapshot, what="a tuned denoiser", patterns=patterns, probe="*/config.json")
     found = locate(spec, what="a tuned denoiser", fetch=fetch)
@@ -216,7 +236,7 @@ def _check_pipeline_folder(spec: str, folder: Path) -> None:
         raise UserError(f"{spec} is no diffusers model: it has no {_INDEX}. {wanted}{hint}")
     parts = [
         key
-        for key, value in _read_json(folder / _INDEX).items()
+        for key, value in read_json(folder / _INDEX).items()
         if isinstance(value, list) and value[0] and key != "safety_checker"
     ]
     missing = [part for part in parts if not (folder / part).is_dir()]
@@ -227,7 +247,12 @@ def _check_pipeline_folder(spec: str, folder: Path) -> None:
         )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Read one of a model's JSON files.
+
+    Raises:
+        UserError: If it is missing or broken.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
