@@ -18,7 +18,7 @@ from diffpo.run import FREE, check_devices, claim_folder
 def claim(tmp_path):
     """Claim the folder with some settings changed."""
 
-    def claimed(changes=None, processes=1, fresh=False):
+    def claimed(changes=None, processes=1, fresh=False, learned=True):
         tree = {
             "model": {"name": "lora", "path": "owner/model"},
             "method": {"name": "dpo"},
@@ -30,7 +30,10 @@ def claim(tmp_path):
             block, field = key.split(".")
             tree[block][field] = value
         alone = SimpleNamespace(num_processes=processes, is_main_process=True, wait_for_everyone=lambda: None)
-        return claim_folder(build(tree), alone, fresh)
+        folder = claim_folder(build(tree), alone, fresh)
+        if learned:
+            (folder / "checkpoints" / "step-000001").mkdir(parents=True, exist_ok=True)
+        return folder
 
     return claimed
 
@@ -76,6 +79,20 @@ def test_what_may_not(claim, changes, processes, told):
     assert told in str(caught.value)
     assert (folder / "config.yaml").read_text() == before
     claim(changes, processes, fresh=True)
+
+
+def test_a_start_that_learned_nothing_is_no_run(claim):
+    folder = claim(learned=False)
+    (folder / "metrics.jsonl").write_text("old")
+    claim({"train.learning_rate": 1.0})
+    assert yaml.safe_load((folder / "config.yaml").read_text())["train"]["learning_rate"] == 1.0
+    assert not (folder / "metrics.jsonl").exists()
+
+
+def test_steps_may_not_shrink_below_what_is_done(claim):
+    (claim() / "checkpoints" / "step-000003").mkdir()
+    with pytest.raises(UserError, match=r"already done more than train\.steps=2 updates"):
+        claim({"train.steps": 2})
 
 
 def test_steps_may_not_grow_where_the_schedule_looks_at_them(claim):
