@@ -129,7 +129,7 @@ def write_folder(path: Path, write: Callable[[Path], None]) -> None:
         _sync(temporary)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in str(error):
             raise UserError(
                 f"the disk is full: {path} could not be written. What was complete before is untouched; "
                 "free some space and run the same command again"
