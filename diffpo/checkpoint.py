@@ -6,7 +6,6 @@ the newest one is found by listing. Nothing is pickled.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -15,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
-from diffpo.errors import UserError
+from diffpo.errors import UserError, disk_is_full
 
 NAME = "step-{:06d}"
 PATTERN = re.compile(r"step-(\d+)")
@@ -127,9 +127,9 @@ def write_folder(path: Path, write: Callable[[Path], None]) -> None:
         for item in sorted(temporary.rglob("*"), reverse=True):
             _sync(item)
         _sync(temporary)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in str(error):
+        if disk_is_full(error):
             raise UserError(
                 f"the disk is full: {path} could not be written. What was complete before is untouched; "
                 "free some space and run the same command again"

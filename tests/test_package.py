@@ -1,5 +1,6 @@
 """The package as a whole: imports without extras, light at the door, and the wheel carries what the demo needs."""
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -28,9 +29,10 @@ print(len(names))
 """
 
 
-def python(*arguments: str) -> str:
+def python(*arguments: str, cwd: Path = ROOT, env: dict[str, str] | None = None) -> str:
     """Run a fresh interpreter and return what it printed."""
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=300, cwd=ROOT)
+    line = [sys.executable, *arguments]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=300, cwd=cwd, env=env)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
     return done.stdout.strip()
 
@@ -103,3 +105,17 @@ def test_the_wheel_carries_the_world_and_the_configs(tmp_path):
     assert any(name.startswith("diffpo/assets/shapes/") and name.endswith(".safetensors") for name in names)
     assert not (in_tree | sources) - names
     assert not {name for name in names if name.startswith(("tests/", "scripts/", "runs/"))}
+    site = tmp_path / "site"
+    python("-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(site), str(wheel))
+    loading = (
+        "import diffpo, torch\n"
+        f"assert diffpo.__file__.startswith({str(site)!r})\n"
+        "from diffpo.config import load_config\n"
+        "from diffpo.data.splits import load_splits\n"
+        "from diffpo.denoisers.load import load\n"
+        "config = load_config('configs/shapes-dpo.yaml')\n"
+        "assert len(load_splits(config.data).train) >= 2000\n"
+        "policy, reference = load(config.model, torch.float32, needs_reference=True)\n"
+        "assert policy.process.prediction == 'eps' and reference is not None\n"
+    )
+    python("-c", loading, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(site)})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import itertools
 import os
 import socket
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import torch
 from torch import Tensor
 
-from diffpo.errors import UserError
+from diffpo.errors import UserError, disk_is_full
 
 if TYPE_CHECKING:
     import pyarrow
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
 BATCH_ROWS = 16
 """Entries per Arrow record batch."""
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,7 @@ def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
             unfinished.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        if error.errno not in DISK_FULL:
+        if not disk_is_full(error):
             raise
         raise UserError(
             f"The disk is full: {path} could not be written ({error.strerror}). Finished files stay; make room and run "
