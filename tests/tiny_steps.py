@@ -41,12 +41,12 @@ def swapped(batch: PairBatch) -> PairBatch:
     )
 
 
-def make(folder, tuning: str, dtype: torch.dtype = torch.float32, **more) -> tuple[Denoiser, Reference]:
+def make(folder, tuning: str, precision: torch.dtype = torch.float32, **more) -> tuple[Denoiser, Reference]:
     """Policy and reference of the pipeline in `folder`; an adapter starts from the same numbers every time."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         more = {"rank": 2, **more} if tuning == "lora" else more
-        return load(MODELS[tuning](path=str(folder), **more), dtype, True)
+        return load(MODELS[tuning](path=str(folder), **more), precision, True)
 
 
 def move(network: torch.nn.Module, scale: float = 0.03) -> None:
@@ -58,9 +58,9 @@ def move(network: torch.nn.Module, scale: float = 0.03) -> None:
                 parameter += scale * torch.randn(parameter.shape, generator=generator).to(parameter)
 
 
-def moved(folder, tuning: str = "full", dtype: torch.dtype = torch.float64, **more) -> tuple[Denoiser, Reference]:
+def moved(folder, tuning: str = "full", precision: torch.dtype = torch.float64, **more) -> tuple[Denoiser, Reference]:
     """Policy and reference that are no longer equal."""
-    policy, reference = make(folder, tuning, dtype, **more)
+    policy, reference = make(folder, tuning, precision, **more)
     move(policy.network)
     return policy, reference
 
