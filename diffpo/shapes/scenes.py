@@ -1,0 +1,266 @@
+"""The grammar of the shapes world: captions, what they ask for, and where the objects stand.
+
+A caption names two coloured shapes, how they stand to each other, and a background:
+
+    a red circle left of a blue square on a white background
+
+`SceneSpec` is what the caption says, `Scene` adds what it leaves open (sizes, positions, saturation, brightness): that
+is where taste has room. The caption space is finite (5,760 captions) and split once for all into train, validation and
+heldout.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import torch
+
+IMAGE_SIZE = 64
+HUES = {"red": 0.0, "yellow": 52.0, "green": 125.0, "cyan": 185.0, "blue": 232.0, "purple": 292.0}  # degrees
+COLORS = tuple(HUES)
+SHAPES = ("circle", "square", "triangle", "cross")
+RELATIONS = ("left of", "right of", "above", "below")
+BACKGROUNDS = {"white": 0.96, "gray": 0.33, "black": 0.04}  # gray level
+SPLITS = ("train", "validation", "heldout")
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
+
+# Half-width, reach upwards and reach downwards of each shape, per unit of size.
+EXTENTS = {
+    "circle": (1.0, 1.0, 1.0),
+    "square": (0.9, 0.9, 0.9),
+    "triangle": (1.126, 1.3, 0.65),
+    "cross": (1.1, 1.1, 1.1),
+}
+MARGIN = 1.5  # pixels kept free at the border
+GAP = 2.5  # pixels kept free between the objects
+
+Split = Literal["train", "validation", "heldout"]
+
+_CAPTION = re.compile(
+    rf"a ({'|'.join(COLORS)}) ({'|'.join(SHAPES)}) ({'|'.join(RELATIONS)}) "
+    rf"a ({'|'.join(COLORS)}) ({'|'.join(SHAPES)}) on a ({'|'.join(BACKGROUNDS)}) background"
+)
+
+
+@dataclass(frozen=True)
+class ObjectSpec:
+    """One object as the caption names it."""
+
+    color: str
+    shape: str
+
+
+@dataclass(frozen=True)
+class SceneSpec:
+    """All that a caption says: `first` stands in `relation` to `second`."""
+
+    first: ObjectSpec
+    second: ObjectSpec
+    relation: str
+    background: str
+
+    @property
+    def caption(self) -> str:
+        """The one caption of this spec; `parse_caption` is its inverse."""
+        return (
+            f"a {self.first.color} {self.first.shape} {self.relation} "
+            f"a {self.second.color} {self.second.shape} on a {self.background} background"
+        )
+
+    def mirrored(self) -> SceneSpec:
+        """The other caption of the same picture: "a left of b" becomes "b right of a"."""
+        return SceneSpec(self.second, self.first, OPPOSITE[self.relation], self.background)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What the caption leaves open about one object: pixels, HSV `saturation` and `value`, `hue_shift` in degrees."""
+
+    x: float
+    y: float
+    size: float
+    saturation: float
+    value: float
+    hue_shift: float = 0.0
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One picture: a spec, the placements of its two objects, and the background's gray level."""
+
+    spec: SceneSpec
+    first: Placement
+    second: Placement
+    background_level: float
+
+    @property
+    def caption(self) -> str:
+        """The caption that this picture shows."""
+        return self.spec.caption
+
+
+@dataclass(frozen=True)
+class Style:
+    """How pictures are drawn where the caption is silent.
+
+    A value is `low + (high - low) * u ** skew` with u uniform in [0, 1). A skew above 1 makes small values common:
+    this is what the base model learns and what the annotators dislike.
+    """
+
+    size: tuple[float, float] = (8.0, 13.5)
+    size_skew: float = 2.0
+    saturation: tuple[float, float] = (0.45, 1.0)
+    saturation_skew: float = 1.7
+    value: tuple[float, float] = (0.8, 1.0)
+
+
+BASE_STYLE = Style()
+WIDE_STYLE = Style(size=(6.5, 16.0), size_skew=1.0, saturation=(0.35, 1.0), saturation_skew=1.0, value=(0.75, 1.0))
+
+
+def parse_caption(caption: str) -> SceneSpec:
+    """Read a caption of the grammar; case and runs of spaces do not matter.
+
+    Raises:
+        ValueError: If the caption is not of the grammar, or both objects have the same colour.
+    """
+    match = _CAPTION.fullmatch(normalize_caption(caption))
+    if match is None:
+        raise ValueError(
+            f"{caption!r} is not a caption of the shapes world. Expected: "
+            "'a COLOR SHAPE RELATION a COLOR SHAPE on a BACKGROUND background' "
+            f"with COLOR in {list(COLORS)}, SHAPE in {list(SHAPES)}, RELATION in {list(RELATIONS)}, "
+            f"BACKGROUND in {list(BACKGROUNDS)}."
+        )
+    color1, shape1, relation, color2, shape2, background = match.groups()
+    if color1 == color2:
+        raise ValueError(f"{caption!r}: the two objects must differ in colour (the verifier tells them apart by it).")
+    return SceneSpec(ObjectSpec(color1, shape1), ObjectSpec(color2, shape2), relation, background)
+
+
+def normalize_caption(caption: str) -> str:
+    """Lower case, single spaces, no trailing full stop."""
+    return " ".join(caption.lower().split()).rstrip(". ")
+
+
+@lru_cache(maxsize=1)
+def all_captions() -> tuple[str, ...]:
+    """Every caption of the world, in a fixed order."""
+    return tuple(
+        SceneSpec(ObjectSpec(c1, s1), ObjectSpec(c2, s2), relation, background).caption
+        for c1 in COLORS
+        for s1 in SHAPES
+        for relation in RELATIONS
+        for c2 in COLORS
+        if c2 != c1
+        for s2 in SHAPES
+        for background in BACKGROUNDS
+    )
+
+
+def split_of(caption: str) -> Split:
+    """The split a caption belongs to: 75 % train, 10 % validation, 15 % heldout, by hash.
+
+    "a left of b" and "b right of a" show the same picture, so the hash is taken of the alphabetically first of the
+    two: no picture of a held-out caption can be met in training under its other name.
+    """
+    spec = parse_caption(caption)
+    key = min(spec.caption, spec.mirrored().caption)
+    bucket = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") % 100
+    if bucket < 75:
+        return "train"
+    return "validation" if bucket < 85 else "heldout"
+
+
+@lru_cache(maxsize=3)
+def split_captions(split: Split) -> tuple[str, ...]:
+    """All captions of a split, in a fixed order.
+
+    Raises:
+        ValueError: If the split is unknown.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}; choose one of {list(SPLITS)}")
+    return tuple(caption for caption in all_captions() if split_of(caption) == split)
+
+
+def sample_prompts(split: Split, n: int, seed: int = 0) -> list[str]:
+    """`n` prompts of a split, different ones as long as the split lasts; the order depends on nothing but the seed.
+
+    Raises:
+        ValueError: If the split is unknown or `n` is negative.
+    """
+    if n < 0:
+        raise ValueError(f"n must not be negative, got {n}")
+    captions = split_captions(split)
+    generator = torch.Generator().manual_seed(seed)
+    chosen: list[str] = []
+    while len(chosen) < n:
+        order = torch.randperm(len(captions), generator=generator).tolist()
+        chosen += [captions[i] for i in order[: n - len(chosen)]]
+    return chosen
+
+
+def sample_specs(split: Split, n: int, generator: torch.Generator) -> list[SceneSpec]:
+    """`n` specs of a split, drawn with replacement."""
+    captions = split_captions(split)
+    return [parse_caption(captions[i]) for i in torch.randint(len(captions), (n,), generator=generator).tolist()]
+
+
+def sample_scenes(specs: Sequence[SceneSpec], generator: torch.Generator, style: Style = BASE_STYLE) -> list[Scene]:
+    """Fill in, for each spec, what the caption leaves open."""
+    draws = torch.rand(len(specs), 14, generator=generator, dtype=torch.float64).tolist()
+    return [_place(spec, u, style) for spec, u in zip(specs, draws, strict=True)]
+
+
+def _place(spec: SceneSpec, u: list[float], style: Style) -> Scene:
+    """Lay out one scene from 14 uniform numbers, so that both objects are inside and stand in the relation."""
+    sizes = [_between(style.size, u[0], style.size_skew), _between(style.size, u[1], style.size_skew)]
+    horizontal = spec.relation in ("left of", "right of")
+    reach = [EXTENTS[spec.first.shape], EXTENTS[spec.second.shape]]
+    needed = sum(size * (2 * r[0] if horizontal else r[1] + r[2]) for size, r in zip(sizes, reach, strict=True))
+    room = IMAGE_SIZE - 2 * MARGIN - GAP
+    if needed > room:  # two large ones do not fit: shrink both alike
+        sizes = [size * room / needed for size in sizes]
+        needed = room
+    order = (0, 1) if spec.relation in ("left of", "above") else (1, 0)  # who comes first along the axis
+    before, after = sorted((u[2], u[3]))
+    free = room - needed
+    along, across = [0.0, 0.0], [0.0, 0.0]
+    cursor = MARGIN + before * free
+    for place, i in enumerate(order):
+        low, high = _reach_along(reach[i], sizes[i], horizontal)
+        along[i] = cursor + low
+        cursor = along[i] + high + (GAP + (after - before) * free if place == 0 else 0.0)
+    distance = abs(along[0] - along[1])
+    limits = [_limits_across(reach[i], sizes[i], horizontal) for i in (0, 1)]
+    across[0] = limits[0][0] + u[4] * (limits[0][1] - limits[0][0])
+    across[1] = min(max(across[0] + (2 * u[5] - 1) * 0.5 * distance, limits[1][0]), limits[1][1])
+    placements = []
+    for i in (0, 1):
+        x, y = (along[i], across[i]) if horizontal else (across[i], along[i])
+        saturation = _between(style.saturation, u[6 + i], style.saturation_skew)
+        value = _between(style.value, u[8 + i], 1.0)
+        placements.append(Placement(x, y, sizes[i], saturation, value, hue_shift=10.0 * (u[10 + i] - 0.5)))
+    level = BACKGROUNDS[spec.background] + 0.06 * (u[12] - 0.5)
+    return Scene(spec, placements[0], placements[1], level)
+
+
+def _between(limits: tuple[float, float], u: float, skew: float) -> float:
+    return limits[0] + (limits[1] - limits[0]) * u**skew
+
+
+def _reach_along(reach: tuple[float, float, float], size: float, horizontal: bool) -> tuple[float, float]:
+    """How far an object reaches before and behind its centre along the axis of the relation, in pixels."""
+    return (reach[0] * size, reach[0] * size) if horizontal else (reach[1] * size, reach[2] * size)
+
+
+def _limits_across(reach: tuple[float, float, float], size: float, horizontal: bool) -> tuple[float, float]:
+    """Smallest and largest centre, across the axis of the relation, that keep the object inside; in pixels."""
+    low, high = (reach[1], reach[2]) if horizontal else (reach[0], reach[0])
+    return MARGIN + low * size, IMAGE_SIZE - MARGIN - high * size
