@@ -41,7 +41,8 @@ def trained_weights(network: nn.Module) -> dict[str, Tensor]:
     Every process must call this; all but the first get nothing.
     """
     weights = get_model_state_dict(network, options=OPTIONS)
-    return {name: _own(x) for name, x in weights.items() if isinstance(x, Tensor)}
+    constant = {name.removeprefix("module.") for name, _ in network.named_buffers()}  # such as a table of positions
+    return {name: _own(x) for name, x in weights.items() if name not in constant}
 
 
 def optimizer_state(network: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -99,6 +100,8 @@ def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], values:
         (temporary / "state.json").write_text(json.dumps(values))
 
     path = folder / NAME.format(step)
+    for left in folder.glob(".tmp-step-*"):  # by a kill
+        shutil.rmtree(left)
     write_folder(path, write)
     complete = sorted(p for p in folder.iterdir() if PATTERN.fullmatch(p.name))
     for old in complete[:-keep]:

@@ -48,9 +48,10 @@ def train(
     from diffpo.train import train as run
 
     folder = run(loaded, fresh=fresh, push=push)
+    start = "" if loaded.model.denoiser is None or loaded.model.trains_base else f" --denoiser {loaded.model.denoiser}"
     _say(
         f"wrote {folder}/final, {folder}/metrics.jsonl",
-        f"diffpo generate {loaded.model.path} --tuned {folder} --prompts PROMPTS.txt --out media/tuned",
+        f"diffpo generate {loaded.model.path}{start} --tuned {folder} --prompts PROMPTS.txt --out media/tuned",
     )
 
 

@@ -95,13 +95,16 @@ class Train(Block):
         Raises:
             ValueError: A count is below its least value, or the EMA's decay is no fraction.
         """
-        for name in ("steps", "batch", "accumulate", "checkpoint_every", "keep_last", "log_every"):
+        for name in ("steps", "batch", "accumulate", "checkpoint_every", "keep_last", "log_every", "eval_pairs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("seed", "warmup_steps", "eval_every", "sample_every", "learning_rate", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
+        if self.max_grad_norm is not None and self.max_grad_norm <= 0:
+            raise ValueError(f"max_grad_norm is {self.max_grad_norm}; it must be positive, or null to clip nothing")
         if not 0.0 <= self.ema < 1.0:
             raise ValueError(f"ema is {self.ema}; it must be at least 0 and below 1, such as 0.999")
-        if self.learning_rate < 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}; it must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +122,18 @@ class Sample(Block):
     batch: int = 4
     """Images per forward."""
 
+    def __post_init__(self):
+        """Refuse what cannot be drawn.
+
+        Raises:
+            ValueError: There is no seed, or a count below one.
+        """
+        if not self.seeds or min(self.seeds) < 0 or self.steps < 1 or self.batch < 1:
+            raise ValueError(
+                f"seeds are {list(self.seeds)}, steps {self.steps}, batch {self.batch}; "
+                "give seeds from 0, and at least 1 step and 1 image per forward"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Block):
@@ -129,6 +144,11 @@ class Config(Block):
     data: Source
     train: Train
     sample: Sample = field(default_factory=Sample)
+
+    @property
+    def method_name(self) -> str:
+        """The method's name in `METHODS`."""
+        return next(name for name, cls in METHODS.items() if cls is type(self.method))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the resolved tree, blocks with their names, as YAML would hold it."""
@@ -244,6 +264,14 @@ def _clashes(parts: Mapping[str, Any]) -> list[str]:
         )
     if train.dtype == "float64" and (half or model.dtype not in (None, "float64")):
         clashes.append("train.dtype: float64 goes with mixed_precision=no and model.dtype left out")
+    if train.sample_every and not parts["sample"].prompts:
+        clashes.append("train.sample_every: nothing would be drawn; give sample.prompts, or sample_every=0")
+    held_out = (parts["data"].validation_path, parts["data"].validation_split, parts["data"].validation_fraction)
+    if train.eval_every and not any(held_out):
+        clashes.append(
+            "train.eval_every: there are no held-out pairs; give data.validation_path, validation_split or "
+            "validation_fraction, or eval_every=0"
+        )
     if method.needs_reference and getattr(model, "dropout", 0.0) > 0:
         clashes.append("model.dropout: must be 0 for a method with a reference, which would see another network")
     return clashes

@@ -25,6 +25,7 @@ from diffusers import AutoencoderKL  # noqa: E402
 from diffpo.denoisers.base import Denoiser  # noqa: E402
 from diffpo.denoisers.load import BaseModel, find_base  # noqa: E402
 from diffpo.denoisers.tuning import DTYPES, Tuning  # noqa: E402
+from diffpo.errors import UserError  # noqa: E402
 
 
 class Encoders:
@@ -77,17 +78,23 @@ class Encoders:
 
 
 def load_encoders(tuning: Tuning, device: torch.device | str) -> Encoders:
-    """Load everything of the base model but its denoiser, frozen, in `tuning.encoder_dtype`."""
+    """Load everything of the base model but its denoiser, frozen, in `tuning.encoder_dtype`.
+
+    Raises:
+        UserError: Files are missing, broken, or of another kind.
+    """
     base = find_base(tuning.path)
     parts: dict[str, Any] = {base.family.component: None}
     if "safety_checker" in base.index:
         parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     dtype = DTYPES[tuning.encoder_dtype]
-    vae_folder = None
-    if tuning.vae is not None:
-        vae_folder = weights.locate(tuning.vae, what="a VAE", fetch=_fetch_vae).path
-        parts["vae"] = AutoencoderKL.from_pretrained(vae_folder, dtype=dtype)
-    pipeline = base.pipeline_class.from_pretrained(base.folder, dtype=dtype, **parts).to(device)
+    vae_folder = None if tuning.vae is None else weights.locate(tuning.vae, what="a VAE", fetch=_fetch_vae).path
+    try:
+        if vae_folder is not None:
+            parts["vae"] = AutoencoderKL.from_pretrained(vae_folder, dtype=dtype)
+        pipeline = base.pipeline_class.from_pretrained(base.folder, dtype=dtype, **parts).to(device)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"cannot load the VAE and text encoders of {vae_folder or base.folder}: {error}") from error
     for part in pipeline.components.values():
         if isinstance(part, torch.nn.Module):
             part.requires_grad_(False).eval()

@@ -91,6 +91,13 @@ def model_card(config: Config, folder: Path, component: str, grid: bool) -> Mode
         f'{component} = AutoModel.from_pretrained("PATH/OF/THIS/FOLDER", subfolder="{component}")\n'
         f'pipe = DiffusionPipeline.from_pretrained("{base}", {component}={component})'
     )
+    if adapter and config.model.denoiser is not None:
+        load = (
+            "from diffusers import AutoModel\n\n"
+            f'{component} = AutoModel.from_pretrained("{config.model.denoiser}")  # what the adapter was trained on\n'
+            f'pipe = DiffusionPipeline.from_pretrained("{base}", {component}={component})\n'
+            'pipe.load_lora_weights("PATH/OF/THIS/FOLDER")'
+        )
     values = last_metrics(folder)
     rows = "\n".join(f"| {name} | {values[name]:.5g} |" for name in METRICS if name in values)
     text = [

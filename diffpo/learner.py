@@ -19,6 +19,7 @@ from diffpo.denoisers.base import Denoiser
 from diffpo.denoisers.load import load
 from diffpo.denoisers.reference import Reference
 from diffpo.denoisers.tuning import DTYPES
+from diffpo.errors import UserError
 from diffpo.optimizers import make_optimizer, make_schedule
 
 
@@ -68,6 +69,13 @@ def place_reference(reference: Reference, accelerator: Accelerator, compiled: bo
 def resume(learner: Learner, folder: Path) -> int:
     """Continue from the newest complete checkpoint; returns the updates done."""
     path = checkpoint.newest(folder / "checkpoints")
+    done = 0 if path is None else int(path.name.removeprefix("step-"))
+    seen = learner.accelerator.gather(torch.tensor([done], device=learner.accelerator.device)).tolist()
+    if len(set(seen)) > 1:
+        raise UserError(
+            f"the processes find different checkpoints ({', '.join(map(str, seen))} updates): {folder} must lie on a disk "
+            "that all hosts share, and so must the cache (data.cache_dir)"
+        )
     if path is None:
         return 0
     tensors, values = checkpoint.load(path)

@@ -53,19 +53,23 @@ def find_model(base: str, *, lora: str | None = None, denoiser: str | None = Non
         base: Folder of a diffusers pipeline, Hub id, or `shapes:base`.
         lora: Folder or file that `load_lora_weights` reads, or a Hub id.
         denoiser: Folder of a fully tuned UNet or transformer, or a Hub id that has one as `unet/` or `transformer/`.
-        tuned: A run of `diffpo train`, or its `final/`; which of the two it holds is found out.
+        tuned: A run of `diffpo train`, or its `final/`; which of the two it holds is found out. A LoRA that was trained
+            on another start than the base (`model.denoiser`) needs that as `denoiser` beside it.
 
     Raises:
-        UserError: If something is not there, is no model, or more than one of `lora`, `denoiser`, `tuned` is given.
+        UserError: If something is not there, is no model, or two LoRAs or two denoisers are given.
     """
-    given = {"lora": lora, "denoiser": denoiser, "tuned": tuned}
-    names = [name for name, value in given.items() if value is not None]
-    if len(names) > 1:
-        raise UserError(f"give at most one of lora, denoiser, tuned; got {' and '.join(names)}.")
+    if lora is not None and tuned is not None:
+        raise UserError("give at most one of lora and tuned; got both.")
     weights = find_base(base)
     if tuned is not None:
         kind, path = find_tuned(tuned)
-        lora, denoiser = (str(path), None) if kind == "lora" else (None, str(path))
+        if kind == "lora":
+            lora = str(path)
+        elif denoiser is not None:
+            raise UserError(f"give at most one of denoiser and tuned: {tuned} holds a denoiser too.")
+        else:
+            denoiser = str(path)
     return Model(
         base=weights,
         lora=None if lora is None else find_lora(lora),

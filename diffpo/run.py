@@ -63,11 +63,17 @@ def claim_folder(config: Config, accelerator: Accelerator, fresh: bool) -> Path:
     wanted = _flat(config.to_dict())
     wanted["pairs per update"] = config.train.batch * config.train.accumulate * accelerator.num_processes
     file = folder / "config.yaml"
+    if fresh and folder.exists() and not file.exists() and any(folder.iterdir()):
+        raise UserError(
+            f"{folder} holds files but no run of diffpo: --fresh removes nothing there. Give another folder"
+        )
     if file.exists() and not fresh:
         changed = _changes(_flat(yaml.safe_load(file.read_text())), wanted)
         done = newest(folder / "checkpoints")
         if done is not None:
             _check_same(changed, done, wanted["train.steps"], folder)
+        elif changed and _has_learned(folder):
+            raise _another_run(changed, folder)
         fresh = bool(changed) and done is None  # a start that failed before it learned anything: nothing is lost
     accelerator.wait_for_everyone()  # nobody reads what the first process is about to write
     if accelerator.is_main_process:
@@ -87,13 +93,23 @@ def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [f"{k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in changed]
 
 
+def _has_learned(folder: Path) -> bool:
+    """Whether a run without checkpoints left something: an export, or updates in its log."""
+    log = folder / "metrics.jsonl"
+    return (folder / "final").exists() or (log.exists() and log.stat().st_size > 0)
+
+
+def _another_run(changed: list[str], folder: Path) -> UserError:
+    lines = "\n".join(f"  {line}" for line in changed)
+    return UserError(
+        f"{folder} holds a run with another config:\n{lines}\n"
+        "Give another folder with train.output=..., or begin anew in this one with --fresh"
+    )
+
+
 def _check_same(changed: list[str], done: Path, steps: int, folder: Path) -> None:
     if changed:
-        lines = "\n".join(f"  {line}" for line in changed)
-        raise UserError(
-            f"{folder} holds a run with another config:\n{lines}\n"
-            "Give another folder with train.output=..., or begin anew in this one with --fresh"
-        )
+        raise _another_run(changed, folder)
     if int(done.name.removeprefix("step-")) > steps:
         raise UserError(f"{folder} has already done more than train.steps={steps} updates ({done.name})")
 

@@ -23,7 +23,7 @@ from diffpo.data.encode import Encodings, LiveEncodings
 from diffpo.data.loader import PairLoader
 from diffpo.data.plan import Schedule
 from diffpo.data.records import Table
-from diffpo.data.splits import check_requires, load_splits
+from diffpo.data.splits import check_order, check_requires, load_splits
 from diffpo.denoisers.tuning import DTYPES
 from diffpo.encoders import Encoders, load_encoders
 from diffpo.errors import UserError
@@ -69,9 +69,10 @@ def train(config: Config, *, fresh: bool = False, push: str | None = None) -> Pa
             metrics = update(learner, batches, plan.position(done)[0], micro_seed=done)
             done += 1
             metrics |= log.timing(plan.effective)
-            if due(config.train.eval_every, done, config) and held_out is not None:
+            judged = due(config.train.eval_every, done, config) and held_out is not None
+            if judged:
                 metrics |= evaluate(learner, held_out)
-            if done % config.train.log_every == 0 or done == config.train.steps:
+            if judged or due(config.train.log_every, done, config):
                 log.write(done, metrics)
             log.advance(done, metrics)
             if sampler is not None and due(config.train.sample_every, done, config):
@@ -99,7 +100,9 @@ def prepare_data(
     if splits.validation is not None and config.train.eval_every:
         tables.append(splits.validation)
     for table in tables:
-        check_requires(config.method.requires, table, config.to_dict()["method"]["name"])
+        check_requires(config.method.requires, table, config.method_name)
+        if not config.method.uses_preference:
+            check_order(table, config.method_name)
     encoders = load_encoders(config.model, accelerator.device)
     loaders = [
         PairLoader(
@@ -148,18 +151,20 @@ def update(learner: Learner, batches: list[PairBatch], epoch: int, micro_seed: i
     config, accelerator = learner.config, learner.accelerator
     counts = torch.stack([config.method.count(batch).sum() for batch in batches]).sum()
     total = accelerator.reduce(counts.double().to(accelerator.device), "sum")
-    rows, names, index = [], [], []
+    rows, names, index, table = [], [], [], torch.empty(0)
     for i, batch in enumerate(batches):
         torch.manual_seed(hash((config.train.seed, micro_seed, i, accelerator.process_index)))
-        with synchronised(learner, last=i == len(batches) - 1):
+        last = i == len(batches) - 1
+        with synchronised(learner, last):
             output = forward(learner, batch, epoch)
+            names = list(output.metrics)
+            values = [output.loss.detach(), *output.metrics.values()]
+            rows.append(torch.stack([v.to(accelerator.device, torch.float64) for v in values], dim=1))
+            index.append(batch.index.to(accelerator.device))
+            if last:  # before the backward: DeepSpeed's is also the optimizer's step
+                table, index = accelerator.gather(torch.cat(rows)), accelerator.gather(torch.cat(index))
+                check_finite(table[:, 0], index, epoch)
             accelerator.backward(output.loss.sum() * (accelerator.num_processes / total).to(output.loss))
-        names = list(output.metrics)
-        values = [output.loss.detach(), *output.metrics.values()]
-        rows.append(torch.stack([v.to(accelerator.device, torch.float64) for v in values], dim=1))
-        index.append(batch.index.to(accelerator.device))
-    table, index = accelerator.gather(torch.cat(rows)), accelerator.gather(torch.cat(index))
-    check_finite(table[:, 0], index, epoch)
     norm = clip(learner)
     metrics = {"loss": (table[:, 0].sum() / total).item(), **mean_metrics(names, table[:, 1:].cpu())}
     metrics |= {"grad_norm": norm, "learning_rate": learner.schedule.get_last_lr()[0], "epoch": epoch}
@@ -236,10 +241,12 @@ def step_optimizer(learner: Learner) -> None:
 def evaluate(learner: Learner, held_out: PairLoader) -> dict[str, float]:
     """Judge the held-out pairs, with the same times and noises every time; every process does the same."""
     train, rows, names = learner.config.train, [], []
+    learner.policy.network.eval()  # an adapter's dropout would not be the same every time
     for batch in held_out.held_out(train.batch, limit=train.eval_pairs):
         output = forward(learner, batch, epoch=0)
         names = list(output.metrics)
         rows.append(torch.stack([v.cpu().double() for v in (output.loss, *output.metrics.values())], dim=1))
+    learner.policy.network.train()
     table = torch.cat(rows)
     metrics = {"loss": table[:, 0].mean().item(), **mean_metrics(names, table[:, 1:])}
     return {f"eval/{name}": value for name, value in metrics.items()}

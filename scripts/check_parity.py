@@ -23,7 +23,7 @@ from torch import Tensor
 
 from diffpo.denoisers import DENOISERS, Denoiser
 from diffpo.methods import METHODS, Method
-from diffpo.process import Time
+from diffpo.process import Time, expand
 from diffpo.step import preference_step
 from diffpo.types import Condition, Pair, PairBatch, Rng
 
@@ -98,6 +98,9 @@ def check(case: Path) -> dict[str, float]:
     method = make_method(meta)
     output = preference_step(method, policy, reference, batch, rng)
     noised = method.add_noise(policy, reference, batch, policy.process.sample_time(rng), rng)  # as the step did
+    recovered = torch.cat(
+        [(x.z - expand(x.alpha, x.z) * x0) / expand(x.sigma, x.z) for x, x0 in zip(noised, batch.latent, strict=True)]
+    )
     loss = output.loss.mean()
     loss.backward()
     gradients = {name: p.grad for name, p in policy.network.named_parameters() if p.grad is not None}
@@ -105,7 +108,7 @@ def check(case: Path) -> dict[str, float]:
     reference_errors = torch.cat([output.metrics[f"error/reference_{side}"] for side in ("chosen", "rejected")])
     return {
         "noisy_latents": relative_error(torch.cat([x.z for x in noised]), tensors["noisy_latents"]),
-        "noise": relative_error(torch.cat([x.target for x in noised]), tensors["noise"]),
+        "noise": relative_error(recovered, tensors["noise"]),
         "loss": relative_error(loss.detach(), tensors["loss"]),
         "model_losses": relative_error(errors, tensors["model_losses"]),
         "ref_losses": relative_error(reference_errors, tensors["ref_losses"]),
@@ -119,13 +122,13 @@ def main() -> int:
     """Check the cases named on the command line; 1 if one of them misses the tolerance."""
     parser = argparse.ArgumentParser(description="Compare diffpo's step with the authors' numbers.")
     parser.add_argument("cases", nargs="+", type=Path, metavar="CASE")
-    worst = 0.0
+    errors: list[float] = []
     for case in parser.parse_args().cases:
         for name, error in check(case).items():
-            worst = max(worst, error)
+            errors.append(error)
             print(f"{case.name:28} {name:20} {error:.1e} {'ok' if error <= TOLERANCE else 'FAILS'}")
-    print(f"largest relative error {worst:.1e}, allowed {TOLERANCE:.0e}")
-    return int(not worst <= TOLERANCE)
+    print(f"largest relative error {max(errors):.1e}, allowed {TOLERANCE:.0e}")
+    return int(not all(error <= TOLERANCE for error in errors))  # a NaN is no agreement
 
 
 if __name__ == "__main__":

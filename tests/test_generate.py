@@ -227,7 +227,7 @@ def test_not_a_number_is_an_error(base):
         ({"model": "shapes:bse"}, "unknown embedded weights.*shapes:base"),
         ({"tuned": "nowhere"}, "there is no nowhere"),
         ({"lora": "./a.safetensors"}, "path of a LoRA"),
-        ({"lora": "a", "tuned": "b"}, "at most one of lora, denoiser, tuned; got lora and tuned"),
+        ({"lora": "a", "tuned": "b"}, "at most one of lora and tuned; got both"),
         ({"device": "cuda:7"}, "cuda:7"),
     ],
 )

@@ -282,8 +282,8 @@ def test_the_same_effective_batch_may_be_cut_otherwise_on_resume(world):
         ({"data.path": "nowhere/pairs.jsonl"}, "nowhere/pairs.jsonl"),
         ({"data.resolution": 17}, "17"),
         ({"train.batch": 99}, "fewer than one effective batch of 99"),
-        ({"model.path": "./nowhere"}, "no model at ./nowhere"),
-        ({"model.path": "nobody/no-such-model"}, "give a local folder in diffusers format"),
+        ({"model.path": "./nowhere"}, "there is no nowhere"),
+        ({"model.path": "nobody/no-such-model"}, "give the path of a local folder that holds a diffusers model"),
         ({"model.attention": "flash"}, "model.attention=flash"),
         ({"data.name": "pickapic"}, "Choose data.name=pairs"),
     ],
@@ -294,7 +294,7 @@ def test_bad_input_gets_a_clear_message(world, changes, told):
 
 
 def test_a_folder_that_is_no_model_and_a_family_that_is_not_supported(world, tmp_path):
-    with pytest.raises(UserError, match=r"holds no model_index\.json"):
+    with pytest.raises(UserError, match=r"has no model_index\.json"):
         world.train("bad", {"model.path": str(tmp_path)}, fresh=True)
     (tmp_path / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     with pytest.raises(UserError, match="FluxPipeline, which diffpo does not train; supported are StableDiffusion"):

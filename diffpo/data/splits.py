@@ -139,6 +139,28 @@ def _check_columns(source: Source, found: list[str], path: str) -> None:
     raise UserError(f"{path} has no column {', '.join(missing)}; it has {', '.join(found)}. {advice}")
 
 
+def check_order(table: Table, method: str) -> None:
+    """Check that every row says "chosen is better", for a method that does not read `preference`.
+
+    Raises:
+        UserError: Rows say the opposite.
+    """
+    if "preference" not in table.rows.column_names:
+        return
+    preference = np.asarray(table.column("preference"), float)
+    opposite, ties = int((preference < 0.5).sum()), int((preference == 0.5).sum())
+    if opposite:
+        raise UserError(
+            f"{opposite} rows of {table.path} have a preference below 0.5: their label disagrees with their order, and "
+            f"{method} does not read the column. Exchange chosen and rejected there, or leave those rows out."
+        )
+    if ties:
+        log.warning(
+            f"{ties} ties of {table.path} are kept, and {method} learns them like any pair, in the order of the table: "
+            "data.ties=drop leaves them out."
+        )
+
+
 def _unit_hash(text: str) -> float:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64
 

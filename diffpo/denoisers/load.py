@@ -72,7 +72,7 @@ def load(tuning: Tuning, dtype: torch.dtype, needs_reference: bool) -> tuple[Den
     """
     base = find_base(tuning.path)
     family, frozen = base.family, DTYPES[tuning.dtype] if tuning.dtype else dtype
-    network = load_network(base, tuning.denoiser, frozen)
+    network = load_network(base, tuning.denoiser, dtype if tuning.trains_base else frozen)
     process = family.make_process(read_json(base.folder / "scheduler" / "scheduler_config.json"), tuning.time)
     tuning.prepare(network, family, dtype)
     if tuning.gradient_checkpointing:

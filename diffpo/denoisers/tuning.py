@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,9 @@ DtypeName = Literal["float32", "float16", "bfloat16", "float64"]
 @dataclass(frozen=True, kw_only=True)
 class Tuning(Block, ABC):
     """A base model and how it is tuned."""
+
+    trains_base: ClassVar[bool]
+    """Whether the base's own weights are trained: then they are not rounded to `dtype`."""
 
     path: str
     """Base model in diffusers format: a Hub id, a local folder, or `shapes:base`."""
@@ -69,6 +72,8 @@ class Tuning(Block, ABC):
 class Full(Tuning):
     """Train every weight; the reference is a frozen copy."""
 
+    trains_base: ClassVar[bool] = True
+
     def prepare(self, network: nn.Module, family: type[Denoiser], dtype: torch.dtype) -> None:
         """Train all parameters.
 
@@ -87,13 +92,16 @@ class Full(Tuning):
         """Write a network folder: `from_pretrained(folder / component)`."""
         with torch.device("meta"):  # a plain module: the one in training may be sharded, and of another class then
             plain = base.network_class.from_config(network.config)
-        plain.load_state_dict(weights, assign=True)
+        buffers = {name: x.cpu() for name, x in network.named_buffers() if name in plain.state_dict()}
+        plain.load_state_dict(weights | buffers, assign=True)
         plain.save_pretrained(folder / base.family.component)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoRA(Tuning):
     """Train low-rank adapters; the reference is the same network with them switched off."""
+
+    trains_base: ClassVar[bool] = False
 
     rank: int = 16
     """Rank of the two factors."""
@@ -152,7 +160,7 @@ class LoRA(Tuning):
 
         config = LoraConfig(
             r=self.rank,
-            lora_alpha=self.alpha or self.rank,  # pyright: ignore[reportArgumentType]
+            lora_alpha=self.rank if self.alpha is None else self.alpha,  # pyright: ignore[reportArgumentType]
             lora_dropout=self.dropout,
             target_modules=list(self.targets or family.lora_targets),
             init_lora_weights="gaussian" if self.init == "gaussian" else True,

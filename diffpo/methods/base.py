@@ -42,6 +42,9 @@ class Method(Block, ABC):
     sides: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
     """Sides that are loaded, noised and forwarded."""
 
+    uses_preference: ClassVar[bool] = False
+    """Whether the method reads `batch.preference`; if not, every pair is learned as "chosen is better"."""
+
     @property
     @abstractmethod
     def needs_reference(self) -> bool:
@@ -83,8 +86,8 @@ class PairwiseMethod(Method):
         Raises:
             ValueError: beta is not positive.
         """
-        if self.beta <= 0:
-            raise ValueError(f"beta is {self.beta}; it must be positive (papers use 500 to 5000)")
+        if not 0 < self.beta < float("inf"):
+            raise ValueError(f"beta is {self.beta}; it must be positive and finite (papers use 500 to 5000)")
 
     @property
     def needs_reference(self) -> bool:

@@ -24,5 +24,5 @@ class DPO(PairwiseMethod):
     """2000 for SD1.5 (paper), 5000 for SDXL; flow models use about 100."""
 
     def objective(self, margin: Tensor, batch: PairBatch) -> Tensor:
-        """-log sigmoid(beta margin), `[b]`; a kept tie (preference 0.5) is not told from a preference."""
+        """-log sigmoid(beta margin), `[b]`."""
         return objectives.dpo(self.beta * margin)
