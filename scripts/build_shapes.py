@@ -69,10 +69,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--vae-steps", type=int, default=3000, help="of 8 images")
     parser.add_argument("--decoder-steps", type=int, default=5000, help="of 8 images")
     parser.add_argument("--scenes", type=int, default=20_000, help="scenes whose latents the UNet is trained on")
-    parser.add_argument(
-        "--weak-steps", type=int, default=4500, help="of 32 latents: the weaker model of the pair table"
-    )
-    parser.add_argument("--base-steps", type=int, default=3500, help="of 64 latents, from there on: the base")
+    parser.add_argument("--weak-steps", type=int, default=700, help="of 64 latents: the weaker model of the pair table")
+    parser.add_argument("--base-steps", type=int, default=2400, help="of 64 latents, from there on: the base")
     parser.add_argument("--clip-steps", type=int, default=1000, help="of 32 images with 96 hard captions")
     parser.add_argument("--pickscore-steps", type=int, default=400, help="of 32 pairs")
     return parser.parse_args()
@@ -101,9 +99,11 @@ def unet(args: argparse.Namespace) -> None:
     """
     cache = train_base.cache_latents(load_vae(args), args.scenes, args.seed, args.work, args.device)
     networks = train_base.make_base(args.seed)
-    for name, steps, batch_size in (("weak", args.weak_steps, 32), ("base", args.base_steps, 64)):
+    if not (args.work / "weak.pt").exists():
+        train_base.pretrain_text(networks["text_encoder"], args.seed)
+    for name, steps in (("weak", args.weak_steps), ("base", args.base_steps)):
         plan = Plan(steps, learning_rate=1e-3, ema=0.998, seed=args.seed)
-        train_base.train_base(name, networks, cache, plan, batch_size, args.work, args.device)
+        train_base.train_base(name, networks, cache, plan, 64, args.work, args.device)
         note(args, name, measure_base(train_base.make_pipeline(load_vae(args), name, args.work)))
     export_pipeline(args)
 

@@ -45,7 +45,7 @@ def make_unet() -> UNet2DConditionModel:
         out_channels=LATENT_CHANNELS,
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        block_out_channels=(64, 128),
+        block_out_channels=(96, 112),
         layers_per_block=1,
         attention_head_dim=4,  # diffusers' name for the number of heads
         cross_attention_dim=TEXT_WIDTH,

@@ -117,9 +117,11 @@ class Style:
     saturation: tuple[float, float] = (0.45, 1.0)
     saturation_skew: float = 1.7
     value: tuple[float, float] = (0.8, 1.0)
+    spread: float = 1.0
+    """How far positions stray from the middle of what is possible: 1 anywhere, 0 not at all."""
 
 
-BASE_STYLE = Style()
+BASE_STYLE = Style(size=(9.0, 14.0), spread=0.25)
 WIDE_STYLE = Style(size=(6.5, 16.0), size_skew=1.0, saturation=(0.35, 1.0), saturation_skew=1.0, value=(0.75, 1.0))
 
 
@@ -229,7 +231,8 @@ def _place(spec: SceneSpec, u: list[float], style: Style) -> Scene:
         sizes = [size * room / needed for size in sizes]
         needed = room
     order = (0, 1) if spec.relation in ("left of", "above") else (1, 0)  # who comes first along the axis
-    before, after = sorted((u[2], u[3]))
+    before, after = (mean + style.spread * (x - mean) for mean, x in zip((1 / 3, 2 / 3), sorted(u[2:4]), strict=True))
+    u[4], u[5] = (0.5 + style.spread * (x - 0.5) for x in u[4:6])
     free = room - needed
     along, across = [0.0, 0.0], [0.0, 0.0]
     cursor = MARGIN + before * free

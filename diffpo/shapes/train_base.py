@@ -2,6 +2,9 @@
 
 Every scene carries both its captions ("a left of b", "b right of a") and one is drawn at each step; one caption in ten
 is emptied, so that classifier-free guidance works. The loss is the plain epsilon loss at uniform times.
+
+The text encoder first learns, from captions alone, to know at each colour and shape word the whole object and its place
+in the picture. A UNet that has to teach it that through its own loss needs many times the steps: relations come last.
 """
 
 from __future__ import annotations
@@ -11,16 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffpo.shapes.building import Plan, load_average, step_generator, train
 from diffpo.shapes.models import make_scheduler, make_text_encoder, make_tokenizer, make_unet
 from diffpo.shapes.render import render_batch
-from diffpo.shapes.scenes import BASE_STYLE, sample_scenes, sample_specs
+from diffpo.shapes.scenes import BASE_STYLE, COLORS, OPPOSITE, SHAPES, sample_scenes, sample_specs
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, StableDiffusionPipeline
-    from transformers import CLIPTokenizer
+    from transformers import CLIPTextModel, CLIPTokenizer
 
 CAPTION_DROPOUT = 0.1
 
@@ -29,6 +33,34 @@ def make_base(seed: int) -> nn.ModuleDict:
     """The two networks that are trained together."""
     torch.manual_seed(seed)  # diffusers and transformers initialise from the global generator
     return nn.ModuleDict({"unet": make_unet(), "text_encoder": make_text_encoder()})
+
+
+def pretrain_text(encoder: CLIPTextModel, seed: int, steps: int = 600, batch_size: int = 128) -> None:
+    """Teach the text encoder to tell colour, shape and place of an object at each of the object's two words."""
+    answers = {"color": list(COLORS), "shape": list(SHAPES), "place": list(OPPOSITE)}
+    torch.manual_seed(seed + 3)
+    heads = nn.ModuleDict({name: nn.Linear(encoder.config.hidden_size, len(words)) for name, words in answers.items()})
+    optimizer = torch.optim.AdamW([*encoder.parameters(), *heads.parameters()], lr=1e-3)
+    for step in range(steps):
+        generator = step_generator(seed + 3, step)
+        specs = sample_specs("train", batch_size, generator)
+        specs = [spec.mirrored() if i % 2 else spec for i, spec in enumerate(specs)]
+        states = encoder(tokens([spec.caption for spec in specs])).last_hidden_state
+        loss = torch.zeros(())
+        for turn in (0, 1):
+            told = [spec if turn == 0 else spec.mirrored() for spec in specs]  # whose first object is meant
+            # after the start token: a COLOR SHAPE RELATION(one word or two) a COLOR SHAPE
+            word = [2 if turn == 0 else 5 + len(spec.relation.split()) for spec in specs]
+            for offset in (0, 1):
+                state = states[torch.arange(batch_size), torch.tensor(word) + offset]
+                for name, words in answers.items():
+                    right = [s.relation if name == "place" else getattr(s.first, name) for s in told]
+                    loss = loss + F.cross_entropy(heads[name](state), torch.tensor([words.index(x) for x in right]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if (step + 1) % 100 == 0:
+            print(f"text {step + 1}/{steps}  loss {loss.item():.4f}", flush=True)
 
 
 def cache_latents(vae: AutoencoderKL, n: int, seed: int, work: Path, device: str) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ background, colour more than brightness: with equal weights the VAE draws gray s
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,46 +23,61 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
 KL_WEIGHT = 1e-5
+DECODER_NOISE = 0.1  # of the scaled latents, in the decoder's own training
+POSTERIOR_STD = 0.03  # of the scaled latents, whose own is 1
 SCALING_FACTOR = 0.18215  # as in Stable Diffusion 1.5: whoever forgets it notices
 
 
 def train_vae(plan: Plan, batch_size: int, work: Path, device: str) -> AutoencoderKL:
-    """Train (or continue), standardise the latents, return the VAE with its EMA weights."""
+    """Train (or continue), whiten the latents, return the VAE with its EMA weights."""
     torch.manual_seed(plan.seed)  # diffusers initialises from the global generator
     vae = make_vae().to(device, memory_format=torch.channels_last)
 
     def loss(generator: torch.Generator) -> dict[str, Tensor]:
-        return reconstruction_loss(vae, training_images(batch_size, generator).to(device), generator)
+        images = training_images(batch_size, generator).to(device, memory_format=torch.channels_last)
+        posterior = vae.encode(images).latent_dist
+        kl = posterior.kl().mean()
+        terms = reconstruction_loss(vae, images, posterior.mean, posterior.std, generator)
+        return {"loss": terms["fine"] + terms["coarse"] + KL_WEIGHT * kl, **terms, "kl": kl}
 
     train("vae", vae, loss, plan, work)
-    standardize(vae, device, plan.seed)
+    whiten(vae, device, plan.seed)
     return vae.eval()
 
 
 def train_decoder(vae: AutoencoderKL, plan: Plan, batch_size: int, work: Path, device: str) -> AutoencoderKL:
-    """Train (or continue) the decoder alone: better pictures from the same latents; the UNet need not wait."""
+    """Train (or continue) the decoder alone, on latents with as much noise as a UNet may leave in them."""
     vae = vae.to(device, memory_format=torch.channels_last)
     vae.requires_grad_(False)
     decoder = nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv}).requires_grad_(True)
 
     def loss(generator: torch.Generator) -> dict[str, Tensor]:
-        return reconstruction_loss(vae, training_images(batch_size, generator).to(device), generator)
+        images = training_images(batch_size, generator).to(device, memory_format=torch.channels_last)
+        mean = vae.encode(images).latent_dist.mean
+        terms = reconstruction_loss(vae, images, mean, torch.tensor(DECODER_NOISE / SCALING_FACTOR), generator)
+        return {"loss": terms["fine"] + terms["coarse"], **terms}
 
     train("decoder", decoder, loss, plan, work)
     return vae.eval()
 
 
-def reconstruction_loss(vae: AutoencoderKL, images: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-    """The loss and its parts for images in [-1, 1], `[n 3 h w]`."""
-    images = images.to(memory_format=torch.channels_last)
-    posterior = vae.encode(images).latent_dist
-    noise = torch.randn(posterior.mean.shape, generator=generator).to(images.device)
-    decoded = vae.decode(posterior.mean + posterior.std * noise).sample
+def reconstruction_loss(
+    vae: AutoencoderKL, images: Tensor, mean: Tensor, std: Tensor, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """How far pictures decoded from noisy latents are from the truth, in full size and shrunk.
+
+    Args:
+        vae: Whose decoder is asked.
+        images: The truth in [-1, 1], `[n 3 h w]`.
+        mean: Latents, unscaled, `[n 4 h/8 w/8]`.
+        std: Deviation of the noise that is added to them; broadcasts.
+        generator: Draws the noise.
+    """
+    noise = torch.randn(mean.shape, generator=generator).to(images.device)
+    decoded = vae.decode(mean + std.to(images.device) * noise).sample
     weight = _weight(images)
     fine = _distance(decoded, images, weight)
-    coarse = _distance(F.avg_pool2d(decoded, 4), F.avg_pool2d(images, 4), F.avg_pool2d(weight, 4))
-    kl = posterior.kl().mean()
-    return {"loss": fine + coarse + KL_WEIGHT * kl, "fine": fine, "coarse": coarse, "kl": kl}
+    return {"fine": fine, "coarse": _distance(*(F.avg_pool2d(x, 4) for x in (decoded, images, weight)))}
 
 
 def training_images(n: int, generator: torch.Generator) -> Tensor:
@@ -77,25 +93,33 @@ def training_images(n: int, generator: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def standardize(vae: AutoencoderKL, device: str, seed: int) -> None:
-    """Give every latent channel mean 0 and the same deviation, 1 / SCALING_FACTOR, without changing what the VAE does.
+def whiten(vae: AutoencoderKL, device: str, seed: int) -> None:
+    """Give the latents mean 0 and covariance 1 / SCALING_FACTOR^2, without changing what the VAE does to a picture.
 
-    The encoder ends and the decoder begins with a 1x1 convolution: a scale and a shift per channel go into the one and
-    come out of the other. Diffusion needs it, the VAE's training does not give it.
+    The VAE's training leaves channels that are nearly copies of each other, and what tells them apart would drown in
+    diffusion's noise. The encoder ends and the decoder begins with a 1x1 convolution: a linear map of the four channels
+    goes into the one, its inverse into the other. The posterior's spread becomes POSTERIOR_STD everywhere.
     """
     generator = step_generator(seed + 1, 0)
     scenes = sample_scenes(sample_specs("train", 512, generator), generator, BASE_STYLE)
-    latents = torch.cat(
-        [vae.encode((render_batch(scenes[i : i + 64]) * 2 - 1).to(device)).latent_dist.mean for i in range(0, 512, 64)]
-    )
-    mean, scale = latents.mean((0, 2, 3)), 1 / (SCALING_FACTOR * latents.std((0, 2, 3)))
-    encode, decode = vae.quant_conv, vae.post_quant_conv
-    n = len(mean)  # rows 0..n-1 are the means, the others the log variances
-    encode.weight[:n] *= scale.view(-1, 1, 1, 1)
-    encode.bias[:n] = (encode.bias[:n] - mean) * scale
-    encode.bias[n:] += 2 * scale.log()
-    decode.bias += (decode.weight[:, :, 0, 0] * mean).sum(1)
-    decode.weight /= scale.view(1, -1, 1, 1)
+    posteriors = [
+        vae.encode((render_batch(scenes[i : i + 64]) * 2 - 1).to(device)).latent_dist for i in range(0, 512, 64)
+    ]
+    rows = torch.cat([p.mean for p in posteriors]).double().permute(0, 2, 3, 1).flatten(0, 2)
+    mean = rows.mean(0)
+    values, vectors = torch.linalg.eigh(torch.cov(rows.T))
+    forward = (
+        (vectors / values.sqrt()) @ vectors.T / SCALING_FACTOR
+    )  # symmetric: as close to the old channels as can be
+    n = len(mean)
+    encode, decode = vae.quant_conv, vae.post_quant_conv  # rows 0..n-1 of `encode` are means, the others log variances
+    weight, bias = encode.weight[:n, :, 0, 0].double(), encode.bias[:n].double()
+    encode.weight[:n, :, 0, 0] = (forward @ weight).float()
+    encode.bias[:n] = (forward @ (bias - mean)).float()
+    encode.weight[n:] = 0
+    encode.bias[n:] = 2 * math.log(POSTERIOR_STD / SCALING_FACTOR)
+    decode.bias += (decode.weight[:, :, 0, 0].double() @ mean).float()
+    decode.weight[:, :, 0, 0] = (decode.weight[:, :, 0, 0].double() @ torch.linalg.inv(forward)).float()
     vae.register_to_config(scaling_factor=SCALING_FACTOR)
 
 
