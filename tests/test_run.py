@@ -52,7 +52,7 @@ def test_a_new_folder_gets_the_resolved_config(claim):
         ({"train.batch": 1, "train.accumulate": 2}, 4),
         ({"train.steps": 9}, 1),
         ({"train.checkpoint_every": 1, "train.keep_last": 9, "train.log_every": 3, "train.trackers": ["wandb"]}, 1),
-        ({"train.sample_every": 2, "sample.prompts": ["a"], "sample.steps": 3, "train.eval_every": 1}, 1),
+        ({"train.sample_every": 2, "sample.prompts": ["a"], "sample.steps": 3}, 1),
     ],
 )
 def test_what_may_change(claim, changes, processes):
@@ -83,10 +83,27 @@ def test_what_may_not(claim, changes, processes, told):
 
 def test_a_start_that_learned_nothing_is_no_run(claim):
     folder = claim(learned=False)
-    (folder / "metrics.jsonl").write_text("old")
+    (folder / "samples").mkdir()
     claim({"train.learning_rate": 1.0})
     assert yaml.safe_load((folder / "config.yaml").read_text())["train"]["learning_rate"] == 1.0
-    assert not (folder / "metrics.jsonl").exists()
+    assert not (folder / "samples").exists()
+
+
+def test_what_was_learned_is_kept_although_its_checkpoints_are_gone(claim):
+    folder = claim(learned=False)
+    (folder / "metrics.jsonl").write_text('{"step": 1}')
+    with pytest.raises(UserError, match="holds a run with another config"):
+        claim({"train.learning_rate": 1.0})
+    assert (folder / "metrics.jsonl").exists()
+
+
+def test_fresh_clears_no_folder_of_the_users(claim):
+    folder = claim(learned=False)
+    (folder / "config.yaml").unlink()
+    (folder / "samples").mkdir()
+    with pytest.raises(UserError, match="no run of diffpo"):
+        claim(fresh=True)
+    assert (folder / "samples").exists()
 
 
 def test_steps_may_not_shrink_below_what_is_done(claim):
