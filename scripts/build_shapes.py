@@ -32,7 +32,7 @@ from diffpo.shapes.models import make_clip  # noqa: E402
 from diffpo.shapes.scenes import SPLITS, sample_prompts  # noqa: E402
 
 STAGES = ("vae", "decoder", "unet", "clip", "pairs", "pickscore", "prompts")
-PAIRS = {"train": 2700, "validation": 300}
+PAIRS = {"train": 2400, "validation": 240}
 PROMPTS = {"train": 400, "validation": 200, "heldout": 200}
 
 
