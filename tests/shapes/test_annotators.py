@@ -79,7 +79,7 @@ def test_the_base_styles_average_is_off_the_optimum():
 
 
 def test_users_differ():
-    images = [scene(size=7, saturation=0.5), scene(size=12, saturation=0.95)]
+    images = [scene(size=12, saturation=0.5), scene(size=12, saturation=0.95)]
     table = utility_table(images, [CAPTION] * 2)
     assert table[0]["dee"] > table[1]["dee"]
     assert table[0]["ada"] < table[1]["ada"]
