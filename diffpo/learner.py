@@ -73,8 +73,8 @@ def resume(learner: Learner, folder: Path) -> int:
     seen = learner.accelerator.gather(torch.tensor([done], device=learner.accelerator.device)).tolist()
     if len(set(seen)) > 1:
         raise UserError(
-            f"the processes find different checkpoints ({', '.join(map(str, seen))} updates): {folder} must lie on a disk "
-            "that all hosts share, and so must the cache (data.cache_dir)"
+            f"the processes find different checkpoints ({', '.join(map(str, seen))} updates): {folder} must lie on a "
+            "disk that all hosts share, and so must the cache (data.cache_dir)"
         )
     if path is None:
         return 0

@@ -157,6 +157,7 @@ def export_pipeline(args: argparse.Namespace) -> None:
 
     def write(folder: Path) -> None:
         pipeline = train_base.make_pipeline(load_vae(args), "base", args.work).to(torch.float16)
+        pipeline.vae.register_to_config(_name_or_path="")  # where it lay while it was trained
         pipeline.save_pretrained(folder)
         run_in_float32(folder / "text_encoder")
 

@@ -19,9 +19,9 @@ from tiny import PIPELINES, save_pipeline
 
 from diffpo.errors import UserError
 from diffpo.evaluate.media import read_media, read_settings
-from diffpo.pipelines import find_model, find_tuned
 from diffpo.evaluate.prompts import PromptSet
 from diffpo.generate import GenerateOptions, generate, sample_images
+from diffpo.pipelines import find_model, find_tuned
 
 PROMPTS = ["a red circle", "a blue square", "a green cross"]
 
