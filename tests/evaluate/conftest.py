@@ -14,10 +14,10 @@ from diffpo.scorers import ShapesUtility, ShapesVerifier
 from diffpo.shapes.render import render
 from diffpo.shapes.scenes import BASE_STYLE, Style, parse_caption, sample_prompts, sample_scenes
 
-VIVID = Style(size=(9.0, 14.0), size_skew=1.0, saturation=(0.7, 1.0), saturation_skew=1.0)
+VIVID = Style(size=(12.0, 14.0), size_skew=1.0, saturation=(0.7, 1.0), saturation_skew=1.0)
 
 
-def make_folder(folder: Path, label: str, style: Style, prompts: int = 5, seeds: tuple[int, ...] = (0, 1)) -> Path:
+def make_folder(folder: Path, label: str, style: Style, prompts: int = 6, seeds: tuple[int, ...] = (0, 1)) -> Path:
     """Draw what a model with this style would."""
     folder.mkdir(parents=True)
     media = []

@@ -36,15 +36,15 @@ def printed(table) -> str:
 def test_means_and_win_rate_by_hand(folders):
     comparison = compare(folders)
     assert (comparison.baseline, comparison.model) == ("base", "tuned")
-    assert (comparison.n_prompts, comparison.n_pairs) == (5, 10)
+    assert (comparison.n_prompts, comparison.n_pairs) == (6, 12)
     assert [result.scorer for result in comparison.results] == ["shapes-utility", "shapes"]
     utility = comparison.results[0]
     before, after = ([r.score for r in read_scores(f).rows if r.scorer == "shapes-utility"] for f in folders)
-    assert utility.baseline_mean == pytest.approx(sum(before) / 10)
-    assert utility.model_mean == pytest.approx(sum(after) / 10)
-    assert utility.difference.estimate == pytest.approx((sum(after) - sum(before)) / 10)
+    assert utility.baseline_mean == pytest.approx(sum(before) / 12)
+    assert utility.model_mean == pytest.approx(sum(after) / 12)
+    assert utility.difference.estimate == pytest.approx((sum(after) - sum(before)) / 12)
     assert utility.win_rate.wins == sum(a > b for a, b in zip(after, before, strict=True))
-    assert comparison.results[1].win_rate.ties == 10  # both draw what the caption says
+    assert comparison.results[1].win_rate.ties == 12  # both draw what the caption says
 
 
 def test_the_headline_says_who_how_much_how_sure(folders):
@@ -52,7 +52,7 @@ def test_the_headline_says_who_how_much_how_sure(folders):
     assert forth.verdict == "better" and forth.headline.startswith(
         "tuned beats base. Judged by shapes-utility, tuned wins"
     )
-    assert "95% interval" in forth.headline and "10 comparisons" in forth.headline
+    assert "95% interval" in forth.headline and "12 comparisons" in forth.headline
     assert back.verdict == "worse" and back.headline.startswith("base loses to tuned.")
     even = compare(folders, scorers=["shapes"])
     assert even.verdict == "unclear" and even.headline.startswith("No clear difference")
@@ -60,7 +60,7 @@ def test_the_headline_says_who_how_much_how_sure(folders):
 
 def test_notes_say_what_limits_the_numbers(folders, edited):
     notes = " ".join(compare(folders).notes)
-    assert "Only 5 prompts" in notes and "share the same 2 seeds" in notes and "2 scorers" in notes
+    assert "Only 6 prompts" in notes and "share the same 2 seeds" in notes and "2 scorers" in notes
     assert "sampled differently" not in notes
     copies = edited(1, lambda table: table)
     settings = json.loads((copies[1] / "settings.json").read_text())
@@ -72,7 +72,7 @@ def test_notes_say_what_limits_the_numbers(folders, edited):
 
 def test_rounding_is_no_win(edited):
     copies = edited(1, lambda t: replace(t, rows=[replace(r, score=r.score * (1 + 1e-8)) for r in t.rows]))
-    assert compare(copies, scorers=["shapes"]).results[0].win_rate.ties == 10
+    assert compare(copies, scorers=["shapes"]).results[0].win_rate.ties == 12
 
 
 def test_json_and_back(folders, tmp_path):
@@ -96,8 +96,8 @@ def test_an_unknown_interval_is_null_in_json(edited, tmp_path):
 
 def test_the_table_for_the_terminal(folders):
     text = printed(comparison_table(compare(folders)))
-    assert "tuned against base: 5 prompts, 10 comparisons" in text
-    assert "shapes-utility" in text and "0/10/0" in text
+    assert "tuned against base: 6 prompts, 12 comparisons" in text
+    assert "shapes-utility" in text and "0/12/0" in text
     assert "…" not in text, "80 columns must be enough"
 
 
@@ -108,7 +108,7 @@ def test_labels_are_text_not_markup(edited):
 
 def test_sets_that_do_not_match(edited):
     copies = edited(1, lambda t: replace(t, rows=[r for r in t.rows if (r.prompt_id, r.seed) != (4, 1)]))
-    with pytest.raises(UserError, match="9 match; others: 0 of tuned, 1 of base"):
+    with pytest.raises(UserError, match="11 match; others: 0 of tuned, 1 of base"):
         compare(copies)
 
 

@@ -30,7 +30,7 @@ def test_every_row_has_as_many_seeds(folders, tmp_path):
     write_manifest(copy, read_media(copy)[1:])
     write_grid(tmp_path / "grid.png", [folders[0], copy], seeds=2, cell=32)
     rows = json.loads((tmp_path / "grid.json").read_text())["rows"]
-    assert len(rows) == 4 and all(len(row["images"]) == 4 for row in rows)
+    assert len(rows) == 5 and all(len(row["images"]) == 4 for row in rows)
     write_manifest(copy, [replace(m, seed=m.seed + 10) for m in read_media(copy)])
     with pytest.raises(UserError, match="no prompt and seed in common"):
         write_grid(tmp_path / "grid.png", [folders[0], copy])

@@ -52,7 +52,7 @@ def folder(folders, tmp_path):
 def test_the_table_has_the_promised_columns(folders):
     table = pq.read_table(folders[0] / "scores.parquet")
     assert table.column_names[:7] == ["file", "prompt", "prompt_id", "seed", "model", "scorer", "score"]
-    assert table.num_rows == 5 * 2 * 2
+    assert table.num_rows == 6 * 2 * 2
     scores = read_scores(folders[0])
     assert scores.scorers == ["shapes-utility", "shapes"] and scores.models == ["base"]
     assert scores.provenance["shapes-utility"] == ShapesUtility().provenance
@@ -61,14 +61,14 @@ def test_the_table_has_the_promised_columns(folders):
 def test_only_what_changed_is_scored_again(folder):
     scorer = Brightness()
     first = score_folder(folder, [scorer])
-    assert len(scorer.seen) == 10
-    assert score_folder(folder, [scorer]) == first and len(scorer.seen) == 10
+    assert len(scorer.seen) == 12
+    assert score_folder(folder, [scorer]) == first and len(scorer.seen) == 12
 
     media = read_media(folder)
     Image.new("RGB", (64, 64), "white").save(folder / media[3].file)
     changed = score_folder(folder, [scorer])
-    assert scorer.seen[10:] == [media[3].prompt]
-    assert [a == b for a, b in zip(first.rows, changed.rows, strict=True)] == [i != 3 for i in range(10)]
+    assert scorer.seen[12:] == [media[3].prompt]
+    assert [a == b for a, b in zip(first.rows, changed.rows, strict=True)] == [i != 3 for i in range(12)]
 
     score_folder(folder, [Brightness(scale=2.0, seen=scorer.seen)])  # another provenance
     assert len(scorer.seen) == 21
@@ -80,22 +80,22 @@ def test_a_kill_loses_nothing(folder):
     whole = score_folder(folder, [scorer])
     write_scores(folder / "scores.parquet", replace(whole, rows=whole.rows[:4]))
     assert score_folder(folder, [scorer]) == whole
-    assert len(scorer.seen) == 16
+    assert len(scorer.seen) == 20
 
 
 def test_other_scorers_rows_stay_unless_their_image_changed(folder):
     score_folder(folder, [ShapesUtility()])
     table = score_folder(folder, [Brightness()])
-    assert table.scorers == ["brightness", "shapes-utility"] and len(table.rows) == 20
+    assert table.scorers == ["brightness", "shapes-utility"] and len(table.rows) == 24
     Image.new("RGB", (64, 64), "white").save(folder / read_media(folder)[0].file)
-    assert len(score_folder(folder, [Brightness()]).rows) == 19
+    assert len(score_folder(folder, [Brightness()]).rows) == 23
 
 
 def test_images_are_decoded_once_for_all_scorers(folder):
     """Both are handed the very same objects."""
     one, other = Brightness(), Darkness()
     score_folder(folder, [one, other])
-    assert len(one.images) == 10
+    assert len(one.images) == 12
     assert all(a is b for a, b in zip(one.images, other.images, strict=True))
 
 
