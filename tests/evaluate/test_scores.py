@@ -71,7 +71,7 @@ def test_only_what_changed_is_scored_again(folder):
     assert [a == b for a, b in zip(first.rows, changed.rows, strict=True)] == [i != 3 for i in range(12)]
 
     score_folder(folder, [Brightness(scale=2.0, seen=scorer.seen)])  # another provenance
-    assert len(scorer.seen) == 21
+    assert len(scorer.seen) == 25
 
 
 def test_a_kill_loses_nothing(folder):
