@@ -4,7 +4,7 @@
     python scripts/build_shapes.py --stage unet       # one stage; it needs those before it
 
 Every stage is resumable: the same command continues after a kill. Checkpoints go to --work, results to --output. What
-is measured goes to measured.json in --work and, with `--stage card`, to the screen.
+is measured goes to the screen and to measured.json in --work: the numbers of the card in `assets/shapes/README.md`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from diffpo.shapes.models import make_clip  # noqa: E402
 from diffpo.shapes.scenes import SPLITS, sample_prompts  # noqa: E402
 
 STAGES = ("vae", "decoder", "unet", "clip", "pairs", "pickscore", "prompts")
-PAIRS = {"train": 2400, "validation": 240}
+PAIRS = {"train": 2700, "validation": 300}
 PROMPTS = {"train": 400, "validation": 200, "heldout": 200}
 
 
@@ -68,7 +68,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vae-steps", type=int, default=3000, help="of 8 images")
     parser.add_argument("--decoder-steps", type=int, default=5000, help="of 8 images")
-    parser.add_argument("--scenes", type=int, default=20_000, help="scenes whose latents the UNet is trained on")
+    parser.add_argument("--scenes", type=int, default=12_000, help="scenes whose latents the UNet is trained on")
     parser.add_argument("--weak-steps", type=int, default=700, help="of 64 latents: the weaker model of the pair table")
     parser.add_argument("--base-steps", type=int, default=2400, help="of 64 latents, from there on: the base")
     parser.add_argument("--clip-steps", type=int, default=1000, help="of 32 images with 96 hard captions")

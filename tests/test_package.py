@@ -114,7 +114,7 @@ def test_the_wheel_carries_the_world_and_the_configs(tmp_path):
         "from diffpo.data.splits import load_splits\n"
         "from diffpo.denoisers.load import load\n"
         "config = load_config('configs/shapes-dpo.yaml')\n"
-        "assert len(load_splits(config.data).train) >= 1900\n"
+        "assert len(load_splits(config.data).train) >= 2000\n"
         "policy, reference = load(config.model, torch.float32, needs_reference=True)\n"
         "assert policy.process.prediction == 'eps' and reference is not None\n"
     )

@@ -130,8 +130,8 @@ def test_the_pair_table_has_pick_a_pics_columns(train_rows):
 
 
 def test_the_pair_table_is_large_enough_and_of_its_splits(train_rows, validation_rows):
-    assert len(train_rows) >= 2400 and len(validation_rows) >= 200
-    assert sum(row["label_0"] != 0.5 for row in train_rows) >= 1800
+    assert len(train_rows) >= 2700 and len(validation_rows) >= 300
+    assert sum(row["label_0"] != 0.5 for row in train_rows) >= 2000
     assert {split_of(row["caption"]) for row in train_rows} == {"train"}
     assert {split_of(row["caption"]) for row in validation_rows} == {"validation"}
     assert {row["user_id"] for row in train_rows} == set(ANNOTATORS)
