@@ -46,18 +46,14 @@ def trained_weights(network: nn.Module) -> dict[str, Tensor]:
 
 
 def optimizer_state(network: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Collect the optimizer's tensors (`parameter|name`) and its plain values.
+    """Collect the optimizer's tensors (`parameter|name`, or `parameter|group|name`) and its plain values.
 
     Every process must call this; all but the first get nothing.
     """
     whole = get_optimizer_state_dict(network, optimizer, options=OPTIONS)
-    tensors, plain = {}, {}
-    for parameter, state in whole.get("state", {}).items():
-        for name, value in state.items():
-            if isinstance(value, Tensor):
-                tensors[f"{parameter}{SEPARATOR}{name}"] = _own(value)
-            else:
-                plain[f"{parameter}{SEPARATOR}{name}"] = value
+    flat = _flatten(whole.get("state", {}))  # bitsandbytes keeps its 8-bit tensors in a group of their own
+    tensors = {key: _own(value) for key, value in flat.items() if isinstance(value, Tensor)}
+    plain = {key: value for key, value in flat.items() if not isinstance(value, Tensor)}
     return tensors, {"state": plain, "param_groups": whole.get("param_groups", [])}
 
 
@@ -65,10 +61,13 @@ def restore(
     network: nn.Module, optimizer: Optimizer, weights: dict[str, Tensor], tensors: dict[str, Tensor], plain: Any
 ) -> None:
     """Put back what `trained_weights` and `optimizer_state` collected; every process must call this."""
-    state: dict[str, dict[str, Any]] = {}
+    state: dict[str, Any] = {}
     for key, value in (tensors | plain["state"]).items():
-        parameter, name = key.rsplit(SEPARATOR, 1)
-        state.setdefault(parameter, {})[name] = value
+        *groups, name = key.split(SEPARATOR)
+        level = state
+        for group in groups:
+            level = level.setdefault(group, {})
+        level[name] = value
     set_model_state_dict(network, weights, options=RESTORE)
     whole = {"state": state, "param_groups": plain["param_groups"]}
     set_optimizer_state_dict(network, optimizer, whole, options=RESTORE)  # pyright: ignore[reportArgumentType]
@@ -150,6 +149,14 @@ def write_text(path: Path, text: str) -> None:
     temporary.write_text(text)
     _sync(temporary)
     temporary.replace(path)
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        key = prefix + name
+        flat |= _flatten(value, key + SEPARATOR) if isinstance(value, dict) else {key: value}
+    return flat
 
 
 def _own(x: Tensor) -> Tensor:

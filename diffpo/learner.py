@@ -66,8 +66,20 @@ def place_reference(reference: Reference, accelerator: Accelerator, compiled: bo
     reference.denoiser.network = network
 
 
-def resume(learner: Learner, folder: Path) -> int:
-    """Continue from the newest complete checkpoint; returns the updates done."""
+def resume(learner: Learner, folder: Path, pairs: str) -> int:
+    """Continue from the newest complete checkpoint.
+
+    Args:
+        learner: What learns.
+        folder: The run's.
+        pairs: Identity of the pairs.
+
+    Returns:
+        The updates done.
+
+    Raises:
+        UserError: The processes see different disks, or the checkpoint learned from other pairs.
+    """
     path = checkpoint.newest(folder / "checkpoints")
     done = 0 if path is None else int(path.name.removeprefix("step-"))
     seen = learner.accelerator.gather(torch.tensor([done], device=learner.accelerator.device)).tolist()
@@ -79,6 +91,11 @@ def resume(learner: Learner, folder: Path) -> int:
     if path is None:
         return 0
     tensors, values = checkpoint.load(path)
+    if values["pairs"] != pairs:
+        raise UserError(
+            f"{path} learned from other pairs: the table under data.path has changed (rows, captions or labels). "
+            "Bring the old table back, or give another folder with train.output=..., or begin anew with --fresh"
+        )
     checkpoint.restore(
         learner.policy.network,
         learner.optimizer.optimizer,
@@ -94,14 +111,15 @@ def resume(learner: Learner, folder: Path) -> int:
     return values["step"]
 
 
-def save(learner: Learner, folder: Path, done: int) -> None:
-    """Write a checkpoint; every process takes part in collecting, the first one writes."""
+def save(learner: Learner, folder: Path, done: int, pairs: str) -> None:
+    """Write a checkpoint; every process takes part in collecting, the first one writes. Arguments as for `resume`."""
     accelerator = learner.accelerator
     weights = checkpoint.trained_weights(learner.policy.network)
     state, plain = checkpoint.optimizer_state(learner.policy.network, learner.optimizer.optimizer)
     tensors = {"weights": weights, "optimizer": state}
     values = {
         "step": done,
+        "pairs": pairs,
         "optimizer": plain,
         "schedule": {k: v for k, v in learner.schedule.state_dict().items() if k != "lr_lambdas"},
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,

@@ -61,7 +61,7 @@ def train(config: Config, *, fresh: bool = False, push: str | None = None) -> Pa
     sampler = Sampler(config, learner.policy, encoders, folder) if encoders is not None else None
     if sampler is not None:
         sampler.base(accelerator)
-    done = resume(learner, folder)
+    done = resume(learner, folder, loader.identity)
     with RunLog(accelerator, folder, done, config.train.steps, f"{folder.name}") as log:
         if plan.never_used:
             log.say(f"{plan.never_used} pairs have image sizes too rare to fill a batch: they are never used")
@@ -79,7 +79,7 @@ def train(config: Config, *, fresh: bool = False, push: str | None = None) -> Pa
                 with averaged(learner):
                     sampler.draw(accelerator, done)
             if due(config.train.checkpoint_every, done, config):
-                save(learner, folder, done)
+                save(learner, folder, done, loader.identity)
     with averaged(learner):
         export(config, accelerator, learner.policy, folder, push)
     accelerator.end_training()

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from runs import World, assert_same, checkpoints, command, contents, launch, metrics
 
+from diffpo.errors import UserError
+
 ROWS = 200  # some 150 to train on: two shards, of 128 rows at most
 RUN = {
     "model.name": "full",
@@ -122,8 +124,10 @@ def test_a_finished_run_started_again_changes_nothing(world, resumed):
     assert_same(before, contents(world.folder / "whole"))
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "adamw8bit"])
 def test_a_lora_resumes_with_every_optimizer(tmp_path, optimizer):
+    if optimizer == "adamw8bit":
+        pytest.importorskip("bitsandbytes")
     world = World.make(tmp_path)
     settings = {"train.optimizer": optimizer, "train.ema": 0.9, "train.checkpoint_every": 2, "model.rank": 4}
     world.train("straight", settings | {"train.steps": 4})
@@ -156,3 +160,16 @@ def test_resuming_without_the_newest_checkpoint_goes_back_to_the_one_before(tmp_
         file.write(json.dumps({"step": 5})[:-3])
     world.train("run", settings)
     assert_same(whole, contents(run))
+
+
+def test_another_table_under_the_same_path_is_refused(tmp_path):
+    world = World.make(tmp_path)
+    world.train("run", {"train.steps": 2})
+    table = world.folder / "pairs" / "pairs.jsonl"
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join([lines[0].replace("thing", "other thing"), *lines[1:]]) + "\n")
+    with pytest.raises(UserError, match="learned from other pairs"):
+        world.train("run", {"train.steps": 3})
+    table.write_text("\n".join(lines) + "\n")  # the same rows in a newer file
+    world.train("run", {"train.steps": 3})
+    assert [line["step"] for line in metrics(world.folder / "run")] == [1, 2, 3]

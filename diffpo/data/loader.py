@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -29,6 +30,8 @@ class PairLoader:
 
     groups: tuple[np.ndarray, ...]
     """Usable row numbers by image size."""
+    identity: str
+    """Changes with the rows: their number, sizes, captions and labels. Images are not read for it."""
 
     def __init__(
         self, table: Table, encodings: Encodings, *, seed: int, caption_dropout: float, sides: Sequence[str] = BOTH
@@ -53,12 +56,19 @@ class PairLoader:
         )
         self._segments = table.column("segments") if "segments" in names else None
         self.groups = group_rows(encodings)
+        self.identity = self._identify()
         if encodings.broken:
             log.warning(describe_broken(table, encodings.broken))
         if not self.groups:
             raise UserError(
                 f"None of the pairs of {table.path} has usable images. {describe_broken(table, encodings.broken)}"
             )
+
+    def _identify(self) -> str:
+        digest = hashlib.blake2b(repr((self._captions, self._segments)).encode(), digest_size=16)
+        for values in (self._preference.numpy(), *self.groups):
+            digest.update(np.ascontiguousarray(values).tobytes())
+        return digest.hexdigest()
 
     def batch(self, indices: Sequence[int] | np.ndarray, epoch: int) -> PairBatch:
         """Make a batch of rows that have one image size."""
