@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from diffpo.cli_data import data, quiet, say
+
 app = typer.Typer(
     name="diffpo",
     help="Align diffusion models with preferences.",
@@ -19,7 +21,6 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich doubles the time that --help takes
     epilog="Any command takes --debug, which shows the traceback of an error.",
 )
-data = typer.Typer(help="Look at pair tables.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
 Overrides = Annotated[
@@ -44,12 +45,12 @@ def train(
     from diffpo.config import load_config
 
     loaded = load_config(config, overrides or [])
-    _quiet()
+    quiet()
     from diffpo.train import train as run
 
     folder = run(loaded, fresh=fresh, push=push)
     start = "" if loaded.model.denoiser is None or loaded.model.trains_base else f" --denoiser {loaded.model.denoiser}"
-    _say(
+    say(
         f"wrote {folder}/final, {folder}/metrics.jsonl",
         f"diffpo generate {loaded.model.path}{start} --tuned {folder} --prompts PROMPTS.txt --out media/tuned",
     )
@@ -63,32 +64,12 @@ def demo(
     fresh: Fresh = False,
 ) -> None:
     """Run it all on the embedded shapes world: train, generate, score, compare, report."""
-    _quiet()
+    quiet()
     from diffpo.demo import run_demo
 
     summary = run_demo(output, seed=seed, prompts=prompts, fresh=fresh)
-    _say(f"wrote {output}/summary.json, {output}/report.html", f"open {output}/report.html in a browser")
+    say(f"wrote {output}/summary.json, {output}/report.html", f"open {output}/report.html in a browser")
     print(f"win rate {summary['win_rate']:.3f} [{summary['ci_low']:.3f}, {summary['ci_high']:.3f}]")
-
-
-@data.command("inspect")
-def data_inspect(
-    target: Annotated[str, typer.Argument(help="A table (file, folder, Hub id, shapes:pairs) or a config.")],
-    split: Annotated[str, typer.Option(help="Split of a table.")] = "train",
-) -> None:
-    """Print what a pair table holds: rows, ties, sizes, broken images, prompts, what methods still need."""
-    from rich.console import Console
-
-    from diffpo.data.inspect import guess_source, inspect, render
-    from diffpo.methods import METHODS
-
-    if target.endswith((".yaml", ".yml")):
-        from diffpo.config import load_config
-
-        source = load_config(target).data
-    else:
-        source = guess_source(target, split)
-    Console().print(render(inspect(source), {name: method.requires for name, method in METHODS.items()}))
 
 
 @app.command()
@@ -114,7 +95,7 @@ def generate(
     """Make images of prompts; the same command continues after a kill. The safety checker is off."""
     from diffpo.options import parse_seeds, parse_size, validated
 
-    _quiet()
+    quiet()
     from diffpo.evaluate.prompts import load_prompts
     from diffpo.generate import GenerateOptions
     from diffpo.generate import generate as run
@@ -123,7 +104,7 @@ def generate(
     given |= {"distinct_seeds": distinct_seeds, "steps": steps, "guidance": guidance, "batch": batch}
     given |= {"size": parse_size(size), "negative_prompt": negative_prompt, "dtype": dtype, "device": device}
     done = run(validated(GenerateOptions, given, "generate"), load_prompts(prompts), out, label=label, fresh=fresh)
-    _say(f"wrote {done.images} images to {out} ({done.reused} were there)", f"diffpo score {out} --scorer pickscore")
+    say(f"wrote {done.images} images to {out} ({done.reused} were there)", f"diffpo score {out} --scorer pickscore")
 
 
 @app.command()
@@ -132,13 +113,13 @@ def score(folders: Folders, scorers: ScorerNames) -> None:
     from diffpo.options import make_scorer
 
     made = [make_scorer(name) for name in scorers]
-    _quiet()
+    quiet()
     from diffpo.evaluate.scores import score_folder
 
     for folder in folders:
         score_folder(folder, made)
     paths = " ".join(map(str, folders))
-    _say(f"wrote {', '.join(f'{folder}/scores.parquet' for folder in folders)}", f"diffpo compare {paths}")
+    say(f"wrote {', '.join(f'{folder}/scores.parquet' for folder in folders)}", f"diffpo compare {paths}")
 
 
 @app.command()
@@ -159,7 +140,7 @@ def compare(
     write_comparison(out, result)
     Console().print(comparison_table(result))
     print(result.headline)
-    _say(f"wrote {out}", f"diffpo report {' '.join(map(str, folders))}")
+    say(f"wrote {out}", f"diffpo report {' '.join(map(str, folders))}")
 
 
 @app.command()
@@ -177,7 +158,7 @@ def grid(
     from diffpo.evaluate.grid import write_grid
 
     write_grid(out, folders, prompts=prompts, seeds=seeds, scorer=scorer, shuffle=shuffle)
-    _say(f"wrote {out}", f"open {out}")
+    say(f"wrote {out}", f"open {out}")
 
 
 @app.command()
@@ -192,7 +173,7 @@ def report(
     from diffpo.evaluate.report import write_report
 
     write_report(out, compared(folders), folders, run=run, title=title)
-    _say(f"wrote {out}", f"open {out} in a browser")
+    say(f"wrote {out}", f"open {out} in a browser")
 
 
 @app.command()
@@ -230,20 +211,3 @@ def env() -> None:
 
     for key, value in describe_environment().items():
         print(f"{key:20} {value}")
-
-
-def _quiet() -> None:
-    """Hide what libraries say while loading; our own warnings are shown."""
-    import logging
-
-    from diffpo.compat import quiet_libraries
-
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    quiet_libraries()
-
-
-def _say(what: str, next_command: str) -> None:
-    import os
-
-    if os.environ.get("RANK", "0") == "0":
-        print(f"{what}\nnext: {next_command}")
