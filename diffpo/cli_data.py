@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from diffpo.data.records import Source
 
 data = typer.Typer(help="Look at pair tables, make them, label them.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -17,16 +20,22 @@ def inspect_table(
     """Print what a pair table holds: rows, ties, sizes, broken images, prompts, what methods still need."""
     from rich.console import Console
 
-    from diffpo.data.inspect import guess_source, inspect, render
+    from diffpo.data.inspect import inspect, render
     from diffpo.methods import METHODS
 
+    report = inspect(find_source(target, split))
+    Console().print(render(report, {name: method.requires for name, method in METHODS.items()}))
+
+
+def find_source(target: str, split: str) -> Source:
+    """The pairs that a command's first argument means: a config's data block, or a table and its split."""
     if target.endswith((".yaml", ".yml")):
         from diffpo.config import load_config
 
-        source = load_config(target).data
-    else:
-        source = guess_source(target, split)
-    Console().print(render(inspect(source), {name: method.requires for name, method in METHODS.items()}))
+        return load_config(target).data
+    from diffpo.data.inspect import guess_source
+
+    return guess_source(target, split)
 
 
 def quiet() -> None:
