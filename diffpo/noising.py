@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
 from torch import Tensor
 
-from diffpo.process import NoiseProcess
-from diffpo.types import Noised, Pair, Rng
+from diffpo.errors import ConfigError
+from diffpo.process import Landing, NoiseProcess, Path, expand
+from diffpo.types import Block, Condition, Noised, Pair, Rng
+
+
+class Predictor(Protocol):
+    """What a method and the step may ask of a denoiser."""
+
+    @property
+    def process(self) -> NoiseProcess:
+        """Schedule and parametrisation."""
+        ...
+
+    def predict(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """Answer `[b c f h w]` to z `[b c f h w]` at t `[b]`, in the process's own parametrisation."""
+        ...
+
+    def lockstep(self, n: int) -> int:
+        """Return the largest n over the processes that must call the network equally often, or n where none must."""
+        ...
 
 
 def random_noise(process: NoiseProcess, latent: Pair[Tensor], t: Tensor, rng: Rng) -> Pair[Noised]:
@@ -28,3 +50,108 @@ def noised_at(process: NoiseProcess, x0: Tensor, eps: Tensor, t: Tensor) -> Nois
     """Put z, its levels and its target together for known x0 and eps `[b c f h w]` at time t `[b]`."""
     alpha, sigma = process.alpha_sigma(t)
     return Noised(process.mix(x0, eps, t), t, alpha, sigma, process.target(x0, eps, t))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inversion(Block):
+    """How an image is walked back to the noise that would draw it.
+
+    DDIM inversion (arXiv:2010.02502) with, per step, ReNoise's corrections (arXiv:2403.14602) if asked for. Every pair
+    stops at its own t.
+    """
+
+    steps: int = 10
+    """Steps over the whole range of times; a pair takes those below its t, on average (steps + 1) / 2."""
+    renoise: int = 0
+    """Corrections per step: ask again at the point reached, and go from the old point along the mean of the answers."""
+    eta: float = 0.0
+    """Random noise added after each step, in units of DDIM's posterior deviation. InPO's released code has 0.1."""
+    landing: Landing = "exact"
+    """`exact` lands on t; `released` ends on the grid and calls it t, as the code of InPO and SmPO does."""
+    invert_with: Literal["policy", "reference"] = "policy"
+    """Which network answers. The policy's own drifts while it learns, as released."""
+
+    def __post_init__(self):
+        """Refuse what cannot be walked.
+
+        Raises:
+            ConfigError: A count or eta is out of range.
+        """
+        if self.steps < 1 or self.renoise < 0 or self.eta < 0:
+            raise ConfigError(
+                f"inversion steps are {self.steps}, renoise {self.renoise} and eta {self.eta}; there must be at "
+                f"least one "
+                "step, and the others must not be negative"
+            )
+
+
+@torch.no_grad()
+def invert(
+    denoiser: Predictor, latent: Pair[Tensor], cond: Pair[Condition], t: Tensor, rng: Rng, inversion: Inversion
+) -> Pair[Noised]:
+    """Walk both images of each pair to its t (InPO, arXiv:2503.18454; SmPO, arXiv:2506.02698).
+
+    No gradient, no guidance. A forward holds only the pairs that have not arrived: the rows through the network are,
+    per image, the number of its own steps times 1 + renoise. The noise that belongs to z is recovered from it, eps =
+    (z - alpha x0) / sigma.
+
+    Args:
+        denoiser: Answers; the policy or the reference.
+        latent: `[b c f h w]` x0 of each side.
+        cond: What the denoiser is told about each side.
+        t: `[b]` one time per pair.
+        rng: The draws of these rows, used if eta > 0.
+        inversion: How.
+
+    Raises:
+        ConfigError: `landing="released"` for a flow model.
+    """
+    process = denoiser.process
+    path = process.path(t, inversion.steps, inversion.landing)
+    z = latent
+    for k in range(denoiser.lockstep(int(path.steps.max()))):
+        rows = torch.nonzero(path.steps > k).flatten()
+        if not len(rows):  # other processes have steps left: keep them company, and throw the answer away
+            _step(denoiser, z, cond, torch.tensor([0]), path, 0, inversion)
+            continue
+        reached = _step(denoiser, z, cond, rows, path, k, inversion)
+        if inversion.eta:
+            reached = _disturb(reached, rows, path, k, inversion.eta, rng)
+        z = Pair(*(old.index_copy(0, rows.to(old.device), new) for old, new in zip(z, reached, strict=True)))
+    alpha, sigma = process.alpha_sigma(t)
+
+    def land(x0: Tensor, x: Tensor) -> Noised:
+        eps = (x - expand(alpha, x) * x0) / expand(sigma, x)
+        return Noised(x, t, alpha, sigma, process.target(x0, eps, t))
+
+    return Pair(*(land(x0, x) for x0, x in zip(latent, z, strict=True)))
+
+
+def _step(
+    denoiser: Predictor, z: Pair[Tensor], cond: Pair[Condition], rows: Tensor, path: Path, k: int, inversion: Inversion
+) -> Pair[Tensor]:
+    """Take step k with some rows of both sides in one forward; returns those rows."""
+    picked = rows.to(z.chosen.device)
+    told = Condition.cat([side.map(lambda x: x[picked]) for side in cond])
+    start = torch.cat([side[picked] for side in z])
+    time, time_there = (path.time[i, rows].repeat(2) for i in (k, k + 1))
+    here, there = ((path.alpha[i, rows].repeat(2), path.sigma[i, rows].repeat(2)) for i in (k, k + 1))
+    process, x, level, slopes = denoiser.process, start, here, []
+    for _ in range(1 + inversion.renoise):
+        slopes.append(process.slope(denoiser.predict(x, time, told).to(x), x, *level))
+        x = process.move(start, slopes[-1], here, there)
+        if inversion.landing == "exact":  # the network is told the time of the point reached; as released, the old one
+            time, level = time_there, there
+    return Pair(*process.move(start, torch.stack(slopes).mean(0), here, there).chunk(2))
+
+
+def _disturb(z: Pair[Tensor], rows: Tensor, path: Path, k: int, eta: float, rng: Rng) -> Pair[Tensor]:
+    """Add eta times the deviation of q(z here | z there, x0) after step k, drawn for each side by itself."""
+    (alpha, sigma), (alpha_there, sigma_there) = ((path.alpha[i, rows], path.sigma[i, rows]) for i in (k, k + 1))
+    variance = (sigma / sigma_there).square() * (sigma_there.square() - (alpha_there / alpha * sigma).square())
+    scale = eta * variance.clamp(min=0).sqrt()
+
+    def add(x: Tensor, side: str) -> Tensor:
+        return x + expand(scale, x) * rng.normal(x.shape[1:], f"inversion/{side}/{k}")[rows].to(x)
+
+    return Pair(add(z.chosen, "chosen"), add(z.rejected, "rejected"))

@@ -21,6 +21,7 @@ from diffpo.errors import ConfigError
 from diffpo.types import Block, Rng
 
 Prediction = Literal["eps", "v", "flow"]
+Landing = Literal["exact", "released"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,23 @@ def expand(x: Tensor, like: Tensor) -> Tensor:
     return x.to(like).reshape(-1, *[1] * (like.ndim - 1))
 
 
+@dataclass(frozen=True)
+class Path:
+    """The points that an inversion visits between the clean latent and t, `[n + 1, b]` each; point 0 is clean.
+
+    A row with fewer than n steps stays at its last point.
+    """
+
+    time: Tensor
+    """What the network is told."""
+    alpha: Tensor
+    """Signal level, float64."""
+    sigma: Tensor
+    """Noise level, float64."""
+    steps: Tensor
+    """`[b]` steps of each row."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class NoiseProcess(ABC):
     """A schedule and a parametrisation."""
@@ -83,6 +101,42 @@ class NoiseProcess(ABC):
     @abstractmethod
     def relative(self, t: Tensor) -> Tensor:
         """Time as a fraction of the whole range, `[b]` in [0, 1]: what logs group by."""
+
+    @abstractmethod
+    def path(self, t: Tensor, steps: int, landing: Landing) -> Path:
+        """Plan an inversion to the times t `[b]` along a grid of `steps` steps over the whole range.
+
+        Args:
+            t: `[b]` times.
+            steps: Steps that the whole range takes; a row takes those below its t.
+            landing: `exact`: start at alpha = 1, with a last, partial step onto t. `released`: what InPO's and SmPO's
+                code does on diffusers 0.20, whose last step ends on the grid, at t or up to a whole step beyond.
+
+        Raises:
+            ConfigError: `released` has no meaning here.
+        """
+
+    @abstractmethod
+    def slope(self, prediction: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """What an inversion follows and may average: eps for discrete models, the velocity for flow; `[b ...]`.
+
+        Args:
+            prediction: `[b ...]` a network's answer.
+            z: `[b ...]` what it was asked about.
+            alpha: `[b]` signal level of z.
+            sigma: `[b]` noise level of z.
+        """
+
+    @abstractmethod
+    def move(self, z: Tensor, slope: Tensor, here: tuple[Tensor, Tensor], there: tuple[Tensor, Tensor]) -> Tensor:
+        """Follow a slope from one noise level to another: a deterministic DDIM step (arXiv:2010.02502, eq. 12).
+
+        Args:
+            z: `[b ...]` latents.
+            slope: `[b ...]` as `slope` returns it.
+            here: alpha and sigma of z, `[b]` each.
+            there: alpha and sigma to go to, `[b]` each.
+        """
 
     def mix(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """Z = alpha x0 + sigma eps, `[b ...]`."""
@@ -106,7 +160,10 @@ class NoiseProcess(ABC):
         Returns:
             `(x0, eps)`, each `[b ...]`, such that `mix(x0, eps, t) == z`.
         """
-        alpha, sigma = (expand(x, z) for x in self.alpha_sigma(t))
+        return self._split(prediction, z, *self.alpha_sigma(t))
+
+    def _split(self, prediction: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, sigma = expand(alpha, z), expand(sigma, z)
         p, q = self._weights(alpha, sigma)
         determinant = alpha * q - sigma * p  # eps: alpha; v: alpha^2 + sigma^2 = 1; flow: alpha + sigma = 1
         return (q * z - sigma * prediction) / determinant, (alpha * prediction - p * z) / determinant
@@ -122,6 +179,10 @@ class DiscreteProcess(NoiseProcess):
 
     alphas_cumprod: Tensor
     """`[T]` the scheduler's own float32 values; the square root is taken in float64, after the cast."""
+    offset: int = 1
+    """The scheduler's `steps_offset`: where the released inversion's grid begins."""
+    clean_abar: float | None = None
+    """Cumulative alpha that the released inversion gives the clean latent. None: that of t = 0 (Stable Diffusion)."""
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Look up sqrt(abar_t) and sqrt(1 - abar_t)."""
@@ -137,6 +198,30 @@ class DiscreteProcess(NoiseProcess):
     def relative(self, t: Tensor) -> Tensor:
         """T / T."""
         return t / len(self.alphas_cumprod)
+
+    def path(self, t: Tensor, steps: int, landing: Landing) -> Path:
+        """See `NoiseProcess.path`."""
+        count = len(self.alphas_cumprod)
+        if landing == "released":  # origins such as -99, 1, 101, ..., 801; the network is told the origin
+            grid = self.offset + (count // steps) * torch.arange(-1, steps)
+        else:
+            grid = torch.arange(steps + 1) * count // steps
+        n, time = _walk(grid, t.long().cpu(), landing)
+        alpha, sigma = self.alpha_sigma(time.clamp(0, count - 1))
+        if landing == "exact":
+            alpha[0], sigma[0] = 1.0, 0.0
+        elif self.clean_abar is not None:
+            alpha[0], sigma[0] = self.clean_abar**0.5, (1 - self.clean_abar) ** 0.5
+        return Path(time, alpha, sigma, n)
+
+    def slope(self, prediction: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Eps."""
+        return self._split(prediction, z, alpha, sigma)[1]
+
+    def move(self, z: Tensor, slope: Tensor, here: tuple[Tensor, Tensor], there: tuple[Tensor, Tensor]) -> Tensor:
+        """Alpha' (z - sigma eps) / alpha + sigma' eps."""
+        (alpha, sigma), (alpha_there, sigma_there) = ((expand(x, z) for x in level) for level in (here, there))
+        return alpha_there * (z - sigma * slope) / alpha + sigma_there * slope
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,10 +239,42 @@ class FlowProcess(NoiseProcess):
 
     def sample_time(self, rng: Rng) -> Tensor:
         """Draw real numbers in (0, 1), logit-normal unless the config says otherwise, then shifted."""
-        shift = self.shift if self.time.shift is None else self.time.shift
-        t = draw(self.time, rng.uniform("time"), self.time.density or "logit_normal")
-        return shift * t / (1 + (shift - 1) * t)
+        return self._shifted(draw(self.time, rng.uniform("time"), self.time.density or "logit_normal"))
 
     def relative(self, t: Tensor) -> Tensor:
         """Time is its own fraction."""
         return t
+
+    def path(self, t: Tensor, steps: int, landing: Landing) -> Path:
+        """See `NoiseProcess.path`; the grid is even before the shift."""
+        if landing == "released":
+            raise ConfigError(
+                "landing=released is what the authors' code does to discrete models: use landing=exact here"
+            )
+        grid = self._shifted(torch.arange(steps + 1, dtype=torch.float64) / steps)
+        n, time = _walk(grid, t.double().cpu(), landing)
+        return Path(time, 1 - time, time, n)
+
+    def slope(self, prediction: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """The velocity itself."""
+        return prediction
+
+    def move(self, z: Tensor, slope: Tensor, here: tuple[Tensor, Tensor], there: tuple[Tensor, Tensor]) -> Tensor:
+        """Z + (sigma' - sigma) velocity."""
+        return z + expand(there[1] - here[1], z) * slope
+
+    def _shifted(self, t: Tensor) -> Tensor:
+        shift = self.shift if self.time.shift is None else self.time.shift
+        return shift * t / (1 + (shift - 1) * t)
+
+
+def _walk(grid: Tensor, t: Tensor, landing: Landing) -> tuple[Tensor, Tensor]:
+    """Take each row along the grid's points below its t, at least one; then onto t (exact), or to the next point.
+
+    Returns:
+        Steps `[b]`, and the points `[max steps + 1, b]`.
+    """
+    n = (grid[:-1, None] < t).sum(0).clamp(min=1)
+    points = torch.arange(int(n.max()) + 1)[:, None].minimum(n)  # [n + 1, b] indices into the grid
+    time = grid[points]
+    return n, torch.where(points < n, time, t) if landing == "exact" else time

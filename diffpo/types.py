@@ -35,6 +35,10 @@ class Pair(Generic[T]):
         """Apply `fn` to both sides; a side that the method does not use is None and stays None."""
         return Pair(*(None if side is None else fn(side) for side in self))  # pyright: ignore[reportReturnType]
 
+    def swapped(self) -> Pair[T]:
+        """Exchange the sides."""
+        return Pair(self.rejected, self.chosen)
+
     def __iter__(self):
         """Iterate over chosen, then rejected."""
         return iter((self.chosen, self.rejected))

@@ -13,7 +13,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +50,19 @@ class Recorded(Rng):
         return (self.time.double() + 0.5) / 1000
 
 
+NAMES = {"ddiminpo": "inpo"}
+"""What a case calls a method that has another name here."""
+
+
 def make_method(meta: dict[str, Any]) -> Method:
-    """Build the method of a case from its recorded hyper-parameters."""
-    return METHODS[meta["method"]](beta=float(meta["beta"]))  # pyright: ignore[reportCallIssue]
+    """Build the method of a case from its recorded hyper-parameters; inversions land as the authors' code does."""
+    chosen = METHODS[NAMES.get(meta["method"], meta["method"])]
+    method: Any = chosen(beta=float(meta["beta"]))  # pyright: ignore[reportCallIssue]
+    if method.inversion is None:
+        return method
+    return replace(
+        method, inversion=replace(method.inversion, steps=meta["inversion_grid_steps"], eta=0.0, landing="released")
+    )
 
 
 def make_denoiser(folder: Path, meta: dict[str, Any]) -> Denoiser:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from diffpo.errors import UserError
 from diffpo.process import DiscreteProcess, NoiseProcess, Time
@@ -57,6 +58,19 @@ class Denoiser(ABC):
             if type(module).__name__ in self.blocks:
                 module.compile()
 
+    def lockstep(self, n: int) -> int:
+        """Return the largest n over the processes among which the network is sharded, or n where it is whole.
+
+        Each call of a sharded network gathers its parameters from all processes: one that called less often would leave
+        the others waiting for ever.
+        """
+        parameter = next(self.network.parameters())
+        if not isinstance(parameter, DTensor):
+            return n
+        most = torch.tensor(n, device=parameter.device)
+        torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+        return int(most)
+
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the network's weights: what its inputs are cast to."""
@@ -83,7 +97,13 @@ def discrete_process(scheduler: dict[str, Any], time: Time) -> DiscreteProcess:
             f"the scheduler's prediction_type is {kind!r}; diffpo trains {' and '.join(names)} models of this family"
         )
     table = DDPMScheduler.from_config(scheduler).alphas_cumprod
-    return DiscreteProcess(prediction=names[kind], alphas_cumprod=table, time=time)  # pyright: ignore[reportArgumentType]
+    return DiscreteProcess(
+        prediction=names[kind],  # pyright: ignore[reportArgumentType]
+        alphas_cumprod=table,
+        offset=int(scheduler.get("steps_offset", 0)),
+        clean_abar=1.0 if scheduler.get("set_alpha_to_one", True) else None,
+        time=time,
+    )
 
 
 def images_only(fn: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:

@@ -32,6 +32,10 @@ class Reference:
         """The policy's own process."""
         return self.denoiser.process
 
+    def lockstep(self, n: int) -> int:
+        """See `Denoiser.lockstep`."""
+        return self.denoiser.lockstep(n)
+
     def predict(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """Answer without gradient and without the user's states."""
         with torch.no_grad():

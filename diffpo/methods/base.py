@@ -1,36 +1,26 @@
 """What a method is: a frozen value of hyper-parameters with two hooks, `add_noise` and `loss`.
 
 Everything else that tells the published methods apart is data (which captions, which labels) or denoiser (adapters,
-user states).
+user states). The three classes are three depths of agreement:
+
+    Method            anything that learns from a row
+    TwoSidedMethod    judges both sides: random noise or inversion, soft labels, `sft_weight`, `guard`
+    PairwiseMethod    and does so by the margin against a reference: only `objective` is left to say
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol, final
+from dataclasses import dataclass, replace
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
 from diffpo import objectives
-from diffpo.noising import random_noise
+from diffpo.errors import ConfigError
+from diffpo.noising import Inversion, Predictor, invert, random_noise
 from diffpo.types import Block, Denoised, Noised, Pair, PairBatch, Rng, StepOutput
-
-if TYPE_CHECKING:
-    from diffpo.process import NoiseProcess
-    from diffpo.types import Condition
-
-
-class Predictor(Protocol):
-    """What a method and the step may ask of a denoiser."""
-
-    process: NoiseProcess
-
-    def predict(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        """Answer `[b c f h w]` to z `[b c f h w]` at t `[b]`, in the process's own parametrisation."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +31,6 @@ class Method(Block, ABC):
     """Columns of the pair table that the method needs beyond prompt, chosen and rejected."""
     sides: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
     """Sides that are loaded, noised and forwarded."""
-
     uses_preference: ClassVar[bool] = False
     """Whether the method reads `batch.preference`; if not, every pair is learned as "chosen is better"."""
 
@@ -73,51 +62,220 @@ class Method(Block, ABC):
         return torch.ones(batch.size)
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What both networks made of the pairs. The side called chosen is the one to be preferred."""
+
+    policy: Pair[Denoised]
+    reference: Pair[Denoised] | None
+    error: Pair[Tensor]
+    """`[b]` the policy's mean squared errors over all frames."""
+    reference_error: Pair[Tensor] | None
+    """`[b]` the reference's."""
+    batch: PairBatch
+
+    @property
+    def margin(self) -> Tensor:
+        """`[b]` how much more the policy has improved on the chosen side; see `objectives.margin`."""
+        assert self.reference_error is not None, "the loop builds a reference for every method that needs one"
+        return objectives.margin(self.error, self.reference_error)
+
+    def swapped(self) -> Answers:
+        """The same with the sides exchanged, and the labels turned round."""
+        preference = 1 - self.batch.preference
+        segments = None if self.batch.segments is None else -self.batch.segments
+        batch = replace(
+            self.batch,
+            latent=self.batch.latent.swapped(),
+            cond=self.batch.cond.swapped(),
+            preference=preference,
+            segments=segments,
+        )
+        return Answers(
+            self.policy.swapped(),
+            self.reference and self.reference.swapped(),
+            self.error.swapped(),
+            self.reference_error and self.reference_error.swapped(),
+            batch,
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
-class PairwiseMethod(Method):
-    """A method that compares the two sides against a reference: errors -> margin -> objective."""
+class TwoSidedMethod(Method):
+    """A method that judges the two sides of a pair.
+
+    A label may be soft. With p = `batch.preference`, the loss is its expectation over which side is the better one:
+
+        loss = p L(chosen, rejected) + (1 - p) L(rejected, chosen)
+
+    so p = 1 is the published loss, and for DPO this is the cross entropy with label p.
+    """
+
+    sft_weight: float = 0.0
+    """Weight of the denoising error of the better image, added to the loss: an anchor against forgetting."""
+    guard: float | None = None
+    """Diffusion-SDPO's safeguard (arXiv:2511.03317), its mu in [0, 1]: 0.9 for SD1.5, 0.6 for SDXL; null is off.
+    The worse image's pull is damped, pair by pair, so that to first order it cannot raise the error of the better
+    one. (The released
+    code has one factor per micro-batch, which depends on who else is in it.)"""
+    inversion: Inversion | None = None
+    """Walk the images back to noise along the network, in the place of adding random noise; null is off."""
+
+    uses_preference: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Refuse weights out of range.
+
+        Raises:
+            ConfigError: `sft_weight` is negative, or `guard` no fraction.
+        """
+        if not 0 <= self.sft_weight < float("inf"):
+            raise ConfigError(f"sft_weight is {self.sft_weight}; it must not be negative")
+        if self.guard is not None and not 0 <= self.guard <= 1:
+            raise ConfigError(f"guard is {self.guard}; it must lie between 0 and 1, or be null")
+
+    @property
+    def needs_reference(self) -> bool:
+        """Errors are compared with the reference's; a method that does without says so."""
+        return True
+
+    @abstractmethod
+    def compare(self, answers: Answers) -> Tensor:
+        """Loss per row `[b]` if the side called chosen is the better one."""
+
+    @abstractmethod
+    def score(self, error: Tensor, reference: Tensor | None) -> Tensor:
+        """How well the policy does on an image, `[b]`: its implicit reward, for the log."""
+
+    def logit(self, answers: Answers) -> Tensor:
+        """How clearly the policy prefers the chosen side, `[b]`, for the log: the difference of the two rewards."""
+        chosen, rejected = self._rewards(answers)
+        return chosen - rejected
+
+    @final
+    def add_noise(
+        self, policy: Predictor, reference: Predictor | None, batch: PairBatch, t: Tensor, rng: Rng
+    ) -> Pair[Noised]:
+        """Random noise that the pair shares, or an inversion of each image."""
+        if self.inversion is None:
+            return random_noise(policy.process, batch.latent, t, rng)
+        walker = policy if self.inversion.invert_with == "policy" else reference
+        assert walker is not None, "needs_reference says that the reference inverts"
+        return invert(walker, batch.latent, batch.cond, t, rng, self.inversion)
+
+    @final
+    def loss(self, policy: Pair[Denoised], reference: Pair[Denoised] | None, batch: PairBatch) -> StepOutput:
+        """Reduce over frames, and take the expected loss over the label."""
+        error = policy.map(lambda x: x.error.mean(1))
+        reference_error = None if reference is None else reference.map(lambda x: x.error.mean(1))
+        answers = Answers(policy, reference, error, reference_error, batch)
+        p = batch.preference.to(error.chosen)
+        loss = p * self._loss(answers) + (1 - p) * self._loss(answers.swapped())
+        return StepOutput(loss, {name: value.detach() for name, value in self._metrics(answers).items()})
+
+    def _loss(self, answers: Answers) -> Tensor:
+        guarded = answers if self.guard is None else safeguard(answers, self.guard)
+        loss = self.compare(guarded)
+        return loss + self.sft_weight * answers.error.chosen if self.sft_weight else loss
+
+    def _rewards(self, answers: Answers) -> Pair[Tensor]:
+        return Pair(
+            *(
+                self.score(error, reference)
+                for error, reference in zip(answers.error, answers.reference_error or (None, None), strict=True)
+            )
+        )
+
+    def _metrics(self, answers: Answers) -> dict[str, Tensor]:
+        rewards, u = self._rewards(answers), self.logit(answers)
+        values = {
+            "rewards/chosen": rewards.chosen,
+            "rewards/rejected": rewards.rejected,
+            "rewards/margins": u,
+            "rewards/accuracies": (u > 0) + 0.5 * (u == 0),  # a tie counts half: policy == reference gives 0.5
+            "error/chosen": answers.error.chosen,
+            "error/rejected": answers.error.rejected,
+        }
+        if answers.reference_error is not None:
+            values["error/reference_chosen"] = answers.reference_error.chosen
+            values["error/reference_rejected"] = answers.reference_error.rejected
+        return values
+
+
+def safeguard(answers: Answers, mu: float) -> Answers:
+    """Damp the gradient of the rejected error, not its value (Diffusion-SDPO, arXiv:2511.03317).
+
+        lambda = min(1, (1 - mu) |g_c|^2 / <g_c, g_r>) where <g_c, g_r> > 0, else 1
+
+    with g = d error / d prediction = 2 (prediction - target) / n, in closed form and for each pair.
+    """
+    chosen, rejected = (output_gradient(x) for x in answers.policy)
+    dot, square = (chosen * rejected).sum(1), chosen.square().sum(1)
+    factor = torch.where(dot > 0, ((1 - mu) * square / dot.clamp_min(torch.finfo(dot.dtype).tiny)).clamp(max=1), 1.0)
+    error = answers.error.rejected
+    damped = error.detach() + factor * (error - error.detach())
+    return replace(answers, error=Pair(answers.error.chosen, damped))
+
+
+def output_gradient(answer: Denoised) -> Tensor:
+    """Gradient of an image's mean squared error by its prediction, `[b n]` flat, detached, in at least float32."""
+    dtype = torch.promote_types(answer.prediction.dtype, torch.float32)
+    difference = (answer.prediction.detach().to(dtype) - answer.noised.target.to(dtype)).flatten(1)
+    return 2 * difference / difference.shape[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairwiseMethod(TwoSidedMethod):
+    """A method that looks at the margin alone: errors -> guard -> margin -> objective."""
 
     beta: float
     """Strength of the pull towards the reference, for the *mean* squared error and the factor 1/2 (see README)."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Refuse a beta that turns the preference around.
 
         Raises:
-            ValueError: beta is not positive.
+            ConfigError: beta is not positive, or as for `TwoSidedMethod`.
         """
-        if not 0 < self.beta < float("inf"):
-            raise ValueError(f"beta is {self.beta}; it must be positive and finite (papers use 500 to 5000)")
-
-    @property
-    def needs_reference(self) -> bool:
-        """A margin is always taken against a reference."""
-        return True
+        super().__post_init__()
+        check_beta(self.beta)
 
     @abstractmethod
     def objective(self, margin: Tensor, batch: PairBatch) -> Tensor:
         """Loss per row `[b]` of the margins `[b]`."""
 
     @final
-    def loss(self, policy: Pair[Denoised], reference: Pair[Denoised] | None, batch: PairBatch) -> StepOutput:
-        """Reduce over frames, take the margin, apply the objective."""
-        assert reference is not None, "the loop builds a reference for every method that needs one"
-        policy_error = policy.map(lambda x: x.error.mean(1))
-        reference_error = reference.map(lambda x: x.error.mean(1))
-        margin = objectives.margin(policy_error, reference_error)
-        return StepOutput(
-            self.objective(margin, batch), self._metrics(self.beta * margin, policy_error, reference_error)
-        )
+    def compare(self, answers: Answers) -> Tensor:
+        """Take the margin, apply the objective."""
+        return self.objective(answers.margin, answers.batch)
 
-    def _metrics(self, u: Tensor, policy: Pair[Tensor], reference: Pair[Tensor]) -> dict[str, Tensor]:
-        values: Mapping[str, Tensor] = {
-            "rewards/chosen": self.beta * objectives.reward(policy.chosen, reference.chosen),
-            "rewards/rejected": self.beta * objectives.reward(policy.rejected, reference.rejected),
-            "rewards/margins": u,
-            "rewards/accuracies": (u > 0) + 0.5 * (u == 0),  # a tie counts half: policy == reference gives 0.5
-            "error/chosen": policy.chosen,
-            "error/rejected": policy.rejected,
-            "error/reference_chosen": reference.chosen,
-            "error/reference_rejected": reference.rejected,
-        }
-        return {name: value.detach() for name, value in values.items()}
+    @final
+    def score(self, error: Tensor, reference: Tensor | None) -> Tensor:
+        """beta/2 (R - M)."""
+        assert reference is not None, "the loop builds a reference for every method that needs one"
+        return self.beta * objectives.reward(error, reference)
+
+    @final
+    def logit(self, answers: Answers) -> Tensor:
+        """U = beta margin."""
+        return self.beta * answers.margin
+
+
+def check_beta(beta: float) -> None:
+    """Refuse a beta that is not positive.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    if not 0 < beta < float("inf"):
+        raise ConfigError(f"beta is {beta}; it must be positive and finite (papers use 500 to 5000)")
+
+
+def check_fraction(name: str, value: float, below: float = 1.0) -> None:
+    """Refuse a probability that is negative or not below a limit.
+
+    Raises:
+        ConfigError: It is.
+    """
+    if not 0 <= value < below:
+        raise ConfigError(f"{name} is {value}; it must be at least 0 and below {below:g}")

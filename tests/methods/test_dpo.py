@@ -95,11 +95,12 @@ def test_frames_are_reduced_before_the_sigmoid():
     assert loss.item() == pytest.approx(math.log(2), rel=1e-12)
 
 
-def test_the_preference_is_not_read():
-    """Plain DPO does not tell a kept tie from a preference; SmPO does."""
+def test_a_soft_label_is_an_expectation():
+    """u = 4.25 as above. p = 0.75: 3/4 log(1 + e^-4.25) + 1/4 log(1 + e^4.25), the cross entropy with label p."""
     policy, reference = Pair(answer(1), answer(2)), Pair(answer(1.5), answer(1))
-    sure, tie = (METHODS["dpo"](beta=2.0).loss(policy, reference, batch(preference=p)).loss for p in (1.0, 0.5))
-    assert torch.equal(sure, tie)
+    loss = METHODS["dpo"](beta=2.0).loss(policy, reference, batch(preference=0.75)).loss
+    by_hand = 0.75 * math.log1p(math.exp(-4.25)) + 0.25 * math.log1p(math.exp(4.25))
+    assert loss.item() == pytest.approx(by_hand, rel=1e-12)
 
 
 def test_one_term_per_row():

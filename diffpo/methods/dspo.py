@@ -1,0 +1,51 @@
+"""DSPO (Zhu et al. 2025, ICLR, OpenReview xyfb9HHvMe): regression onto the preferred score, as in the SD1.5 code.
+
+    loss = mean( ( (prediction - target) - beta (1 - sigmoid(u)) q )^2 )    on the chosen image
+    q    = prediction - the reference's prediction        u = beta margin
+
+The rejected image enters through u alone; gradients flow through it, as released. The SDXL code is another rule, with
+a threshold on a mean over the batch; it is left out, since a row would depend on its neighbours. beta is small here,
+0.001 to 0.05: then sigmoid(u) is about one half, and the loss close to SFT.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from diffpo import objectives
+from diffpo.methods.base import Answers, TwoSidedMethod, check_beta
+
+
+@dataclass(frozen=True, kw_only=True)
+class DSPO(TwoSidedMethod):
+    """DSPO: learn the chosen image's score, corrected by how far the pair is from being preferred."""
+
+    beta: float = 0.01
+    """0.001 to 0.05 for SD1.5; larger ones outweigh the regression."""
+
+    def __post_init__(self) -> None:
+        """Refuse a beta that turns the preference around.
+
+        Raises:
+            ConfigError: beta is not positive, or as for `TwoSidedMethod`.
+        """
+        super().__post_init__()
+        check_beta(self.beta)
+
+    def compare(self, answers: Answers) -> Tensor:
+        """Mean squared distance from the corrected target, `[b]`."""
+        assert answers.reference is not None, "the loop builds a reference for every method that needs one"
+        policy, reference = answers.policy.chosen, answers.reference.chosen
+        dtype = torch.promote_types(policy.prediction.dtype, torch.float32)
+        prediction = policy.prediction.to(dtype)
+        missing = 1 - torch.sigmoid(self.beta * answers.margin)
+        correction = self.beta * missing[:, None] * (prediction - reference.prediction.to(dtype)).flatten(1)
+        return ((prediction - policy.noised.target.to(dtype)).flatten(1) - correction).square().mean(1)
+
+    def score(self, error: Tensor, reference: Tensor | None) -> Tensor:
+        """beta/2 (R - M)."""
+        assert reference is not None, "the loop builds a reference for every method that needs one"
+        return self.beta * objectives.reward(error, reference)

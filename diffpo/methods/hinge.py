@@ -1,0 +1,26 @@
+"""The hinge loss of SLiC (Zhao et al. 2023, arXiv:2305.10425) on diffusion margins: clear pairs are left alone.
+
+loss = relu(1 - u)        u = beta margin
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from diffpo import objectives
+from diffpo.methods.base import PairwiseMethod
+from diffpo.types import PairBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hinge(PairwiseMethod):
+    """Hinge: a constant pull until u reaches 1, then none."""
+
+    beta: float = 2000.0
+    """As for `dpo`."""
+
+    def objective(self, margin: Tensor, batch: PairBatch) -> Tensor:
+        """relu(1 - beta margin), `[b]`."""
+        return objectives.hinge(self.beta * margin)

@@ -1,0 +1,56 @@
+"""MaPO (Hong et al. 2024, arXiv:2406.06424): margin-aware preference optimisation without a reference.
+
+    loss = M_c - weight log sigmoid( scale (link(M_c) - link(M_r)) )        link(l) = s l / (exp(s l) - 1)
+
+in the form of the released code. The paper raises the link to the power beta and weighs the second term by 1 / beta;
+the code has no power, multiplies by the number of training times, and weighs by 0.1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from diffpo import objectives
+from diffpo.errors import ConfigError
+from diffpo.methods.base import Answers, TwoSidedMethod
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaPO(TwoSidedMethod):
+    """MaPO: denoise the chosen image well, and better than the rejected one; nothing is kept frozen."""
+
+    weight: float = 0.1
+    """Weight of the comparison beside the chosen image's error, the released `beta_mapo`."""
+    snr: float = 0.5
+    """s of the link, the released `snr_value`."""
+    scale: float = 1000.0
+    """What multiplies the difference of the links: the number of training times, as released."""
+
+    def __post_init__(self) -> None:
+        """Refuse weights that turn the preference around.
+
+        Raises:
+            ConfigError: One is not positive, or as for `TwoSidedMethod`.
+        """
+        super().__post_init__()
+        if min(self.weight, self.snr, self.scale) <= 0:
+            raise ConfigError(f"weight is {self.weight}, snr {self.snr} and scale {self.scale}; all must be positive")
+
+    @property
+    def needs_reference(self) -> bool:
+        """Only where a reference is asked to invert the images."""
+        return self.inversion is not None and self.inversion.invert_with == "reference"
+
+    def compare(self, answers: Answers) -> Tensor:
+        """Error of the chosen image, and the comparison, `[b]`."""
+        return answers.error.chosen + self.weight * objectives.dpo(self.logit(answers))
+
+    def score(self, error: Tensor, reference: Tensor | None) -> Tensor:
+        """Scale times the link of the error."""
+        return self.scale * objectives.mapo_link(error, self.snr)
+
+    def logit(self, answers: Answers) -> Tensor:
+        """Scale (link(M_c) - link(M_r)), `[b]`."""
+        return objectives.mapo_logit(answers.error.chosen, answers.error.rejected, self.snr, self.scale)

@@ -1,0 +1,51 @@
+"""SmPO-Diffusion (Lu et al. 2025, arXiv:2506.02698): smoothed preferences on ReNoise-inverted images.
+
+    loss = -log sigmoid( gamma (2 p - 1) u )        u = beta margin, p = P(chosen > rejected)
+
+p scales beta pair by pair, inside the sigmoid: a pair of equal images gives log 2 and no gradient. This is not label
+smoothing (`cdpo`). The released code knows p from PickScore alone, through a softmax of normalised scores (`diffpo
+data score ... --normalise released`), and inverts with one ReNoise correction per step where the paper describes a
+single one at the end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor
+
+from diffpo import objectives
+from diffpo.errors import ConfigError
+from diffpo.methods.base import PairwiseMethod
+from diffpo.noising import Inversion
+from diffpo.types import PairBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmPO(PairwiseMethod):
+    """SmPO: DPO whose beta follows how clear each pair's preference is, on inverted images."""
+
+    requires: ClassVar[frozenset[str]] = frozenset({"preference"})
+
+    beta: float = 2000.0
+    """2000 for SD1.5, 5000 for SDXL, as released."""
+    gamma: float = 10.0
+    """Sum of the two exponents that mix chosen and rejected; with p = 0.55 the factor is 1. 10 is released."""
+    inversion: Inversion | None = field(default_factory=lambda: Inversion(steps=5, renoise=1))
+    """5 steps for SD1.5, 10 for SDXL, each with one ReNoise correction."""
+
+    def __post_init__(self) -> None:
+        """Refuse a gamma that turns the preference around.
+
+        Raises:
+            ConfigError: gamma is not positive, or as for `PairwiseMethod`.
+        """
+        super().__post_init__()
+        if not 0 < self.gamma < float("inf"):
+            raise ConfigError(f"gamma is {self.gamma}; it must be positive and finite (10 as released)")
+
+    def objective(self, margin: Tensor, batch: PairBatch) -> Tensor:
+        """-log sigmoid(gamma (2 p - 1) beta margin), `[b]`: the same whichever side is called chosen."""
+        factor = self.gamma * (2 * batch.preference.to(margin) - 1)
+        return objectives.dpo(factor * self.beta * margin)
