@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from diffpo.data.records import Counts, Layout, Source, check_preference, check_segments, has_text, read_column
+from diffpo.data.records import (
+    Counts,
+    Layout,
+    Source,
+    check_preference,
+    check_scores,
+    check_segments,
+    has_text,
+    read_column,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -25,6 +34,9 @@ class Pairs(Source):
         tie = np.zeros(len(raw), bool)
         if "preference" in raw.column_names:
             tie = check_preference(read_column(raw, "preference"), path) == 0.5
+        for name in ("chosen_score", "rejected_score"):
+            if name in raw.column_names:
+                check_scores(read_column(raw, name), name, path)
         if "segments" in raw.column_names:
             check_segments(read_column(raw, "segments"), path)
         use = prompted if self.ties == "keep" else prompted & ~tie

@@ -212,6 +212,21 @@ def check_preference(values: list[Any], path: str) -> np.ndarray:
     return np.array(values, np.float64)
 
 
+def check_scores(values: list[Any], name: str, path: str) -> None:
+    """Check a column of scores.
+
+    Raises:
+        UserError: One is missing or is no finite number.
+    """
+    wrong = [i for i, score in enumerate(values) if not isinstance(score, int | float) or not math.isfinite(score)]
+    if wrong:
+        examples = ", ".join(f"{values[i]!r} in row {i}" for i in wrong[:3])
+        raise UserError(
+            f"{path}: `{name}` is a number, what a scorer gave the image; {len(wrong)} rows have none ({examples}). "
+            "Score the table again, or remove the column."
+        )
+
+
 def check_segments(values: list[Any], path: str) -> None:
     """Check the frame-by-frame labels.
 
