@@ -1,12 +1,14 @@
 """Which rows of a table are used, in which order, and how they are divided into splits."""
 
+import json
 import math
 import os
 
 import datasets
 import pytest
 
-from diffpo.data import Pairs, PickAPic, check_requires, load_splits
+from diffpo.data import HPDv3, Pairs, PickAPic, check_requires, load_splits
+from diffpo.data.images import decode
 from diffpo.data.splits import normalise
 from diffpo.errors import ConfigError, UserError
 
@@ -194,3 +196,88 @@ def test_the_shapes_world_is_a_table_like_any_other(pickapic, tmp_path, monkeypa
     splits = load_splits(source)
     assert splits.train.column("prompt") == ["caption 0", "caption 1", "caption 4"]
     assert splits.validation.column("prompt") == ["held out 0", "held out 1", "held out 4"]
+
+
+def test_pick_double_caption_in_exactly_its_layout(tmp_path, picture):
+    """The columns that its trainer reads; image 1 preferred, a tie, and a side without a caption of its own."""
+    rows = [
+        {"label_0": 1.0, "label_1": 0.0, "caption_0": "first of 0", "caption_1": "second of 0"},
+        {"label_0": 0.0, "label_1": 1.0, "caption_0": "first of 1", "caption_1": "second of 1"},
+        {"label_0": 0.5, "label_1": 0.5, "caption_0": "first of 2", "caption_1": "second of 2"},
+        {"label_0": 0.0, "label_1": 1.0, "caption_0": "first of 3", "caption_1": None},
+    ]
+    for i, row in enumerate(rows):
+        files = [picture(tmp_path / f"{i}_{side}.png", 24 + 2 * side, 20) for side in (0, 1)]
+        row |= {f"jpg_{side}": file.read_bytes() for side, file in enumerate(files)} | {"caption": f"prompt {i}"}
+    (tmp_path / "data").mkdir()
+    datasets.Dataset.from_list(rows[:2]).to_parquet(tmp_path / "data" / "train-00000-of-00002.parquet")
+    datasets.Dataset.from_list(rows[2:]).to_parquet(tmp_path / "data" / "train-00001-of-00002.parquet")
+    table = load_splits(PickAPic(path=str(tmp_path))).train
+    assert table.captions("chosen") == ["first of 0", "second of 1", "prompt 3"]
+    assert table.captions("rejected") == ["second of 0", "first of 1", "first of 3"]
+    assert table.column("prompt") == ["prompt 0", "prompt 1", "prompt 3"]
+    assert [decode(cell).width for cell in table.column("chosen")] == [24, 26, 26]
+    assert table.counts.ties == 1
+    check_requires(frozenset({"chosen_prompt", "rejected_prompt"}), table, "dcpo")
+    kept = load_splits(PickAPic(path=str(tmp_path), ties="keep")).train
+    assert kept.column("preference") == [1.0, 1.0, 0.5, 1.0]
+    assert kept.captions("chosen")[2] == "first of 2"
+
+
+@pytest.fixture
+def hpdv3(tmp_path, picture):
+    """HPDv3's train.json beside its images/; path1 is the preferred image."""
+    rows = [
+        {"prompt": "a", "choice_dist": [12, 4], "confidence": 0.99, "model1": "flux", "model2": "kolors"},
+        {"prompt": "b", "choice_dist": [5, 5], "confidence": 0.5, "model1": "flux", "model2": "infinity"},
+        {"prompt": "c", "choice_dist": None, "confidence": None, "model1": "flux", "model2": "real_images"},
+        {"prompt": "d", "choice_dist": [3, 9], "confidence": 0.7, "model1": "flux", "model2": "kolors"},
+        {"prompt": None, "choice_dist": [9, 0], "confidence": 1.0, "model1": "flux", "model2": "kolors"},
+    ]
+    for i, row in enumerate(rows):
+        for side in (1, 2):
+            row[f"path{side}"] = f"images/{i}_{side}.jpg"
+            picture(tmp_path / row[f"path{side}"])
+    (tmp_path / "train.json").write_text(json.dumps(rows))
+    return tmp_path
+
+
+def test_hpdv3_prefers_path1(hpdv3):
+    table = load_splits(HPDv3(path=str(hpdv3 / "train.json"))).train
+    assert table.rows[:] == {
+        "prompt": ["a", "c", "d"],
+        "chosen": [str(hpdv3 / f"images/{i}_1.jpg") for i in (0, 2, 3)],
+        "rejected": [str(hpdv3 / f"images/{i}_2.jpg") for i in (0, 2, 3)],
+    }
+    assert (table.counts.rows, table.counts.ties, table.counts.promptless) == (5, 1, 1)
+
+
+def test_hpdv3_shares_of_votes_become_preferences(hpdv3):
+    path = str(hpdv3 / "train.json")
+    assert load_splits(HPDv3(path=path, labels="soft")).train.column("preference") == [0.75, 1.0, 0.75]
+    kept = load_splits(HPDv3(path=path, ties="keep")).train
+    assert kept.column("preference") == [1.0, 0.5, 1.0, 1.0]
+    assert kept.column("prompt") == ["a", "b", "c", "d"]
+
+
+def test_hpdv3_leaves_out_what_is_not_sure(hpdv3):
+    table = load_splits(HPDv3(path=str(hpdv3 / "train.json"), min_confidence=0.95)).train
+    assert table.column("prompt") == ["a", "c"]
+    assert (table.counts.unlabelled, table.counts.ties) == (2, 0)
+
+
+def test_hpdv3_plus_plus_has_the_three_columns_alone(tmp_path, picture):
+    rows = [{"prompt": "a", "path1": "images/q/6.jpg", "path2": "images/q/2.jpg"}]
+    for name in ("6", "2"):
+        picture(tmp_path / f"images/q/{name}.jpg")
+    (tmp_path / "train_aes.json").write_text(json.dumps(rows))
+    assert load_splits(HPDv3(path=str(tmp_path / "train_aes.json"), labels="soft")).train.column("preference") == [1.0]
+
+
+@pytest.mark.parametrize("wrong", [[1], [0, 0], [-1, 2], [1, 2, 3]])
+def test_hpdv3_votes_that_are_none(wrong, hpdv3):
+    rows = json.loads((hpdv3 / "train.json").read_text())
+    rows[2]["choice_dist"] = wrong
+    (hpdv3 / "train.json").write_text(json.dumps(rows))
+    with pytest.raises(UserError, match=r"choice_dist is \[.*in row 2, and 1 rows"):
+        load_splits(HPDv3(path=str(hpdv3 / "train.json")))
