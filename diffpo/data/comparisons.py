@@ -1,0 +1,199 @@
+"""What an importer makes of a layout, whatever it is: comparisons of two images, read in parts.
+
+A part is what becomes one file of the table, and what a kill costs at most.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from diffpo.errors import UserError
+
+PART_PAIRS = 256
+"""Comparisons per part, where a layout does not come in parts of its own."""
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif")
+NAMINGS = (("chosen", "rejected"), ("jpg_0", "jpg_1"), ("image_0", "image_1"))
+"""How the two images are called: by TRL, by Pick-a-Pic, in lists of pairs."""
+PROMPTS = ("prompt", "caption", "original_prompt")
+"""How the prompt of a pair is called."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of two images that were compared."""
+
+    image: Any
+    """Bytes, a path, an image cell of `datasets`; None if it is missing."""
+    name: str
+    """How messages call it."""
+    prompt: str | None = None
+    """Its own caption, where it has one."""
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two images of one prompt, and which of them was preferred."""
+
+    name: str
+    """How messages call it."""
+    prompt: str | None
+    sides: tuple[Side, Side]
+    preference: float | None
+    """P(the first image is preferred): 1, 0, 0.5 for a tie, or a share of votes; None if nobody chose."""
+    user_id: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the preference's range."""
+        if self.preference is not None and not 0 <= self.preference <= 1:
+            raise UserError(f"{self.name}: the preference is {self.preference}; allowed are numbers from 0 to 1.")
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Numbers of the sides, the preferred one first; as they come if neither is."""
+        return (1, 0) if self.preference is not None and self.preference < 0.5 else (0, 1)
+
+    @property
+    def optional(self) -> dict[str, Any]:
+        """What it says beyond prompt, images and preference, by the columns of `records.OPTIONAL`."""
+        values: dict[str, Any] = {"user_id": self.user_id}
+        for name, side in zip(("chosen", "rejected"), (self.sides[i] for i in self.order), strict=True):
+            values |= {f"{name}_prompt": side.prompt, f"{name}_seed": side.seed}
+        return {column: value for column, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Comparisons that become one file of the table."""
+
+    name: str
+    identity: str
+    """Changes whenever its comparisons may have changed."""
+    read: Callable[[], Iterable[Comparison]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be imported."""
+
+    parts: list[Part]
+    columns: tuple[str, ...] = ()
+    """Those of `OPTIONAL` that the comparisons fill, besides `preference`."""
+    unpaired: list[str] = field(default_factory=list)
+    """Images that have no other one to be compared with."""
+
+
+def plan_of(comparisons: Sequence[Comparison], unpaired: Sequence[str] = ()) -> Plan:
+    """Divide comparisons that lie in memory (their images do not) into parts."""
+    starts = range(0, len(comparisons), PART_PAIRS)
+    chunks = [comparisons[start : start + PART_PAIRS] for start in starts]
+    parts = [
+        Part(f"rows {start} to {start + len(chunk) - 1}", identity_of(repr(chunk)), chunk.__iter__)
+        for start, chunk in zip(starts, chunks, strict=True)
+    ]
+    return Plan(parts, filled_columns(comparisons), list(unpaired))
+
+
+def identity_of(*words: str) -> str:
+    """Hash whatever decides a part's comparisons."""
+    return hashlib.blake2b("\n".join(words).encode(), digest_size=16).hexdigest()
+
+
+def filled_columns(comparisons: Iterable[Comparison]) -> tuple[str, ...]:
+    """Optional columns that at least one comparison fills."""
+    return tuple(sorted({name for comparison in comparisons for name in comparison.optional}))
+
+
+def from_fields(name: str, fields: Mapping[str, Any], locate: Callable[[str], Any] = lambda path: path) -> Comparison:
+    """Read a comparison from named values, in any of `NAMINGS`.
+
+    Args:
+        name: How messages call it.
+        fields: Values; numbers may be given as text.
+        locate: Turns a path into what can be read; bytes are taken as they are.
+
+    Raises:
+        UserError: None of the names is there, or a label is not a number.
+    """
+    naming = next((names for names in NAMINGS if set(names) & set(fields)), None)
+    if naming is None:
+        expected = ", or ".join(" and ".join(names) for names in NAMINGS)
+        raise UserError(f"{name} has {', '.join(fields) or 'nothing'}; a pair has {expected}.")
+    numbered = naming != NAMINGS[0]
+    prompts = [fields.get(f"caption_{i}" if numbered else f"{naming[i]}_prompt") for i in (0, 1)]
+    seeds = [_number(fields.get(f"seed_{i}" if numbered else f"{naming[i]}_seed"), f"{name}: the seed") for i in (0, 1)]
+    images = [locate(cell) if isinstance(cell := fields.get(side), str) else cell for side in naming]
+    sides = [
+        Side(image, f"{side} of {name}", prompt, None if seed is None else int(seed))
+        for side, image, prompt, seed in zip(naming, images, prompts, seeds, strict=True)
+    ]
+    label = _label(name, fields) if numbered else _number(fields.get("preference", 1), f"{name}: preference")
+    prompt = next((fields[key] for key in PROMPTS if fields.get(key) is not None), None)
+    if prompt is None:
+        prompt = prompts[label is not None and label < 0.5]
+    user = fields.get("user_id")
+    return Comparison(name, prompt, (sides[0], sides[1]), label, None if user is None else str(user))
+
+
+def _label(name: str, fields: Mapping[str, Any]) -> float | None:
+    """P(image 0 is preferred) from Pick-a-Pic's labels, or from which of two numbers is larger."""
+    if str(fields.get("has_label", True)).lower() in ("false", "0", "0.0"):
+        return None
+    label, other = (_number(fields.get(f"label_{i}"), f"{name}: label_{i}") for i in (0, 1))
+    if label is not None or other is not None:
+        return label if label is not None else 1 - other
+    first, second = (_number(fields.get(f"pref_{i}"), f"{name}: pref_{i}") for i in (0, 1))
+    if first is None or second is None:
+        return None
+    return 0.5 if first == second else float(first > second)
+
+
+def _number(value: Any, what: str) -> float | None:
+    try:
+        return None if value is None else float(value)
+    except (TypeError, ValueError):
+        raise UserError(f"{what} is {value!r}; it must be a number.") from None
+
+
+def read_json_list(path: Path) -> list[dict[str, Any]]:
+    """Read a JSON file that holds a list of objects.
+
+    Raises:
+        UserError: It does not.
+    """
+    try:
+        records = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        raise UserError(f"{path} must hold one object per pair, in a list.")
+    return records
+
+
+def first_record(source: str) -> dict[str, Any]:
+    """Read the first object of a JSON list without reading the rest of a large file; empty if it is none."""
+    path = Path(source).expanduser()
+    if path.suffix != ".json" or not path.is_file():
+        return {}
+    with path.open(encoding="utf-8", errors="replace") as file:
+        text = file.read(1 << 20).lstrip().removeprefix("[").lstrip()
+    try:
+        record, _ = json.JSONDecoder().raw_decode(text)
+    except ValueError:
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def read_caption(*stems: Path) -> str | None:
+    """Read the caption beside an image: the first of `stem.txt` and `stem.caption` that is there."""
+    for stem in stems:
+        for suffix in (".txt", ".caption"):
+            file = stem.with_name(stem.name + suffix)
+            if file.is_file():
+                return file.read_text("utf-8", errors="replace").strip()
+    return None
