@@ -65,16 +65,32 @@ def guess_source(path: str, split: str = "train") -> Source:
     """Choose the layout that fits a table's columns.
 
     Raises:
-        UserError: The table cannot be read, or fits no layout.
+        UserError: The table cannot be read, or fits no layout; the message says what `diffpo data import` would do.
     """
     from diffpo.data import SOURCES
 
-    found = read_table(path, split, ()).rows.column_names
+    try:
+        found = read_table(path, split, ()).rows.column_names
+    except UserError as error:
+        raise UserError(f"{error}{_import_advice(path)}") from error
     fitting = fitting_layouts(found)
     if not fitting:
         needed = "; ".join(f"{name} needs {', '.join(source.columns)}" for name, source in SOURCES.items())
-        raise UserError(f"{path} has the columns {', '.join(found)}, which fit no layout: {needed}.")
+        message = f"{path} has the columns {', '.join(found)}, which fit no layout: {needed}."
+        raise UserError(message + _import_advice(path))
     return SOURCES[fitting[0]](path=path, split=split)
+
+
+def _import_advice(path: str) -> str:
+    from diffpo.data.imports import describe_layouts, fitting_imports
+
+    fitting = fitting_imports(path)
+    if not fitting:
+        return f" `diffpo data import` brings these into a table: {describe_layouts()}."
+    return "".join(
+        f"\nIt looks like {name}: run `diffpo data import {path} --layout {name} --out FOLDER` and inspect FOLDER."
+        for name in fitting
+    )
 
 
 def inspect(source: Source) -> Report:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 FORMS = (
     "a Hub id (owner/name), a folder written by `datasets` save_to_disk, a parquet file, folder or glob, a .jsonl, "
     ".json or .csv table (image paths relative to the table), a folder holding metadata.jsonl, metadata.csv or "
-    "metadata.parquet, or shapes:pairs"
+    "metadata.parquet, or shapes:pairs; `diffpo data import` makes one of tars, folders of images and other layouts"
 )
 SUFFIXES = (".parquet", ".jsonl", ".csv", ".json")
 SPLIT_WORDS = {

@@ -1,11 +1,13 @@
 """What `diffpo data inspect` finds and prints."""
 
 import io
+import json
+import tarfile
 
 import pytest
 from rich.console import Console
 
-from diffpo.data import Pairs, PickAPic
+from diffpo.data import HPDv3, Pairs, PickAPic
 from diffpo.data.inspect import guess_source, inspect, render
 from diffpo.errors import UserError
 
@@ -54,4 +56,35 @@ def test_the_layout_is_guessed_from_the_columns(records, jsonl, tmp_path):
     assert isinstance(source, PickAPic)
     assert inspect(source).train.sizes == {(24, 20): 4}
     with pytest.raises(UserError, match="fit no layout: pairs needs chosen, rejected, prompt; pickapic needs jpg_0"):
+        guess_source(jsonl([{"text": "a"}], "texts.jsonl"))
+
+
+def test_the_layout_of_hpdv3_is_guessed(records, jsonl):
+    rows = [{"prompt": "a", "path1": row["chosen"], "path2": row["rejected"]} for row in records(2)]
+    source = guess_source(jsonl(rows, "hpdv3.jsonl"))
+    assert isinstance(source, HPDv3)
+    assert inspect(source).train.sizes == {(24, 20): 4}
+
+
+def test_a_layout_that_has_to_be_imported_is_named(tmp_path, picture):
+    picture(tmp_path / "folder/w/a.png")
+    picture(tmp_path / "folder/l/a.png")
+    with pytest.raises(UserError, match=r"twin-folders: run `diffpo data import .*folder --layout twin-folders --out"):
+        guess_source(str(tmp_path / "folder"))
+    ranking = {"prompt": "a", "image_path": ["a", "b"], "rank": [1, 2], "raw_annotations": [{"rank": [1, 2]}]}
+    (tmp_path / "test.json").write_text(json.dumps([ranking]))
+    with pytest.raises(
+        UserError, match=r"(?s)fit no layout: .*run `diffpo data import .*test.json --layout hpdv2 --out"
+    ):
+        guess_source(str(tmp_path / "test.json"))
+    with tarfile.open(tmp_path / "a.tar", "w"):
+        pass
+    with pytest.raises(UserError, match=r"(?s)found .tar.*--layout webdataset --out"):
+        guess_source(str(tmp_path / "a.tar"))
+
+
+def test_what_fits_nothing_is_told_all_there_is(jsonl):
+    with pytest.raises(
+        UserError, match=r"fit no layout.*hpdv3 needs path1.*`diffpo data import` brings these .*hpdv2: .*tars of"
+    ):
         guess_source(jsonl([{"text": "a"}], "texts.jsonl"))
