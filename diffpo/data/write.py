@@ -1,9 +1,9 @@
-"""Write a pair table: a folder that is there whole or not at all.
+"""Write a new pair table, row by row: a folder that is there whole or not at all.
 
-FOLDER/train-00000-of-00002.parquet, ...   read back with `data.name=pairs data.path=FOLDER`
-FOLDER/pairs.json                          how it was made
+    FOLDER/train-00000-of-00002.parquet, ...   read back with `data.name=pairs data.path=FOLDER`
+    FOLDER/train.provenance.json               how it was made
 
-Images travel as the bytes or paths that they are; nothing is decoded or encoded anew.
+Images are embedded as the bytes that they are; nothing is decoded or encoded anew.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,56 +23,64 @@ from diffpo.errors import UserError, disk_is_full
 if TYPE_CHECKING:
     from datasets import Features
 
-ABOUT = "pairs.json"
+RECORD = "train.provenance.json"
 GROUP_ROWS = 64
 """Rows in memory at a time, and per row group."""
 SHARD_BYTES = 500_000_000
 """Content after which the next file begins."""
 
 
-@dataclass(frozen=True)
-class Part:
-    """One split of a table to be written."""
+def check_place(folder: Path, recipe: Mapping[str, Any], *, fresh: bool) -> None:
+    """Check that a table may be written to `folder`: ask before the work begins.
 
-    features: Features
-    rows: Iterable[dict[str, Any]]
-    """One by one; image cells as they are, they are not encoded anew."""
-    total: int
-    """How many rows that will be."""
-
-
-def check_place(folder: Path) -> None:
-    """Check that a table may be written to `folder`: it is new, empty, or such a table, which is then replaced.
+    Args:
+        folder: New, empty, or holding such a table, which will be replaced.
+        recipe: All that decides the table, as plain JSON values.
+        fresh: Whether a table that was made in another way may be replaced.
 
     Raises:
-        UserError: It holds something else.
+        UserError: The folder holds something else, or a table made in another way and `fresh` is not set.
     """
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / ABOUT).is_file():
-        raise UserError(f"{folder} holds other files and no {ABOUT}. Choose a folder that is new or empty for --out.")
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; --out is a folder. Choose another name.")
+        raise UserError(f"{folder} is a file; give the folder that the new table should stand in.")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    record = folder / RECORD
+    if not record.is_file():
+        raise UserError(f"{folder} holds other files and no {RECORD}: choose another folder.")
+    try:
+        same = json.loads(record.read_text(encoding="utf-8")).get("recipe") == recipe
+    except ValueError as error:
+        raise UserError(f"{record} is damaged ({error}): choose another folder, or remove this one.") from error
+    if not (same or fresh):
+        raise UserError(
+            f"{folder} holds a table made with other settings ({RECORD} says how): choose another folder, or give "
+            "--fresh to replace it."
+        )
 
 
-def write_table(folder: Path, parts: Mapping[str, Part], about: Mapping[str, Any]) -> None:
-    """Write a pair table.
+def write_table(
+    folder: Path, features: Features, rows: Iterable[dict[str, Any]], total: int, record: Mapping[str, Any]
+) -> None:
+    """Write a table; one that stands there is replaced.
 
     Args:
         folder: See `check_place`.
-        parts: By the name of the split.
-        about: How it was made; goes into `pairs.json`.
+        features: The columns.
+        rows: One by one.
+        total: How many they are.
+        record: How the table was made, with `recipe`; for the provenance file.
 
     Raises:
-        UserError: The folder holds something else, or the disk is full.
+        UserError: The disk is full; what stood there before is untouched.
     """
-    check_place(folder)
     folder = folder.absolute()
     temporary = folder.with_name(f".tmp-{folder.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)
-        for split, part in parts.items():
-            _write_part(temporary, split, part)
-        (temporary / ABOUT).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        _write_shards(temporary, features, track(rows, "Writing pairs", total))
+        (temporary / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         for path in (*temporary.iterdir(), temporary):
             _sync(path)
         if folder.exists():
@@ -91,14 +98,14 @@ def write_table(folder: Path, parts: Mapping[str, Part], about: Mapping[str, Any
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write_part(folder: Path, split: str, part: Part) -> None:
-    """Write one split as so many files as its content needs; their number is known at the end."""
+def _write_shards(folder: Path, features: Features, rows: Iterator[dict[str, Any]]) -> None:
+    """Write as many files as the content needs; their number, which is part of their names, is known at the end."""
     import pyarrow
     from pyarrow import parquet
 
-    schema, files, size, writer = part.features.arrow_schema, [], 0, None
-    with contextlib.closing(track(part.rows, f"Writing {split}", part.total)) as rows, contextlib.ExitStack() as stack:
-        for group in _grouped(rows):
+    schema, files, size, writer = features.arrow_schema, [], 0, None
+    with contextlib.closing(rows), contextlib.ExitStack() as stack:
+        while group := list(itertools.islice(rows, GROUP_ROWS)):
             if writer is None or size >= SHARD_BYTES:
                 stack.close()
                 files.append(folder / f"{len(files)}.part")
@@ -107,12 +114,7 @@ def _write_part(folder: Path, split: str, part: Part) -> None:
             writer.write_table(content)
             size += content.nbytes
     for number, file in enumerate(files):
-        file.rename(folder / f"{split}-{number:05d}-of-{len(files):05d}.parquet")
-
-
-def _grouped(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    while group := list(itertools.islice(rows, GROUP_ROWS)):
-        yield group
+        file.rename(folder / f"train-{number:05d}-of-{len(files):05d}.parquet")
 
 
 def _sync(path: Path) -> None:
