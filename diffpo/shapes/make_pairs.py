@@ -3,6 +3,8 @@
 Each prompt gets three images and, from them, three pairs. About half of the pairs are base against base, a quarter base
 against the weaker model, a quarter weaker against weaker: there even the chosen image is mostly worse than what the
 base makes on average, which tells methods that learn from contrast from those that imitate the chosen image.
+
+Who meets whom is `diffpo data build --strategy all`; the sides and the annotator of each pair are drawn here.
 """
 
 from __future__ import annotations
