@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -25,6 +26,34 @@ def inspect_table(
 
     report = inspect(find_source(target, split))
     Console().print(render(report, {name: method.requires for name, method in METHODS.items()}))
+
+
+@data.command("import")
+def import_pairs(
+    source: Annotated[str, typer.Argument(help="A folder of images, tars, or a list: see --layout.")],
+    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            help="twin-folders, suffixes, json-list, webdataset, hpdv2 or open-image-preferences; else what fits."
+        ),
+    ] = None,
+    ties: Annotated[str, typer.Option(help="drop them, or keep them with preference 0.5.")] = "drop",
+    labels: Annotated[str, typer.Option(help="hard, or soft: the share of votes becomes preference.")] = "hard",
+    images: Annotated[str, typer.Option(help="embed the files, or link their paths.")] = "embed",
+) -> None:
+    """Bring pairs from tars, folders or rankings into a table; the same command continues after a kill."""
+    from diffpo.options import validated
+
+    quiet()
+    from diffpo.data.imports import ImportOptions, import_table
+
+    given = {"layout": layout, "ties": ties, "labels": labels, "images": images}
+    report = import_table(source, out, validated(ImportOptions, given, "import"))
+    print("\n".join(report.lines()))
+    if report.graded and labels == "hard":
+        print(f"{report.graded} labels are shares of votes; --labels soft keeps them as preference")
+    say(f"wrote {report.pairs} pairs to {out}", f"diffpo data inspect {out}")
 
 
 def find_source(target: str, split: str) -> Source:
