@@ -272,6 +272,8 @@ def _clashes(parts: Mapping[str, Any]) -> list[str]:
             "train.eval_every: there are no held-out pairs; give data.validation_path, validation_split or "
             "validation_fraction, or eval_every=0"
         )
+    if method.cached_inversion is not None and not parts["data"].cache:
+        clashes.append("method.inversion.cache: lies beside the encodings, so it needs data.cache=true")
     if method.needs_reference and getattr(model, "dropout", 0.0) > 0:
         clashes.append("model.dropout: must be 0 for a method with a reference, which would see another network")
     return clashes

@@ -70,6 +70,9 @@ class Inversion(Block):
     """`exact` lands on t; `released` ends on the grid and calls it t, as the code of InPO and SmPO does."""
     invert_with: Literal["policy", "reference"] = "policy"
     """Which network answers. The policy's own drifts while it learns, as released."""
+    cache: bool = False
+    """Keep the reference's inversions on disk, of the posterior's mode, with the caption and without: training costs
+    no more than with random noise. With `renoise` the partial last step follows the whole step's correction."""
 
     def __post_init__(self):
         """Refuse what cannot be walked.
@@ -82,6 +85,11 @@ class Inversion(Block):
                 f"inversion steps are {self.steps}, renoise {self.renoise} and eta {self.eta}; there must be at "
                 f"least one "
                 "step, and the others must not be negative"
+            )
+        if self.cache and (self.invert_with != "reference" or self.eta):
+            raise ConfigError(
+                f"inversion.cache keeps what does not change: it needs invert_with=reference and eta=0, not "
+                f"invert_with={self.invert_with} and eta={self.eta}"
             )
 
 
@@ -118,13 +126,58 @@ def invert(
         if inversion.eta:
             reached = _disturb(reached, rows, path, k, inversion.eta, rng)
         z = Pair(*(old.index_copy(0, rows.to(old.device), new) for old, new in zip(z, reached, strict=True)))
+    return Pair(*(recovered(process, x0, x, t) for x0, x in zip(latent, z, strict=True)))
+
+
+def recovered(process: NoiseProcess, x0: Tensor, z: Tensor, t: Tensor) -> Noised:
+    """Put z `[b c f h w]`, its levels at t `[b]` and the target together, from the noise that leads from x0 to z."""
     alpha, sigma = process.alpha_sigma(t)
+    eps = (z - expand(alpha, z) * x0) / expand(sigma, z)
+    return Noised(z, t, alpha, sigma, process.target(x0, eps, t))
 
-    def land(x0: Tensor, x: Tensor) -> Noised:
-        eps = (x - expand(alpha, x) * x0) / expand(sigma, x)
-        return Noised(x, t, alpha, sigma, process.target(x0, eps, t))
 
-    return Pair(*(land(x0, x) for x0, x in zip(latent, z, strict=True)))
+@torch.no_grad()
+def trajectory(denoiser: Predictor, latent: Pair[Tensor], cond: Pair[Condition], inversion: Inversion) -> Pair[Tensor]:
+    """Walk both images of each pair to the end of the grid, and keep every point.
+
+    Args:
+        denoiser: Answers.
+        latent: `[b c f h w]` x0 of each side.
+        cond: What the denoiser is told about each side.
+        inversion: How.
+
+    Returns:
+        `[b n c f h w]` of each side, x0 first.
+    """
+    rows = torch.arange(len(latent.chosen))
+    path = denoiser.process.path(denoiser.process.end.expand(len(rows)), inversion.steps, inversion.landing)
+    points = [latent]
+    for k in range(int(path.steps.max())):
+        points.append(_step(denoiser, points[-1], cond, rows, path, k, inversion))
+    return Pair(*(torch.stack(side, dim=1) for side in zip(*points, strict=True)))
+
+
+def follow(process: NoiseProcess, kept: Pair[Tensor], t: Tensor, inversion: Inversion) -> Pair[Noised]:
+    """Find the points at t on kept trajectories: what `invert` gives, without asking a network.
+
+    Args:
+        process: The noise process.
+        kept: `[b n c f h w]` of each side, as `trajectory` returns it.
+        t: `[b]` one time per pair.
+        inversion: How the trajectories were made.
+    """
+    n, rows = process.path(t, inversion.steps, inversion.landing).steps, torch.arange(len(t))
+    grid = process.path(process.end.expand(len(t)), inversion.steps, inversion.landing)
+    here, there = ((grid.alpha[k, rows], grid.sigma[k, rows]) for k in (n - 1, n))
+
+    def find(points: Tensor) -> Noised:
+        before, after = (points[rows, k] for k in (n - 1, n))
+        if inversion.landing == "exact":
+            slope = process.slope_between(before, after, here, there)
+            after = process.move(before, slope, here, process.alpha_sigma(t))
+        return recovered(process, points[:, 0], after, t)
+
+    return kept.map(find)
 
 
 def _step(

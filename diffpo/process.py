@@ -102,6 +102,11 @@ class NoiseProcess(ABC):
     def relative(self, t: Tensor) -> Tensor:
         """Time as a fraction of the whole range, `[b]` in [0, 1]: what logs group by."""
 
+    @property
+    @abstractmethod
+    def end(self) -> Tensor:
+        """The last time, a scalar."""
+
     @abstractmethod
     def path(self, t: Tensor, steps: int, landing: Landing) -> Path:
         """Plan an inversion to the times t `[b]` along a grid of `steps` steps over the whole range.
@@ -137,6 +142,12 @@ class NoiseProcess(ABC):
             here: alpha and sigma of z, `[b]` each.
             there: alpha and sigma to go to, `[b]` each.
         """
+
+    @abstractmethod
+    def slope_between(
+        self, z: Tensor, z_there: Tensor, here: tuple[Tensor, Tensor], there: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """Return the slope along which `move` goes from z to z_there: its inverse. Arguments as for `move`."""
 
     def mix(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """Z = alpha x0 + sigma eps, `[b ...]`."""
@@ -199,6 +210,11 @@ class DiscreteProcess(NoiseProcess):
         """T / T."""
         return t / len(self.alphas_cumprod)
 
+    @property
+    def end(self) -> Tensor:
+        """T - 1."""
+        return torch.tensor(len(self.alphas_cumprod) - 1)
+
     def path(self, t: Tensor, steps: int, landing: Landing) -> Path:
         """See `NoiseProcess.path`."""
         count = len(self.alphas_cumprod)
@@ -223,6 +239,13 @@ class DiscreteProcess(NoiseProcess):
         (alpha, sigma), (alpha_there, sigma_there) = ((expand(x, z) for x in level) for level in (here, there))
         return alpha_there * (z - sigma * slope) / alpha + sigma_there * slope
 
+    def slope_between(
+        self, z: Tensor, z_there: Tensor, here: tuple[Tensor, Tensor], there: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """(z' - alpha'/alpha z) / (sigma' - alpha'/alpha sigma)."""
+        (alpha, sigma), (alpha_there, sigma_there) = ((expand(x, z) for x in level) for level in (here, there))
+        return (z_there - alpha_there / alpha * z) / (sigma_there - alpha_there / alpha * sigma)
+
 
 @dataclass(frozen=True, kw_only=True)
 class FlowProcess(NoiseProcess):
@@ -245,6 +268,11 @@ class FlowProcess(NoiseProcess):
         """Time is its own fraction."""
         return t
 
+    @property
+    def end(self) -> Tensor:
+        """1, pure noise."""
+        return torch.tensor(1.0, dtype=torch.float64)
+
     def path(self, t: Tensor, steps: int, landing: Landing) -> Path:
         """See `NoiseProcess.path`; the grid is even before the shift."""
         if landing == "released":
@@ -262,6 +290,12 @@ class FlowProcess(NoiseProcess):
     def move(self, z: Tensor, slope: Tensor, here: tuple[Tensor, Tensor], there: tuple[Tensor, Tensor]) -> Tensor:
         """Z + (sigma' - sigma) velocity."""
         return z + expand(there[1] - here[1], z) * slope
+
+    def slope_between(
+        self, z: Tensor, z_there: Tensor, here: tuple[Tensor, Tensor], there: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """(z' - z) / (sigma' - sigma)."""
+        return (z_there - z) / expand(there[1] - here[1], z)
 
     def _shifted(self, t: Tensor) -> Tensor:
         shift = self.shift if self.time.shift is None else self.time.shift

@@ -34,6 +34,7 @@ from diffpo.parallel import make_accelerator
 from diffpo.run import check_devices, claim_folder
 from diffpo.samples import Sampler
 from diffpo.step import preference_step
+from diffpo.trajectories import keep_trajectories
 from diffpo.types import PairBatch, Rng, StepOutput
 
 
@@ -58,6 +59,7 @@ def train(config: Config, *, fresh: bool = False, push: str | None = None) -> Pa
         accelerator.init_trackers(config.train.project, config={"config": str(config.to_dict())})
     plan, loader, held_out, encoders = prepare_data(config, accelerator)
     learner = prepare_learner(config, accelerator)
+    keep_trajectories(learner, [each for each in (loader, held_out) if each is not None])
     sampler = Sampler(config, learner.policy, encoders, folder) if encoders is not None else None
     if sampler is not None:
         sampler.base(accelerator)

@@ -95,6 +95,8 @@ class PairBatch:
     """`[b]` row numbers in the table, integers: what the random draws depend on."""
     segments: Tensor | None = None
     """`[b f]` in {-1, 0, 1}: which side is better frame by frame (DenseDPO)."""
+    trajectory: Pair[Tensor] | None = None
+    """`[b n c f h w]` each image's inversion by the reference, point by point from the clean latent; None: not kept."""
 
     @property
     def size(self) -> int:
@@ -109,6 +111,7 @@ class PairBatch:
             cond=self.cond.map(lambda c: c.to(device, dtype)),
             preference=self.preference.to(device, dtype),
             segments=None if self.segments is None else self.segments.to(device),
+            trajectory=None if self.trajectory is None else self.trajectory.map(lambda x: x.to(device, dtype)),
         )
 
 

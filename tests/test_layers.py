@@ -56,11 +56,11 @@ ROOMS = {
     ),
     "data": Room("data", never=f"accelerate diffpo.config diffpo.scorers {NETWORKS} {LOSSES} {TRAINING} {RIM}"),
     "training": Room(
-        "train run learner parallel optimizers average samples checkpoint export log",
+        "train trajectories run learner parallel optimizers average samples checkpoint export log",
         never=f"datasets diffpo.methods diffpo.denoisers diffpo.objectives diffpo.noising {RIM}",
         except_for="diffpo.methods.base diffpo.methods.Method diffpo.methods.METHODS"
         " diffpo.denoisers.base diffpo.denoisers.Denoiser diffpo.denoisers.load diffpo.denoisers.reference"
-        " diffpo.denoisers.tuning",
+        " diffpo.denoisers.tuning diffpo.noising.trajectory diffpo.noising.Inversion",
         asks_names=False,
     ),
     "judging": Room("scorers evaluate generate", never=f"diffpo.data {LOSSES} {TRAINING} {RIM}"),

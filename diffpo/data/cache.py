@@ -35,7 +35,7 @@ from diffpo.data.encode import (
 from diffpo.data.images import BrokenImage, Prepared, target_sizes
 from diffpo.data.parallel import ahead
 from diffpo.data.progress import track
-from diffpo.data.shards import Shard, entry_tensors, make_entry, read_shards, write_entries, write_whole
+from diffpo.data.shards import Shard, cut, entry_tensors, make_entry, read_shards, write_entries, write_whole
 from diffpo.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,10 +47,6 @@ __all__ = ["CachedEncodings", "Encoder", "EncodingCache", "Encodings", "LiveEnco
 
 FORMAT = 1
 """Raise it when the meaning of a shard's content changes."""
-SHARD_ROWS = 128
-"""Entries per shard, unless that gave more than `MOST_SHARDS`: what a kill costs at most."""
-MOST_SHARDS = 512
-"""Files per kind and table: each one is a memory map, of which a process may have some ten thousand."""
 
 
 def default_cache_dir() -> Path:
@@ -96,16 +92,7 @@ class EncodingCache:
         name = hashlib.blake2b(json.dumps(self.key, sort_keys=True).encode(), digest_size=16).hexdigest()
         root = Path(source.cache_dir).expanduser() if source.cache_dir else default_cache_dir()
         self.folder = root / "encodings" / name
-        self.shards = [*self._cut("images", len(table)), *self._cut("text", len(self.prompts))]
-
-    def _cut(self, kind: str, entries: int) -> list[Shard]:
-        length = max(SHARD_ROWS, -(-entries // MOST_SHARDS))
-        starts = range(0, entries, length)
-        names = [f"{kind}-{i:05d}-of-{len(starts):05d}.arrow" for i in range(len(starts))]
-        return [
-            Shard(self.folder / name, kind, range(start, min(start + length, entries)))
-            for name, start in zip(names, starts, strict=True)
-        ]
+        self.shards = [*cut(self.folder, "images", len(table)), *cut(self.folder, "text", len(self.prompts))]
 
     @property
     def complete(self) -> bool:
@@ -167,7 +154,7 @@ class EncodingCache:
                 "run the command again."
             )
         images, text = (read_shards([s for s in self.shards if s.kind == kind]) for kind in ("images", "text"))
-        return CachedEncodings(images, text, self.prompts)
+        return CachedEncodings(images, text, self.prompts, self.folder)
 
 
 class CachedEncodings(Encodings):
@@ -175,9 +162,9 @@ class CachedEncodings(Encodings):
 
     read_ahead = 1
 
-    def __init__(self, images: Dataset, text: Dataset, prompts: list[str]):
-        """Wrap the two tables of a cache; entry i of `text` belongs to `prompts[i]`."""
-        self._images, self._text = images, text
+    def __init__(self, images: Dataset, text: Dataset, prompts: list[str], folder: Path):
+        """Wrap the two tables of the cache in `folder`; entry i of `text` belongs to `prompts[i]`."""
+        self._images, self._text, self.folder = images, text, folder
         self._position = {prompt: i for i, prompt in enumerate(prompts)}
         notes = images.select_columns(["note", "height", "width"])[:]
         self.broken = {i: note for i, note in enumerate(notes["note"]) if note is not None}

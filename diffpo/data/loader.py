@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -25,6 +26,14 @@ NAMED = 20
 """Broken rows that a log message names."""
 
 
+class Trajectories(Protocol):
+    """Inversions that were kept."""
+
+    def read(self, index: Sequence[int], dropped: Sequence[bool]) -> Pair[Tensor]:
+        """Return `[b n c f h w]` of each side, for rows with their captions or, where dropped, without."""
+        ...
+
+
 class PairLoader:
     """Make batches from a table and its encodings, on the CPU, in float32."""
 
@@ -32,6 +41,10 @@ class PairLoader:
     """Usable row numbers by image size."""
     identity: str
     """Changes with the rows: their number, sizes, captions and labels. Images are not read for it."""
+    encodings: Encodings
+    """What the batches are made of."""
+    trajectories: Trajectories | None = None
+    """Kept inversions that every batch is to carry."""
 
     def __init__(
         self, table: Table, encodings: Encodings, *, seed: int, caption_dropout: float, sides: Sequence[str] = BOTH
@@ -48,7 +61,7 @@ class PairLoader:
         Raises:
             UserError: Every row is broken.
         """
-        self._encodings, self._seed, self._dropout, self._sides = encodings, seed, caption_dropout, tuple(sides)
+        self.encodings, self._seed, self._dropout, self._sides = encodings, seed, caption_dropout, tuple(sides)
         names = table.rows.column_names
         self._captions = {side: table.captions(side) for side in self._sides}
         self._preference = (
@@ -71,20 +84,30 @@ class PairLoader:
         return digest.hexdigest()
 
     def batch(self, indices: Sequence[int] | np.ndarray, epoch: int) -> PairBatch:
-        """Make a batch of rows that have one image size."""
+        """Make a batch of rows that have one image size: latents sampled, captions dropped now and then."""
         index = torch.as_tensor(np.asarray(indices, np.int64))
         rng = Rng(self._seed, epoch, index)
-        rows = [self._encodings.images(i) for i in index.tolist()]
         dropped = (rng.uniform("caption_dropout") < self._dropout).tolist()
+        batch = self._make(index, dropped, lambda shape, side: rng.normal(shape, f"posterior/{side}"))
+        if self.trajectories is None:
+            return batch
+        return replace(batch, trajectory=self.trajectories.read(index.tolist(), dropped))
+
+    def both_ways(self, index: int) -> PairBatch:
+        """Make a batch of one row twice, with its captions and with empty ones; the latents are the posterior's modes."""
+        return self._make(torch.tensor([index, index]), [False, True], lambda shape, side: torch.zeros(2, *shape))
+
+    def _make(self, index: Tensor, dropped: list[bool], noise: Callable[[Sequence[int], str], Tensor]) -> PairBatch:
+        rows = [self.encodings.images(i) for i in index.tolist()]
         latent, cond, texts = dict.fromkeys(BOTH), dict.fromkeys(BOTH), {}
         for side in self._sides:
             mean, std = (torch.stack([row[f"{side}_{moment}"] for row in rows]).float() for moment in ("mean", "std"))
-            latent[side] = mean + std * rng.normal(mean.shape[1:], f"posterior/{side}")
+            latent[side] = mean + std * noise(mean.shape[1:], side)
             captions = tuple(
                 "" if drop else self._captions[side][i] for i, drop in zip(index.tolist(), dropped, strict=True)
             )
             if captions not in texts:
-                texts[captions] = stack_text([self._encodings.text(caption) for caption in captions])
+                texts[captions] = stack_text([self.encodings.text(caption) for caption in captions])
             cond[side] = Condition(
                 **texts[captions], extra={"size": torch.stack([row[f"{side}_size"] for row in rows])}
             )
@@ -102,9 +125,9 @@ class PairLoader:
             return [self.batch(indices, epoch) for indices in schedule.indices(update, rank)]
 
         updates = range(start, stop)
-        if not self._encodings.read_ahead:
+        if not self.encodings.read_ahead:
             return map(read, updates)
-        return ahead(read, updates, workers=1, depth=self._encodings.read_ahead)
+        return ahead(read, updates, workers=1, depth=self.encodings.read_ahead)
 
     def held_out(self, size: int, *, limit: int | None = None, rank: int = 0, world: int = 1) -> Iterator[PairBatch]:
         """Yield held-out batches, always the same: the first `limit` usable rows, sampled as in epoch 0.

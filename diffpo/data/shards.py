@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     import pyarrow
     from datasets import Dataset
 
+SHARD_ROWS = 128
+"""Entries per shard, unless that gave more than `MOST_SHARDS`: what a kill costs at most."""
+MOST_SHARDS = 512
+"""Files per kind and table: each one is a memory map, of which a process may have some ten thousand."""
 BATCH_ROWS = 16
 """Entries per Arrow record batch."""
 
@@ -30,9 +34,20 @@ class Shard:
 
     path: Path
     kind: str
-    """`images` or `text`."""
+    """`images`, `text` or `trajectories`."""
     entries: range
     """Row numbers of the table, or positions in the list of prompts."""
+
+
+def cut(folder: Path, kind: str, entries: int) -> list[Shard]:
+    """Divide so many entries among files of `folder`."""
+    length = max(SHARD_ROWS, -(-entries // MOST_SHARDS))
+    starts = range(0, entries, length)
+    names = [f"{kind}-{i:05d}-of-{len(starts):05d}.arrow" for i in range(len(starts))]
+    return [
+        Shard(folder / name, kind, range(start, min(start + length, entries)))
+        for name, start in zip(names, starts, strict=True)
+    ]
 
 
 def _schema() -> pyarrow.Schema:

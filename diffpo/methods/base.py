@@ -19,7 +19,7 @@ from torch import Tensor
 
 from diffpo import objectives
 from diffpo.errors import ConfigError
-from diffpo.noising import Inversion, Predictor, invert, random_noise
+from diffpo.noising import Inversion, Predictor, follow, invert, random_noise
 from diffpo.types import Block, Denoised, Noised, Pair, PairBatch, Rng, StepOutput
 
 
@@ -52,6 +52,11 @@ class Method(Block, ABC):
             rng: The draws of these rows.
         """
         return random_noise(policy.process, batch.latent, t, rng)
+
+    @property
+    def cached_inversion(self) -> Inversion | None:
+        """The inversion whose trajectories the loop should keep on disk and hand over in `batch.trajectory`, if any."""
+        return None
 
     @abstractmethod
     def loss(self, policy: Pair[Denoised], reference: Pair[Denoised] | None, batch: PairBatch) -> StepOutput:
@@ -139,6 +144,11 @@ class TwoSidedMethod(Method):
         """Errors are compared with the reference's; a method that does without says so."""
         return True
 
+    @property
+    def cached_inversion(self) -> Inversion | None:
+        """The method's own, if its config says so."""
+        return self.inversion if self.inversion is not None and self.inversion.cache else None
+
     @abstractmethod
     def compare(self, answers: Answers) -> Tensor:
         """Loss per row `[b]` if the side called chosen is the better one."""
@@ -159,6 +169,8 @@ class TwoSidedMethod(Method):
         """Random noise that the pair shares, or an inversion of each image."""
         if self.inversion is None:
             return random_noise(policy.process, batch.latent, t, rng)
+        if batch.trajectory is not None:
+            return follow(policy.process, batch.trajectory, t, self.inversion)
         walker = policy if self.inversion.invert_with == "policy" else reference
         assert walker is not None, "needs_reference says that the reference inverts"
         return invert(walker, batch.latent, batch.cond, t, rng, self.inversion)

@@ -12,14 +12,14 @@ import pytest
 import torch
 from tiny_encoder import TinyEncoder
 
-from diffpo.data import Pairs, cache, load_splits
+from diffpo.data import Pairs, load_splits, shards
 from diffpo.data.cache import EncodingCache, LiveEncodings, encode_row
 from diffpo.errors import UserError
 
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
-    monkeypatch.setattr(cache, "SHARD_ROWS", 4)
+    monkeypatch.setattr(shards, "SHARD_ROWS", 4)
 
 
 @pytest.fixture
