@@ -516,3 +516,21 @@ def test_a_kill_costs_at_most_one_file(tmp_path, out):
     straight = tmp_path / "straight"
     assert import_table(source, straight, ImportOptions()).counts == report.counts
     assert read(out) == read(straight) and len(read(out)) == 4
+
+
+def test_a_file_without_a_usable_pair_does_not_disturb_the_others(tmp_path, out):
+    tar(tmp_path / "wds/0.tar", pickapic_sample("0", 0.5))
+    tar(tmp_path / "wds/1.tar", pickapic_sample("1", 1))
+    assert import_table(str(tmp_path / "wds"), out, ImportOptions()).ties == 1
+    assert [row["prompt"] for row in read(out)] == ["about 1"]
+
+
+def test_many_pairs_come_in_several_files_in_their_order(tmp_path, out, monkeypatch):
+    monkeypatch.setattr("diffpo.data.comparisons.PART_PAIRS", 3)
+    for number in range(8):
+        put(tmp_path / f"pairs/w/{number}.png", png("red"))
+        put(tmp_path / f"pairs/l/{number}.png", png("blue"))
+        put(tmp_path / f"pairs/{number}.txt", f"prompt {number}")
+    assert import_table(str(tmp_path / "pairs"), out, ImportOptions()).pairs == 8
+    assert len(list(out.glob("train-*-of-00003.parquet"))) == 3
+    assert [row["prompt"] for row in read(out)] == [f"prompt {number}" for number in range(8)]
