@@ -64,6 +64,7 @@ ROOMS = {
         asks_names=False,
     ),
     "judging": Room("scorers evaluate generate", never=f"diffpo.data {LOSSES} {TRAINING} {RIM}"),
+    "captioners": Room("captioners", never=f"diffpo.data diffpo.config diffpo.denoisers {LOSSES} {TRAINING} {RIM}"),
     # The world and its builders: they know nothing of the package that learns on it.
     "shapes": Room(
         "shapes",
@@ -217,6 +218,8 @@ BAD = [
     ("training", "match type(method).__name__:\n    case 'DPO':\n        pass"),
     ("judging", "from diffpo.train import train"),
     ("judging", "from diffpo import objectives"),
+    ("captioners", "from diffpo.data.captions import caption_pairs"),
+    ("captioners", "def f():\n    from diffpo.config import validate"),
     ("shapes", "from diffpo.train import train"),
     ("shapes", "from diffpo.denoisers.load import load"),
     ("options", "from diffpo.denoisers.load import load"),
@@ -237,6 +240,7 @@ GOOD = [
     ),
     ("training", "if method.needs_reference and mode == 'x':\n    pass"),
     ("judging", "import diffusers, transformers\nfrom diffpo.shapes.verify import verify"),
+    ("captioners", "import transformers\nfrom diffpo.shapes.verify import see\nfrom diffpo.weights import locate"),
     ("shapes", "import numpy, torch\nfrom .scenes import Scene"),
     ("commands", "from diffpo.methods import METHODS\nfrom diffpo.train import train"),
 ]

@@ -1,0 +1,29 @@
+"""Captioners and perturbers: what dual captions are made with. Adding one is a file and a line in its dictionary."""
+
+from diffpo.captioners.base import Captioner, Perturber
+from diffpo.captioners.dipper import Dipper
+from diffpo.captioners.image_text import ImageTextCaptioner
+from diffpo.captioners.instruct import Instruct
+from diffpo.captioners.shapes import ShapesCaptioner, ShapesPerturber
+
+CAPTIONERS: dict[str, type[Captioner]] = {
+    "transformers": ImageTextCaptioner,
+    "shapes": ShapesCaptioner,
+}
+PERTURBERS: dict[str, type[Perturber]] = {
+    "dipper": Dipper,
+    "instruct": Instruct,
+    "shapes": ShapesPerturber,
+}
+
+__all__ = [
+    "CAPTIONERS",
+    "PERTURBERS",
+    "Captioner",
+    "Dipper",
+    "ImageTextCaptioner",
+    "Instruct",
+    "Perturber",
+    "ShapesCaptioner",
+    "ShapesPerturber",
+]

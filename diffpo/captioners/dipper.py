@@ -1,0 +1,123 @@
+"""Perturbed captions by DIPPER (Krishna et al., arXiv:2303.13408), a T5 paraphraser with two control codes, as in DCPO.
+
+    lexical = L', order = O' PREFIX <sent> SENTENCES </sent>       L' = 100 - lexical diversity, O' = 100 - order's
+
+DCPO sets the lexical diversity to 40 (weak), 60 (medium) or 80 (strong) and the order's to 0. A text is rewritten in
+windows of three sentences; what was written before is added to the prefix of the next window, as DIPPER was trained.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from diffpo.captioners.base import Level, Perturber
+from diffpo.captioners.language import FILES, SAFETENSORS, SEQUENCE, LanguageModel, find, load_part, stable_hash, tidy
+from diffpo.errors import ConfigError
+from diffpo.weights import Weights
+
+HUB_MODEL = "kalpeshk2011/dipper-paraphraser-xxl"
+HUB_TOKENIZER = "google/t5-v1_1-xxl"
+LEXICAL: dict[Level, int] = {"weak": 40, "medium": 60, "strong": 80}
+CODES = (0, 20, 40, 60, 80, 100)
+"""The diversities that DIPPER was trained on."""
+_TOKENIZER = "T5's tokenizer (spiece.model, tokenizer_config.json)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dipper(LanguageModel, Perturber):
+    """DIPPER, or any sequence-to-sequence model that takes its control codes."""
+
+    name = "dipper"
+    kind = SEQUENCE
+    weight_files = (*SAFETENSORS, "pytorch_model*.bin*")
+
+    path: str = HUB_MODEL
+    """Hub id or local folder of the model."""
+    tokenizer: str | None = None
+    """Where the tokenizer is; None is the model's folder if it is in there, else T5's on the Hub."""
+    level: Level = "medium"
+    """Lexical diversity: 40 (weak), 60 (medium) or 80 (strong)."""
+    order: int = 0
+    """Diversity of the order of words: 0, 20, ... 100."""
+    prefix: str = "Paraphrase the caption of an image and perturb what it says."
+    """What stands before the text that is rewritten."""
+    window: int = 3
+    """Sentences at a time."""
+    max_new_tokens: int = 256
+    """Where a window is cut off."""
+    temperature: float = 1.0
+    """0 takes the likeliest token each time; above, tokens are drawn, the more evenly the higher."""
+    top_p: float = 0.75
+    """Draw from the likeliest tokens that have this probability together."""
+
+    def __post_init__(self) -> None:
+        """Refuse what DIPPER does not know.
+
+        Raises:
+            ConfigError: No such code, or a window without sentences.
+        """
+        super().__post_init__()
+        if self.order not in CODES or self.window < 1:
+            raise ConfigError(
+                f"order is {self.order}; allowed are {', '.join(map(str, CODES))}. window is {self.window}; it must be "
+                "at least 1."
+            )
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What decides a result, known without loading the weights."""
+        return {
+            "perturber": self.name,
+            "level": self.level,
+            "lexical": LEXICAL[self.level],
+            "order": self.order,
+            "prefix": self.prefix,
+            "window": self.window,
+            "tokenizer": self._tokenizer_weights.identity,
+            **self.model_provenance,
+        }
+
+    def perturb(self, captions: Sequence[str], keys: Sequence[int]) -> list[str]:
+        """Rewrite each caption; see `Perturber.perturb`."""
+        windows = [split_windows(caption, self.window) for caption in captions]
+        written: list[list[str]] = [[] for _ in captions]
+        for number in range(max(map(len, windows), default=0)):
+            rows = [i for i, parts in enumerate(windows) if number < len(parts)]
+            controls = [self.control(windows[i][number], written[i]) for i in rows]
+            for i, text in zip(rows, self._rewrite(controls, [keys[i] for i in rows], number), strict=True):
+                written[i].append(text)
+        return [tidy(" ".join(parts)) for parts in written]
+
+    def control(self, text: str, written: Sequence[str]) -> str:
+        """What the model reads: the codes, the prefix with what it has written so far, the text."""
+        prefix = " ".join(" ".join([self.prefix, *written]).split())
+        codes = f"lexical = {100 - LEXICAL[self.level]}, order = {100 - self.order}"
+        return f"{codes} {prefix} <sent> {text} </sent>" if prefix else f"{codes} <sent> {text} </sent>"
+
+    def _rewrite(self, controls: list[str], keys: list[int], number: int) -> list[str]:
+        inputs = self._tokenizer(controls, padding=True, return_tensors="pt")
+        own = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        tokens = self.generate(own, [stable_hash(key, number) for key in keys], self._tokenizer.pad_token_id)
+        return self._tokenizer.batch_decode(tokens, skip_special_tokens=True)
+
+    @cached_property
+    def _tokenizer_weights(self) -> Weights:
+        own = ("tokenizer.json", "spiece.model")
+        if self.tokenizer is None and any((self.weights.path / name).is_file() for name in own):
+            return self.weights
+        return find(self.tokenizer or HUB_TOKENIZER, _TOKENIZER, FILES)
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        spec = self.tokenizer or str(self._tokenizer_weights.path)
+        return load_part(spec, self._tokenizer_weights.path, "AutoTokenizer", "tokenizer")
+
+
+def split_windows(text: str, size: int) -> list[str]:
+    """Cut a text into pieces of `size` sentences; a sentence ends with . ! or ? before white space."""
+    sentences = re.split(r"(?<=[.!?])\s+", " ".join(text.split()))
+    return [" ".join(sentences[i : i + size]) for i in range(0, len(sentences), size)]

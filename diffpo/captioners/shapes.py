@@ -1,0 +1,141 @@
+"""The shapes world's own captioner and perturber: they read the image, and rewrite the caption, in its grammar.
+
+Neither has weights. The captioner looks with the exact verifier and the prompt in view; the perturber changes one, two
+or three of a caption's six attributes (two colours, two shapes, the relation, the background).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import permutations
+from typing import TYPE_CHECKING, Any
+
+from diffpo.captioners.base import Captioner, Level, Perturber
+from diffpo.captioners.language import stable_hash
+from diffpo.errors import UserError
+from diffpo.scorers.shapes import ShapesVerifier
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from diffpo.shapes.scenes import ObjectSpec, SceneSpec
+    from diffpo.shapes.verify import FoundObject, Seen
+
+CHANGES: dict[Level, int] = {"weak": 1, "medium": 2, "strong": 3}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapesCaptioner(Captioner):
+    """Says in the grammar what the verifier sees; where it cannot tell, the prompt's words stand."""
+
+    name = "shapes"
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What decides a caption."""
+        return {"captioner": self.name, "sees": "image+prompt", "code": ShapesVerifier().provenance["code"]}
+
+    def caption(self, images: Sequence[Image], prompts: Sequence[str], keys: Sequence[int]) -> list[str]:
+        """Caption each image; see `Captioner.caption`. Nothing is drawn."""
+        from diffpo.shapes.scenes import parse_caption
+        from diffpo.shapes.verify import see
+
+        try:
+            pairs = zip(images, prompts, strict=True)
+            return [describe(see(image), parse_caption(prompt)).caption for image, prompt in pairs]
+        except ValueError as error:
+            raise UserError(f"captioner {self.name} reads images of the shapes world only: {error}") from error
+
+
+def describe(seen: Seen, asked: SceneSpec) -> SceneSpec:
+    """Put what is seen into the grammar.
+
+    Of all captions that name the two largest objects, the one that the picture fits best, and of several such the one
+    nearest to what was asked: so a picture that shows its prompt is captioned with it, not with its mirrored form. What
+    the verifier cannot tell (a shape, the background, an object that is not there) is taken from the prompt. If that
+    would make two objects of one colour, which the grammar has no words for, only the largest object is named, or
+    none.
+    """
+    from diffpo.shapes.verify import judge
+
+    background = seen.background if _known(seen.background) else asked.background
+    for count in (2, 1, 0):
+        found = seen.objects[:count]
+        candidates = list(_candidates(found, replace(asked, background=background)))
+        if len(found) == count and candidates:
+            return max(candidates, key=lambda spec: (judge(seen, spec).score, _agreement(spec, asked)))
+    raise AssertionError("the prompt itself is always a candidate")
+
+
+def _candidates(found: Sequence[FoundObject], asked: SceneSpec) -> Iterator[SceneSpec]:
+    """Every caption that names the found objects, in either order and any relation, and what is missing as asked."""
+    from diffpo.shapes.scenes import RELATIONS
+
+    padded = [*found, *[None] * (2 - len(found))]
+    for first, second in permutations(padded):
+        named = _name(first, asked.first), _name(second, asked.second)
+        if named[0].color != named[1].color:
+            relations = RELATIONS if len(found) == 2 else (asked.relation,)
+            yield from (replace(asked, first=named[0], second=named[1], relation=relation) for relation in relations)
+
+
+def _name(found: FoundObject | None, asked: ObjectSpec) -> ObjectSpec:
+    if found is None:
+        return asked
+    return replace(asked, color=found.color, shape=found.shape if _known(found.shape) else asked.shape)
+
+
+def _known(word: str) -> bool:
+    from diffpo.shapes.verify import UNKNOWN
+
+    return word != UNKNOWN
+
+
+def _agreement(spec: SceneSpec, asked: SceneSpec) -> int:
+    """How many of the six attributes are the same."""
+    return sum(a == b for a, b in zip(_attributes(spec), _attributes(asked), strict=True))
+
+
+def _attributes(spec: SceneSpec) -> tuple[str, ...]:
+    return (spec.first.color, spec.first.shape, spec.second.color, spec.second.shape, spec.relation, spec.background)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapesPerturber(Perturber):
+    """Changes attributes of a caption of the grammar: one (weak), two (medium) or three (strong)."""
+
+    name = "shapes"
+
+    level: Level = "medium"
+    """How many of the six attributes are changed: 1, 2 or 3."""
+    seed: int = 0
+    """Of the draws; they depend on it and on the row."""
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What decides a result."""
+        return {"perturber": self.name, "level": self.level, "changes": CHANGES[self.level], "seed": self.seed}
+
+    def perturb(self, captions: Sequence[str], keys: Sequence[int]) -> list[str]:
+        """Rewrite each caption; see `Perturber.perturb`."""
+        return [self._change(caption, key) for caption, key in zip(captions, keys, strict=True)]
+
+    def _change(self, caption: str, key: int) -> str:
+        from diffpo.shapes.scenes import BACKGROUNDS, COLORS, RELATIONS, SHAPES, ObjectSpec, SceneSpec, parse_caption
+
+        try:
+            spec = parse_caption(caption)
+        except ValueError as error:
+            raise UserError(f"perturber {self.name} rewrites captions of the shapes world only: {error}") from error
+        draws = random.Random(stable_hash(self.seed, key))
+        words = (COLORS, SHAPES, COLORS, SHAPES, RELATIONS, tuple(BACKGROUNDS))
+        while True:  # until the grammar has words for it and it is another picture
+            values = list(_attributes(spec))
+            for i in draws.sample(range(len(values)), CHANGES[self.level]):
+                values[i] = draws.choice([word for word in words[i] if word != values[i]])
+            color1, shape1, color2, shape2, relation, background = values
+            changed = SceneSpec(ObjectSpec(color1, shape1), ObjectSpec(color2, shape2), relation, background)
+            if color1 != color2 and changed != spec.mirrored():
+                return changed.caption
