@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import importlib.metadata
 import platform
+import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -35,21 +37,60 @@ def validated(cls: type[T], given: Mapping[str, Any], where: str) -> T:
 
 
 def make_scorer(spec: str) -> Any:
-    """Make a scorer from `name` or `name,key=value,...`.
+    """Make a scorer from `name` or `name,key=value,...`; see `from_spec`."""
+    from diffpo.scorers import SCORERS
+
+    return from_spec(spec, SCORERS, "scorer")
+
+
+def make_captioner(spec: str) -> Any:
+    """Make a captioner from `name` or `name,key=value,...`; see `from_spec`."""
+    from diffpo.captioners import CAPTIONERS
+
+    return from_spec(spec, CAPTIONERS, "captioner")
+
+
+def make_perturber(spec: str) -> Any:
+    """Make a perturber from `name` or `name,key=value,...`; see `from_spec`."""
+    from diffpo.captioners import PERTURBERS
+
+    return from_spec(spec, PERTURBERS, "perturber")
+
+
+def from_spec(spec: str, known: Mapping[str, type[T]], what: str) -> T:
+    """Make a frozen set of options from `name` or `name,key=value,...`.
+
+    A comma begins an option only where a key and = follow, so texts may hold commas.
+
+    Args:
+        spec: What the user gave.
+        known: Classes by name.
+        what: What they are, for messages: "scorer".
 
     Raises:
         UserError: The name or a key is unknown, or a value wrong.
     """
-    from diffpo.scorers import find_scorer
-
-    name, *options = spec.split(",")
+    name, *options = re.split(r",(?=\s*\w+\s*=)", spec)
+    if name not in known and name.partition(",")[0] in known:
+        name, _, option = name.partition(",")
+        raise UserError(f"{what} option {option!r} should look like key=value, as in {name},key=value")
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise UserError(f"unknown {what} {name!r}.{hint} There are {', '.join(known)}.")
+    texts = {field.name for field in dataclasses.fields(known[name]) if re.search(r"\bstr\b", str(field.type))}
     given = {}
     for option in options:
-        key, sign, text = option.partition("=")
-        if not sign:
-            raise UserError(f"scorer option {option!r} should look like key=value, as in pickscore,scale=cosine")
-        given[key] = yaml.safe_load(text)
-    return validated(find_scorer(name), given, name)
+        key, _, text = (part.strip() for part in option.partition("="))
+        given[key] = text if key in texts and text != "null" else _parse_value(key, text)
+    return validated(known[name], given, name)
+
+
+def _parse_value(key: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"option {key}={text} is no value that can be read") from error
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
