@@ -13,6 +13,7 @@ folder) computes nothing anew.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,18 +25,31 @@ from diffpo.data.cache import default_cache_dir
 from diffpo.data.progress import track
 from diffpo.data.records import digest
 from diffpo.data.shards import write_whole
+from diffpo.data.splits import load_splits
 from diffpo.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from diffpo.data.records import Table
+    from diffpo.data.records import Source, Table
 
 CHUNK_ROWS = 32
 """Rows per file of results, unless that gave more than `MOST_CHUNKS`: what a kill costs at most."""
 MOST_CHUNKS = 4096
 ROW_GROUP = 100
 """Rows written at a time: what is held in memory, images included."""
+
+
+def read_tables(source: Source) -> dict[str, Table]:
+    """Read what is to be derived from: `train`, and `validation` if the source has a table or split of its own for it.
+
+    A `validation_fraction` is left to be divided off the derived table, where it chooses the same prompts.
+
+    Raises:
+        UserError: A table cannot be read, or a prompt stands in both.
+    """
+    splits = load_splits(dataclasses.replace(source, validation_fraction=0.0))
+    return {"train": splits.train} | ({"validation": splits.validation} if splits.validation else {})
 
 
 def compute_rows(
