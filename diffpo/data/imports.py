@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
@@ -189,13 +190,9 @@ def _write_part(file: BinaryIO, *, part: Part, schema: pyarrow.Schema, options: 
 
     counts = Report()
     with parquet.ParquetWriter(file, schema) as writer:
-        group: list[dict[str, Any]] = []
-        for row in _rows(part, schema, options, counts):
-            group.append(row)
-            if len(group) == GROUP_ROWS:
-                writer.write_table(pyarrow.Table.from_pylist(group, schema=schema))
-                group = []
-        writer.write_table(pyarrow.Table.from_pylist(group, schema=schema))
+        rows = _rows(part, schema, options, counts)
+        while group := list(islice(rows, GROUP_ROWS)):  # no empty row group: `datasets` cannot read one
+            writer.write_table(pyarrow.Table.from_pylist(group, schema=schema))
         values = {name: value for name, value in asdict(counts).items() if name != "unpaired"}
         writer.add_key_value_metadata({NOTE: json.dumps({"identity": identity, "counts": values})})
 
