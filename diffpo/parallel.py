@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin, PartialState
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from diffpo.errors import UserError
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 TIMEOUT = timedelta(hours=12)
 """How long processes wait for each other: one may be encoding, writing a checkpoint, or uploading."""
+
+BUFFERS = DistributedDataParallelKwargs(broadcast_buffers=False)
+"""The networks' buffers are constant tables. DDP would send them around in every forward, also in an inversion's,
+of which each process makes a number of its own."""
 
 
 def make_accelerator(config: Config) -> Accelerator:
@@ -33,7 +37,7 @@ def make_accelerator(config: Config) -> Accelerator:
             mixed_precision=config.train.mixed_precision,
             log_with=list(config.train.trackers) or None,  # pyright: ignore[reportArgumentType]
             project_dir=config.train.output,
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT), BUFFERS],
         )
     except (ValueError, ImportError) as error:
         raise UserError(f"train.mixed_precision={config.train.mixed_precision} cannot be had here: {error}") from error

@@ -29,8 +29,6 @@ from diffpo.noising import Inversion, trajectory
 from diffpo.types import Pair
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-
     from diffpo.config import Config
 
 FORMAT = 1
@@ -96,7 +94,7 @@ class KeptTrajectories:
 
     def open(self) -> None:
         """Open what all processes have made."""
-        self._kept: Dataset = read_shards(self.shards)
+        self._kept = read_shards(self.shards)
 
     def read(self, index: Sequence[int], dropped: Sequence[bool]) -> Pair[Tensor]:
         """Return `[b n c f h w]` of each side, for rows with their captions or, where dropped, without."""

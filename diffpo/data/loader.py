@@ -94,7 +94,7 @@ class PairLoader:
         return replace(batch, trajectory=self.trajectories.read(index.tolist(), dropped))
 
     def both_ways(self, index: int) -> PairBatch:
-        """Make a batch of one row twice, with its captions and with empty ones; the latents are the posterior's modes."""
+        """Make a batch of one row twice, with its captions and without, of the posterior's modes."""
         return self._make(torch.tensor([index, index]), [False, True], lambda shape, side: torch.zeros(2, *shape))
 
     def _make(self, index: Tensor, dropped: list[bool], noise: Callable[[Sequence[int], str], Tensor]) -> PairBatch:
