@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 
@@ -14,7 +15,19 @@ from diffpo.methods import METHODS
 
 HEAVY = ("torch", "diffusers", "transformers", "datasets", "accelerate", "peft", "matplotlib")
 COMMANDS = {
-    *("train", "demo", "data", "data inspect", "generate", "score", "compare", "grid", "report"),
+    *(
+        "train",
+        "demo",
+        "data",
+        "data inspect",
+        "data score",
+        "data build",
+        "generate",
+        "score",
+        "compare",
+        "grid",
+        "report",
+    ),
     *("methods", "models", "env"),
     "data import",
 }
@@ -180,3 +193,99 @@ def test_data_import_refuses_what_it_does_not_know(tmp_path, capsys, monkeypatch
     assert code == 2 and "ties" in err and "drop" in err
     code, _, err = run(capsys, monkeypatch, "data", "import", tmp_path, "--out", tmp_path / "table")
     assert code == 2 and "looks like none of these" in err and "webdataset: tars" in err
+
+
+def overrides_of(out: str) -> list[str]:
+    """What `diffpo train CONFIG ...`, printed as the next command, gives after `train`."""
+    last = out.splitlines()[-1]
+    assert last.startswith("next: diffpo train ")
+    return last.split()[3:]
+
+
+def test_data_score_prints_a_command_that_trains_on_what_it_wrote(tmp_path, capsys, monkeypatch):
+    from diffpo.config import load_config
+    from diffpo.data import check_requires, load_splits
+
+    with_config = ("configs/shapes-dpo.yaml", ("--order", "scorer"), ("validation", 0.0))
+    for target, options, held_out in (("shapes:pairs", (), (None, 0.05)), with_config):
+        folder = tmp_path / target.partition(":")[0].replace("/", "-")
+        code, out, err = run(
+            capsys, monkeypatch, *("data", "score", target, "-s", "shapes", "--out", folder, "--limit", 5, *options)
+        )
+        assert code == 0, err
+        assert f"wrote {folder}/train-00000-of-00001.parquet" in out and f"{folder}/train.provenance.json" in out
+        config, *overrides = overrides_of(out)
+        loaded = load_config(config, overrides)
+        assert loaded.method.requires == {"preference"} and loaded.data.path == str(folder)
+        splits = load_splits(dataclasses.replace(loaded.data, ties="keep", validation_fraction=0.0))
+        check_requires(loaded.method.requires, splits.train, "smpo")
+        assert len(splits.train) == 5
+        assert (loaded.data.validation_split, loaded.data.validation_fraction) == held_out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("-s", "shapes", "--normalise", "released"), "Use --scorer pickscore,scale=cosine"),
+        (("-s", "shapes", "--order", "foo"), "score.order: input should be 'human' or 'scorer'"),
+        (("-s", "shaps"), "Did you mean shapes?"),
+        (("-s", "shapes", "--temperature", "0"), "temperature is 0"),
+    ],
+)
+def test_data_score_refuses_what_makes_no_sense(options, message, tmp_path, capsys, monkeypatch):
+    arguments = ("data", "score", "shapes:pairs", "--limit", 2, "--out", tmp_path / "out", *options)
+    code, out, err = run(capsys, monkeypatch, *arguments)
+    assert code == 2 and not out and message in err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def two_images(tmp_path):
+    """A media folder with two images of one prompt, the second as the prompt says and the first empty."""
+    import torch
+    from PIL import Image
+
+    from diffpo.evaluate.media import Media, write_manifest
+    from diffpo.shapes.render import render
+    from diffpo.shapes.scenes import parse_caption, sample_prompts, sample_scenes
+
+    folder = tmp_path / "base"
+    folder.mkdir()
+    prompt = sample_prompts("train", 1)[0]
+    scene = sample_scenes([parse_caption(prompt)], torch.Generator().manual_seed(0))[0]
+    Image.new("RGB", (64, 64), "white").save(folder / "000000-s0.png")
+    Image.fromarray(render(scene)).save(folder / "000000-s1.png")
+    write_manifest(
+        folder,
+        [Media(file=f"000000-s{seed}.png", prompt=prompt, prompt_id=0, seed=seed, model="base") for seed in (0, 1)],
+    )
+    return folder
+
+
+def test_data_build_by_a_scorer_or_by_choices(two_images, tmp_path, capsys, monkeypatch):
+    choices = tmp_path / "choices.csv"
+    choices.write_text("file_0,file_1,choice\n000000-s0.png,000000-s1.png,0\n")
+    for name, options, best in (("a", ("-s", "shapes"), 1), ("b", ("--choices", choices), 0)):
+        code, out, err = run(capsys, monkeypatch, "data", "build", two_images, "--out", tmp_path / name, *options)
+        assert code == 0, err
+        assert f"wrote 1 pairs of 1 prompts to {tmp_path / name}; 0 ties" in out
+        assert out.endswith(f"next: diffpo data inspect {tmp_path / name}\n")
+        from diffpo.data import Pairs, load_splits
+
+        assert load_splits(Pairs(path=str(tmp_path / name))).train.column("chosen_seed") == [best]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "either --scorer NAME or --choices FILE.csv"),
+        (("-s", "shapes", "--choices", "x.csv"), "either --scorer NAME or --choices FILE.csv"),
+        (("--choices", "x.csv", "--margin", "1"), "leave out --margin"),
+        (("--choices", "x.csv"), "the choices x.csv cannot be read"),
+        (("-s", "shapes", "--strategy", "some"), "build.strategy: input should be 'best-worst' or 'all'"),
+        (("-s", "shapes", "--ties", "maybe"), "build.ties: input should be 'drop' or 'keep'"),
+    ],
+)
+def test_data_build_refuses_what_makes_no_sense(options, message, two_images, tmp_path, capsys, monkeypatch):
+    code, out, err = run(capsys, monkeypatch, "data", "build", two_images, "--out", tmp_path / "pairs", *options)
+    assert code == 2 and not out and message in err

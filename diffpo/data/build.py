@@ -51,6 +51,13 @@ class Built:
     single: int
     """Prompts with one image only: no pair can be made of them."""
 
+    def __str__(self) -> str:
+        """Say it in words."""
+        return (
+            f"{self.pairs} pairs of {self.prompts} prompts to {self.folder}; {self.ties} ties, {self.single} prompts "
+            "with one image only"
+        )
+
 
 @dataclass(frozen=True)
 class Output:

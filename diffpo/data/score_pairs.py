@@ -86,6 +86,16 @@ class Scored:
     """Pairs with two equal scores."""
     bounds: Bounds
 
+    def __str__(self) -> str:
+        """Say it in words."""
+        pairs = " and ".join(f"{n} {split}" for split, n in self.pairs.items())
+        lost = [f"{split} {', '.join(map(str, rows))}" for split, rows in self.broken.items() if rows]
+        return (
+            f"{pairs} pairs; scores of {self.bounds.low:g} and {self.bounds.high:g} count as 0 and 1; the scorer "
+            f"prefers the source's rejected image in {self.disagree} pairs; {self.equal} have equal scores, preference "
+            "0.5; " + (f"left out with a broken image: row {'; '.join(lost)}" if lost else "no image is broken")
+        )
+
 
 def score_pairs(
     source: Source,
