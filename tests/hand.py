@@ -1,0 +1,52 @@
+"""Answers and pairs whose numbers can be worked by hand, in float64."""
+
+import torch
+
+from diffpo.methods import Method
+from diffpo.types import Condition, Denoised, Noised, Pair, PairBatch, StepOutput
+
+LATENT = (1, 4, 1, 2, 2)
+"""16 elements."""
+
+
+def answer(prediction: float, target: float = 0.0, shape=LATENT) -> Denoised:
+    """A prediction that misses a constant target by a constant."""
+    return given(torch.full(shape, prediction, dtype=torch.float64).requires_grad_(), target)
+
+
+def given(prediction: torch.Tensor, target: float = 0.0) -> Denoised:
+    """Any prediction, and a constant target."""
+    level = torch.ones(len(prediction), dtype=torch.float64)
+    wanted = torch.full_like(prediction, target, requires_grad=False)
+    return Denoised(prediction, Noised(torch.zeros_like(wanted), level, level, level, wanted))
+
+
+def answers(chosen: float, rejected: float) -> Pair[Denoised]:
+    """Constant predictions of both sides; their errors are the squares."""
+    return Pair(answer(chosen), answer(rejected))
+
+
+def rows(*pairs: Pair[Denoised]) -> Pair[Denoised]:
+    """Pairs of one row each as one batch, whose predictions are leaves."""
+    sides = zip(*pairs, strict=True)
+    return Pair(*(given(torch.cat([x.prediction.detach() for x in side]).requires_grad_()) for side in sides))
+
+
+def batch(rows: int = 1, preference: float = 1.0) -> PairBatch:
+    """What a loss reads of a batch: the preference."""
+    latent, text = torch.zeros(rows, *LATENT[1:], dtype=torch.float64), Condition(torch.zeros(rows, 1, 1))
+    soft = torch.full((rows,), preference, dtype=torch.float64)
+    return PairBatch(Pair(latent, latent), Pair(text, text), soft, torch.arange(rows))
+
+
+def judge(
+    method: Method, policy: Pair[Denoised], reference: Pair[Denoised] | None, preference: float = 1.0
+) -> StepOutput:
+    """A method's loss of given answers."""
+    return method.loss(policy, reference, batch(len(policy.chosen.prediction), preference))
+
+
+def gradients(method: Method, policy: Pair[Denoised], *more) -> Pair[torch.Tensor]:
+    """Gradient of the summed loss by both sides' predictions."""
+    loss = judge(method, policy, *more).loss.sum()
+    return Pair(*torch.autograd.grad(loss, [side.prediction for side in policy]))
