@@ -77,12 +77,16 @@ class Table:
         return read_column(self.rows, name)
 
     def captions(self, side: str) -> list[str]:
-        """Read the caption of every image of one side: `{side}_prompt` where the table has it, else `prompt`."""
+        """Read the caption of every image of one side: `{side}_prompt` where it has one, else `prompt`."""
         prompts = self.column("prompt")
         own = f"{side}_prompt"
         if own not in self.rows.column_names:
             return prompts
-        return [prompt if text is None else text for text, prompt in zip(self.column(own), prompts, strict=True)]
+        return [text if has_words(text) else prompt for text, prompt in zip(self.column(own), prompts, strict=True)]
+
+    def captions_missing(self, side: str) -> int:
+        """Count the rows in which `{side}_prompt`, a column of this table, is null or blank: `prompt` stands in."""
+        return sum(not has_words(text) for text in self.column(f"{side}_prompt"))
 
     def take(self, index: np.ndarray) -> Table:
         """Keep some rows, in the order given."""
@@ -191,6 +195,11 @@ def read_column(rows: Dataset, name: str) -> list[Any]:
     return rows.select_columns([name])[:][name]
 
 
+def has_words(caption: str | None) -> bool:
+    """Whether an image has a caption of its own: a blank one is none (CSV files cannot say null)."""
+    return caption is not None and bool(caption.strip())
+
+
 def has_text(rows: Dataset, name: str) -> np.ndarray:
     """`[n]` whether a row has a prompt; an empty one counts."""
     return np.array([isinstance(text, str) for text in read_column(rows, name)], bool)
@@ -225,6 +234,18 @@ def check_scores(values: list[Any], name: str, path: str) -> None:
             f"{path}: `{name}` is a number, what a scorer gave the image; {len(wrong)} rows have none ({examples}). "
             "Score the table again, or remove the column."
         )
+
+
+def check_captions(values: list[Any], name: str, path: str) -> None:
+    """Check the captions of one side.
+
+    Raises:
+        UserError: One is neither a text nor null.
+    """
+    wrong = [i for i, text in enumerate(values) if not isinstance(text, str | None)]
+    if wrong:
+        examples = ", ".join(f"{values[i]!r} in row {i}" for i in wrong[:3])
+        raise UserError(f"{path}: `{name}` holds captions, texts or null; {len(wrong)} rows do not ({examples}).")
 
 
 def check_segments(values: list[Any], path: str) -> None:

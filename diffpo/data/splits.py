@@ -9,11 +9,12 @@ import unicodedata
 import numpy as np
 
 from diffpo.data.read import read_table
-from diffpo.data.records import OPTIONAL, REQUIRED, Source, Splits, Table, digest
+from diffpo.data.records import OPTIONAL, REQUIRED, Source, Splits, Table, check_captions, digest
 from diffpo.errors import UserError
 
 log = logging.getLogger(__name__)
 
+SIDED = {"chosen": "chosen_prompt", "rejected": "rejected_prompt"}
 HOW_TO_GET = {
     "preference": "run `diffpo data score {path} --scorer pickscore`",
     "chosen_score": "run `diffpo data score {path} --scorer pickscore`",
@@ -47,7 +48,21 @@ def load_table(source: Source, path: str, split: str) -> Table:
         layout.counts,
         path,
     )
-    return table.take(index)
+    table = table.take(index)
+    _note_missing_captions(table)
+    return table
+
+
+def _note_missing_captions(table: Table) -> None:
+    for side, own in SIDED.items():
+        if own in table.rows.column_names:
+            check_captions(table.column(own), own, table.path)
+            missing = table.captions_missing(side)
+            if missing:
+                log.warning(
+                    f"{table.path}: {missing} of {len(table)} {side} captions are missing or empty: the prompt stands "
+                    "in."
+                )
 
 
 def load_splits(source: Source) -> Splits:
@@ -109,6 +124,7 @@ def check_requires(requires: frozenset[str], table: Table, method: str) -> None:
     """
     missing = sorted(requires - set(table.rows.column_names))
     if not missing:
+        _check_not_blank(requires, table, method)
         return
     named = ", ".join(f"`{name}`" for name in missing)
     needs = f"a {named} column" if len(missing) == 1 else f"the columns {named}"
@@ -118,6 +134,15 @@ def check_requires(requires: frozenset[str], table: Table, method: str) -> None:
         f"{method} needs {needs}; this table has {', '.join(table.rows.column_names)}. "
         f"{advice[0].upper()}{advice[1:]}, or choose method=dpo."
     )
+
+
+def _check_not_blank(requires: frozenset[str], table: Table, method: str) -> None:
+    blank = [own for side, own in SIDED.items() if own in requires and table.captions_missing(side) == len(table)]
+    if blank:
+        raise UserError(
+            f"{method} needs captions; in {table.path} every `{blank[0]}` is missing or empty. "
+            f"Run `diffpo data caption {table.path}`, or choose method=dpo."
+        )
 
 
 def fitting_layouts(found: list[str]) -> list[str]:

@@ -13,7 +13,7 @@ from diffpo.captioners import ShapesCaptioner, ShapesPerturber
 from diffpo.data.captions import BOTH, PRESETS, caption_pairs, perturb_pairs
 from diffpo.data.derived import CHUNK_ROWS
 from diffpo.data.inspect import guess_source
-from diffpo.data.splits import load_table
+from diffpo.data.splits import check_requires, load_table
 from diffpo.errors import UserError
 from diffpo.shapes.verify import verify
 
@@ -198,3 +198,40 @@ def test_the_shapes_worlds_hybrid(tmp_path):
         before.append(verify(decode(row["chosen"]), row["prompt"]).score)
         assert not verify(decode(row["rejected"]), row["rejected_prompt"]).passed
     assert np.mean(right) > np.mean(before) and np.mean(np.array(right) == 1) > 0.8
+
+
+DCPO = frozenset({"chosen_prompt", "rejected_prompt"})
+
+
+def test_a_missing_or_empty_caption_in_a_table_is_the_prompt_and_counted(records, jsonl, caplog):
+    own = ["its own", None, "", " \n", "another"]
+    table = read(jsonl(records(5, rejected_prompt=lambda i: own[i], chosen_prompt=lambda i: f"chosen {i}")))
+    prompts = table.column("prompt")
+    assert table.captions("rejected") == ["its own", *prompts[1:4], "another"]
+    assert table.captions("chosen") == [f"chosen {i}" for i in range(5)]
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        f"{table.path}: 3 of 5 rejected captions are missing or empty: the prompt stands in."
+    ]
+    check_requires(DCPO, table, "dcpo")
+
+
+def test_a_csv_leaves_captions_out_too(records, jsonl, tmp_path):
+    rows = records(3)
+    lines = [f"{row['prompt']},{row['chosen']},{row['rejected']},{'own' if i else ''}" for i, row in enumerate(rows)]
+    (tmp_path / "table" / "pairs.csv").write_text("\n".join(["prompt,chosen,rejected,chosen_prompt", *lines]))
+    table = read(tmp_path / "table" / "pairs.csv")
+    assert table.captions("chosen") == [rows[0]["prompt"], "own", "own"]
+
+
+def test_a_column_without_any_caption_is_not_enough_for_a_method_that_needs_them(records, jsonl):
+    table = read(jsonl(records(3, chosen_prompt=str, rejected_prompt=lambda i: ["", None, " "][i])))
+    with pytest.raises(UserError, match=r"dcpo needs captions.*every `rejected_prompt` is missing.*method=dpo"):
+        check_requires(DCPO, table, "dcpo")
+    check_requires(frozenset(), table, "dpo")
+
+
+def test_captions_are_texts(records, jsonl):
+    with pytest.raises(
+        UserError, match=r"`chosen_prompt` holds captions, texts or null; 3 rows do not \(0 in row 0"
+    ):
+        read(jsonl(records(3, chosen_prompt=int)))
