@@ -9,7 +9,6 @@ nobody could decide is decided by the scorer. Equal scores give exactly 0.5, whi
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import logging
 import math
@@ -20,12 +19,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from diffpo.data.derived import Target, compute_rows
+from diffpo.data.derived import Target, compute_rows, read_tables
 from diffpo.data.encode import BOTH, WORKERS, decode_row
 from diffpo.data.images import BrokenImage
 from diffpo.data.labels import Bounds, Labelling, other_side, preferences
 from diffpo.data.parallel import ahead
-from diffpo.data.splits import load_splits
 from diffpo.errors import UserError
 
 if TYPE_CHECKING:
@@ -127,10 +125,9 @@ def score_pairs(
     if batch < 1:
         raise UserError(f"batch is {batch}; it must be at least 1.")
     labelling.check_scorer(scorer.provenance)
-    splits = load_splits(dataclasses.replace(source, validation_fraction=0.0))
-    tables = {"train": splits.train} | ({"validation": splits.validation} if splits.validation else {})
+    tables = read_tables(source)
     recipe = {"made by": "diffpo data score", "scorer": scorer.provenance} | labelling.recipe
-    recipe |= {"normalised like": splits.train.fingerprint}
+    recipe |= {"normalised like": tables["train"].fingerprint}
     targets = {split: Target(Path(folder), split, table, recipe) for split, table in tables.items()}
     finished = {split: target.is_finished(fresh=fresh) for split, target in targets.items()}
     found = {split: score_rows(table, scorer, batch) for split, table in tables.items()}
