@@ -12,11 +12,18 @@ if TYPE_CHECKING:
 
 data = typer.Typer(help="Look at pair tables, make them, label them.", no_args_is_help=True, rich_markup_mode=None)
 
+Target = Annotated[str, typer.Argument(help="A table (file, folder, Hub id, shapes:pairs) or a config.")]
+Out = Annotated[Path, typer.Option(help="The folder of the new table.")]
+Split = Annotated[str | None, typer.Option(help="Split of the table; train by default.")]
+ValidationSplit = Annotated[str | None, typer.Option(help="Another split, to be treated alike.")]
+Limit = Annotated[int | None, typer.Option(help="Use the first so many pairs only.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Replace a table made with other settings.")]
+
 
 @data.command("inspect")
 def inspect_table(
-    target: Annotated[str, typer.Argument(help="A table (file, folder, Hub id, shapes:pairs) or a config.")],
-    split: Annotated[str, typer.Option(help="Split of a table.")] = "train",
+    target: Target,
+    split: Split = None,
 ) -> None:
     """Print what a pair table holds: rows, ties, sizes, broken images, prompts, what methods still need."""
     from rich.console import Console
@@ -58,22 +65,20 @@ def import_pairs(
 
 @data.command("score")
 def score_table(
-    target: Annotated[str, typer.Argument(help="A table (file, folder, Hub id, shapes:pairs) or a config.")],
+    target: Target,
     scorer: Annotated[str, typer.Option("--scorer", "-s", help="Such as pickscore,scale=cosine.")],
-    out: Annotated[Path, typer.Option(help="The folder of the new table.")],
+    out: Out,
     normalise: Annotated[str, typer.Option(help="minmax, quantiles, released (SmPO's constants) or none.")] = "minmax",
     quantiles: Annotated[tuple[float, float], typer.Option(help="For --normalise quantiles.")] = (0.01, 0.99),
     temperature: Annotated[float, typer.Option(help="Smaller: more certain labels.")] = 1.0,
     order: Annotated[str, typer.Option(help="human keeps the order, scorer puts the higher score first.")] = "human",
     batch: Annotated[int, typer.Option(help="Images at a time, at most 64.")] = 32,
-    split: Annotated[str | None, typer.Option(help="Split of the table; train by default.")] = None,
-    validation_split: Annotated[str | None, typer.Option(help="Another split, to be labelled alike.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Use the first so many pairs only.")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Replace a table made with other settings.")] = False,
+    split: Split = None,
+    validation_split: ValidationSplit = None,
+    limit: Limit = None,
+    fresh: Fresh = False,
 ) -> None:
     """Score both images of every pair and add soft labels; the same command continues after a kill."""
-    import dataclasses
-
     from diffpo.data.labels import Labelling
     from diffpo.options import make_scorer, validated
 
@@ -82,26 +87,83 @@ def score_table(
     quiet()
     from diffpo.data.score_pairs import score_pairs
 
-    changes = {"split": split, "validation_split": validation_split, "limit": limit}
-    source = find_source(target, split or "train")
-    source = dataclasses.replace(source, **{k: v for k, v in changes.items() if v is not None})
+    source = find_source(target, split, validation_split, limit)
     done = score_pairs(source, made, out, labelling, batch=batch, fresh=fresh)
+    example = "configs/shapes-smpo.yaml" if target == "shapes:pairs" else "configs/sd15-smpo.yaml"
     say(
         f"wrote {', '.join(map(str, done.files))}: {done}; how it was made: {out}/train.provenance.json",
-        training_command(target, out, validation="validation" in done.pairs),
+        training_command(target, example, out, validation="validation" in done.pairs),
+    )
+
+
+@data.command("caption")
+def caption_table(
+    target: Target,
+    captioner: Annotated[str, typer.Option(help="shapes, or transformers,path=MODEL,sees=image+prompt|image,...")],
+    out: Out,
+    split: Split = None,
+    validation_split: ValidationSplit = None,
+    limit: Limit = None,
+    fresh: Fresh = False,
+) -> None:
+    """Caption both images of every pair (DCPO-c); the same command continues after a kill."""
+    from diffpo.options import make_captioner
+
+    made = make_captioner(captioner)
+    quiet()
+    from diffpo.data.captions import caption_pairs
+
+    files = caption_pairs(find_source(target, split, validation_split, limit), made, out, fresh=fresh)
+    example = "configs/shapes-dcpo.yaml" if made.name == "shapes" else "configs/sd21-dcpo.yaml"
+    perturber = "shapes" if made.name == "shapes" else "dipper"
+    say(
+        f"wrote {', '.join(map(str, files))}; how it was made: {out}/train.provenance.json\n"
+        f"for DCPO-h: diffpo data perturb {out} --perturber {perturber} --preset hybrid --out {out}-hybrid",
+        training_command(target, example, out, validation=len(files) > 1),
+    )
+
+
+@data.command("perturb")
+def perturb_table(
+    target: Target,
+    perturber: Annotated[str, typer.Option(help="dipper, instruct or shapes; with options: dipper,level=strong.")],
+    preset: Annotated[
+        str,
+        typer.Option(
+            help="The rejected caption is, perturbed: the prompt (perturbation, DCPO-p; the chosen image keeps the "
+            "prompt), its own caption (hybrid, DCPO-h), or the chosen image's (hybrid-chosen)."
+        ),
+    ],
+    out: Out,
+    split: Split = None,
+    validation_split: ValidationSplit = None,
+    limit: Limit = None,
+    fresh: Fresh = False,
+) -> None:
+    """Perturb a caption of every pair (DCPO-p, DCPO-h); the same command continues after a kill."""
+    from diffpo.data.captions import perturb_pairs, read_preset
+    from diffpo.options import make_perturber
+
+    made, wanted = make_perturber(perturber), read_preset(preset)
+    quiet()
+    files = perturb_pairs(find_source(target, split, validation_split, limit), made, out, wanted, fresh=fresh)
+    example = "configs/shapes-dcpo.yaml" if made.name == "shapes" else "configs/sd21-dcpo.yaml"
+    say(
+        f"wrote {', '.join(map(str, files))}; how it was made: {out}/train.provenance.json",
+        training_command(target, example, out, validation=len(files) > 1),
     )
 
 
 @data.command("build")
 def build_table(
     folders: Annotated[list[Path], typer.Argument(help="Media folders of diffpo generate.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="The folder of the new table.")],
+    out: Out,
     scorer: Annotated[str | None, typer.Option("--scorer", "-s", help="Ranks: a score they have, or a scorer.")] = None,
     choices: Annotated[Path | None, typer.Option(help="CSV: file_0, file_1, choice (0, 1, tie), user_id.")] = None,
     strategy: Annotated[str | None, typer.Option(help="best-worst (default), or all against all.")] = None,
     margin: Annotated[float | None, typer.Option(help="Scores that differ by less are a tie; 0 by default.")] = None,
     ties: Annotated[str, typer.Option(help="drop, or keep with preference 0.5.")] = "drop",
-    fresh: Annotated[bool, typer.Option("--fresh", help="Replace a table made with other settings.")] = False,
+    fresh: Fresh = False,
 ) -> None:
     """Make pairs of generated images, ranked by a scorer or chosen by people."""
     from diffpo.errors import UserError
@@ -124,14 +186,13 @@ def build_table(
     say(f"wrote {built}; how it was made: {out}/train.provenance.json", f"diffpo data inspect {out}")
 
 
-def training_command(target: str, folder: Path, *, validation: bool) -> str:
-    """Say how to learn from a labelled table that was made of `target`, a config or a table."""
+def training_command(target: str, example: str, folder: Path, *, validation: bool) -> str:
+    """Say how to learn from a derived table: with `target`, if it is a config, else with the example's settings."""
     from diffpo.config import load_config
 
-    example = "configs/shapes-smpo.yaml" if target == "shapes:pairs" else "configs/sd15-smpo.yaml"
-    config = target if is_config(target) else example
+    config, wants = target if is_config(target) else example, load_config(example)
     loaded = load_config(config)
-    method = [] if "preference" in loaded.method.requires else ["method=smpo"]
+    method = [] if loaded.method.requires >= wants.method.requires else [f"method={wants.method_name}"]
     wanted = {"split": "train", "validation_split": "validation" if validation else None, "validation_path": None}
     if not validation and (loaded.data.validation_split or loaded.data.validation_path):
         wanted["validation_fraction"] = 0.05  # the config holds something out
@@ -145,15 +206,22 @@ def is_config(target: str) -> bool:
     return target.endswith((".yaml", ".yml"))
 
 
-def find_source(target: str, split: str) -> Source:
-    """The pairs that a command's first argument means: a config's data block, or a table and its split."""
+def find_source(
+    target: str, split: str | None = None, validation_split: str | None = None, limit: int | None = None
+) -> Source:
+    """The pairs that a command's first argument means: a config's data block, or a table and its splits."""
+    import dataclasses
+
     if is_config(target):
         from diffpo.config import load_config
 
-        return load_config(target).data
-    from diffpo.data.inspect import guess_source
+        source = load_config(target).data
+    else:
+        from diffpo.data.inspect import guess_source
 
-    return guess_source(target, split)
+        source = guess_source(target, split or "train")
+    changes = {"split": split, "validation_split": validation_split, "limit": limit}
+    return dataclasses.replace(source, **{name: value for name, value in changes.items() if value is not None})
 
 
 def quiet() -> None:

@@ -22,6 +22,8 @@ COMMANDS = {
         "data inspect",
         "data score",
         "data build",
+        "data caption",
+        "data perturb",
         "generate",
         "score",
         "compare",
@@ -289,3 +291,51 @@ def test_data_build_by_a_scorer_or_by_choices(two_images, tmp_path, capsys, monk
 def test_data_build_refuses_what_makes_no_sense(options, message, two_images, tmp_path, capsys, monkeypatch):
     code, out, err = run(capsys, monkeypatch, "data", "build", two_images, "--out", tmp_path / "pairs", *options)
     assert code == 2 and not out and message in err
+
+
+def test_dual_captions_on_the_shapes_world(tmp_path, capsys, monkeypatch):
+    """Hybrid captions of a config's pairs in two commands, and the command that trains on them."""
+    from diffpo.config import load_config
+    from diffpo.data import check_requires, load_splits
+
+    first, second = tmp_path / "captioned", tmp_path / "hybrid"
+    arguments = ("data", "caption", "configs/shapes-dpo.yaml", "--captioner", "shapes", "--out", first, "--limit", 4)
+    code, out, err = run(capsys, monkeypatch, *arguments)
+    assert code == 0, err
+    assert f"wrote {first}/train-00000-of-00001.parquet, {first}/validation-00000-of-00001.parquet" in out
+    assert overrides_of(out)[0] == "configs/shapes-dpo.yaml" and "method=dcpo" in overrides_of(out)
+    hybrid = next(line for line in out.splitlines() if line.startswith("for DCPO-h: diffpo "))
+    assert hybrid.endswith(f"--preset hybrid --out {first}-hybrid")
+    perturb = ("data", "perturb", first, "--validation-split", "validation", "--perturber", "shapes,level=weak")
+    code, out, err = run(capsys, monkeypatch, *perturb, "--preset", "hybrid", "--out", second)
+    assert code == 0, err
+    config, *overrides = overrides_of(out)
+    loaded = load_config(config, overrides)
+    assert loaded.method_name == "dcpo" and loaded.data.path == str(second)
+    splits = load_splits(loaded.data)
+    check_requires(loaded.method.requires, splits.train, "dcpo")
+    assert (len(splits.train), len(splits.validation)) == (4, 4)
+    assert splits.train.captions("rejected") != splits.train.captions("chosen")
+    again = run(capsys, monkeypatch, *perturb, "--preset", "hybrid-chosen", "--out", second)
+    assert again[0] == 2 and "--fresh" in again[2]
+    assert run(capsys, monkeypatch, *perturb, "--preset", "hybrid-chosen", "--out", second, "--fresh")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("caption", "--captioner", "shape"), "Did you mean shapes?"),
+        (("caption", "--captioner", "transformers,path=no/model"), "its *config.json is neither in the local cache"),
+        (("perturb", "--perturber", "shapes,level=mild", "--preset", "hybrid"), "'weak', 'medium' or 'strong'"),
+        (("perturb", "--perturber", "shapes", "--preset", "hybird"), "there are perturbation, hybrid, hybrid-chosen"),
+        (("perturb", "--perturber", "shapes", "--preset", "captioning"), "run `diffpo data caption`"),
+        (("perturb", "--perturber", "shapes", "--preset", "hybrid"), "has no chosen_prompt and no rejected_prompt"),
+        (("perturb", "--perturber", "dipper", "--preset", "perturbation"), "kalpeshk2011/dipper-paraphraser-xxl here"),
+    ],
+)
+def test_dual_captions_refuse_what_makes_no_sense(arguments, message, tmp_path, capsys, monkeypatch):
+    command, *options = arguments
+    given = ("data", command, "shapes:pairs", "--limit", 2, "--out", tmp_path / "out", *options)
+    code, out, err = run(capsys, monkeypatch, *given)
+    assert code == 2 and not out and message in err
+    assert not (tmp_path / "out").exists()

@@ -88,6 +88,18 @@ class Job:
     side: str
 
 
+def read_preset(name: str) -> Preset:
+    """Read the name of a preset of `perturb_pairs`.
+
+    Raises:
+        UserError: There is none of that name.
+    """
+    if name not in PRESETS:
+        hint = " For captioning run `diffpo data caption`." if name == "captioning" else ""
+        raise UserError(f"unknown preset {name!r}; there are {', '.join(PRESETS)}.{hint}")
+    return name
+
+
 def caption_pairs(source: Source, captioner: Captioner, folder: Path, *, fresh: bool = False) -> list[Path]:
     """Write tables whose captions are a captioner's, for both images of each pair.
 
