@@ -182,6 +182,19 @@ def sign_flip_p_value(values: NDArray[np.float64], *, permutations: int = 10_000
     return (1 + extreme) / (1 + permutations)
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust p-values of several questions asked at once, so that all of them together err at the stated level.
+
+    Sorted, p_(i) becomes the largest of (m - j + 1) p_(j) over j <= i, at most 1 (Holm 1979). By hand: 0.01, 0.04, 0.03
+    become 0.03, 0.06, 0.06.
+    """
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        largest = max(largest, (len(p_values) - rank) * p_values[i])
+        adjusted[i] = min(1.0, largest)
+    return adjusted
+
+
 def _resampled_means(values: NDArray[np.float64], resamples: int, seed: int) -> NDArray[np.float64]:
     generator = np.random.default_rng([seed, 0])
     n = len(values)

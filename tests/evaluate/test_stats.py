@@ -6,7 +6,14 @@ import math
 import numpy as np
 import pytest
 
-from diffpo.evaluate.stats import bootstrap_interval, mean_difference, per_prompt_means, sign_flip_p_value, win_rate
+from diffpo.evaluate.stats import (
+    bootstrap_interval,
+    holm,
+    mean_difference,
+    per_prompt_means,
+    sign_flip_p_value,
+    win_rate,
+)
 
 
 def test_win_rate_by_hand():
@@ -125,3 +132,9 @@ def test_the_permutation_test_keeps_its_level():
 def test_what_cannot_be_compared(a, b, prompts):
     with pytest.raises(ValueError, match=r"equally many|finite"):
         win_rate(a, b, prompts)
+
+
+def test_holm_by_hand():
+    """m = 3: 3 x 0.01 = 0.03; 2 x 0.03 = 0.06; 1 x 0.04 = 0.04, but not below the one before it. At most 1."""
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.6, 0.7]) == [1.0, 1.0] and holm([]) == []
