@@ -11,7 +11,7 @@ from typing import Any
 
 from diffpo.config import load_config
 
-UPDATES = 60
+UPDATES = 40
 """Of `PAIRS` pairs: what every variant gets at equal pairs."""
 PAIRS = 32
 SEEDS = (0, 1, 2)
