@@ -15,12 +15,17 @@ from diffpo.errors import UserError
 log = logging.getLogger(__name__)
 
 SIDED = {"chosen": "chosen_prompt", "rejected": "rejected_prompt"}
+SINGLE = {"image", "completion", "label", "desirable", "file_name"}
+"""Columns of tables that hold one judged image per row."""
 HOW_TO_GET = {
-    "preference": "run `diffpo data score {path} --scorer pickscore`",
-    "chosen_score": "run `diffpo data score {path} --scorer pickscore`",
-    "rejected_score": "run `diffpo data score {path} --scorer pickscore`",
-    "chosen_prompt": "run `diffpo data caption {path}`",
-    "rejected_prompt": "run `diffpo data caption {path}`",
+    **dict.fromkeys(
+        ("preference", "chosen_score", "rejected_score"),
+        "run `diffpo data score {path} --scorer pickscore --out FOLDER`",
+    ),
+    **dict.fromkeys(
+        ("chosen_prompt", "rejected_prompt"),
+        "run `diffpo data caption {path} --captioner transformers,path=MODEL --out FOLDER`",
+    ),
 }
 
 
@@ -161,6 +166,12 @@ def _check_columns(source: Source, found: list[str], path: str) -> None:
     fitting = fitting_layouts(found)
     needed = "; ".join(f"{name} needs {', '.join(other.columns)}" for name, other in SOURCES.items())
     advice = f"Choose data.name={fitting[0]}." if fitting else f"Rename its columns: data.name={needed}."
+    if not fitting and set(found) & SINGLE and not {"chosen", "rejected"} & set(found):
+        advice = (
+            "This looks like a table of single images with a label each. Every method learns from pairs, kto too: in one "
+            "row a desirable (chosen) and an undesirable (rejected) image of the same prompt. Put such images side by "
+            "side, or make pairs with `diffpo generate` and `diffpo data build`."
+        )
     raise UserError(f"{path} has no column {', '.join(missing)}; it has {', '.join(found)}. {advice}")
 
 

@@ -216,6 +216,12 @@ def test_missing_columns_name_the_layout_that_fits(records, jsonl):
     )
 
 
+def test_single_images_are_no_pairs(jsonl):
+    """A table for unpaired KTO: one image and one label per row."""
+    rows = [{"prompt": "a", "image": "0.png", "label": True}, {"prompt": "a", "image": "1.png", "label": False}]
+    expect("single images.*kto too.*diffpo data build", Pairs(path=jsonl(rows)))
+
+
 def test_a_hub_id_without_a_network_says_how_to_go_on(monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     import huggingface_hub

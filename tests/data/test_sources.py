@@ -174,7 +174,7 @@ def test_a_method_says_which_column_it_lacks(records, jsonl):
         check_requires(frozenset({"preference"}), table, "smpo")
     assert str(error.value) == (
         "smpo needs a `preference` column; this table has prompt, chosen, rejected. "
-        f"Run `diffpo data score {table.path} --scorer pickscore`, or choose method=dpo."
+        f"Run `diffpo data score {table.path} --scorer pickscore --out FOLDER`, or choose method=dpo."
     )
     with pytest.raises(UserError, match=r"ppd needs a `user_id` column.*Add `user_id` to the table, or choose"):
         check_requires(frozenset({"user_id"}), table, "ppd")
