@@ -13,7 +13,7 @@ from diffpo.compat import ensure_torchvision
 from diffpo.errors import UserError
 
 if TYPE_CHECKING:
-    from diffpo.config import Train
+    from diffpo.settings import Train
 
 
 def make_optimizer(train: Train, parameters: list[nn.Parameter]) -> Optimizer:

@@ -61,7 +61,7 @@ def find_model(base: str, *, lora: str | None = None, denoiser: str | None = Non
     """
     if lora is not None and tuned is not None:
         raise UserError("give at most one of lora and tuned; got both.")
-    weights = find_base(base)
+    weights = find_pipeline(base)
     if tuned is not None:
         kind, path = find_tuned(tuned)
         if kind == "lora":
@@ -77,7 +77,7 @@ def find_model(base: str, *, lora: str | None = None, denoiser: str | None = Non
     )
 
 
-def find_base(spec: str) -> Weights:
+def find_pipeline(spec: str) -> Weights:
     """Find a complete diffusers pipeline: a folder, a Hub id, or `shapes:base`.
 
     Raises:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 from accelerate import Accelerator
 from PIL import Image
 
-from diffpo.config import Config, Sample
+from diffpo.config import Config
 from diffpo.denoisers.base import Denoiser
 from diffpo.encoders import Encoders
 from diffpo.evaluate.grid import Cell, Row, draw_grid
 from diffpo.evaluate.prompts import load_prompts
 from diffpo.generate import sample_images
+from diffpo.settings import Sample
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

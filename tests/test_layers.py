@@ -72,7 +72,7 @@ ROOMS = {
         " diffpo.shapes diffpo.errors diffpo.compat",
     ),
     "options": Room("options", never=f"{NETWORKS} {LOSSES} {TRAINING} {RIM}"),  # torch: `diffpo env` describes it
-    "commands": Room("config cli cli_data demo __main__", never="torch numpy"),
+    "commands": Room("config settings cli cli_data demo __main__", never="torch numpy"),
 }
 
 

@@ -7,9 +7,9 @@ import sys
 import pytest
 import torch
 
-from diffpo.config import Train
 from diffpo.errors import UserError
 from diffpo.optimizers import make_optimizer, make_schedule
+from diffpo.settings import Train
 
 
 def moved(train, gradient=0.5, start=1.0):

@@ -53,7 +53,7 @@ def find_base(path: str) -> BaseModel:
         UserError: Nothing is there, it is no diffusers pipeline, its family is not supported, or the Hub cannot be
         reached.
     """
-    folder = pipelines.find_base(path).path
+    folder = pipelines.find_pipeline(path).path
     name = read_json(folder / "model_index.json").get("_class_name")
     for family in DENOISERS.values():
         if name in family.pipelines:
