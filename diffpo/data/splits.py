@@ -168,9 +168,9 @@ def _check_columns(source: Source, found: list[str], path: str) -> None:
     advice = f"Choose data.name={fitting[0]}." if fitting else f"Rename its columns: data.name={needed}."
     if not fitting and set(found) & SINGLE and not {"chosen", "rejected"} & set(found):
         advice = (
-            "This looks like a table of single images with a label each. Every method learns from pairs, kto too: a row "
-            "holds a desirable (chosen) and an undesirable (rejected) image of one prompt. Put such images side by side, "
-            "or make pairs with `diffpo generate` and `diffpo data build`."
+            "This looks like a table of single images with a label each. Every method learns from pairs, kto too: "
+            "a row holds a desirable (chosen) and an undesirable (rejected) image of one prompt. Put such images side "
+            "by side, or make pairs with `diffpo generate` and `diffpo data build`."
         )
     raise UserError(f"{path} has no column {', '.join(missing)}; it has {', '.join(found)}. {advice}")
 
