@@ -7,7 +7,7 @@ functions).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,16 @@ class Encoders:
     def encode_prompt(self, prompt: str) -> dict[str, Tensor]:
         """Encode one prompt to what its family's denoiser is told, float32 on the CPU, without a batch axis."""
         return {name: x.float().cpu() for name, x in self.family.encode_prompt(self.pipeline, prompt).items()}
+
+    def count_cut(self, prompts: Sequence[str]) -> dict[int, int]:
+        """Count the prompts that are longer than a text encoder reads: tokens that it reads -> prompts cut there."""
+        cut: dict[int, set[int]] = {}
+        for name, tokenizer in self.pipeline.components.items():
+            if name.startswith("tokenizer") and tokenizer is not None:
+                limit = self.family.token_limits.get(name, tokenizer.model_max_length)
+                tokens = tokenizer(list(prompts), verbose=False).input_ids
+                cut.setdefault(limit, set()).update(i for i, ids in enumerate(tokens) if len(ids) > limit)
+        return {limit: len(rows) for limit, rows in cut.items()}
 
     @contextmanager
     def placed(self, device: torch.device | str, dtype: torch.dtype) -> Iterator[None]:

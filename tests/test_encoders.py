@@ -212,3 +212,23 @@ def test_a_pipeline_around_the_denoiser(pipelines):
     pipeline = ours.with_denoiser(network)
     assert pipeline.unet is network and pipeline.vae is ours.pipeline.vae and pipeline.safety_checker is None
     assert ours.pipeline.unet is None
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_prompts_that_the_text_encoders_cut_are_counted(pipelines, name):
+    """The tiny CLIP tokenizers read 16 tokens, one per letter and two marks; SD3's pipeline gives 256 to T5."""
+    counted = encoders(pipelines(name)).count_cut(["a" * 14, "a" * 15, "a" * 100, "a" * 300, ""])
+    assert counted == ({16: 3, 256: 1} if name == "sd3" else {16: 3})
+    assert encoders(pipelines(name)).count_cut(["a", ""]) == ({16: 0, 256: 0} if name == "sd3" else {16: 0})
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_what_is_counted_as_cut_is_cut(pipelines, name):
+    """Text behind a limit changes nothing in the states of the encoder that has it; before the limit it does."""
+    ours = encoders(pipelines(name))
+    whole, cut, other = (ours.encode_prompt("a " * 14 + end)["text"] for end in ("", "b", "c"))
+    clip = slice(0, 16)
+    assert torch.equal(cut[clip], other[clip]) and torch.equal(whole[clip], cut[clip])
+    assert not torch.equal(ours.encode_prompt("a " * 13 + "b")["text"][clip], whole[clip])
+    if name == "sd3":
+        assert not torch.equal(cut, other), "T5 reads on"

@@ -27,9 +27,11 @@ from diffpo.data.encode import (
     Encoder,
     Encodings,
     LiveEncodings,
+    different_captions,
     encode_prepared,
     encode_row,
     encode_text,
+    log_cut_captions,
     prepare_row,
 )
 from diffpo.data.images import BrokenImage, Prepared, target_sizes
@@ -73,9 +75,8 @@ class EncodingCache:
         target_sizes(source, encoder.multiple)
         self._source, self._encoder, self._seed, self._sides = source, encoder, seed, tuple(sides)
         self._rows = table.rows.select_columns(list(sides))
-        self.prompts = list(
-            dict.fromkeys(["", *itertools.chain.from_iterable(table.captions(side) for side in self._sides)])
-        )
+        self._path, captions = table.path, different_captions(table, self._sides)
+        self.prompts = list(dict.fromkeys(["", *captions]))
         self.key = {
             "format": FORMAT,
             "encoder": encoder.fingerprint,
@@ -109,6 +110,8 @@ class EncodingCache:
             UserError: The disk is full, or an encoding is not finite. What was finished stays, and the same call
                 continues.
         """
+        if rank == 0:
+            log_cut_captions(self.prompts[1:], self._encoder, self._path)
         mine = [shard for shard in self.shards[rank::world] if not shard.path.exists()]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)

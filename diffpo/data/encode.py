@@ -7,6 +7,8 @@ will do.
 
 from __future__ import annotations
 
+import itertools
+import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from diffpo.data.records import Source, Table
+
+log = logging.getLogger(__name__)
 
 BOTH = ("chosen", "rejected")
 WORKERS = min(8, os.cpu_count() or 1)
@@ -50,6 +54,10 @@ class Encoder(Protocol):
 
     def encode_prompt(self, prompt: str) -> dict[str, Tensor]:
         """Return `text` `[n d]`, and if the family has them `pooled` `[d]` and `mask` `[n]`."""
+        ...
+
+    def count_cut(self, prompts: Sequence[str]) -> dict[int, int]:
+        """Count the prompts that are longer than a text encoder reads: tokens that it reads -> prompts cut there."""
         ...
 
 
@@ -114,6 +122,21 @@ def encode_text(prompt: str, encoder: Encoder, source: Source) -> dict[str, Tens
     return {name: _round(x, source.cache_dtype, f"the prompt {prompt[:60]!r}") for name, x in states.items()}
 
 
+def different_captions(table: Table, sides: Sequence[str]) -> list[str]:
+    """Every caption of a table's sides once, in the order of the rows."""
+    return list(dict.fromkeys(itertools.chain.from_iterable(table.captions(side) for side in sides)))
+
+
+def log_cut_captions(prompts: Sequence[str], encoder: Encoder, path: str) -> None:
+    """Warn of captions of the table at `path` whose end no text encoder, or not every one, will see."""
+    for limit, count in sorted(encoder.count_cut(prompts).items() if prompts else ()):
+        if count:
+            log.warning(
+                f"{path}: {count} of {len(prompts)} different captions are longer than the {limit} tokens that a text "
+                "encoder reads, and are cut there."
+            )
+
+
 def _round(x: Tensor, dtype: str, what: str) -> Tensor:
     if not x.is_floating_point():
         return x.cpu()
@@ -160,6 +183,8 @@ class LiveEncodings(Encodings):
         self._source, self._encoder, self._seed, self._sides = source, encoder, seed, tuple(sides)
         self._rows = table.rows.select_columns(list(sides))
         self._text = lru_cache(maxsize=1024)(partial(encode_text, encoder=encoder, source=source))
+        if rank == 0:
+            log_cut_captions(different_captions(table, self._sides), encoder, table.path)
         self.broken = {}
         self.targets = np.zeros((len(table), 2), np.int64)
         checked = ahead(self._check, range(len(table)), workers=WORKERS, depth=4 * WORKERS)

@@ -32,6 +32,8 @@ class Denoiser(ABC):
     """Classes of the network's repeated blocks: what regional compilation compiles."""
     multiple: ClassVar[int]
     """Pixel sizes must be divisible by the VAE's factor times this."""
+    token_limits: ClassVar[dict[str, int]] = {}
+    """Tokens that the pipeline reads of a prompt, by its name for the tokenizer; others read the tokenizer's own."""
 
     def __init__(self, network: nn.Module, process: NoiseProcess):
         """Remember both. `network` is what accelerate wraps: the loop assigns the wrapped module back."""

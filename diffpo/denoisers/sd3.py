@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ class SD3(Denoiser):
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
     blocks = ("JointTransformerBlock",)
     multiple = 2
+    token_limits: ClassVar = {"tokenizer_3": 256}  # the pipeline's max_sequence_length; T5 itself knows no limit
 
     def predict(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """See `Denoiser.predict`."""

@@ -241,3 +241,30 @@ def test_the_encoder_must_take_the_resolution(table, encoder):
     source = Pairs(path=table, resolution=18)
     with pytest.raises(UserError, match="Use 16 or 20"):
         EncodingCache(load_splits(source).train, source, encoder, seed=0)
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_captions_that_the_encoder_cuts_are_counted_once_per_run(records, jsonl, caplog, cache):
+    """16 letters with the mark before them: two of the five different captions are longer."""
+    texts = ["short", "x" * 15, "x" * 16, "a much longer caption", "short"]
+    table = load_splits(Pairs(path=jsonl(records(5, rejected_prompt=lambda i: texts[i])))).train
+    source, encoder = Pairs(path=table.path, resolution=8), TinyEncoder(masked=False)
+    long = sum(len(prompt) + 1 > 16 for prompt in {*table.column("prompt"), *texts})
+    for _ in range(2):  # also when everything is encoded already
+        caplog.clear()
+        if cache:
+            made = EncodingCache(table, source, encoder, seed=0)
+            made.encode_shards(rank=0, world=2)
+            made.encode_shards(rank=1, world=2)
+        else:
+            LiveEncodings(table, source, encoder, seed=0, rank=0)
+            LiveEncodings(table, source, encoder, seed=0, rank=1)
+        assert [record.getMessage() for record in caplog.records if "longer" in record.getMessage()] == [
+            f"{table.path}: {long} of 7 different captions are longer than the 16 tokens that a text encoder reads, "
+            "and are cut there."
+        ]
+
+
+def test_captions_that_fit_are_not_spoken_of(table, caplog):
+    filled(Pairs(path=table, resolution=8), TinyEncoder())
+    assert "longer" not in caplog.text

@@ -50,3 +50,6 @@ class TinyEncoder:
         if self.masked:
             states["mask"] = torch.ones(len(letters), dtype=torch.bool)
         return states
+
+    def count_cut(self, prompts):
+        return {16: sum(len(prompt.encode()) + 1 > 16 for prompt in prompts) if not self.masked else 0}
