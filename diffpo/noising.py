@@ -74,6 +74,11 @@ class Inversion(Block):
     """Keep the reference's inversions on disk, of the posterior's mode, with the caption and without: training costs
     no more than with random noise. With `renoise` the partial last step follows the whole step's correction."""
 
+    @property
+    def rows(self) -> float:
+        """Images through the network for one pair, on average over uniform times, landing exactly."""
+        return (self.steps + 1) * (1 + self.renoise)
+
     def __post_init__(self):
         """Refuse what cannot be walked.
 

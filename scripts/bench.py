@@ -3,6 +3,7 @@
     python scripts/bench.py                                    # the shapes world's network, on this machine
     python scripts/bench.py sd15@512 sdxl@1024 sd35m@1024 --tuning lora --json bench.json      # wants a GPU
     python scripts/bench.py sd15@512 --batch 16 --gradient-checkpointing --compile
+    python scripts/bench.py --method dpo inpo smpo --batch 1 8 # each combination, and how much a larger batch gains
     python scripts/bench.py --memory-table                     # model x full/LoRA x checkpointing, as markdown
 
 On a GPU machine where diffpo is not installed, put the source tree, and a folder with what else is missing there, on
@@ -10,12 +11,12 @@ the path: `PYTHONPATH=.:PACKAGES python scripts/bench.py ...` (`pip install --ta
 needs torch, diffusers, transformers, peft and accelerate, and no network, data, or weights of any model: latents,
 conditions and weights are random, architectures and sizes are real. (`shapes` also needs numpy, scipy and pillow.)
 
-One update is what `diffpo train` does: `preference_step` of Diffusion-DPO with the same denoisers, the same reference
+One update is what `diffpo train` does: `preference_step` with the same denoisers, the same reference
 (adapter off for LoRA, frozen copy for full tuning), accelerate's autocast and backward, clipping, the optimizer.
 Encoding happens before training and is not in it. Times are medians over `--steps` updates after `--warmup`:
 
     data        stacking rows that lie in host memory, and their transfer
-    noise       drawing times and noises row by row on the CPU, noising
+    noise       drawing times and noises row by row on the CPU, noising, or inverting
     reference   its forward
     policy      forward, loss and backward
     optimizer   reading the losses back, clipping, the step
@@ -45,7 +46,7 @@ quiet_libraries()
 
 import torch  # noqa: E402
 from accelerate import Accelerator  # noqa: E402
-from bench_cases import CASES, METHOD, Case, Cost, build, collate, count, make_tuning  # noqa: E402
+from bench_cases import CASES, TIMED, Case, Cost, build, collate, count, make_method, make_tuning  # noqa: E402
 from bench_machine import (  # noqa: E402
     GIB,
     Clock,
@@ -57,7 +58,7 @@ from bench_machine import (  # noqa: E402
     matmul_peak,
     peak_memory,
 )
-from bench_report import STAGES, memory_table, show  # noqa: E402
+from bench_report import STAGES, gains, memory_table, show  # noqa: E402
 
 from diffpo.denoisers.tuning import DTYPES, LoRA, Tuning  # noqa: E402
 from diffpo.errors import UserError  # noqa: E402
@@ -77,7 +78,7 @@ class Update:
     def __init__(self, case: Case, tuning: Tuning, batch: int, options: argparse.Namespace, accelerator: Accelerator):
         """Build the networks on the device, and the optimizer."""
         self.accelerator, self.clock = accelerator, Clock(accelerator.device)
-        self.rows = case.rows(batch)
+        self.rows, self.method = case.rows(batch), make_method(options.method)
         policy, reference = build(case, tuning, accelerator.device, frozen_dtype(tuning, options))
         if options.compile:
             policy.compile()
@@ -97,7 +98,7 @@ class Update:
         with accelerator.autocast():
             moved = batch.to(accelerator.device, torch.float32)
             transferred = mark()
-            output = preference_step(METHOD, self.policy, self.reference, moved, Rng(0, 0, batch.index))
+            output = preference_step(self.method, self.policy, self.reference, moved, Rng(0, 0, batch.index))
         accelerator.backward(output.loss.sum() / len(self.rows))
         backward = mark()
         losses = output.loss.detach().cpu()
@@ -169,22 +170,26 @@ def measure(
 
 
 def bench(
-    name: str, kind: str, modes: tuple[bool, ...], options: argparse.Namespace, accelerator: Accelerator
+    name: str, kind: str, modes: tuple[bool, ...], given: argparse.Namespace, accelerator: Accelerator
 ) -> Iterator[dict[str, Any]]:
-    """Count and time a model and a tuning, with or without gradient checkpointing, as `modes` says."""
-    case, cost = CASES[name], count(CASES[name], make_tuning(kind, rank=options.rank))
-    for mode in modes:
-        print(f"{name} {kind}{' with gradient checkpointing' if mode else ''} ...", file=sys.stderr, flush=True)
+    """Count and time a model and a tuning: each method and batch, with or without gradient checkpointing."""
+    case, cost = CASES[name], count(CASES[name], make_tuning(kind, rank=given.rank))
+    for method, batch, mode in itertools.product(given.method, given.batch or [None], modes):
+        options = argparse.Namespace(**vars(given) | {"method": method, "batch": batch})
+        print(
+            f"{name} {kind} {method}{' with gradient checkpointing' if mode else ''} ...", file=sys.stderr, flush=True
+        )
         tuning = make_tuning(kind, rank=options.rank, attention=options.attention, checkpointing=mode)
         yield {
             "case": name,
             "tuning": kind,
+            "method": method,
             "gradient_checkpointing": mode,
             "parameters": cost.parameters,
             "trained": cost.trained,
             "frozen_dtype": str(frozen_dtype(tuning, options)).removeprefix("torch."),
             "flops_per_forward": cost.forward,
-            "flops_per_pair": cost.pair,
+            "flops_per_pair": cost.pair(method),
             "flops_per_pair_policy": cost.policy,
             "flops_per_pair_reference": cost.reference,
             **measure(case, tuning, cost, options, accelerator),
@@ -205,7 +210,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)} (default: shapes)")
     parser.add_argument("--tuning", choices=("full", "lora"), default="full")
     parser.add_argument("--rank", type=int, default=16, help="of the LoRA")
-    parser.add_argument("--batch", type=int, help="pairs per update (default: the case's)")
+    parser.add_argument("--method", nargs="+", choices=TIMED, default=["dpo"])
+    parser.add_argument("--batch", type=int, nargs="+", help="pairs per update (default: the case's)")
     parser.add_argument("--steps", type=int, default=10, help="updates to time")
     parser.add_argument("--warmup", type=int, default=3, help="updates before that")
     parser.add_argument("--mixed-precision", choices=tuple(HALF), help="default: bf16 on a GPU, no on a CPU")
@@ -221,9 +227,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     unknown = [name for name in options.cases if name not in CASES]
     if unknown:
         parser.error(f"unknown case {', '.join(unknown)}; there are {', '.join(CASES)}")
-    for name, least in (("steps", 1), ("warmup", 0), ("batch", 1), ("rank", 1)):
-        if getattr(options, name) is not None and getattr(options, name) < least:
+    for name, least in (("steps", 1), ("warmup", 0), ("rank", 1)):
+        if getattr(options, name) < least:
             parser.error(f"--{name} must be at least {least}")
+    if options.batch and min(options.batch) < 1:
+        parser.error("--batch must be at least 1")
     options.cases = options.cases or list(FULL_SIZE if options.memory_table else ("shapes",))
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -251,6 +259,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(memory_table(results, machine, vars(options)))
     else:
         show(results, machine)
+        print("\n".join(gains(results)))
     if options.json:
         plain = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
         report = {"machine": machine, "settings": plain, "results": results}

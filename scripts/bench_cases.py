@@ -21,7 +21,7 @@ from diffpo.denoisers import DENOISERS, Denoiser
 from diffpo.denoisers.load import set_attention
 from diffpo.denoisers.reference import Reference
 from diffpo.denoisers.tuning import Full, LoRA, Tuning
-from diffpo.methods import METHODS, Method
+from diffpo.methods import METHODS, PairwiseMethod
 from diffpo.methods.base import Predictor
 from diffpo.process import NoiseProcess, Time
 from diffpo.step import preference_step
@@ -172,7 +172,15 @@ CASES: dict[str, Case] = {
         family="sd3", make=_sd3(TINY_SD3), latent=(8, 8, 8), text=(32, 48), pooled=48, scheduler={"shift": 3.0}
     ),
 }
-METHOD: Method = METHODS["dpo"]()
+TIMED = ("dpo", "inpo", "smpo")
+"""Methods that can be timed: what tells the others from DPO costs nothing."""
+
+
+def make_method(name: str) -> PairwiseMethod:
+    """Make a method with its defaults."""
+    method = METHODS[name]()  # pyright: ignore[reportCallIssue]
+    assert isinstance(method, PairwiseMethod)
+    return method
 
 
 def make_tuning(kind: str, *, rank: int = 16, attention: str = "native", checkpointing: bool = False) -> Tuning:
@@ -238,10 +246,10 @@ class Cost:
     reference: float
     """FLOPs per pair of the reference's forward."""
 
-    @property
-    def pair(self) -> float:
-        """Model FLOPs per pair."""
-        return self.policy + self.reference
+    def pair(self, method: str) -> float:
+        """Model FLOPs per pair, an inversion's mean included."""
+        inversion = make_method(method).inversion
+        return self.policy + self.reference + (0.0 if inversion is None else inversion.rows * self.forward)
 
     def static_bytes(self, frozen_bytes: int, state_bytes: int) -> int:
         """Bytes of weights, gradients and optimizer state: what is there before any activation.
@@ -267,6 +275,10 @@ class Counted:
         """The inner one's."""
         return self.inner.process
 
+    def lockstep(self, n: int) -> int:
+        """Ask the inner one."""
+        return self.inner.lockstep(n)
+
     def predict(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """Pass on, and count."""
         before = self.counter.get_total_flops()
@@ -282,7 +294,7 @@ def count(case: Case, tuning: Tuning) -> Cost:
     batch = collate(case.rows(1, device="meta"), 0).to("meta", torch.float32)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         counted, judge = Counted(policy, counter), Counted(reference, counter)
-        preference_step(METHOD, counted, judge, batch, Rng(0, 0, batch.index)).loss.sum().backward()
+        preference_step(make_method("dpo"), counted, judge, batch, Rng(0, 0, batch.index)).loss.sum().backward()
         total = counter.get_total_flops()
     parameters = dict(policy.network.named_parameters())
     return Cost(

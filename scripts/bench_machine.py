@@ -63,6 +63,10 @@ class Timed:
         """The inner one's."""
         return self.inner.process
 
+    def lockstep(self, n: int) -> int:
+        """Ask the inner one."""
+        return self.inner.lockstep(n)
+
     def predict(self, z: torch.Tensor, t: torch.Tensor, cond: Condition) -> torch.Tensor:
         """Pass on, between two marks."""
         self.start = self.clock.mark()

@@ -10,11 +10,11 @@ STAGES = ("data", "noise", "reference", "policy", "optimizer")
 
 def show(results: list[dict[str, Any]], machine: dict[str, Any]) -> None:
     """Print a table, by rich where it is installed."""
-    heads = ["case", "tuning", "weights M", "trained M", "batch", "pairs/s", "GiB"]
+    heads = ["case", "tuning", "method", "weights M", "trained M", "batch", "pairs/s", "GiB"]
     heads += [f"{stage} s" for stage in STAGES] + ["TF/pair", "TF/s", "of peak"]
     rows = []
     for r in results:
-        row = [r["case"], r["tuning"], f"{r['parameters'] / 1e6:.1f}", f"{r['trained'] / 1e6:.1f}"]
+        row = [r["case"], r["tuning"], r["method"], f"{r['parameters'] / 1e6:.1f}", f"{r['trained'] / 1e6:.1f}"]
         if r["status"] == "ok":
             row += [str(r["batch"]), f"{r['pairs_per_second']:.3g}", f"{r['peak_gib']:.2f}"]
             row += [f"{r['seconds'][stage]:.3g}" for stage in STAGES]
@@ -45,6 +45,22 @@ def show(results: list[dict[str, Any]], machine: dict[str, Any]) -> None:
     for row in rows:
         table.add_row(*row)
     Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+def gains(results: list[dict[str, Any]]) -> list[str]:
+    """Say how many times more pairs per second each method makes with its largest batch than with its smallest."""
+    groups: dict[tuple[str, ...], dict[int, float]] = {}
+    for r in results:
+        if r["status"] == "ok":
+            key = (r["case"], r["tuning"], r["method"])
+            groups.setdefault(key, {})[r["batch"]] = r["pairs_per_second"]
+    return [
+        f"{' '.join(key)}: batch {max(paces)} makes {paces[max(paces)] / paces[min(paces)]:.2f} times the pairs per "
+        f"second "
+        f"of batch {min(paces)}"
+        for key, paces in groups.items()
+        if len(paces) > 1
+    ]
 
 
 def memory_table(results: list[dict[str, Any]], machine: dict[str, Any], settings: dict[str, Any]) -> str:

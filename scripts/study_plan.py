@@ -59,8 +59,7 @@ def network_rows(method: Any) -> float:
     """
     policy, reference = 3 * len(method.sides), 2 * method.needs_reference
     inversion = getattr(method, "inversion", None)
-    walked = 0.0 if inversion is None else 2 * (inversion.steps + 1) / 2 * (1 + inversion.renoise)
-    return policy + reference + walked
+    return policy + reference + (0.0 if inversion is None else inversion.rows)
 
 
 def _named(name: str, *options: str, **grid: tuple[float, ...]) -> Variant:

@@ -102,7 +102,7 @@ def test_the_step_counts_twice_a_forward_for_the_reference_and_more_for_the_poli
     cost = count(CASES["tiny-sd15"], make_tuning("full"))
     assert cost.reference == 2 * cost.forward
     assert 2.5 * cost.reference < cost.policy <= 3 * cost.reference
-    assert cost.pair == cost.policy + cost.reference
+    assert cost.pair("dpo") == cost.policy + cost.reference
     # full tuning in float32 with AdamW: weights, gradients, two moments, and the frozen copy
     assert cost.static_bytes(4, 8) == cost.parameters * 20
 
@@ -140,8 +140,8 @@ def test_full_size_networks_cost_what_they_cost(name, forward, full, lora):
     tuned, adapted = count(CASES[name], make_tuning("full")), count(CASES[name], make_tuning("lora"))
     assert tuned.forward / 1e12 == pytest.approx(forward, rel=2e-3)
     assert adapted.forward == tuned.forward
-    assert tuned.pair / 1e12 == pytest.approx(full, rel=2e-3)
-    assert adapted.pair / 1e12 == pytest.approx(lora, rel=2e-3)
+    assert tuned.pair("dpo") / 1e12 == pytest.approx(full, rel=2e-3)
+    assert adapted.pair("dpo") / 1e12 == pytest.approx(lora, rel=2e-3)
 
 
 @pytest.mark.parametrize(
@@ -171,3 +171,17 @@ def test_a_gpu_runs_a_tiny_case(tmp_path):
     assert bench.main(["tiny-sd15", "--steps", "2", "--warmup", "1", "--device", "cuda", "--json", str(out)]) == 0
     result = json.loads(out.read_text())["results"][0]
     assert result["status"] == "ok" and result["frozen_dtype"] == "float32"
+
+
+def test_batches_and_methods_in_one_run(tmp_path, capsys):
+    """What the inversions cost per pair by arithmetic: (N + 1) (1 + renoise) images more, 11 and 12."""
+    out = tmp_path / "bench.json"
+    arguments = ["tiny-sd15", "--device", "cpu", "--method", "dpo", "inpo", "smpo", "--batch", "1", "4"]
+    assert bench.main([*arguments, "--steps", "1", "--warmup", "0", "--json", str(out)]) == 0
+    results = json.loads(out.read_text())["results"]
+    found = {(r["method"], r["batch"]): r for r in results}
+    assert len(found) == len(results) == 6
+    forward, plain = results[0]["flops_per_forward"], found["dpo", 1]["flops_per_pair"]
+    assert found["inpo", 4]["flops_per_pair"] == pytest.approx(plain + 11 * forward)
+    assert found["smpo", 4]["flops_per_pair"] == pytest.approx(plain + 12 * forward)
+    assert capsys.readouterr().out.count("times the pairs per second of batch 1") == 3
