@@ -2,6 +2,9 @@
 
 Neither has weights. The captioner looks with the exact verifier and the prompt in view; the perturber changes one, two
 or three of a caption's six attributes (two colours, two shapes, the relation, the background).
+
+What is made of a training caption is one itself (`splits=keep`): the world's captions are few, so of the captions of
+training images every eighth would be one that is held out, and the model would no longer be new to it.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from diffpo.captioners.base import Captioner, Level, Perturber
 from diffpo.captioners.language import stable_hash
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from diffpo.shapes.scenes import ObjectSpec, SceneSpec
     from diffpo.shapes.verify import FoundObject, Seen
 
+Splits = Literal["keep", "ignore"]
 CHANGES: dict[Level, int] = {"weak": 1, "medium": 2, "strong": 3}
 
 
@@ -32,10 +36,15 @@ class ShapesCaptioner(Captioner):
 
     name = "shapes"
 
+    splits: Splits = "keep"
+    """`keep`: where the caption for a training prompt would be one that is held out, the prompt is the caption.
+    `ignore`: any caption."""
+
     @property
     def provenance(self) -> dict[str, Any]:
         """What decides a caption."""
-        return {"captioner": self.name, "sees": "image+prompt", "code": ShapesVerifier().provenance["code"]}
+        code = ShapesVerifier().provenance["code"]
+        return {"captioner": self.name, "sees": "image+prompt", "splits": self.splits, "code": code}
 
     def caption(self, images: Sequence[Image], prompts: Sequence[str], keys: Sequence[int]) -> list[str]:
         """Caption each image; see `Captioner.caption`. Nothing is drawn."""
@@ -43,10 +52,12 @@ class ShapesCaptioner(Captioner):
         from diffpo.shapes.verify import see
 
         try:
-            pairs = zip(images, prompts, strict=True)
-            return [describe(see(image), parse_caption(prompt)).caption for image, prompt in pairs]
+            asked = [parse_caption(prompt) for prompt in prompts]
+            seen = [describe(see(image), spec) for image, spec in zip(images, asked, strict=True)]
         except ValueError as error:
             raise UserError(f"captioner {self.name} reads images of the shapes world only: {error}") from error
+        pairs = zip(seen, asked, strict=True)
+        return [(spec if _allowed(spec, prompt, self.splits) else prompt).caption for spec, prompt in pairs]
 
 
 def describe(seen: Seen, asked: SceneSpec) -> SceneSpec:
@@ -98,6 +109,12 @@ def _agreement(spec: SceneSpec, asked: SceneSpec) -> int:
     return sum(a == b for a, b in zip(_attributes(spec), _attributes(asked), strict=True))
 
 
+def _allowed(spec: SceneSpec, given: SceneSpec, splits: Splits) -> bool:
+    from diffpo.shapes.scenes import split_of
+
+    return splits == "ignore" or split_of(given.caption) != "train" or split_of(spec.caption) == "train"
+
+
 def _attributes(spec: SceneSpec) -> tuple[str, ...]:
     return (spec.first.color, spec.first.shape, spec.second.color, spec.second.shape, spec.relation, spec.background)
 
@@ -112,11 +129,14 @@ class ShapesPerturber(Perturber):
     """How many of the six attributes are changed: 1, 2 or 3."""
     seed: int = 0
     """Of the draws; they depend on it and on the row."""
+    splits: Splits = "keep"
+    """`keep`: a training caption becomes another training caption. `ignore`: any caption."""
 
     @property
     def provenance(self) -> dict[str, Any]:
         """What decides a result."""
-        return {"perturber": self.name, "level": self.level, "changes": CHANGES[self.level], "seed": self.seed}
+        options = {"level": self.level, "changes": CHANGES[self.level], "seed": self.seed, "splits": self.splits}
+        return {"perturber": self.name, **options}
 
     def perturb(self, captions: Sequence[str], keys: Sequence[int]) -> list[str]:
         """Rewrite each caption; see `Perturber.perturb`."""
@@ -131,11 +151,11 @@ class ShapesPerturber(Perturber):
             raise UserError(f"perturber {self.name} rewrites captions of the shapes world only: {error}") from error
         draws = random.Random(stable_hash(self.seed, key))
         words = (COLORS, SHAPES, COLORS, SHAPES, RELATIONS, tuple(BACKGROUNDS))
-        while True:  # until the grammar has words for it and it is another picture
+        while True:  # until the grammar has words for it, it is another picture, and it may be named
             values = list(_attributes(spec))
             for i in draws.sample(range(len(values)), CHANGES[self.level]):
                 values[i] = draws.choice([word for word in words[i] if word != values[i]])
             color1, shape1, color2, shape2, relation, background = values
             changed = SceneSpec(ObjectSpec(color1, shape1), ObjectSpec(color2, shape2), relation, background)
-            if color1 != color2 and changed != spec.mirrored():
+            if color1 != color2 and changed != spec.mirrored() and _allowed(changed, spec, self.splits):
                 return changed.caption

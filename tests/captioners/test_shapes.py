@@ -8,7 +8,7 @@ from PIL import Image
 from diffpo.captioners import ShapesCaptioner, ShapesPerturber
 from diffpo.errors import UserError
 from diffpo.shapes.render import render
-from diffpo.shapes.scenes import parse_caption, sample_prompts, sample_scenes
+from diffpo.shapes.scenes import parse_caption, sample_prompts, sample_scenes, split_captions, split_of
 from diffpo.shapes.verify import UNKNOWN, see, verify
 
 CAPTION = "a red circle left of a blue square on a white background"
@@ -22,7 +22,7 @@ def draw(captions, seed=0):
 
 
 def caption(image, prompt):
-    return ShapesCaptioner().caption([image], [prompt], [0])[0]
+    return ShapesCaptioner(splits="ignore").caption([image], [prompt], [0])[0]
 
 
 def attributes(text):
@@ -48,6 +48,24 @@ def test_of_both_forms_the_one_nearest_to_the_prompt_is_taken():
     image = draw([CAPTION])[0]
     mirrored = parse_caption(CAPTION).mirrored().caption
     assert caption(image, CAPTION) == CAPTION and caption(image, mirrored) == mirrored
+
+
+def test_what_is_held_out_stays_so():
+    """A held-out picture of a training prompt is captioned with the prompt; training captions become such."""
+    shown, prompts = sample_prompts("heldout", 40), sample_prompts("train", 40, seed=1)
+    images = draw(shown)
+    assert ShapesCaptioner().caption(images, prompts, range(40)) == prompts
+    assert ShapesCaptioner().caption(images, shown, range(40)) == shown
+    for level in CHANGES:
+        changed = ShapesPerturber(level=level).perturb(prompts, range(40))
+        assert {split_of(text) for text in changed} == {"train"}
+    assert len({split_of(text) for text in ShapesPerturber(splits="ignore").perturb(prompts, range(40))}) > 1
+    assert len(ShapesPerturber(level="weak").perturb(shown, range(40))) == 40
+
+
+def test_every_training_caption_can_be_perturbed():
+    captions = list(split_captions("train"))
+    assert len(ShapesPerturber(level="weak").perturb(captions, range(len(captions)))) == len(captions) > 4000
 
 
 def half(image):
