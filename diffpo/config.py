@@ -134,6 +134,7 @@ def build(tree: Mapping[str, Any], origin: str = "the configuration") -> Config:
 
 def validate(cls: type[T], given: Mapping[str, Any], where: str, mistakes: list[str]) -> T:
     """Make one dataclass from plain values; what is wrong is appended to `mistakes` (and None returned)."""
+    given = _with_defaults(cls, given)
     texts = {
         f.name for f in dataclasses.fields(cls) if re.search(r"\bstr\b", str(f.type))
     }  # a folder may be named 1e-5
@@ -144,6 +145,16 @@ def validate(cls: type[T], given: Mapping[str, Any], where: str, mistakes: list[
     except ConfigError as error:  # pydantic wraps ValueErrors of __post_init__ only at the top of a tree
         mistakes.append(f"{where}: {error}")
     return None  # pyright: ignore[reportReturnType]
+
+
+def _with_defaults(cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Let a block inside a block, of which some fields are given, keep the others as the class around it has them."""
+    filled = dict(given)
+    for f in dataclasses.fields(cls):
+        default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+        if dataclasses.is_dataclass(default) and isinstance(filled.get(f.name), dict):
+            filled[f.name] = dataclasses.asdict(default) | filled[f.name]  # pyright: ignore[reportArgumentType]
+    return filled
 
 
 def _clashes(parts: Mapping[str, Any]) -> list[str]:

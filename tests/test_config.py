@@ -13,7 +13,7 @@ from diffpo.config import BLOCKS, SECTIONS, Config, build, find_config, load_con
 from diffpo.data import Pairs, PickAPic
 from diffpo.denoisers.tuning import Full, LoRA
 from diffpo.errors import ConfigError
-from diffpo.methods import DPO, SFT
+from diffpo.methods import DPO, METHODS, SFT
 from diffpo.settings import Train
 from runs import ROOT, command
 
@@ -42,17 +42,16 @@ def refusal(given, *overrides):
     return str(caught.value)
 
 
-def test_the_packaged_files_are_the_seven():
-    names = {"shapes-dpo", "sd15-dpo", "sd15-dpo-lora", "sd21-dpo", "sdxl-dpo", "sdxl-dpo-lora", "sd35-dpo-lora"}
-    assert {file.stem for file in FILES} == names
-    assert len(FILES) == 7
+def test_every_method_has_a_packaged_file_and_real_models_have_theirs():
+    names = {file.stem for file in FILES}
+    assert {f"shapes-{method}" for method in METHODS} <= names
+    assert {"sd15-dpo", "sd15-dpo-lora", "sd21-dpo", "sdxl-dpo", "sdxl-dpo-lora", "sd35-dpo-lora"} <= names
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_a_packaged_file_loads_and_survives_a_round_trip(file):
     config = load_config(file)
     assert config.train.output == f"runs/{file.stem}"
-    assert config.method.beta > 0
     text = yaml.safe_dump(config.to_dict())
     assert build(yaml.safe_load(text)) == config
 
@@ -257,3 +256,15 @@ def test_mistakes_are_told_before_anything_heavy_loads():
     assert done.stdout.strip() == "2 []", done.stderr
     assert "method.bta: unknown key. Did you mean beta?" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_part_of_an_inner_block_leaves_the_rest_as_the_method_has_it():
+    """SmPO's own inversion has 5 steps and 1 correction; DPO has none, so its parts come from the block's own defaults."""
+    smpo = load_config("configs/shapes-smpo.yaml", ["method=smpo", "method.inversion.steps=10"]).method.inversion
+    assert (smpo.steps, smpo.renoise) == (10, 1)
+    dpo = load_config("configs/shapes-dpo.yaml", ["method.inversion.steps=3"]).method.inversion
+    assert (dpo.steps, dpo.renoise) == (3, 0)
+    none = load_config("configs/shapes-smpo.yaml", ["method=smpo", "method.inversion=null"]).method.inversion
+    assert none is None
+    with pytest.raises(ConfigError, match=r"method\.inversion\.stepz: unknown key"):
+        load_config("configs/shapes-smpo.yaml", ["method.inversion.stepz=10"])
