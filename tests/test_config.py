@@ -259,7 +259,7 @@ def test_mistakes_are_told_before_anything_heavy_loads():
 
 
 def test_a_part_of_an_inner_block_leaves_the_rest_as_the_method_has_it():
-    """SmPO's own inversion has 5 steps and 1 correction; DPO has none, so its parts come from the block's own defaults."""
+    """SmPO's own inversion has 5 steps and 1 correction; DPO has none: its parts come from the block itself."""
     smpo = load_config("configs/shapes-smpo.yaml", ["method=smpo", "method.inversion.steps=10"]).method.inversion
     assert (smpo.steps, smpo.renoise) == (10, 1)
     dpo = load_config("configs/shapes-dpo.yaml", ["method.inversion.steps=3"]).method.inversion
