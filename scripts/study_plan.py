@@ -82,7 +82,7 @@ VARIANTS = {
         _named("dcpo"),
         _named("mapo", weight=(0.1, 1.0), learning_rate=(2e-5, 5e-5)),
         _named("kto"),
-        _named("ipo"),
+        _named("ipo", beta=(20, 100), learning_rate=(2e-5, 5e-5)),  # margins are near 0.01, to reach: 1 / (2 beta)
         _named("hinge"),
         _named("cdpo"),
         _named("rdpo"),

@@ -44,6 +44,11 @@ class Job:
     prompts: str
 
     @property
+    def choice(self) -> str:
+        """Its place among its variant's: for a trial, what was chosen."""
+        return Path(self.folder).name
+
+    @property
     def done(self) -> bool:
         """Whether its result is there."""
         return (Path(self.folder) / "result.json").exists()
@@ -102,7 +107,7 @@ def trials(output: Path, variant: Variant) -> list[Job]:
     """One job per choice."""
     return [
         Job(
-            str(output / "trials" / variant.name / ",".join(choice).replace("/", "-")),
+            str(output / "trials" / variant.name / ",".join(choice)),
             variant.config,
             (*variant.options, *choice),
             UPDATES,
@@ -125,7 +130,7 @@ def finals(output: Path, variant: Variant) -> list[Job]:
     budgets |= {"rows": rows} if rows != UPDATES else {}
     return [
         Job(
-            str(output / "finals" / variant.name / f"{budget}-seed{seed}"),
+            str(output / "finals" / variant.name / chosen.choice / f"{budget}-seed{seed}"),
             variant.config,
             chosen.overrides,
             updates,
