@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from runs import ROOT, command
 
 from diffpo.config import BLOCKS, SECTIONS, Config, build, find_config, load_config
 from diffpo.data import Pairs, PickAPic
@@ -15,7 +16,6 @@ from diffpo.denoisers.tuning import Full, LoRA
 from diffpo.errors import ConfigError
 from diffpo.methods import DPO, METHODS, SFT
 from diffpo.settings import Train
-from runs import ROOT, command
 
 FILES = sorted((ROOT / "configs").glob("*.yaml"))
 SHAPES = "configs/shapes-dpo.yaml"

@@ -7,7 +7,6 @@ import shutil
 
 import pytest
 import yaml
-
 from runs import World, checkpoints, command, difference, launch, metrics, weights
 
 pytestmark = pytest.mark.slow

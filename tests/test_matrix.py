@@ -8,6 +8,7 @@ from itertools import product
 
 import pytest
 import torch
+from runs import World, metrics
 from tiny import PIPELINES
 from tiny_steps import draws, make, moved, pair_batch
 
@@ -18,7 +19,6 @@ from diffpo.errors import UserError
 from diffpo.methods import METHODS
 from diffpo.step import preference_step
 from diffpo.types import Pair
-from runs import World, metrics
 
 EXCLUSIONS: dict[tuple[str, str], str] = {}
 """(method, pipeline): the reason why they do not go together."""

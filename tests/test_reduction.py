@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from runs import World, difference, forget_accelerator
 
 from diffpo.methods import METHODS
-from runs import World, difference, forget_accelerator
 
 
 @pytest.fixture(scope="module")
