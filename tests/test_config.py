@@ -85,7 +85,7 @@ def test_a_method_on_the_command_line_replaces_the_block():
     config = load_config(SHAPES, ["method=sft"])
     assert config.method == SFT()  # no beta is left
     assert load_config(SHAPES, ["method=dpo"]).method == DPO()
-    assert load_config(SHAPES, ["method.beta=17"]).method == DPO(beta=17)
+    assert load_config(SHAPES, ["method.beta=17"]).method == DPO(beta=17, guard=0.9)
 
 
 def test_a_model_or_a_source_keeps_the_fields_that_both_have():
