@@ -9,9 +9,9 @@ from diffpo.demo import run_demo
 
 @pytest.mark.slow
 def test_the_demo_wins_on_held_out_prompts(tmp_path):
-    summary = run_demo(tmp_path / "demo", prompts=100)
+    summary = run_demo(tmp_path / "demo", prompts=50)
     assert summary == json.loads((tmp_path / "demo" / "summary.json").read_text())
-    assert summary["judge"] == "shapes-utility" and summary["prompts"] == 100
+    assert summary["judge"] == "shapes-utility" and summary["prompts"] == 50
     assert 0.5 < summary["ci_low"] < summary["win_rate"] < summary["ci_high"] <= 1
     _, _, most = summary["difference"]["shapes"]
     assert most >= 0, "what the captions ask for must not get lost"
@@ -20,6 +20,6 @@ def test_the_demo_wins_on_held_out_prompts(tmp_path):
     assert "data:image/" in page and "dpo" in page
 
     finished = (tmp_path / "demo" / "metrics.jsonl").read_text()
-    again = run_demo(tmp_path / "demo", prompts=100)
+    again = run_demo(tmp_path / "demo", prompts=50)
     assert (tmp_path / "demo" / "metrics.jsonl").read_text() == finished, "a finished run must not learn more"
     assert again["win_rate"] == summary["win_rate"]

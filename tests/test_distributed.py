@@ -21,7 +21,6 @@ CASES = {
     "dpo-full": DOUBLE | FULL,
     "dpo-lora": DOUBLE | {"train.ema": 0.9},
     "sft-full": DOUBLE | FULL | {"method.name": "sft"},
-    "sft-lora": DOUBLE | {"method.name": "sft"},
     "float32": SINGLE,
 }
 SHARDED = ("dpo-full", "dpo-lora", "float32")
