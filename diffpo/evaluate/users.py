@@ -1,0 +1,105 @@
+"""Who likes it better: win rates per user, and their mean over users.
+
+    w_u   mean over user u's prompts of the share won
+    w     mean of w_u over users           every user counts the same, however much they said
+    ci    quantiles of w over resamples of users, and of prompts within each drawn user      two-level bootstrap
+    p     sign-flip permutation test of w_u - 1/2
+
+Drawing both levels is on the safe side where users have few prompts: what prompts vary is then counted twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from diffpo.errors import UserError
+from diffpo.evaluate.power import minimum_detectable_effect
+from diffpo.evaluate.stats import Estimate, per_prompt_means, sign_flip_p_value
+
+_SLOTS = 1 << 20  # drawn prompts held at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserWinRate:
+    """Win rate over users."""
+
+    macro: Estimate
+    """Mean over users; `n_prompts` counts users and their prompts: one for every (user, prompt)."""
+    micro: float
+    """Mean over all (user, prompt): users who said more count more."""
+    n_users: int
+    share_above_half: float
+    """Share of users who like the model better; those at one half count half."""
+    worst_decile: float
+    """A tenth of the users are at or below this win rate."""
+
+
+def user_win_rate(
+    shares: ArrayLike,
+    prompt_ids: Sequence[Hashable],
+    user_ids: Sequence[Hashable],
+    *,
+    level: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> UserWinRate:
+    """Aggregate comparisons per user.
+
+    Args:
+        shares: `[n]` 1 for a win, 1/2 for a tie, 0 for a loss.
+        prompt_ids: `[n]`
+        user_ids: `[n]` who judged.
+        level: Of the interval.
+        resamples: Of the bootstrap, and of the permutation test.
+        seed: Of both.
+
+    Raises:
+        UserError: If there is one user only, whom no interval over users can be made of.
+    """
+    shares = np.asarray(shares, dtype=np.float64)
+    units = list(zip(map(str, user_ids), prompt_ids, strict=True))
+    assert len(shares) == len(units)
+    values, owners = per_prompt_means(shares, units), [user for user, _ in dict.fromkeys(units)]
+    order = sorted(range(len(owners)), key=owners.__getitem__)  # users together; the order of rows must not count
+    values, owners = values[order], [owners[i] for i in order]
+    means = per_prompt_means(values, owners)
+    if len(means) < 2:
+        raise UserError("win rates per user need at least two users.")
+    sizes = np.unique(owners, return_counts=True)[1]
+    drawn = _two_level_means(values, sizes, resamples, seed)
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return UserWinRate(
+        macro=Estimate(
+            estimate=float(means.mean()),
+            ci_low=float(low),
+            ci_high=float(high),
+            p_value=sign_flip_p_value(means - 0.5, permutations=resamples, seed=seed),
+            n_prompts=len(values),
+            n_pairs=len(shares),
+            detectable=minimum_detectable_effect(means),
+        ),
+        micro=float(values.mean()),
+        n_users=len(means),
+        share_above_half=float((means > 0.5).mean() + (means == 0.5).mean() / 2),
+        worst_decile=float(np.quantile(means, 0.1, method="inverted_cdf")),
+    )
+
+
+def _two_level_means(values: NDArray[np.float64], sizes: NDArray[np.intp], resamples: int, seed: int) -> NDArray:
+    """Means over drawn users of the means over their drawn prompts: `[resamples]`; `values` lie user after user."""
+    generator = np.random.default_rng([seed, 2])
+    users, starts = len(sizes), np.cumsum(sizes) - sizes
+    rows, means = max(1, _SLOTS // (users * int(sizes.max()))), []
+    for first in range(0, resamples, rows):
+        drawn = generator.integers(0, users, size=min(rows, resamples - first) * users)
+        counts = sizes[drawn]
+        which = np.repeat(starts[drawn], counts) + (
+            generator.random(int(counts.sum())) * np.repeat(counts, counts)
+        ).astype(np.intp)
+        sums = np.add.reduceat(values[which], np.cumsum(counts) - counts)
+        means.append((sums / counts).reshape(-1, users).mean(axis=1))
+    return np.concatenate(means)
