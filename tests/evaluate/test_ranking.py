@@ -32,7 +32,7 @@ def test_ties_are_halves_and_the_anchor_can_be_chosen():
 
 
 def test_strengths_that_hang_together_are_found_again():
-    """Expected shares of known strengths: 1/(1 + exp(-(s_i - s_j))); 1e6 comparisons leave the pseudo-wins no weight."""
+    """Expected shares of known strengths: 1/(1 + exp(-(s_i - s_j))); of 1e6 the pseudo-wins are nothing."""
     truth = np.array([0.0, 0.2, 0.5, 0.9])
     share = 1 / (1 + np.exp(truth[None, :] - truth[:, None]))
     pairs = ~np.eye(4, dtype=bool)
