@@ -15,9 +15,11 @@ one prompt: the prompt stays the unit, and its share of votes won is its value.
 from __future__ import annotations
 
 import csv
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -63,6 +65,17 @@ class Votes:
     def has_users(self) -> bool:
         """Whether it is known who chose."""
         return all(vote.user is not None for vote in self.votes)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Which votes these are."""
+        return {
+            "scorer": HUMAN,
+            "about": "Choices of people between two images.",
+            "votes": len(self.votes),
+            "users": len({vote.user for vote in self.votes}) if self.has_users else None,
+            "hash": hashlib.blake2b(self.path.read_bytes(), digest_size=8).hexdigest(),
+        }
 
     def between(self, model: str, baseline: str) -> list[Vote]:
         """Votes on these two, in any order of a and b; sorted by prompt.
