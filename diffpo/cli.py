@@ -124,23 +124,48 @@ def score(folders: Folders, scorers: ScorerNames) -> None:
 
 @app.command()
 def compare(
-    folders: Folders,
-    model: Annotated[str | None, typer.Option(help="Label of the model.")] = None,
-    baseline: Annotated[str | None, typer.Option(help="Label of what it is compared with.")] = None,
+    folders: Annotated[list[Path] | None, typer.Argument(help="Media folders, the baseline first.")] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="Label of the model; several are ranked; all by default.")
+    ] = None,
+    baseline: Annotated[str | None, typer.Option(help="Label of what is compared with; the first by default.")] = None,
     scorer: Annotated[list[str] | None, typer.Option("--scorer", "-s", help="Which scorers; all by default.")] = None,
-    out: Annotated[Path, typer.Option(help="The JSON to write.")] = Path("comparison.json"),
+    mode: Annotated[
+        str, typer.Option(help="same-seed, all-pairs, median-image, best-of-n or mean-over-seeds.")
+    ] = "same-seed",
+    chosen_by: Annotated[str | None, typer.Option(help="Scorer that chooses the median or the best image.")] = None,
+    category: Annotated[
+        str | None, typer.Option(help="A prompt set that says each prompt's category; else the folders' own.")
+    ] = None,
+    human: Annotated[
+        Path | None, typer.Option(help="CSV of votes: model_a, model_b, prompt, choice (a, b, tie), user_id.")
+    ] = None,
+    used_in_training: Annotated[
+        list[str] | None, typer.Option(help="A scorer that trained or selected a model; what runs tell is known.")
+    ] = None,
+    out: Annotated[list[Path] | None, typer.Option(help="A .json, .csv or .tex; may be repeated.")] = None,
 ) -> None:
-    """Compare two scored models prompt by prompt, with intervals."""
-    from rich.console import Console
+    """Compare scored models prompt by prompt, with intervals; more than two are ranked as well."""
+    from diffpo.evaluate.compare import Judging
+    from diffpo.evaluate.compare_command import read_categories, run_compare
 
-    from diffpo.evaluate.compare import compare as run
-    from diffpo.evaluate.comparison import comparison_table, write_comparison
-
-    result = run(folders, model=model, baseline=baseline, scorers=scorer)
-    write_comparison(out, result)
-    Console().print(comparison_table(result))
-    print(result.headline)
-    say(f"wrote {out}", f"diffpo report {' '.join(map(str, folders))}")
+    outs = out or [Path("comparison.json")]
+    judging = Judging(
+        mode=mode,  # pyright: ignore[reportArgumentType]
+        chosen_by=chosen_by,
+        used_in_training=tuple(used_in_training or ()),
+        categories=read_categories(category) if category else None,
+    )
+    run_compare(
+        folders or [],
+        models=model or [],
+        baseline=baseline,
+        scorers=scorer or [],
+        votes=human,
+        judging=judging,
+        outs=outs,
+    )
+    say(f"wrote {', '.join(map(str, outs))}", f"diffpo report {' '.join(map(str, folders or ['MEDIA', 'MEDIA']))}")
 
 
 @app.command()

@@ -22,7 +22,7 @@ from diffpo.evaluate.comparison import (
 from diffpo.evaluate.evidence import Evidence, read_evidence
 from diffpo.evaluate.exact import benjamini_hochberg, is_pass_fail, mcnemar
 from diffpo.evaluate.media import read_settings
-from diffpo.evaluate.pairing import Mode, PairedScores, ScoredPair, pair_scores
+from diffpo.evaluate.pairing import CHOOSING, MODES, Mode, PairedScores, ScoredPair, pair_scores
 from diffpo.evaluate.stats import Estimate, Interval, WinRate, holm, mean_difference, win_rate
 from diffpo.evaluate.users import UserWinRate, user_win_rate
 from diffpo.evaluate.votes import HUMAN, Votes
@@ -77,6 +77,15 @@ class Judging:
     """`percentile` or `bca`."""
     seed: int = 0
     """Of the resampling."""
+
+    def __post_init__(self):
+        """Check the values before anything is read."""
+        if self.mode not in MODES:
+            raise UserError(f"unknown mode {self.mode!r}: choose one of {', '.join(MODES)}.")
+        if self.chosen_by is not None and self.mode not in CHOOSING:
+            raise UserError(f"mode {self.mode} chooses no image: only {' and '.join(CHOOSING)} do.")
+        if not 0 < self.level < 1 or self.resamples < 1:
+            raise UserError(f"level is between 0 and 1, resamples at least 1; got {self.level:g} and {self.resamples}.")
 
 
 def compare(
@@ -172,6 +181,11 @@ def adjust(results: Sequence[ScorerResult]) -> list[ScorerResult]:
     return [dataclasses.replace(result, adjusted_p=p) for result, p in zip(results, adjusted, strict=True)]
 
 
+def tolerance_of(pairs: PairedScores) -> float:
+    """How near two scores are a tie."""
+    return TIE_TOLERANCE * float(np.abs(np.concatenate([pairs.model, pairs.baseline])).max())
+
+
 def warnings_on(results: Sequence[ScorerResult]) -> list[str]:
     """Notes on scorers that had a hand in training."""
     return [result.in_loop[0].upper() + result.in_loop[1:] for result in results if result.in_loop]
@@ -179,14 +193,13 @@ def warnings_on(results: Sequence[ScorerResult]) -> list[str]:
 
 def _estimates(pairs: PairedScores, judging: Judging) -> tuple[Estimate, WinRate]:
     a, b, prompts = pairs.model, pairs.baseline, pairs.prompts
-    tolerance = TIE_TOLERANCE * float(np.abs(np.concatenate([a, b])).max())
     resampling = {
         "level": judging.level,
         "resamples": judging.resamples,
         "interval": judging.interval,
         "seed": judging.seed,
     }
-    rate = win_rate(a, b, prompts, tie_tolerance=tolerance, **resampling)
+    rate = win_rate(a, b, prompts, tie_tolerance=tolerance_of(pairs), **resampling)
     if rate.n_pairs == rate.n_prompts and rate.test == "sign-flip" and is_pass_fail(np.concatenate([a, b])):
         rate = dataclasses.replace(rate, p_value=mcnemar(a, b).p_value, test="mcnemar")
     return mean_difference(a, b, prompts, **resampling), rate
@@ -228,8 +241,8 @@ def _notes_on_size(first: ScorerResult) -> list[str]:
     notes = [f"Only {rate.n_prompts} prompts: the intervals are rough."] if rate.n_prompts < FEW_PROMPTS else []
     if rate.detectable == rate.detectable:
         notes.append(
-            f"{rate.n_prompts} prompts find a win rate by {first.scorer} that is {100 * rate.detectable:.1f} points from "
-            "even in 80% of such comparisons (two-sided, 5%); smaller effects are often missed."
+            f"{rate.n_prompts} prompts find a win rate by {first.scorer} that is {100 * rate.detectable:.1f} points "
+            "from even in 80% of such comparisons (two-sided, 5%); smaller effects are often missed."
         )
     if first.users is not None:
         users = first.users
