@@ -8,8 +8,8 @@ TORCH      := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 PLAIN_DIR  ?= runs/plain-check
 
 # Two processes with one thread each beat one process with two: most tests are small, or wait for a process of their own.
-# --dist loadfile keeps what a file builds once (a trained run, a loaded world) in one process.
-PYTEST     := $(VENV)/bin/python -m pytest -n 2 --dist loadfile --durations=10
+# --dist loadfile keeps what a file builds once (a trained run, a loaded world) in one process; tests/conftest.py orders files.
+PYTEST     := $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check plain-check clean

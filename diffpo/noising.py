@@ -85,11 +85,10 @@ class Inversion(Block):
         Raises:
             ConfigError: A count or eta is out of range.
         """
-        if self.steps < 1 or self.renoise < 0 or self.eta < 0:
+        if self.steps < 1 or self.renoise < 0 or not self.eta >= 0:  # NaN included
             raise ConfigError(
                 f"inversion steps are {self.steps}, renoise {self.renoise} and eta {self.eta}; there must be at "
-                f"least one "
-                "step, and the others must not be negative"
+                "least one step, and the others must not be negative"
             )
         if self.cache and (self.invert_with != "reference" or self.eta):
             raise ConfigError(
@@ -194,12 +193,14 @@ def _step(
     start = torch.cat([side[picked] for side in z])
     time, time_there = (path.time[i, rows].repeat(2) for i in (k, k + 1))
     here, there = ((path.alpha[i, rows].repeat(2), path.sigma[i, rows].repeat(2)) for i in (k, k + 1))
-    process, x, level, slopes = denoiser.process, start, here, []
+    process, x, slopes = denoiser.process, start, []
     for _ in range(1 + inversion.renoise):
+        # An answer is taken apart at the level that the network was told, which at t = 0 is not quite clean.
+        level = process.alpha_sigma(time) if inversion.landing == "exact" else here
         slopes.append(process.slope(denoiser.predict(x, time, told).to(x), x, *level))
         x = process.move(start, slopes[-1], here, there)
         if inversion.landing == "exact":  # the network is told the time of the point reached; as released, the old one
-            time, level = time_there, there
+            time = time_there
     return Pair(*process.move(start, torch.stack(slopes).mean(0), here, there).chunk(2))
 
 

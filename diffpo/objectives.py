@@ -93,7 +93,8 @@ def kto(chosen: Tensor, rejected: Tensor, desirable_weight: float, undesirable_w
 
 def mapo_link(error: Tensor, snr: float) -> Tensor:
     """MaPO's map from an error l to (0, 1], s l / (exp(s l) - 1), `[b]`. By hand: s l = log 2 -> log 2, 0 -> 1."""
-    x = (snr * error).clamp_min(torch.finfo(error.dtype).tiny)
+    limits = torch.finfo(error.dtype)  # 0/0 at zero; beyond the upper end the link is zero, and its derivative inf/inf
+    x = (snr * error).clamp(limits.tiny, 0.4 * math.log(limits.max))
     return x / torch.expm1(x)
 
 

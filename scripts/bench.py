@@ -75,10 +75,18 @@ OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", 
 class Update:
     """One configuration, ready to be updated: the trainer's loop body without data and logs."""
 
-    def __init__(self, case: Case, tuning: Tuning, batch: int, options: argparse.Namespace, accelerator: Accelerator):
+    def __init__(
+        self,
+        case: Case,
+        tuning: Tuning,
+        method: str,
+        batch: int,
+        options: argparse.Namespace,
+        accelerator: Accelerator,
+    ):
         """Build the networks on the device, and the optimizer."""
         self.accelerator, self.clock = accelerator, Clock(accelerator.device)
-        self.rows, self.method = case.rows(batch), make_method(options.method)
+        self.rows, self.method = case.rows(batch), make_method(method)
         policy, reference = build(case, tuning, accelerator.device, frozen_dtype(tuning, options))
         if options.compile:
             policy.compile()
@@ -139,18 +147,23 @@ def frozen_dtype(tuning: Tuning, options: argparse.Namespace) -> torch.dtype:
 
 
 def measure(
-    case: Case, tuning: Tuning, cost: Cost, options: argparse.Namespace, accelerator: Accelerator
+    case: Case,
+    tuning: Tuning,
+    method: str,
+    batch: int,
+    cost: Cost,
+    options: argparse.Namespace,
+    accelerator: Accelerator,
 ) -> dict[str, Any]:
     """Time one configuration; `status` says whether there are times: ok, OOM, or error (and `message` which)."""
     device = accelerator.device
     static = cost.static_bytes(frozen_dtype(tuning, options).itemsize, STATE_BYTES[options.optimizer]) / GIB
-    batch = options.batch or case.batch
     result: dict[str, Any] = {"status": "OOM", "batch": batch, "static_gib": static}
     forget_peak(device)
     if static > 0.9 * free_memory(device):  # a CPU would be swapped to death, or the process killed
         return result
     try:
-        update = Update(case, tuning, batch, options, accelerator)
+        update = Update(case, tuning, method, batch, options, accelerator)
         forget_peak(device)
         laps = [update.run(step) for step in range(options.warmup + options.steps)][options.warmup :]
     except UserError as error:
@@ -170,12 +183,11 @@ def measure(
 
 
 def bench(
-    name: str, kind: str, modes: tuple[bool, ...], given: argparse.Namespace, accelerator: Accelerator
+    name: str, kind: str, modes: tuple[bool, ...], options: argparse.Namespace, accelerator: Accelerator
 ) -> Iterator[dict[str, Any]]:
     """Count and time a model and a tuning: each method and batch, with or without gradient checkpointing."""
-    case, cost = CASES[name], count(CASES[name], make_tuning(kind, rank=given.rank))
-    for method, batch, mode in itertools.product(given.method, given.batch or [None], modes):
-        options = argparse.Namespace(**vars(given) | {"method": method, "batch": batch})
+    case, cost = CASES[name], count(CASES[name], make_tuning(kind, rank=options.rank))
+    for method, batch, mode in itertools.product(options.method, options.batch or [case.batch], modes):
         print(
             f"{name} {kind} {method}{' with gradient checkpointing' if mode else ''} ...", file=sys.stderr, flush=True
         )
@@ -192,7 +204,7 @@ def bench(
             "flops_per_pair": cost.pair(method),
             "flops_per_pair_policy": cost.policy,
             "flops_per_pair_reference": cost.reference,
-            **measure(case, tuning, cost, options, accelerator),
+            **measure(case, tuning, method, batch, cost, options, accelerator),
         }
 
 

@@ -75,7 +75,7 @@ VARIANTS = {
     variant.name: variant
     for variant in (
         _named("sft", learning_rate=(1e-5, 2e-5, 5e-5, 1e-4)),
-        _named("dpo"),
+        _named("dpo", "method.guard=null"),
         Variant("dpo+guard", "configs/shapes-dpo.yaml", ("method.guard=0.9",)),
         _named("smpo"),
         _named("inpo"),

@@ -95,6 +95,7 @@ def in_child(job: dict[str, Any], rank: int, ranks: int, port: int, output: Path
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.environ.update(job.get("env", {}))
+    signal.alarm(job.get("seconds", 0))  # ends a process that waits for another one for ever
     if ranks > 1:  # what torchrun sets
         os.environ |= {
             "RANK": str(rank),

@@ -35,17 +35,18 @@ class World:
         return cls(folder)
 
     def tree(self, output: str, changes: Mapping[str, Any] | None = None, family: str = "sd15") -> dict[str, Any]:
-        """A configuration: a LoRA, 3 updates of 4 pairs; `changes` by dotted key."""
+        """A configuration: a LoRA, 3 updates of 4 pairs; `changes` by dotted key. A table is named from its folder."""
         tree: dict[str, Any] = {
             "model": {"name": "lora", "path": str(self.folder / family)},
             "method": {"name": "dpo"},
-            "data": {"name": "pairs", "path": str(self.folder / "pairs" / "pairs.jsonl"), "resolution": 16},
+            "data": {"name": "pairs", "path": "pairs.jsonl", "resolution": 16},
             "train": {"steps": 3, "batch": 4, "learning_rate": 1e-3, "output": str(self.folder / output)},
             "sample": {"steps": 2},
         }
         for key, value in (changes or {}).items():
             block, _, field = key.partition(".")
             tree[block][field] = value
+        tree["data"]["path"] = str(self.folder / "pairs" / tree["data"]["path"])
         if tree["model"]["name"] == "full":
             tree["model"] = {k: v for k, v in tree["model"].items() if k not in ("rank", "alpha")}
         return tree
@@ -139,7 +140,7 @@ def launch(jobs: Sequence[Mapping[str, Any]], file: Path) -> list[dict[str, Any]
 
     Args:
         jobs: Each with `argv`, the arguments of `diffpo`; perhaps `kill`, where SIGKILL hits (see `launch.py`);
-            `processes`, how many run it together; `env`, more environment.
+            `processes`, how many run it together; `env`, more environment; `seconds` that it may take.
         file: Where the list of jobs goes; the answers stand beside it.
 
     Returns:

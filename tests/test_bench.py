@@ -73,7 +73,7 @@ def test_what_does_not_fit_is_reported_and_nothing_is_built(capsys):
     options = bench.parse(["tiny-sd15", "--device", "cpu"])
     accelerator = bench.Accelerator(cpu=True)
     huge = Cost(parameters=10**13, trained=10**13, forward=1.0, policy=4.0, reference=2.0)
-    result = bench.measure(CASES["tiny-sd15"], make_tuning("full"), huge, options, accelerator)
+    result = bench.measure(CASES["tiny-sd15"], make_tuning("full"), "dpo", 2, huge, options, accelerator)
     assert result["status"] == "OOM" and result["static_gib"] == pytest.approx(10**13 * 20 / 1024**3)
 
 
@@ -89,7 +89,7 @@ def test_one_update_trains_what_is_trained():
     """Full: the policy moves, the copy does not. LoRA: the adapters move, the base does not."""
     for kind in ("full", "lora"):
         case, options = CASES["tiny-sdxl"], bench.parse(["tiny-sdxl", "--device", "cpu"])
-        update = bench.Update(case, make_tuning(kind), 2, options, bench.Accelerator(cpu=True))
+        update = bench.Update(case, make_tuning(kind), "dpo", 2, options, bench.Accelerator(cpu=True))
         before = {name: p.detach().clone() for name, p in update.network.named_parameters()}
         update.run(0)
         moved = {name for name, p in update.network.named_parameters() if not torch.equal(p, before[name])}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from runs import ROOT, command
 
 from diffpo.config import BLOCKS, SECTIONS, Config, build, find_config, load_config
 from diffpo.data import Pairs, PickAPic
@@ -15,7 +16,6 @@ from diffpo.denoisers.tuning import Full, LoRA
 from diffpo.errors import ConfigError
 from diffpo.methods import DPO, METHODS, SFT
 from diffpo.settings import Train
-from runs import ROOT, command
 
 FILES = sorted((ROOT / "configs").glob("*.yaml"))
 SHAPES = "configs/shapes-dpo.yaml"
@@ -85,7 +85,7 @@ def test_a_method_on_the_command_line_replaces_the_block():
     config = load_config(SHAPES, ["method=sft"])
     assert config.method == SFT()  # no beta is left
     assert load_config(SHAPES, ["method=dpo"]).method == DPO()
-    assert load_config(SHAPES, ["method.beta=17"]).method == DPO(beta=17)
+    assert load_config(SHAPES, ["method.beta=17"]).method == DPO(beta=17, guard=0.9)
 
 
 def test_a_model_or_a_source_keeps_the_fields_that_both_have():

@@ -30,7 +30,7 @@ WHOLE, MICRO, SPLIT = {"train.batch": 8}, {"train.batch": 1, "train.accumulate":
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    return World.make(tmp_path_factory.mktemp("distributed"), rows=16)
+    return World.make(tmp_path_factory.mktemp("distributed"), "sd15", "sd3", rows=16)
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +51,49 @@ def done(world):
     for name, answer in zip(jobs, answers, strict=True):
         assert answer["code"] == 0, f"{name}: {answer['text']}"
     return dict(zip(jobs, answers, strict=True))
+
+
+INVERTED = {"train.dtype": "float64", "train.steps": 3, "data.path": "labelled.jsonl"}
+SMALL = {"method.inversion": {"steps": 4, "renoise": 1}}
+BLOCKS = {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "FSDP_TRANSFORMER_CLS_TO_WRAP": "BasicTransformerBlock"}
+"""What is sharded as one piece is gathered by the first forward of an update; blocks of it, by each forward."""
+STEPS = {
+    "inpo": (INVERTED | FULL | {"method.name": "inpo"}, FSDP2 | BLOCKS, 1),
+    "smpo": (INVERTED | SMALL | {"method.name": "smpo"}, CPU, 4),
+    "inpo-sd3": (INVERTED | SMALL | {"method.name": "inpo"}, CPU, 1),
+}
+"""Settings, how two processes share the work, and how many pairs each takes; one pair each means two different t."""
+
+
+@pytest.fixture(scope="module")
+def inverted(world):
+    """Each of `STEPS` with two processes and with one. A network that is sharded, or has buffers, waits in its forward
+    for the other process: one that walked fewer steps would leave it waiting, here until its time is over."""
+    jobs = {}
+    for name, (changes, env, pairs) in STEPS.items():
+        family = "sd3" if "sd3" in name else "sd15"
+        for how, processes in (("one", 1), ("two", 2)):
+            cut = {"train.batch": 2 * pairs // processes}
+            file = world.write(f"{name}-{how}", changes | cut, family)
+            job = {"argv": ["train", str(file)], "processes": processes, "env": env if how == "two" else CPU}
+            jobs[f"{name}-{how}"] = job | {"seconds": 240}
+    answers = launch(list(jobs.values()), world.folder / "inverted.json")
+    for name, answer in zip(jobs, answers, strict=True):
+        assert answer["code"] == 0, f"{name}: {answer['text']}"
+    return dict(zip(jobs, answers, strict=True))
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_two_processes_invert_as_one(world, inverted, name):
+    one, two = (world.folder / f"{name}-{how}" for how in ("one", "two"))
+    assert difference(weights(two), weights(one)) < 1e-10
+    assert [line["loss"] for line in metrics(two)] == pytest.approx([line["loss"] for line in metrics(one)], rel=1e-9)
+    assert len({line["loss"] for line in metrics(one)}) == 3
+
+
+def test_the_inverting_network_really_is_sharded(inverted):
+    policy = inverted["inpo-two"]["policy"]
+    assert policy["shards"] == policy["parameters"] > 0
 
 
 def from_checkpoint(world, source, name, step):

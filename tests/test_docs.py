@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
+from runs import ROOT
 
 from diffpo.cli import app
 from diffpo.config import build, load_config
 from diffpo.methods import METHODS
 from diffpo.options import make_captioner, make_perturber, make_scorer
-from runs import ROOT
 
 DOCS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

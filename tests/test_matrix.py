@@ -1,22 +1,30 @@
-"""Every method on every family, full and LoRA: two updates, finite, and the right weights changed."""
+"""Every method on every family, full and LoRA, with dual captions and soft labels: two updates, finite, and the right
+weights changed."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
 import torch
+from runs import World, metrics
 from tiny import PIPELINES
-from tiny_steps import draws, make, pair_batch
+from tiny_steps import draws, make, moved, pair_batch
 
 from diffpo.denoisers import DENOISERS
 from diffpo.denoisers.load import find_base
 from diffpo.denoisers.tuning import MODELS
+from diffpo.errors import UserError
 from diffpo.methods import METHODS
 from diffpo.step import preference_step
+from diffpo.types import Pair
 
 EXCLUSIONS: dict[tuple[str, str], str] = {}
 """(method, pipeline): the reason why they do not go together."""
+
+SOFT = torch.tensor([1.0, 0.7, 0.2])
+"""The third pair's label disagrees with its order."""
 
 UNHEARD = "transformer_blocks.1.attn.add_q_proj"
 """What SD3's last block makes of the text goes nowhere, so these queries have no gradient."""
@@ -25,10 +33,11 @@ CASES = [case for case in product(METHODS, PIPELINES) if case not in EXCLUSIONS]
 
 
 def test_the_count():
-    """{dpo, sft} x {SD1.5 eps, SD2 v, SDXL, SD3 flow} at the least; an exclusion that excludes nothing fails."""
+    """13 methods x {SD1.5 eps, SD2 v, SDXL, SD3 flow} at the least; an exclusion that excludes nothing fails."""
     assert len(CASES) == len(METHODS) * len(PIPELINES) - len(EXCLUSIONS)
-    assert {"dpo", "sft"} <= set(METHODS) and {"sd15", "sd2", "sdxl", "sd3"} <= set(PIPELINES)
-    assert len(CASES) >= 8 and set(MODELS) == {"full", "lora"}
+    assert {"dpo", "sft", "inpo", "smpo", "dcpo", "mapo", "kto"} <= set(METHODS)
+    assert {"sd15", "sd2", "sdxl", "sd3"} <= set(PIPELINES) and len(CASES) >= 13 * 4
+    assert set(MODELS) == {"full", "lora"}
 
 
 def test_every_family_and_parametrisation_is_there(pipelines):
@@ -47,10 +56,11 @@ def test_two_updates(pipelines, method, name, tuning):
     trained = {key: p for key, p in policy.network.named_parameters() if p.requires_grad}
     before = {key: value.clone() for key, value in policy.network.state_dict().items()}
     frozen = reference and {k: v.clone() for k, v in reference.denoiser.network.state_dict().items()}
-    optimizer = torch.optim.AdamW(trained.values(), lr=1e-4, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(trained.values(), lr=1e-4, weight_decay=0.0, eps=1e-15)  # IPO's gradients are small
     losses = []
     for epoch in range(2):
-        batch = pair_batch(name, [0, 1, 2])
+        batch = replace(pair_batch(name, [0, 1, 2]), preference=SOFT)
+        assert not torch.equal(batch.cond.chosen.text, batch.cond.rejected.text)
         output = preference_step(chosen, policy, reference, batch, draws(batch, epoch=epoch))
         (output.loss.sum() / chosen.count(batch).sum()).backward()
         assert output.loss.shape == (3,) and output.loss.isfinite().all()
@@ -66,3 +76,26 @@ def test_two_updates(pipelines, method, name, tuning):
     assert changed == heard, "what is trained changed, all of it, and nothing else"
     if frozen and tuning == "full":
         assert all(torch.equal(v, frozen[k]) for k, v in reference.denoiser.network.state_dict().items())
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_the_rejected_caption_alone_changes_the_loss(pipelines, name):
+    """Of DCPO, with random noise and with an inversion, which is told the caption too."""
+    models, batch = moved(pipelines(name)), pair_batch(name, [0, 1], torch.float64)
+    other = pair_batch(name, [7, 8], torch.float64).cond.rejected
+    recaptioned = replace(batch, cond=Pair(batch.cond.chosen, replace(batch.cond.rejected, text=other.text)))
+    for method in (METHODS["dcpo"](beta=50.0), METHODS["dcpo"](beta=50.0, inversion=METHODS["inpo"]().inversion)):
+        before, after = (preference_step(method, *models, x, draws(x)) for x in (batch, recaptioned))
+        assert not torch.isclose(after.loss, before.loss, rtol=1e-7).any()
+        torch.testing.assert_close(after.metrics["error/chosen"], before.metrics["error/chosen"], rtol=1e-9, atol=0)
+
+
+def test_a_label_against_the_order_is_for_methods_that_read_it(tmp_path):
+    """Soft labels of 0.2 and 0.8: SFT would learn images that lost, and refuses; the others know what they mean."""
+    world = World.make(tmp_path)
+    labelled = {"data.path": "labelled.jsonl", "train.steps": 1}
+    assert {name for name, method in METHODS.items() if not method.uses_preference} == {"sft"}
+    with pytest.raises(UserError, match=r"6 rows of .* have a preference below 0\.5.* sft does not read the column"):
+        world.train("sft", labelled | {"method.name": "sft"})
+    (line,) = metrics(world.train("kto", labelled | {"method.name": "kto"}))
+    assert line["loss"] == pytest.approx(0.5)

@@ -168,18 +168,24 @@ def save_pipeline(name: str, folder: Path) -> Path:
 
 
 def save_pairs(folder: Path, rows: int = 12, size: int = 16) -> Path:
-    """A JSONL table of random pictures; a few prompts repeat."""
+    """A JSONL table of random pictures; a few prompts repeat.
+
+    Beside it lies `labelled.jsonl`: the same with two captions and a soft label, 0.2 and 0.8 by turns.
+    """
     from PIL import Image
 
     folder.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(0)
-    lines = []
+    plain, labelled = [], []
     for i in range(rows):
         names = {}
         for side in ("chosen", "rejected"):
             pixels = torch.randint(0, 256, (size, size, 3), generator=generator, dtype=torch.uint8)
             names[side] = f"{i}-{side}.png"
             Image.fromarray(pixels.numpy()).save(folder / names[side])
-        lines.append(json.dumps({"prompt": f"thing {i % 7}", **names}))
-    (folder / "pairs.jsonl").write_text("\n".join(lines))
+        plain.append({"prompt": f"thing {i % 7}", **names})
+        captions = {"chosen_prompt": f"good {i % 5}", "rejected_prompt": f"bad {i % 3}"}
+        labelled.append(plain[-1] | captions | {"preference": 0.8 if i % 2 else 0.2})
+    for name, table in (("labelled", labelled), ("pairs", plain)):
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, table)))
     return folder / "pairs.jsonl"

@@ -241,7 +241,7 @@ class PairwiseMethod(TwoSidedMethod):
     """A method that looks at the margin alone: errors -> guard -> margin -> objective."""
 
     beta: float
-    """Strength of the pull towards the reference, for the *mean* squared error and the factor 1/2 (see docs/beta.md)."""
+    """Strength of the pull towards the reference, for the *mean* squared error and the factor 1/2 (docs/beta.md)."""
 
     def __post_init__(self) -> None:
         """Refuse a beta that turns the preference around.

@@ -39,7 +39,7 @@ class KTO(TwoSidedMethod):
         """
         super().__post_init__()
         check_beta(self.beta)
-        if min(self.desirable_weight, self.undesirable_weight) < 0:
+        if not (self.desirable_weight >= 0 and self.undesirable_weight >= 0):
             raise ConfigError(
                 f"desirable_weight is {self.desirable_weight} and undesirable_weight {self.undesirable_weight}; "
                 "they must not be negative"

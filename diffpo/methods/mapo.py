@@ -35,7 +35,7 @@ class MaPO(TwoSidedMethod):
             ConfigError: One is not positive, or as for `TwoSidedMethod`.
         """
         super().__post_init__()
-        if min(self.weight, self.snr, self.scale) <= 0:
+        if not all(x > 0 for x in (self.weight, self.snr, self.scale)):
             raise ConfigError(f"weight is {self.weight}, snr {self.snr} and scale {self.scale}; all must be positive")
 
     @property

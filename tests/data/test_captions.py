@@ -231,7 +231,5 @@ def test_a_column_without_any_caption_is_not_enough_for_a_method_that_needs_them
 
 
 def test_captions_are_texts(records, jsonl):
-    with pytest.raises(
-        UserError, match=r"`chosen_prompt` holds captions, texts or null; 3 rows do not \(0 in row 0"
-    ):
+    with pytest.raises(UserError, match=r"`chosen_prompt` holds captions, texts or null; 3 rows do not \(0 in row 0"):
         read(jsonl(records(3, chosen_prompt=int)))

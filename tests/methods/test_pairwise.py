@@ -210,11 +210,8 @@ REFUSED = [
     ("mapo", {"weight": 0.0}, r"weight is 0\.0, snr 0\.5 and scale 1000\.0; all must be positive"),
     ("mapo", {"snr": -1.0}, "all must be positive"),
     ("mapo", {"scale": 0.0}, "all must be positive"),
-]
-TODO = pytest.mark.xfail(reason="min() of a NaN compares false")
-REFUSED += [
-    pytest.param("kto", {"desirable_weight": math.nan}, "must not be negative", marks=TODO),
-    pytest.param("mapo", {"scale": math.nan}, "must be positive", marks=TODO),
+    ("kto", {"desirable_weight": math.nan}, "must not be negative"),
+    ("mapo", {"scale": math.nan}, "must be positive"),
 ]
 
 
