@@ -62,6 +62,10 @@ def write_hps_for_transformers(folder: Path) -> Path:
     from safetensors.torch import save_file
 
     write_pickscore(folder)
+    config = json.loads((folder / "config.json").read_text())
+    for part in ("text_config", "vision_config"):  # open_clip's feed-forward part is four times as wide as its tokens
+        config[part] |= {"intermediate_size": 4 * config[part]["hidden_size"], "hidden_act": "gelu"}
+    (folder / "config.json").write_text(json.dumps(config))
     save_file(_renamed(hps_state()), folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 

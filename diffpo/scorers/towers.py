@@ -190,6 +190,7 @@ def _remembered(
         rows = todo[start : start + batch]
         known.update(zip(rows, encode([missing[key] for key in rows]).float().cpu(), strict=True))
     features = torch.stack([known[key] for key in keys])
+    known.update([(key, known.pop(key)) for key in dict.fromkeys(keys)])  # these are the last ones now
     for key in list(known)[: max(0, len(known) - _KEPT)]:
         del known[key]
     return features
