@@ -72,8 +72,7 @@ def win_rate(
 ) -> WinRate:
     """Win rate of a over b in paired comparisons.
 
-    Where every prompt is won (or every one lost), resampling knows no spread; the interval is then the exact binomial
-    one of Clopper and Pearson, (alpha/2)^(1/n) to 1.
+    Where all prompts came out alike (all won, all tied), resampling knows no spread; see `constant_interval`.
 
     Args:
         a: `[n]` scores of one model.
@@ -90,10 +89,8 @@ def win_rate(
     wins, losses = difference > tie_tolerance, difference < -tie_tolerance
     values = per_prompt_means(0.5 + 0.5 * wins - 0.5 * losses, prompt_ids)
     low, high = bootstrap_interval(values, level=level, resamples=resamples, interval=interval, seed=seed)
-    if (values == 1).all():
-        low, high = ((1 - level) / 2) ** (1 / len(values)), 1.0
-    elif (values == 0).all():
-        low, high = 0.0, 1 - ((1 - level) / 2) ** (1 / len(values))
+    if np.ptp(values) == 0:
+        low, high = constant_interval(float(values[0]), len(values), level)
     counts = len(values) == len(a) and bool((wins | losses).all())
     return WinRate(
         estimate=float(values.mean()),
@@ -175,6 +172,16 @@ def bootstrap_interval(
         tails = _bca_tails(values, means, tails)
     low, high = np.quantile(means, tails)
     return float(low), float(high)
+
+
+def constant_interval(value: float, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Interval of the mean of values in [0, 1] of which n were drawn, all of them `value`.
+
+    At most q = 1 - (alpha/2)^(1/n) of what they were drawn from is anything else: 0 at the least, 1 at the most. For
+    n wins this is the exact interval of Clopper and Pearson, (alpha/2)^(1/n) to 1.
+    """
+    same = ((1 - level) / 2) ** (1 / n)
+    return value * same, 1 - (1 - value) * same
 
 
 def sign_flip_p_value(values: NDArray[np.float64], *, permutations: int = 10_000, seed: int = 0) -> float:
