@@ -123,6 +123,23 @@ def score(folders: Folders, scorers: ScorerNames) -> None:
 
 
 @app.command()
+def geneval(
+    folders: Annotated[list[Path], typer.Argument(help="Media folders.", show_default=False)],
+    detector: Annotated[str, typer.Option(help="mask2former (path=FOLDER, batch=8) or shapes.")] = "mask2former",
+    colors: Annotated[
+        str | None, typer.Option(help="A CLIP that names colours: clip,model=FOLDER; GenEval's by default.")
+    ] = None,
+) -> None:
+    """Judge by GenEval whether images show the objects, counts, colours and positions that their prompts ask for."""
+    quiet()
+    from diffpo.evaluate.geneval.command import run_geneval_command
+
+    run_geneval_command(folders, detector, colors)
+    paths = " ".join(map(str, folders))
+    say(f"wrote {', '.join(f'{folder}/geneval.json' for folder in folders)}", f"diffpo compare {paths} -s geneval")
+
+
+@app.command()
 def compare(
     folders: Annotated[list[Path] | None, typer.Argument(help="Media folders, the baseline first.")] = None,
     model: Annotated[

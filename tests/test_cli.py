@@ -24,6 +24,7 @@ COMMANDS = {
         "data build",
         "data caption",
         "data perturb",
+        "geneval",
         "generate",
         "score",
         "compare",

@@ -22,11 +22,13 @@ from diffpo.evaluate.geneval import (
     relative_position,
     run_geneval,
 )
+from diffpo.evaluate.geneval.command import _interval, make_eyes, run_geneval_command
 from diffpo.evaluate.geneval.decide import overlap
 from diffpo.evaluate.geneval.run import GENEVAL, TaskScore
 from diffpo.evaluate.geneval.shapes import ShapesEyes, shapes_tasks
 from diffpo.evaluate.media import Media, read_media, write_manifest
 from diffpo.evaluate.prompts import PromptSet, write_prompts
+from diffpo.evaluate.scores import ScoreTable, read_scores, write_scores
 from diffpo.shapes.render import render
 from diffpo.shapes.scenes import BASE_STYLE, parse_caption, sample_prompts, sample_scenes
 
@@ -278,3 +280,41 @@ def test_what_cannot_be_judged(shapes):
     with pytest.raises(UserError, match="not judged by GenEval yet"):
         read_geneval(shapes)
     assert shapes_tasks("a red circle left of a blue circle on a white background") == []
+
+
+def test_the_command(shapes, capsys):
+    from rich.console import Console
+
+    write_scores(shapes / "scores.parquet", ScoreTable([], {"other": {"weights": "x"}}))
+    (result,) = run_geneval_command([shapes], "shapes", None, console=Console(width=80))
+    assert result == read_geneval(shapes) and len(result.judged) == 36
+    shown = capsys.readouterr().out
+    assert str(shapes)[-8:] in shown and "two_object" in shown and f"{100 * result.overall:.1f}%" in shown
+    table = read_scores(shapes)
+    assert table.scorers == ["geneval"] and [row.score for row in table.rows] == [1.0] * 8 + [0.0] * 4
+    assert table.provenance["geneval"]["detector"]["detector"] == "shapes" and "other" in table.provenance
+
+
+def test_eyes_by_name(tmp_path):
+    eyes, namer = make_eyes("mask2former,path=x,batch=2", "clip,model=y")
+    assert (eyes.path, eyes.batch, namer.clip.model) == ("x", 2, "y")
+    assert make_eyes("mask2former", None)[1].clip.model == "ViT-L-14-quickgelu/openai", "GenEval's"
+    assert make_eyes("shapes", None) == (ShapesEyes(), ShapesEyes())
+    with pytest.raises(UserError, match=r"unknown detector 'mask2fromer'.*mask2former"):
+        make_eyes("mask2fromer", None)
+    with pytest.raises(UserError, match="batch is 0"):
+        make_eyes("mask2former,batch=0", None)
+
+
+def test_where_all_prompts_agree_the_interval_is_exact():
+    def judged(prompt, correct):
+        return Judged(
+            file=f"{prompt}.png", prompt=prompt, prompt_id=0, seed=0, model="m", tag="t", correct=correct, reasons=(),
+            digest="", task="",
+        )  # fmt: skip
+
+    low, high = _interval([judged(prompt, True) for prompt in "abcd"])
+    assert (low, high) == (pytest.approx(0.025**0.25), 1.0)
+    assert _interval([judged(prompt, False) for prompt in "abcd"]) == (0.0, pytest.approx(1 - 0.025**0.25))
+    low, high = _interval([judged("a", True), judged("b", False)])
+    assert (low, high) == (0.0, 1.0)

@@ -5,6 +5,7 @@ decide      from what is seen to right or wrong
 detectors   Mask2Former and CLIP, for real images
 shapes      the shapes world's verifier as both eyes
 run         a media folder -> `geneval.json`
+command     `diffpo geneval`: whose eyes, and the table
 """
 
 from diffpo.evaluate.geneval.decide import Decision, Rules, decide, keep, relative_position

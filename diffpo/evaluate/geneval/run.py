@@ -1,5 +1,7 @@
 """GenEval on a media folder: `geneval.json` beside the images, each image and task right or wrong, with reasons.
 
+Whether an image passed also becomes a score, 1 or 0, so that `diffpo compare` compares models by it, prompt by prompt.
+
 What was judged before is not judged again, as long as the image, the task, the eyes and the rules stay what they were.
 """
 
@@ -17,16 +19,17 @@ from typing import TYPE_CHECKING, Any
 from diffpo.errors import UserError
 from diffpo.evaluate.geneval.decide import Rules, decide, keep
 from diffpo.evaluate.geneval.tasks import GENEVAL_TASKS, ColorNamer, Detector, Task
-from diffpo.evaluate.media import Media, decode, read_file, read_media, write_json
+from diffpo.evaluate.media import SCORES, Media, decode, read_file, read_media, write_json
 from diffpo.evaluate.progress import progress_bar, stderr_console
 from diffpo.evaluate.prompts import read_prompts
 from diffpo.evaluate.sampling import chunks
-from diffpo.evaluate.scores import ScoreRow
+from diffpo.evaluate.scores import ScoreRow, ScoreTable, read_scores, write_scores
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 GENEVAL = "geneval.json"
+SCORER = "geneval"
 _CHUNK = 32
 _SAVE_SECONDS = 20.0
 
@@ -97,7 +100,7 @@ class GenEvalResult:
                 prompt_id=first[file].prompt_id,
                 seed=first[file].seed,
                 model=first[file].model,
-                scorer="geneval",
+                scorer=SCORER,
                 score=float(correct),
                 digest=first[file].digest,
             )
@@ -129,7 +132,7 @@ def run_geneval(
     rules: Rules | None = None,
     console: Console | None = None,
 ) -> GenEvalResult:
-    """Judge a media folder and write its `geneval.json`.
+    """Judge a media folder, write its `geneval.json`, and add the scorer `geneval` to its score table.
 
     Args:
         folder: A media folder.
@@ -164,7 +167,9 @@ def run_geneval(
                 _write(folder, provenance, {**done, **rows}.values())
                 saved = time.monotonic()
     _write(folder, provenance, rows.values())
-    return GenEvalResult(list(rows.values()), provenance)
+    result = GenEvalResult(list(rows.values()), provenance)
+    _add_scores(folder, result)
+    return result
 
 
 def read_geneval(folder: str | Path) -> GenEvalResult:
@@ -246,6 +251,15 @@ def _read_earlier(path: Path, provenance: dict[str, Any]) -> dict[tuple[str, str
     earlier = read_geneval(path.parent)
     same = earlier.provenance == json.loads(json.dumps(provenance))
     return {(item.file, item.task): item for item in earlier.judged} if same else {}
+
+
+def _add_scores(folder: Path, result: GenEvalResult) -> None:
+    """Let `compare` see who passed: beside what other scorers said."""
+    path = folder / SCORES
+    earlier = read_scores(folder) if path.is_file() else ScoreTable([])
+    others = [row for row in earlier.rows if row.scorer != SCORER]
+    record = {"scorer": SCORER, "about": "Whether the image shows all that its prompt asks for.", **result.provenance}
+    write_scores(path, ScoreTable([*others, *result.rows()], {**earlier.provenance, SCORER: record}))
 
 
 def _write(folder: Path, provenance: dict[str, Any], judged: Any) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from diffpo.errors import UserError
 from diffpo.evaluate.geneval.tasks import Requirement, SeenObject, Task
 from diffpo.scorers.shapes import ShapesVerifier
+from diffpo.types import Block
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
     from diffpo.shapes.verify import FoundObject, Seen
 
 
-@dataclass(frozen=True)
-class ShapesEyes:
+@dataclass(frozen=True, kw_only=True)
+class ShapesEyes(Block):
     """Detector and namer of colours in one; labels are shapes, or "unknown"."""
 
     @property
