@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 _KINDS = {
+    "lora": "a LoRA",
+    "rm_head.": "an HPSv3",
+    "cross_model.": "an MPS",
+    "visual.blocks.": "a Qwen2-VL",
     "visual.": "a CLIP in open_clip's layout, as HPS has",
     "vision_model.": "a CLIP in the layout of transformers, as PickScore has",
     "blip.": "an ImageReward",
@@ -26,7 +30,6 @@ _KINDS = {
     "model.diffusion_model.": "a Stable Diffusion checkpoint",
     "down_blocks.": "a UNet of diffusers",
     "transformer_blocks.": "a transformer of diffusers",
-    "lora": "a LoRA",
     "layers.": "an aesthetic head",
 }
 """What a checkpoint is by a part of its names; the first that fits."""
@@ -103,10 +106,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def load_state(network: nn.Module, state: dict[str, Tensor], *, path: Path, what: str) -> None:
-    """Put weights into a network; every name and shape must agree.
+    """Make weights those of a network, in their own dtype; every name and shape must agree.
 
     Args:
-        network: What they are for.
+        network: What they are for; its own weights may be on the meta device.
         state: As from `read_state`.
         path: Where they come from, for messages.
         what: What they should be, for messages.
@@ -128,7 +131,7 @@ def load_state(network: nn.Module, state: dict[str, Tensor], *, path: Path, what
                 f"{path} is not {what}: {name} has the shape {list(state[name].shape)} where {list(value.shape)} is "
                 "expected. Is the architecture another one?"
             )
-    network.load_state_dict(state)
+    network.load_state_dict(state, assign=True)
 
 
 def describe(state: dict[str, Tensor]) -> str:

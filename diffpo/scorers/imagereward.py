@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from diffpo.errors import UserError
 from diffpo.scorers.checkpoints import describe, find_file, load_state, read_state
 from diffpo.scorers.networks import NetworkScorer
+from diffpo.scorers.towers import versions
 from diffpo.weights import Weights, locate, snapshot
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class ImageReward(NetworkScorer):
             "weights": self._weights.identity,
             "tokenizer": self._tokenizer.identity,
             "preprocessing": f"PIL, centre crop, {TOKENS} tokens",
+            "library": versions("transformers", "pillow"),
             "dtype": self.dtype,
             "scale": "normalised reward",
         }

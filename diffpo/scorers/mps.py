@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from diffpo.errors import ConfigError, UserError
 from diffpo.scorers.checkpoints import describe, describe_folder, find_file, load_state, read_json, read_state
 from diffpo.scorers.networks import NetworkScorer
+from diffpo.scorers.towers import versions
 from diffpo.weights import Weights, locate, snapshot
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class MPS(NetworkScorer):
             "weights": self._weights.identity,
             "processor": self._processor.identity,
             "preprocessing": "PIL",
+            "library": versions("transformers", "pillow"),
             "condition": self.condition,
             "threshold": self.threshold,
             "dtype": self.dtype,
