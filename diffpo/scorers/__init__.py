@@ -9,6 +9,9 @@ from diffpo.scorers.aesthetic import AestheticV1, AestheticV2
 from diffpo.scorers.base import Scorer
 from diffpo.scorers.clip import Clip
 from diffpo.scorers.hps import HPSv2, HPSv21
+from diffpo.scorers.hpsv3 import HPSv3
+from diffpo.scorers.imagereward import ImageReward
+from diffpo.scorers.mps import MPS
 from diffpo.scorers.pickscore import PickScore
 from diffpo.scorers.shapes import ShapesUtility, ShapesVerifier
 
@@ -21,6 +24,9 @@ SCORERS: dict[str, type[Scorer]] = {
     "clip": Clip,
     "aesthetic": AestheticV2,
     "aesthetic-v1": AestheticV1,
+    "imagereward": ImageReward,
+    "mps": MPS,
+    "hpsv3": HPSv3,
 }
 
 
@@ -38,10 +44,15 @@ def find_scorer(name: str) -> type[Scorer]:
 
 
 __all__ = [
+    "MPS",
     "SCORERS",
+    "AestheticV1",
+    "AestheticV2",
     "Clip",
     "HPSv2",
+    "HPSv3",
     "HPSv21",
+    "ImageReward",
     "PickScore",
     "Scorer",
     "ShapesUtility",
