@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from diffpo.errors import UserError
 from diffpo.scorers.checkpoints import describe, describe_folder, find_file, load_state, read_json, read_state
 from diffpo.scorers.hpsv3_instruction import INSTRUCTION, REWARD
-from diffpo.scorers.networks import NetworkScorer
+from diffpo.scorers.networks import JointScorer
 from diffpo.scorers.towers import versions
 from diffpo.weights import Weights, locate, snapshot
 
@@ -54,7 +54,7 @@ _PLACES = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class HPSv3(NetworkScorer):
+class HPSv3(JointScorer):
     """HPS v3, from its published file or one with the same names."""
 
     name = "hpsv3"

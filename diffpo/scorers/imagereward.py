@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffpo.errors import UserError
 from diffpo.scorers.checkpoints import describe, find_file, load_state, read_state
-from diffpo.scorers.networks import NetworkScorer
+from diffpo.scorers.networks import JointScorer
 from diffpo.scorers.towers import versions
 from diffpo.weights import Weights, locate, snapshot
 
@@ -56,7 +56,7 @@ _VISION_NAMES = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageReward(NetworkScorer):
+class ImageReward(JointScorer):
     """ImageReward, from its published file or one with the same names."""
 
     name = "imagereward"

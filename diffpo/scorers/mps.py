@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffpo.errors import ConfigError, UserError
 from diffpo.scorers.checkpoints import describe, describe_folder, find_file, load_state, read_json, read_state
-from diffpo.scorers.networks import NetworkScorer
+from diffpo.scorers.networks import JointScorer
 from diffpo.scorers.towers import versions
 from diffpo.weights import Weights, locate, snapshot
 
@@ -42,7 +42,7 @@ _PROCESSOR = "CLIP's configuration, tokenizer and image processor (config.json, 
 
 
 @dataclass(frozen=True, kw_only=True)
-class MPS(NetworkScorer):
+class MPS(JointScorer):
     """The Multi-dimensional Preference Score, for overall preference."""
 
     name = "mps"

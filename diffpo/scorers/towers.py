@@ -13,11 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
-from diffpo.errors import ConfigError, UserError
-from diffpo.scorers.base import Scorer
+from diffpo.scorers.networks import NetworkScorer
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -75,24 +74,8 @@ class Source(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TowerScorer(Scorer, ABC):
+class TowerScorer(NetworkScorer, ABC):
     """A scorer that looks at an image through a CLIP."""
-
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Of weights and computation; half precision makes artificial ties."""
-    device: str = "auto"
-    """`auto`, `cpu`, `cuda`, ..."""
-    batch: int = 32
-    """Images at a time."""
-
-    def __post_init__(self) -> None:
-        """Refuse an empty batch.
-
-        Raises:
-            ConfigError: It is below 1.
-        """
-        if self.batch < 1:
-            raise ConfigError(f"batch is {self.batch}; it must be at least 1.")
 
     @cached_property
     def tower(self) -> Tower:
@@ -106,29 +89,10 @@ class TowerScorer(Scorer, ABC):
             tower = _towers[key] = self._source.load(self.dtype, device)
         return tower
 
-    def score(self, images: Sequence[Image], prompts: Sequence[str]) -> Tensor:
-        """Score each image for its prompt: `[n]` float32. See `Scorer.score`."""
-        import torch
-
-        assert len(images) == len(prompts), (len(images), len(prompts))
-        if not images:
-            return torch.zeros(0)
-        with torch.no_grad():
-            scores = self._judge(images, prompts)
-        if not scores.isfinite().all():
-            first = int((~scores.isfinite()).nonzero()[0])
-            remedy = "Try dtype=float32." if self.dtype != "float32" else "Its weights may be damaged."
-            raise UserError(f"{self.name} scored image {first} of {len(images)} as {scores[first].item()}. {remedy}")
-        return scores
-
     @property
     @abstractmethod
     def _source(self) -> Source:
         """Weights and preprocessing; remembered."""
-
-    @abstractmethod
-    def _judge(self, images: Sequence[Image], prompts: Sequence[str]) -> Tensor:
-        """Score at least one image: `[n]` float32."""
 
 
 @dataclass(frozen=True, kw_only=True)

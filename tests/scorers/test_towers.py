@@ -1,15 +1,18 @@
 """The networks that scorers of CLIP type look through: two libraries agree, and scorers of one call share one."""
 
 import gc
+import json
 from contextlib import contextmanager
 
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 from safetensors.torch import save_file
 from tiny_clips import ARCHITECTURE, HPS, golden, write_hps_for_transformers, write_pickscore
 
 from diffpo.errors import ConfigError, UserError
+from diffpo.evaluate.scores import score_folder
 from diffpo.scorers import AestheticV1, AestheticV2, Clip, PickScore, towers
 from diffpo.weights import local
 
@@ -17,6 +20,20 @@ from diffpo.weights import local
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return write_pickscore(tmp_path_factory.mktemp("pickscore"))
+
+
+@pytest.fixture
+def heads(tmp_path):
+    """A head of each version for features of 32 numbers, in the layout of the published files."""
+    generator = torch.Generator().manual_seed(0)
+    state, width = {}, 32
+    for layer, out in zip((0, 2, 4, 6, 7), (16, 8, 4, 2, 1), strict=True):
+        state[f"layers.{layer}.weight"] = torch.randn(out, width, generator=generator)
+        state[f"layers.{layer}.bias"] = torch.randn(out, generator=generator)
+        width = out
+    torch.save(state, tmp_path / "v2.pth")
+    torch.save({"weight": torch.eye(32)[3:4] * 2, "bias": torch.tensor([5.0])}, tmp_path / "v1.pth")
+    return tmp_path / "v1.pth", tmp_path / "v2.pth", state
 
 
 @contextmanager
@@ -60,6 +77,27 @@ def test_scorers_of_the_same_weights_run_the_image_tower_once(model, tmp_path):
     assert rows == [6]
 
 
+def test_one_call_decodes_each_image_once_and_runs_the_tower_once(model, heads, tmp_path, monkeypatch):
+    """Four scorers of the same weights over a folder of 70 images, more than one chunk: 70 decoded, 70 rows."""
+    lines = []
+    for i in range(70):
+        Image.new("RGB", (40, 30), (3 * i, 255 - i, 50)).save(tmp_path / f"{i}.png")
+        lines.append(json.dumps({"file": f"{i}.png", "prompt": f"a {i}", "prompt_id": i, "seed": 0, "model": "mine"}))
+    (tmp_path / "manifest.jsonl").write_text("\n".join(lines) + "\n")
+    v1, v2, _ = heads
+    scorers = [
+        PickScore(path=str(model), device="cpu"),
+        Clip(model=str(model), device="cpu"),
+        AestheticV1(clip=str(model), head=str(v1), device="cpu"),
+        AestheticV2(clip=str(model), head=str(v2), device="cpu"),
+    ]
+    decoded, load = [], PngImageFile.load
+    monkeypatch.setattr(PngImageFile, "load", lambda image: (image.tile and decoded.append(1), load(image))[1])
+    with forwards(scorers[0].tower.network) as rows:
+        table = score_folder(tmp_path, scorers)
+    assert sum(rows) == 70 and len(decoded) == 70 and len(table.rows) == 4 * 70
+
+
 def test_what_differs_is_not_shared(model):
     clip = Clip(model=str(model), device="cpu")
     assert Clip(model=str(model), device="cpu", dtype="bfloat16").tower is not clip.tower
@@ -99,20 +137,6 @@ def test_a_network_goes_with_its_last_scorer(model):
 def test_an_empty_batch_is_refused():
     with pytest.raises(ConfigError, match="batch is 0"):
         PickScore(batch=0)
-
-
-@pytest.fixture
-def heads(tmp_path):
-    """A head of each version for features of 32 numbers, in the layout of the published files."""
-    generator = torch.Generator().manual_seed(0)
-    state, width = {}, 32
-    for layer, out in zip((0, 2, 4, 6, 7), (16, 8, 4, 2, 1), strict=True):
-        state[f"layers.{layer}.weight"] = torch.randn(out, width, generator=generator)
-        state[f"layers.{layer}.bias"] = torch.randn(out, generator=generator)
-        width = out
-    torch.save(state, tmp_path / "v2.pth")
-    torch.save({"weight": torch.eye(32)[3:4] * 2, "bias": torch.tensor([5.0])}, tmp_path / "v1.pth")
-    return tmp_path / "v1.pth", tmp_path / "v2.pth", state
 
 
 def test_the_first_aesthetic_head_by_hand(model, heads):
