@@ -197,6 +197,13 @@ def test_scores_are_those_of_the_published_forward_pass(reference, folder, image
     torch.testing.assert_close(scores, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_half_precision_only_where_asked(folder, images):
+    full, half = (MPS(path=str(folder), device="cpu", dtype=dtype) for dtype in ("float32", "bfloat16"))
+    exact, rough = full.score(images, PROMPTS), half.score(images, PROMPTS)
+    assert rough.dtype == torch.float32 and not torch.equal(exact, rough)
+    torch.testing.assert_close(exact, rough, rtol=0, atol=0.3)
+
+
 def test_condition_and_threshold_decide_and_are_told(folder, images):
     first = MPS(path=str(folder), device="cpu", threshold=0.9)
     second = MPS(path=str(folder), device="cpu", threshold=0.9, condition="hands")
