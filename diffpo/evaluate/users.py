@@ -5,7 +5,10 @@
     ci    quantiles of w over resamples of users, and of prompts within each drawn user      two-level bootstrap
     p     sign-flip permutation test of w_u - 1/2
 
-Drawing both levels is on the safe side where users have few prompts: what prompts vary is then counted twice.
+The w_u differ by taste and by the luck of the prompts. Drawing both levels as they are would count that luck twice (95%
+intervals then cover 99%), so the w_u are first drawn together to the spread that tastes alone explain, and luck is
+raised by sqrt(n / (n - 1)): Davison & Hinkley 1997, section 3.8. Prompts are taken as each user's own. Where many users
+judge the same few prompts, these share the prompts' luck, and the win rate over prompts has the honest interval.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from diffpo.errors import UserError
 from diffpo.evaluate.power import minimum_detectable_effect
-from diffpo.evaluate.stats import Estimate, per_prompt_means, sign_flip_p_value
+from diffpo.evaluate.stats import Estimate, constant_interval, per_prompt_means, sign_flip_p_value
 
 _SLOTS = 1 << 20  # drawn prompts held at a time
 
@@ -72,6 +75,8 @@ def user_win_rate(
     sizes = np.unique(owners, return_counts=True)[1]
     drawn = _two_level_means(values, sizes, resamples, seed)
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    if np.ptp(drawn) == 0:
+        low, high = constant_interval(float(means[0]), len(means), level)
     return UserWinRate(
         macro=Estimate(
             estimate=float(means.mean()),
@@ -90,9 +95,13 @@ def user_win_rate(
 
 
 def _two_level_means(values: NDArray[np.float64], sizes: NDArray[np.intp], resamples: int, seed: int) -> NDArray:
-    """Means over drawn users of the means over their drawn prompts: `[resamples]`; `values` lie user after user."""
+    """Resampled means over users: `[resamples]`; `values` lie user after user.
+
+    A user with a single prompt tells nothing about luck; all that is theirs counts as taste.
+    """
     generator = np.random.default_rng([seed, 2])
     users, starts = len(sizes), np.cumsum(sizes) - sizes
+    tastes, luck = _levels(values, sizes, starts)
     rows, means = max(1, _SLOTS // (users * int(sizes.max()))), []
     for first in range(0, resamples, rows):
         drawn = generator.integers(0, users, size=min(rows, resamples - first) * users)
@@ -100,6 +109,17 @@ def _two_level_means(values: NDArray[np.float64], sizes: NDArray[np.intp], resam
         which = np.repeat(starts[drawn], counts) + (
             generator.random(int(counts.sum())) * np.repeat(counts, counts)
         ).astype(np.intp)
-        sums = np.add.reduceat(values[which], np.cumsum(counts) - counts)
-        means.append((sums / counts).reshape(-1, users).mean(axis=1))
-    return np.concatenate(means)
+        sums = np.add.reduceat(luck[which], np.cumsum(counts) - counts)
+        means.append((tastes[drawn] + sums / counts).reshape(-1, users).mean(axis=1))
+    return np.concatenate(means).clip(0, 1)
+
+
+def _levels(values: NDArray[np.float64], sizes: NDArray[np.intp], starts: NDArray[np.intp]) -> tuple[NDArray, NDArray]:
+    """Tastes `[users]`, whose variance is what the means vary beyond luck, and the luck of each value, of mean 0."""
+    means = np.add.reduceat(values, starts) / sizes
+    several = np.maximum(sizes - 1, 1)
+    luck = (values - np.repeat(means, sizes)) * np.repeat(np.sqrt(sizes / several), sizes)
+    of_luck = (np.add.reduceat(luck**2, starts) / sizes**2).mean()  # the variance that luck gives to a mean
+    observed = means.var()
+    shrink = np.sqrt(max(0.0, means.var(ddof=1) - of_luck) / observed) if observed > 0 else 0.0
+    return means.mean() + shrink * (means - means.mean()), luck
