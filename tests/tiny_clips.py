@@ -1,12 +1,11 @@
 """Tiny CLIPs with CLIP's real vocabulary, from the golden scorers: in transformers' format and in open_clip's."""
 
-import gzip
-import importlib.util
 import json
 import shutil
 from pathlib import Path
 
 import torch
+from check_scorers import write_vocabulary
 from PIL import Image
 
 GOLDEN = Path(__file__).parent / "golden" / "scorers"
@@ -21,24 +20,10 @@ def golden(scorer: str) -> tuple[list[Image.Image], list[str], torch.Tensor]:
     return images, prompts, torch.tensor(json.loads((GOLDEN / scorer / "scores.json").read_text()))
 
 
-def write_tokenizer(folder: Path) -> None:
-    """CLIP's vocabulary (256 bytes, 256 at a word's end, 48,894 merges, 2 marks) from the file that open_clip ships."""
-    source = Path(importlib.util.find_spec("open_clip").origin).parent / "bpe_simple_vocab_16e6.txt.gz"
-    merges = gzip.decompress(source.read_bytes()).decode().split("\n")[1 : 49152 - 256 - 2 + 1]
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [b for b in range(256) if b not in printable]
-    characters = [chr(b) for b in printable] + [chr(256 + i) for i in range(len(others))]
-    joined = ["".join(merge.split()) for merge in merges]
-    tokens = [*characters, *(c + "</w>" for c in characters), *joined, "<|startoftext|>", "<|endoftext|>"]
-    assert len(tokens) == 49408
-    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}), encoding="utf-8")
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]), encoding="utf-8")
-
-
 def write_pickscore(folder: Path) -> Path:
     """The golden PickScore with its vocabulary."""
     shutil.copytree(GOLDEN / "pickscore", folder, dirs_exist_ok=True)
-    write_tokenizer(folder)
+    write_vocabulary(folder)
     return folder
 
 

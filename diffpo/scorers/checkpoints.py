@@ -75,7 +75,7 @@ def pick_file(folder: Path, names: list[str], what: str) -> Path:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Read a file's tensors by name; what trainers wrap around them (`state_dict`, `module.`) is taken off.
+    """Read a file's tensors by name; what trainers wrap around them (`state_dict`, `model`, `module.`) is taken off.
 
     Raises:
         UserError: If it is no such file, holds more than tensors, or not even those.
@@ -96,8 +96,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
         ) from error
     except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as error:
         raise UserError(f"{path} cannot be read as weights: {error}") from error
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
+    for wrapper in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
     if not isinstance(content, dict) or not any(isinstance(value, torch.Tensor) for value in content.values()):
         raise UserError(f"{path} holds no weights by name. Give a state dict, best as safetensors.")
     if all(name.startswith("module.") for name in content):
