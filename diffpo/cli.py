@@ -207,14 +207,33 @@ def grid(
 def report(
     folders: Folders,
     out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
-    run: Annotated[Path | None, typer.Option(help="Run folder of diffpo train, for curves and config.")] = None,
+    run: Annotated[
+        list[Path] | None, typer.Option(help="Run folder of diffpo train, for curves and config; may be repeated.")
+    ] = None,
     title: Annotated[str | None, typer.Option(help="Heading.")] = None,
+    baseline: Annotated[str | None, typer.Option(help="Label of what is compared with; the first by default.")] = None,
+    scorer: Annotated[
+        list[str] | None, typer.Option("--scorer", "-s", help="Which, the first for the headline; all by default.")
+    ] = None,
+    category: Annotated[
+        str | None, typer.Option(help="A prompt set that says each prompt's category; else the folders' own.")
+    ] = None,
+    human: Annotated[
+        Path | None, typer.Option(help="CSV of votes: model_a, model_b, prompt, choice (a, b, tie), user_id.")
+    ] = None,
+    used_in_training: Annotated[
+        list[str] | None, typer.Option(help="A scorer that trained or selected a model; what runs tell is known.")
+    ] = None,
 ) -> None:
-    """Write one self-contained HTML file about two scored models."""
-    from diffpo.evaluate.compare import compare as compared
-    from diffpo.evaluate.report import write_report
+    """Write one self-contained HTML file about scored models: two, or many, which are ranked."""
+    from diffpo.evaluate.compare import Judging
+    from diffpo.evaluate.compare_command import read_categories
+    from diffpo.evaluate.report import compare_folders, write_report
 
-    write_report(out, compared(folders), folders, run=run, title=title)
+    categories = read_categories(category) if category else None
+    judging = Judging(used_in_training=tuple(used_in_training or ()), categories=categories)
+    result = compare_folders(folders, baseline=baseline, scorers=scorer or None, votes=human, judging=judging)
+    write_report(out, result, folders, run=run, title=title, categories=categories)
     say(f"wrote {out}", f"open {out} in a browser")
 
 
