@@ -266,6 +266,19 @@ def models() -> None:
 
 
 @app.command()
+def scorers() -> None:
+    """List the scorers, their options and where their weights come from."""
+    from diffpo.options import describe_fields
+    from diffpo.scorers import SCORERS
+
+    for name, scorer in SCORERS.items():
+        print(f"{name}: {(scorer.__doc__ or '').strip().splitlines()[0]}")
+        print(f"  weights: {scorer.origin}")
+        for line in describe_fields(scorer):
+            print(f"  {line}")
+
+
+@app.command()
 def env() -> None:
     """Print versions and devices: what to put into a bug report."""
     from diffpo.options import describe_environment

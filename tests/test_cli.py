@@ -27,6 +27,7 @@ COMMANDS = {
         "geneval",
         "generate",
         "score",
+        "scorers",
         "compare",
         "grid",
         "report",

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from diffpo.scorers.transformers_tower import TransformersSource
     from diffpo.weights import Weights
 
+V2_MODEL, V2_FILE = "trl-lib/ddpo-aesthetic-predictor", "aesthetic-model.pth"
 V1_ADDRESS = "https://github.com/LAION-AI/aesthetic-predictor/raw/main/sa_0_4_vit_l_14_linear.pth"
 _ABOUT = "How much people like the look of an image, whatever its prompt: LAION's aesthetic predictor {version}."
 
@@ -97,12 +98,13 @@ class AestheticV2(Aesthetic):
     """The "improved" predictor, which most papers on alignment mean."""
 
     name = "aesthetic"
+    origin = f"Hub {V2_MODEL}, {V2_FILE}; {OPENAI}"
     version = "v2"
     layers = ("layers.0.", "layers.2.", "layers.4.", "layers.6.", "layers.7.")
 
-    head: str = "trl-lib/ddpo-aesthetic-predictor"
+    head: str = V2_MODEL
     """The head's file: local, in a folder, or in a Hub repository."""
-    file: str = "aesthetic-model.pth"
+    file: str = V2_FILE
     """Its name in a folder or Hub repository."""
 
     @cached_property
@@ -116,6 +118,7 @@ class AestheticV1(Aesthetic):
     """The first predictor: one linear layer."""
 
     name = "aesthetic-v1"
+    origin = f"{V1_ADDRESS}; Hub {OPENAI}"
     version = "v1"
     layers = ("",)
 

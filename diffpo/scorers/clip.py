@@ -54,6 +54,7 @@ class Clip(CosineScorer):
     """The cosine between image and prompt in any CLIP of open_clip or transformers."""
 
     name = "clip"
+    origin = f"Hub {OPENAI}; presets {', '.join(PRESETS)}"
 
     model: str = "vit-l-14-openai"
     """A preset; a Hub id; open_clip's ARCHITECTURE/TAG (`ViT-B-32/laion2b_s34b_b79k`); a local folder or file."""

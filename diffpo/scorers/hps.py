@@ -66,6 +66,7 @@ class HPSv2(HPS):
     """HPS v2, the official program's default for single images."""
 
     name = "hpsv2"
+    origin = f"Hub {HUB_MODEL}, {FILES[name]}"
     version = "v2"
 
 
@@ -74,4 +75,5 @@ class HPSv21(HPS):
     """HPS v2.1, the official program's default for its benchmark."""
 
     name = "hpsv2.1"
+    origin = f"Hub {HUB_MODEL}, {FILES[name]}"
     version = "v2.1"

@@ -58,6 +58,7 @@ class HPSv3(JointScorer):
     """HPS v3, from its published file or one with the same names."""
 
     name = "hpsv3"
+    origin = f"Hub {HUB_MODEL}, {FILE}; {HUB_BASE} without its weights"
 
     path: str = HUB_MODEL
     """Hub id, local folder, or file with the weights."""

@@ -60,6 +60,7 @@ class ImageReward(JointScorer):
     """ImageReward, from its published file or one with the same names."""
 
     name = "imagereward"
+    origin = f"Hub {HUB_MODEL}, {FILE}; {HUB_TOKENIZER}"
 
     path: str = HUB_MODEL
     """Hub id, local folder that holds ImageReward.pt, or the file itself (also as safetensors)."""

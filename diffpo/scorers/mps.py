@@ -46,6 +46,7 @@ class MPS(JointScorer):
     """The Multi-dimensional Preference Score, for overall preference."""
 
     name = "mps"
+    origin = f"Hub {HUB_MODEL}, {FILE}; {HUB_PROCESSOR}"
 
     path: str = HUB_MODEL
     """Hub id, local folder, or file with the weights (safetensors, or a torch file of weights alone)."""

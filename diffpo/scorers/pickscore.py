@@ -27,6 +27,7 @@ class PickScore(CosineScorer):
     """PickScore, or any CLIP of transformers in its format."""
 
     name = "pickscore"
+    origin = f"Hub {HUB_MODEL}; shapes:pickscore is embedded"
 
     path: str = HUB_MODEL
     """Hub id, local folder, a local file with config.json beside it, or `shapes:pickscore` (the embedded one, trained

@@ -1,11 +1,13 @@
 """What holds for every scorer: it is made from a word, says what it is, and names what it lacks or cannot read."""
 
 import json
+import re
 import sys
 
 import pytest
 import torch
 from PIL import Image
+from runs import ROOT
 from safetensors.torch import save_file
 from tiny_clips import ARCHITECTURE
 
@@ -114,3 +116,24 @@ def test_the_command_ends_with_exit_code_2(weights, tmp_path, monkeypatch, capsy
             main()
         message = capsys.readouterr().err
         assert end.value.code == 2 and said in message and "Traceback" not in message, message
+
+
+def test_scorers_are_listed_with_options_and_origin(monkeypatch, capsys):
+    from diffpo.__main__ import main
+
+    monkeypatch.setattr(sys, "argv", ["diffpo", "scorers"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert not end.value.code
+    listed = capsys.readouterr().out
+    for name, scorer in SCORERS.items():
+        assert f"\n{name}: " in f"\n{listed}" and f"  weights: {scorer.origin}\n" in listed
+    assert "  dtype: Literal['float32', 'float16', 'bfloat16'] = float32\n" in listed
+    assert "  threshold: float = 0.01\n" in listed
+
+
+def test_the_table_in_the_documents_has_them_all():
+    rows = dict(re.findall(r"^\| `([\w.-]+)` \| (.*) \|$", (ROOT / "docs" / "scorers.md").read_text(), re.M))
+    assert set(rows) == set(SCORERS)
+    for name, scorer in SCORERS.items():
+        assert all(repository in rows[name] for repository in re.findall(r"Hub ([\w-]+/[\w.-]+)", scorer.origin))
