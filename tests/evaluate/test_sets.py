@@ -63,7 +63,25 @@ def test_fid_of_fewer_images_than_features():
 
 def test_mmd_by_hand():
     """k(x, y) = (x y + 1)^3. Within {0, 1}: 1. Within {1, 2}: 27. Between: 1, 1, 8, 27. 1 + 27 - 2 (37 / 4) = 9.5"""
-    assert mmd(np.array([[0.0], [1.0]]), np.array([[1.0], [2.0]])) == pytest.approx(9.5)
+    x, y = np.array([[0.0], [1.0]]), np.array([[1.0], [2.0]])
+    assert mmd(x, y, np.array([0, 1]), np.array([2, 3])) == pytest.approx(9.5)
+    # Of the same two prompts: (0, 1) and (1, 2) stay out. 1 + 27 - 2 (1 + 8) / 2 = 19
+    assert mmd(x, y, np.array([0, 1]), np.array([0, 1])) == pytest.approx(19)
+    assert np.isnan(mmd(x, y, np.array([0, 0]), np.array([1, 1])))
+
+
+def test_kid_of_two_models_on_the_same_prompts_is_unbiased():
+    """Both draw around what the prompts ask for, alike: counted as independent, they seem closer than equal."""
+    generator, right, naive, prompts = np.random.default_rng(6), [], [], np.repeat(np.arange(20), 3).tolist()
+    for i in range(100):
+        asked = np.repeat(generator.normal(size=(20, 8)), 3, axis=0)
+        x, y = asked + 0.3 * generator.normal(size=(2, 60, 8))
+        right.append(kernel_distance(x, y, (prompts, prompts), subsets=5, seed=i).mean)
+        naive.append(kernel_distance(x, y, subsets=5, seed=i).mean)
+    error = np.std(right) / 10
+    assert abs(np.mean(right)) < 3 * error and np.mean(naive) < -5 * error
+    with pytest.raises(ValueError, match="two different prompts"):
+        kernel_distance(x, y, (["p"] * 60, ["p"] * 60))
 
 
 def test_kid_is_unbiased_where_nothing_differs():

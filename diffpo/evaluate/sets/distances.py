@@ -4,11 +4,14 @@
     KID   MMD^2 of k(x, y) = (x.y / d + 1)^3, unbiased   mean over random subsets         Binkowski et al., 1801.01401
 
 FID is too large for few images, by an amount that depends on their number (below 10,000 it shows): compare only FIDs of
-equally many. KID is unbiased; it may be below 0.
+equally many. KID is unbiased; it may be below 0. That holds for independent images, which images of one prompt are not,
+least of all a model's and its baseline's of one seed: pairs of images of one prompt are left out of all three means.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,13 +49,20 @@ def frechet_distance(first: ArrayLike, second: ArrayLike) -> float:
 
 
 def kernel_distance(
-    first: ArrayLike, second: ArrayLike, *, subsets: int = SUBSETS, subset_size: int = SUBSET_SIZE, seed: int = 0
+    first: ArrayLike,
+    second: ArrayLike,
+    prompts: tuple[Sequence[Hashable], Sequence[Hashable]] | None = None,
+    *,
+    subsets: int = SUBSETS,
+    subset_size: int = SUBSET_SIZE,
+    seed: int = 0,
 ) -> KernelDistance:
     """Mean over subsets of the squared maximum mean discrepancy.
 
     Args:
         first: `[n d]`, at least four.
         second: `[m d]`, at least four.
+        prompts: `[n]` and `[m]` which images belong together, at least two different ones on each side; None: none do.
         subsets: How many.
         subset_size: Images of each side in a subset; at most half of the smaller side, so that subsets differ.
         seed: Of the drawing.
@@ -61,20 +71,42 @@ def kernel_distance(
     size = min(subset_size, len(x) // 2, len(y) // 2)
     if size < 2:
         raise ValueError(f"need at least four images on each side, got {len(x)} and {len(y)}")
-    generator = np.random.default_rng([seed, 4])
-    found = [
-        mmd(x[generator.choice(len(x), size, replace=False)], y[generator.choice(len(y), size, replace=False)])
-        for _ in range(subsets)
-    ]
-    return KernelDistance(mean=float(np.mean(found)), std=float(np.std(found)), subset=size)
+    p, q = _numbered(prompts or (range(len(x)), range(len(x), len(x) + len(y))))
+    generator, found = np.random.default_rng([seed, 4]), []
+    for _ in range(subsets):
+        i, j = (generator.choice(len(side), size, replace=False) for side in (x, y))
+        found.append(mmd(x[i], y[j], p[i], q[j]))
+    if np.isnan(found).all():
+        raise ValueError("need images of two different prompts at least")
+    return KernelDistance(mean=float(np.nanmean(found)), std=float(np.nanstd(found)), subset=size)
 
 
-def mmd(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
-    """Unbiased squared maximum mean discrepancy of `[n d]` and `[m d]`, by the cubic kernel."""
-    n, m, d = len(x), len(y), x.shape[1]
-    xx, yy, xy = ((a @ b.T / d + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
-    within = (xx.sum() - np.trace(xx)) / (n * (n - 1)) + (yy.sum() - np.trace(yy)) / (m * (m - 1))
-    return float(within - 2 * xy.mean())
+def mmd(x: NDArray[np.float64], y: NDArray[np.float64], p: NDArray[np.intp], q: NDArray[np.intp]) -> float:
+    """Unbiased squared maximum mean discrepancy, by the cubic kernel.
+
+    Args:
+        x: `[n d]`
+        y: `[m d]`
+        p: `[n]` prompts of x; pairs of one prompt are left out.
+        q: `[m]` prompts of y.
+
+    Returns:
+        NaN where nothing is left.
+    """
+    return _mean(x, x, p, p) + _mean(y, y, q, q) - 2 * _mean(x, y, p, q)
+
+
+def _mean(a: NDArray[np.float64], b: NDArray[np.float64], p: NDArray[np.intp], q: NDArray[np.intp]) -> float:
+    """Mean of the kernel over pairs of different prompts."""
+    apart = p[:, None] != q
+    return float(((a @ b.T / a.shape[1] + 1) ** 3)[apart].mean()) if apart.any() else math.nan
+
+
+def _numbered(prompts: tuple[Sequence[Hashable], Sequence[Hashable]]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Numbers in the place of prompts, the same on both sides."""
+    index: dict[Hashable, int] = {}
+    first, second = (np.array([index.setdefault(prompt, len(index)) for prompt in side]) for side in prompts)
+    return first, second
 
 
 def _checked(first: ArrayLike, second: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -37,7 +37,7 @@ class Distance:
     features: str
     fid: float
     kid: KernelDistance | None
-    """None for fewer than four images on a side."""
+    """None for fewer than four images on a side, or a single prompt."""
     images: tuple[int, int]
     """Of the set, and of what it is compared with."""
 
@@ -88,7 +88,12 @@ class SetReport:
 class _Loaded:
     label: str
     media: list[Media]
+    """Of a folder without prompts each image is its own."""
     features: dict[str, NDArray[np.float32]]
+
+    @property
+    def prompts(self) -> list[str]:
+        return [item.prompt for item in self.media]
 
 
 def compare_sets(
@@ -117,22 +122,19 @@ def compare_sets(
     loaded = [_load(path, [*makers, Looks()]) for path in paths]
     _check(loaded)
     baseline = loaded[0]
-    if reference is None:
-        target, label = baseline.features, baseline.label
-    else:
-        target, label = folder_features(Path(reference), _images(Path(reference)), makers), str(reference)
+    target = baseline if reference is None else _load_reference(Path(reference), makers)
     sets = []
     for item in loaded:
         itself = item is baseline
         names = [maker.name for maker in makers if reference is not None or not itself]
-        distances = tuple(_distance(name, item.features[name], target[name], seed) for name in names)
+        distances = tuple(_distance(name, item, target, seed) for name in names)
         drifts = tuple(_drifts(item, None if itself else baseline, makers[0].name, limit, seed))
-        prompts = len({media.prompt for media in item.media})
+        prompts = len(set(item.prompts))
         sets.append(
             ImageSet(model=item.label, images=len(item.media), prompts=prompts, distances=distances, drifts=drifts)
         )
     return SetReport(
-        target=label,
+        target=target.label,
         limit=limit,
         sets=tuple(sets),
         provenance={maker.name: maker.provenance for maker in (*makers, Looks())},
@@ -163,9 +165,9 @@ def _check(loaded: Sequence[_Loaded]) -> None:
     labels = [item.label for item in loaded]
     if len(set(labels)) < len(labels):
         raise UserError(f"each folder needs a label of its own, got {', '.join(labels)}: `diffpo generate --label`.")
-    first = {media.prompt for media in loaded[0].media}
+    first = set(loaded[0].prompts)
     for item in loaded:
-        prompts = {media.prompt for media in item.media}
+        prompts = set(item.prompts)
         if prompts != first:
             raise UserError(
                 f"{loaded[0].label} and {item.label} need the same prompts: {len(first & prompts)} are common, "
@@ -175,20 +177,28 @@ def _check(loaded: Sequence[_Loaded]) -> None:
             raise UserError(f"{item.label} has one image only: a set needs more.")
 
 
-def _images(folder: Path) -> list[str]:
-    """The images of a folder, with or without prompts."""
+def _load_reference(folder: Path, makers: Sequence[Features]) -> _Loaded:
+    """Images with or without prompts."""
     if (folder / MANIFEST).is_file():
-        return [item.file for item in read_media(folder)]
-    files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
-    if len(files) < 2:
+        media = read_media(folder)
+    else:
+        files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+        media = [Media(file=file, prompt=file, prompt_id=i, seed=0, model="") for i, file in enumerate(files)]
+    if len(media) < 2:
         raise UserError(f"{folder} is no reference: it needs at least two images ({', '.join(SUFFIXES)}).")
-    return files
+    return _Loaded(str(folder), media, folder_features(folder, [item.file for item in media], makers))
 
 
-def _distance(name: str, features: NDArray[Any], target: NDArray[Any], seed: int) -> Distance:
-    images = len(features), len(target)
-    kid = kernel_distance(features, target, seed=seed) if min(images) >= 4 else None
-    return Distance(features=name, fid=frechet_distance(features, target), kid=kid, images=images)
+def _distance(name: str, item: _Loaded, target: _Loaded, seed: int) -> Distance:
+    features, others = item.features[name], target.features[name]
+    images = len(features), len(others)
+    enough = min(images) >= 4 and min(len(set(side.prompts)) for side in (item, target)) > 1
+    return Distance(
+        features=name,
+        fid=frechet_distance(features, others),
+        kid=kernel_distance(features, others, (item.prompts, target.prompts), seed=seed) if enough else None,
+        images=images,
+    )
 
 
 def _drifts(item: _Loaded, baseline: _Loaded | None, name: str, limit: float, seed: int) -> list[Drift]:
@@ -199,11 +209,11 @@ def _drifts(item: _Loaded, baseline: _Loaded | None, name: str, limit: float, se
 
 def _by_prompt(item: _Loaded, name: str) -> dict[str, dict[str, float]]:
     """What is measured -> prompt -> its value; no diversity where no prompt has two images."""
-    order = sorted(range(len(item.media)), key=lambda i: item.media[i].prompt)
-    prompts = [item.media[i].prompt for i in order]
+    order = sorted(range(len(item.media)), key=item.prompts.__getitem__)
+    prompts = [item.prompts[i] for i in order]
     rows: dict[str, list[int]] = {}
-    for i in order:
-        rows.setdefault(item.media[i].prompt, []).append(i)
+    for i, prompt in zip(order, prompts, strict=True):
+        rows.setdefault(prompt, []).append(i)
     several = {prompt: found for prompt, found in rows.items() if len(found) > 1}
     diversity = {prompt: mean_pair_distance(item.features[name][found]) for prompt, found in several.items()}
     looks = item.features[Looks.name][order]
