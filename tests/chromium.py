@@ -89,6 +89,13 @@ class Chromium:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
+    def until(self, script):
+        """Whether a JavaScript expression becomes true within a few seconds: some events come a little later."""
+        deadline = time.monotonic() + 10
+        while not (found := self.run(script)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return bool(found)
+
     def press(self, key):
         """Press a key and release it."""
         for kind in ("rawKeyDown", "keyUp"):

@@ -83,6 +83,11 @@ class Section:
         """Images per example."""
         return max((len(example.pictures) for group in self.groups for example in group.examples), default=1)
 
+    @property
+    def tiny(self) -> bool:
+        """Whether all its images are small."""
+        return all(p.tiny for group in self.groups for example in group.examples for p in example.pictures)
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -128,6 +133,7 @@ class Gallery:
         some = min(each, choice.examples)
         drawn = self._group("", order, choice.examples, some, self.models)
         how = f"Drawn from all {len(self.keys)} prompts and seeds with seed {choice.seed}: nobody picked the good ones."
+        how += " A category shows the first ones of its own in the same order." if each else ""
         made = [Section("At random", how, (drawn,))]
         names = others if len(others) > 1 else [""]
         few = min((each + 1) // 2, choice.extremes)

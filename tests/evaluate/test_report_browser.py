@@ -112,25 +112,25 @@ def test_text_is_shown_as_it_was_written(opened):
 def test_a_click_enlarges_arrows_move_escape_closes(opened):
     count = opened.run(f"{IMAGES}.length")
     opened.click(".zoom")
-    assert opened.run(f"{VIEWER}.open")
+    assert opened.until(f"{VIEWER}.open")
     assert opened.run(f"{VIEWER}.querySelector('img').src === {IMAGES}[0].querySelector('img').src")
     assert opened.run(f"{VIEWER}.querySelector('img').getBoundingClientRect().height") > 500
     opened.press("ArrowRight")
-    assert opened.run(f"{VIEWER}.querySelector('img').src === {IMAGES}[1].querySelector('img').src")
+    assert opened.until(f"{VIEWER}.querySelector('img').src === {IMAGES}[1].querySelector('img').src")
     assert opened.run(f"{VIEWER}.querySelector('[data-say=label]').textContent") == "tuned"
     assert opened.run(f"{VIEWER}.querySelector('[data-say=prompt]').textContent").startswith(EVIL)
     opened.press("ArrowLeft")
     opened.press("ArrowLeft")
-    assert opened.run(f"{VIEWER}.querySelector('[data-say=place]').textContent") == f"{count} of {count}"
+    assert opened.until(f"{VIEWER}.querySelector('[data-say=place]').textContent === '{count} of {count}'")
     opened.press("Escape")
-    assert not opened.run(f"{VIEWER}.open")
-    assert opened.run(f"document.activeElement === {IMAGES}[{count - 1}]"), "the keyboard goes on where it was"
+    assert opened.until(f"!{VIEWER}.open")
+    assert opened.until(f"document.activeElement === {IMAGES}[{count - 1}]"), "the keyboard goes on where it was"
 
 
 def test_the_keyboard_alone_is_enough(opened):
     opened.run(f"{IMAGES}[0].focus()")
     opened.press("Tab")
-    assert opened.run(f"document.activeElement === {IMAGES}[1]")
+    assert opened.until(f"document.activeElement === {IMAGES}[1]")
     opened.run(f"{IMAGES}[1].click()")  # what Enter does to a button
     assert opened.run(f"{VIEWER}.open && {VIEWER}.contains(document.activeElement)")
     assert opened.run(f"{VIEWER}.querySelector('[data-say=place]').textContent").startswith("2 of ")
@@ -141,19 +141,18 @@ def test_the_filter_shows_one_category(opened):
     everything = opened.run(f"{IMAGES}.length")
     hidden = opened.run("document.querySelectorAll('.example[hidden]').length")
     opened.click(".pick[data-pick=two]")
-    assert opened.run("document.getElementById('category').value") == "two"
+    assert opened.until("document.getElementById('category').value === 'two'")
     shown = "[...document.querySelectorAll('.example')].filter(e => e.offsetParent)"
     assert set(opened.run(f"{shown}.map(e => e.dataset.category)")) == {"two"}
     assert opened.run(f"{IMAGES}.length") > 0
     assert "examples of two" in opened.run("document.getElementById('count').textContent")
     assert opened.run("document.querySelectorAll('tr.chosen').length") >= 1
     opened.click(".zoom")
-    assert opened.run(f"{VIEWER}.querySelector('[data-say=place]').textContent").endswith(
-        f"of {opened.run(f'{IMAGES}.length')}"
-    )
+    place = f"{VIEWER}.querySelector('[data-say=place]').textContent"
+    assert opened.until(f"{place}.endsWith(' of ' + {IMAGES}.length)")
     opened.press("Escape")
     opened.click(".pick[data-pick=two]")
-    assert opened.run(f"{IMAGES}.length") == everything
+    assert opened.until(f"{IMAGES}.length === {everything}")
     assert opened.run("document.querySelectorAll('.example[hidden]').length") == hidden > 0
 
 
@@ -177,7 +176,7 @@ def test_print_is_light_and_whole(opened):
     assert opened.run("getComputedStyle(document.documentElement).getPropertyValue('--ink').trim()") == "#1b1d21"
     assert opened.run("getComputedStyle(document.querySelector('.filter')).display") == "none"
     opened.call("Page.printToPDF")
-    assert opened.run("[...document.querySelectorAll('details')].every(d => d.open)")
+    assert opened.until("[...document.querySelectorAll('details')].every(d => d.open)")
 
 
 @pytest.mark.parametrize("width", [360, 1280])
