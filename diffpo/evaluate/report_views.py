@@ -151,10 +151,10 @@ def distributions_of(tables: Sequence[ScoreTable], models: Sequence[str], scorer
     return [_distribution(tables, models, scorer) for scorer in scorers if scorer != HUMAN]
 
 
-def histogram_path(values: NDArray[np.float64], low: float, high: float) -> tuple[NDArray[np.float64], NDArray]:
-    """Shares of the values in `BINS` equal bins from `low` to `high`, and the bins' edges."""
-    counts, edges = np.histogram(values, bins=BINS, range=(low, high))
-    return counts / max(1, len(values)), edges
+def histogram_shares(values: NDArray[np.float64], low: float, high: float) -> NDArray[np.float64]:
+    """Shares of the values in each of `BINS` equal bins from `low` to `high`, `[BINS]`."""
+    counts, _ = np.histogram(values, bins=BINS, range=(low, high))
+    return counts / max(1, len(values))
 
 
 def _distribution(tables: Sequence[ScoreTable], models: Sequence[str], scorer: str) -> Distribution:
@@ -166,7 +166,7 @@ def _distribution(tables: Sequence[ScoreTable], models: Sequence[str], scorer: s
     low, high = float(everything.min()), float(everything.max())
     width = high - low or max(abs(high), 1.0)
     start, end = (low, high) if high > low else (low - width / 2, low + width / 2)
-    shares = {label: histogram_path(values, start, end)[0] for label, values in scores.items()}
+    shares = {label: histogram_shares(values, start, end) for label, values in scores.items()}
     most = max(share.max() for share in shares.values())
     return Distribution(
         scorer=scorer,
