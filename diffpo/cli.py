@@ -73,6 +73,29 @@ def demo(
 
 
 @app.command()
+def evaluate(
+    config: Annotated[str, typer.Argument(help="A YAML file, such as configs/eval-shapes.yaml.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Such as sampling.steps=20, or models.mine=runs/x.", show_default=False)
+    ] = None,
+) -> None:
+    """Judge models: generate, score, compare, report; the same command continues, and makes only what is missing."""
+    from diffpo.evaluate_config import load_evaluation
+
+    loaded = load_evaluation(config, overrides or [])
+    quiet()
+    from diffpo.evaluate_command import evaluate as run
+
+    done = run(loaded)
+    out = done.folder
+    say(
+        f"wrote {out}/report.html, {out}/comparison.json (.csv, .tex), {out}/grid.png: {done.images} images, "
+        f"{done.made} of them made now",
+        f"open {out}/report.html in a browser",
+    )
+
+
+@app.command()
 def generate(
     model: Annotated[str, typer.Argument(help="A diffusers folder, a Hub id, or shapes:base.", show_default=False)],
     prompts: Annotated[str, typer.Option(help="A file of prompts, or a named set such as shapes:heldout:200.")],
@@ -108,18 +131,31 @@ def generate(
 
 
 @app.command()
-def score(folders: Folders, scorers: ScorerNames) -> None:
-    """Score the images of media folders; what was scored before is kept."""
+def score(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Media folders; or any folders of images with prompts, or tables of paths and prompts.",
+            show_default=False,
+        ),
+    ],
+    scorers: ScorerNames,
+) -> None:
+    """Score images, whoever made them; what was scored before is kept."""
     from diffpo.options import make_scorer
 
     made = [make_scorer(name) for name in scorers]
     quiet()
+    from diffpo.evaluate.media import scores_file
     from diffpo.evaluate.scores import score_folder
 
     for folder in folders:
         score_folder(folder, made)
-    paths = " ".join(map(str, folders))
-    say(f"wrote {', '.join(f'{folder}/scores.parquet' for folder in folders)}", f"diffpo compare {paths}")
+    sources = [folder if folder.is_dir() else scores_file(folder) for folder in folders]
+    say(
+        f"wrote {', '.join(str(scores_file(folder)) for folder in folders)}",
+        f"diffpo compare {' '.join(map(str, sources))}",
+    )
 
 
 @app.command()
