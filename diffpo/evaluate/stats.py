@@ -158,7 +158,7 @@ def bootstrap_interval(
         values: `[n]`, one per prompt.
         level: Between 0 and 1.
         resamples: Number of resamples.
-        interval: `percentile`, or `bca` (bias-corrected and accelerated).
+        interval: `percentile`, with room for few values, or `bca` (bias-corrected and accelerated).
         seed: Of the resampling.
 
     Returns:
@@ -167,9 +167,10 @@ def bootstrap_interval(
     if len(values) < 2:
         return math.nan, math.nan
     means = _resampled_means(values, resamples, seed)
-    tails = np.array([(1 - level) / 2, (1 + level) / 2])
     if interval == "bca" and np.ptp(values) > 0:
-        tails = _bca_tails(values, means, tails)
+        tails = _bca_tails(values, means, np.array([(1 - level) / 2, (1 + level) / 2]))
+    else:
+        tails = _percentile_tails(len(values), level)
     low, high = np.quantile(means, tails)
     return float(low), float(high)
 
@@ -226,6 +227,18 @@ def _resampled_means(values: NDArray[np.float64], resamples: int, seed: int) -> 
     return np.concatenate(
         [values[generator.integers(0, n, size=(rows, n))].mean(axis=1) for rows in _blocks(resamples, n)]
     )
+
+
+def _percentile_tails(n: int, level: float) -> NDArray[np.float64]:
+    """Quantiles to take: Phi(+-sqrt(n / (n - 1)) t), t of n - 1 degrees of freedom (Hesterberg 2015, section 4.1.1).
+
+    The plain ones are too near for few values: resampling divides by n, and takes the spread that it sees for the true
+    one. For 10 values 95 % become 98.3 %, for 200 95.2 %.
+    """
+    from scipy.special import ndtr, stdtrit
+
+    low = ndtr(math.sqrt(n / (n - 1)) * stdtrit(n - 1, (1 - level) / 2))
+    return np.array([low, 1 - low])
 
 
 def _bca_tails(

@@ -62,8 +62,13 @@ def user_win_rate(
 
     Raises:
         UserError: If there is one user only, whom no interval over users can be made of.
+        ValueError: If something is no share.
     """
+    from scipy.special import ndtr, stdtrit
+
     shares = np.asarray(shares, dtype=np.float64)
+    if not ((shares >= 0) & (shares <= 1)).all():
+        raise ValueError("shares must lie between 0 and 1")
     units = list(zip(map(str, user_ids), prompt_ids, strict=True))
     assert len(shares) == len(units)
     values, owners = per_prompt_means(shares, units), [user for user, _ in dict.fromkeys(units)]
@@ -74,7 +79,8 @@ def user_win_rate(
         raise UserError("win rates per user need at least two users.")
     sizes = np.unique(owners, return_counts=True)[1]
     drawn = _two_level_means(values, sizes, resamples, seed)
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    tail = ndtr(stdtrit(len(means) - 1, (1 - level) / 2))  # of t: few users know little of how much users differ
+    low, high = np.quantile(drawn, [tail, 1 - tail])
     if np.ptp(drawn) == 0:
         low, high = constant_interval(float(means[0]), len(means), level)
     return UserWinRate(

@@ -36,12 +36,12 @@ def test_the_order_of_rows_and_the_names_of_users_do_not_matter():
 def test_the_two_levels_add_up_to_what_users_differ_by():
     """Between-user variance t, within s over k prompts: means of users vary by t + s / k, and so do the resamples."""
     generator, users, k = np.random.default_rng(1), 200, 20
-    taste = generator.normal(0, 0.1, size=(users, 1))
-    values = 0.5 + taste + generator.normal(0, 0.3, size=(users, k))
+    taste = generator.uniform(-0.2, 0.2, size=(users, 1))
+    values = 0.5 + taste + generator.uniform(-0.3, 0.3, size=(users, k))
     found = user_win_rate(values.ravel(), list(range(k)) * users, np.repeat(np.arange(users), k).tolist())
     expected = values.mean(1).std(ddof=1) / np.sqrt(users)
     assert (found.macro.ci_high - found.macro.ci_low) / (2 * 1.96) == pytest.approx(expected, rel=0.04)
-    assert expected == pytest.approx(np.sqrt((0.1**2 + 0.3**2 / k) / users), rel=0.1)
+    assert expected == pytest.approx(np.sqrt((0.4**2 / 12 + 0.6**2 / 12 / k) / users), rel=0.1)
 
 
 def test_levels_by_hand():
@@ -68,3 +68,9 @@ def test_users_who_agree_are_no_certainty():
 def test_one_user_is_no_population():
     with pytest.raises(UserError, match="at least two users"):
         user_win_rate([1.0, 0.0], ["p", "q"], ["ann", "ann"])
+
+
+@pytest.mark.parametrize("share", [float("nan"), 1.5, -0.5])
+def test_what_is_no_share(share):
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        user_win_rate([1.0, share], ["p", "p"], ["ann", "bob"])
