@@ -81,6 +81,26 @@ def test_baseline_and_models_by_name(three):
         compare_all(three[:1], judging=QUICK)
 
 
+def test_a_model_without_some_prompts(three, tmp_path):
+    fewer = {prompt: scores for prompt, scores in wave("sft", 1).items() if prompt not in ("p0", "p1")}
+    write_folder(three[1], "sft", {"taste": fewer})
+    for mode, count in (("same-seed", "12 match"), ("all-pairs", "6 are common")):
+        with pytest.raises(UserError, match=count):
+            compare_all(three, judging=Judging(mode=mode, resamples=200))
+    assert compare_all(three, models=["base", "dpo"], judging=QUICK).models == ("base", "dpo")
+
+
+def test_models_that_score_alike_are_even(tmp_path):
+    """All ties: even, no model ahead, and no certainty of that."""
+    folders = [write_folder(tmp_path / name, name, {"x": wave("base", 0)}) for name in ("a", "b", "c")]
+    ranking = compare_all(folders, judging=QUICK).rankings[0]
+    assert [rank.elo for rank in ranking.ranks] == pytest.approx([0, 0, 0])
+    assert all(rank.elo_low < 0 < rank.elo_high for rank in ranking.ranks if rank.model != "a")
+    assert all(
+        cell.win_rate.p_value == 1 and cell.win_rate.ci_low < 0.5 < cell.win_rate.ci_high for cell in ranking.cells
+    )
+
+
 def test_votes_between_some(three, tmp_path):
     """No vote between base and dpo: they are ranked through sft, and not compared directly."""
     lines = ["model_a,model_b,prompt,choice", *(f"base,sft,{p},b" for p in "abc"), *(f"sft,dpo,{p},b" for p in "abd")]
