@@ -23,6 +23,7 @@ from diffpo.evaluate.evidence import Evidence, read_evidence
 from diffpo.evaluate.exact import benjamini_hochberg, is_pass_fail, mcnemar
 from diffpo.evaluate.media import read_settings
 from diffpo.evaluate.pairing import CHOOSING, MODES, Mode, PairedScores, ScoredPair, pair_scores
+from diffpo.evaluate.power import ALPHA, least_p_value
 from diffpo.evaluate.stats import Estimate, Interval, WinRate, holm, mean_difference, win_rate
 from diffpo.evaluate.users import UserWinRate, user_win_rate
 from diffpo.evaluate.votes import HUMAN, Votes
@@ -239,6 +240,8 @@ def _users(votes: Votes | None, labels: tuple[str, str], judging: Judging) -> Us
 def _notes_on_size(first: ScorerResult) -> list[str]:
     rate = first.win_rate
     notes = [f"Only {rate.n_prompts} prompts: the intervals are rough."] if rate.n_prompts < FEW_PROMPTS else []
+    if least_p_value(rate.n_prompts) > ALPHA:
+        notes.append(f"{rate.n_prompts} prompts cannot tell: p is {least_p_value(rate.n_prompts):.2f} at the least.")
     if rate.detectable == rate.detectable:
         notes.append(
             f"{rate.n_prompts} prompts find a win rate by {first.scorer} that is {100 * rate.detectable:.1f} points "

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from diffpo.errors import UserError
 from diffpo.evaluate.media import write_json
 from diffpo.evaluate.pairing import Mode
+from diffpo.evaluate.power import least_p_value
 from diffpo.evaluate.stats import Estimate, WinRate
 from diffpo.evaluate.users import UserWinRate
 from diffpo.evaluate.votes import HUMAN
@@ -79,8 +80,13 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """`better`, `worse` or `unclear`: whether the first scorer's interval of the win rate excludes one half."""
+        """`better`, `worse` or `unclear`: whether the first scorer's interval of the win rate excludes one half.
+
+        Always unclear where prompts are so few that no test could tell.
+        """
         first = self.results[0].win_rate
+        if least_p_value(first.n_prompts) > 1 - self.level:
+            return "unclear"
         return "better" if first.ci_low > 0.5 else "worse" if first.ci_high < 0.5 else "unclear"
 
     @property

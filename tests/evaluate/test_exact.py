@@ -61,8 +61,18 @@ def test_the_detectable_effect_of_the_usual_prompt_sets(n, points):
 
 
 def test_the_detectable_effect_by_hand():
-    """Differences 1 and 3: mean 2, variance 2, so 2.8016 x sqrt(2) / sqrt(2)."""
-    assert mean_difference([1.0, 3.0], [0.0, 0.0], ["a", "b"]).detectable == pytest.approx(2.8016, abs=1e-4)
+    """Differences 1 and 3, three times: variance 1.2; t of 5 degrees 2.5706 + 0.9195, times sqrt(1.2 / 6)."""
+    found = mean_difference([1.0, 3.0] * 3, [0.0] * 6, range(6))
+    assert found.detectable == pytest.approx(3.4901 * math.sqrt(0.2), abs=1e-4)
+
+
+def test_five_prompts_find_nothing():
+    """All five won: p = 2 / 32. With six it is 2 / 64."""
+    for n, finds in ((5, False), (6, True)):
+        values = [1.0 + i / 10 for i in range(n)]
+        found = mean_difference(values, [0.0] * n, range(n))
+        assert found.p_value == 2 / 2**n and (found.p_value <= 0.05) == finds
+        assert math.isnan(found.detectable) != finds
 
 
 def test_values_that_do_not_vary_tell_no_spread():
