@@ -108,6 +108,7 @@ class Evidence:
         choosers = None
         if chosen_by is not None:
             self.common_scorers((model, baseline), [chosen_by])
+            self.provenance(chosen_by, (model, baseline))
             choosing = [rows_by_image(self.tables, chosen_by, label) for label in (model, baseline)]
             choosers = scores_by_prompt(choosing[0]), scores_by_prompt(choosing[1])
         return pair_values(scores_by_prompt(rows[0]), scores_by_prompt(rows[1]), mode, chosen_by=choosers)

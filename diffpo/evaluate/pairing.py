@@ -164,6 +164,8 @@ def _prompt_values(scores: Mapping[int, float], choices: Mapping[int, float], mo
         return [float(np.mean(list(scores.values())))]
     if choices.keys() != scores.keys():
         raise UserError(f"the scorer that chooses did not score the same images of {prompt!r}. Run `diffpo score`.")
+    if not all(map(math.isfinite, choices.values())):
+        raise UserError(f"a score of {prompt!r} that should choose an image is not a finite number. Score it again.")
     ranked = sorted(scores, key=lambda seed: (choices[seed], seed))
     return [scores[ranked[-1] if mode == "best-of-n" else ranked[(len(ranked) - 1) // 2]]]
 

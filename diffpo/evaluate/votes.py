@@ -138,7 +138,7 @@ def _vote(where: str, row: Mapping[str, str | None], prompt: str) -> Vote:
     choice, seed = cells["choice"].lower(), cells.get("seed", "")
     if choice not in SHARES:
         raise UserError(f"{where}: choice must be {_listed(SHARES)}, got {cells['choice']!r}.")
-    if seed and not seed.lstrip("-").isdecimal():
+    if seed and not seed.removeprefix("-").isdecimal():
         raise UserError(f"{where}: seed must be a whole number or empty, got {seed!r}.")
     return Vote(
         model_a=cells["model_a"],

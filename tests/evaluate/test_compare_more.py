@@ -9,6 +9,7 @@ from judged import write_folder
 from diffpo.errors import UserError
 from diffpo.evaluate.compare import Judging, compare
 from diffpo.evaluate.comparison import read_comparison, write_comparison
+from diffpo.evaluate.scores import ScoreTable, read_scores, write_scores
 from diffpo.evaluate.stats import holm
 
 BASE = {"p": [1.0, 2.0, 3.0], "q": [5.0, 5.0, 5.0], "r": [0.0, 1.0, 2.0]}
@@ -56,15 +57,42 @@ def test_another_scorer_chooses(two):
     assert "rewards spread" in " ".join(compare(two, judging=Judging(mode="best-of-n")).notes)
 
 
+def test_the_scorer_that_chooses_must_be_one_and_the_same(two):
+    table = read_scores(two[1])
+    other = {**table.provenance, "distaste": {"scorer": "distaste", "weights": "of another day"}}
+    write_scores(two[1] / "scores.parquet", ScoreTable(table.rows, other))
+    assert compare(two, scorers=["taste"], judging=Judging(mode="best-of-n", chosen_by="taste"))
+    with pytest.raises(UserError, match=r"scores of distaste were made differently for the models \(weights\)"):
+        compare(two, scorers=["taste"], judging=Judging(mode="best-of-n", chosen_by="distaste"))
+
+
 def test_holm_over_the_scorers(two):
     results = compare(two).results
     assert [result.adjusted_p for result in results] == holm([result.win_rate.p_value for result in results])
 
 
-def test_what_could_have_been_found_is_in_the_notes(two):
-    found = compare(two, scorers=["taste"])
+def test_what_could_have_been_found_is_in_the_notes(two, tmp_path):
+    few = compare(two, scorers=["taste"])
+    assert "3 prompts cannot tell: p is 0.25 at the least" in " ".join(few.notes)
+    scores = {f"{prompt}{i}": values for i in range(4) for prompt, values in TUNED.items()}
+    base = {f"{prompt}{i}": values for i in range(4) for prompt, values in BASE.items()}
+    folders = [write_folder(tmp_path / name, name, {"x": each}) for name, each in (("a", base), ("b", scores))]
+    found = compare(folders)
     points = 100 * found.results[0].win_rate.detectable
     assert points > 0 and f"{points:.1f} points from even in 80%" in " ".join(found.notes)
+
+
+def test_three_prompts_are_no_verdict(tmp_path):
+    """All won, by whatever: p = 2/8. Six won are 2/64."""
+    for n, verdict in ((3, "unclear"), (5, "unclear"), (6, "better")):
+        folders = [
+            write_folder(
+                tmp_path / f"{n}{name}", name, {"x": {f"p{i}": [score, score, score if i % 2 else 0] for i in range(n)}}
+            )
+            for name, score in (("base", 1.0), ("tuned", 1.5))
+        ]
+        found = compare(folders)
+        assert found.results[0].win_rate.ci_low > 0.5 and found.verdict == verdict
 
 
 def test_one_image_passed_or_failed_is_mcnemars(tmp_path):
@@ -157,7 +185,7 @@ def scored_table(folder, scorer, source=None):
 
 
 def test_the_scorer_that_labelled_the_pairs_is_flagged(tmp_path):
-    """The tuned model learned from a table that `taste` scored, made of one that `older` scored; its start from another."""
+    """The tuned model learned from a table that `taste` scored, made of one that `older` scored; its start, another."""
     earlier = {
         "path": "x",
         "provenance": {"recipe": {"scorer": {"scorer": "older"}}, "source": {"path": "shapes:pairs"}},
@@ -211,5 +239,5 @@ def test_other_prompts_in_modes_that_pair_no_seeds(two, tmp_path):
 
 @pytest.mark.parametrize("options", [{"mode": "worst"}, {"level": 1.0}, {"resamples": 0}])
 def test_ways_that_there_are_not(options):
-    with pytest.raises(UserError, match="unknown mode|between 0 and 1"):
+    with pytest.raises(UserError, match=r"unknown mode|between 0 and 1"):
         Judging(**options)

@@ -90,3 +90,6 @@ def test_choosers_that_do_not_fit():
         pair_values(MODEL, BASELINE, "same-seed", chosen_by=(MODEL, BASELINE))
     with pytest.raises(UserError, match="did not score the same images of 'a'"):
         pair_values(MODEL, BASELINE, "best-of-n", chosen_by=({"b": {0: 1.0}}, BASELINE))
+    unknown = {**BASELINE, "b": {0: math.nan}}
+    with pytest.raises(UserError, match="'b' that should choose an image is not a finite number"):
+        pair_values(MODEL, BASELINE, "median-image", chosen_by=(MODEL, unknown))

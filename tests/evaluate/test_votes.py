@@ -51,6 +51,7 @@ def test_a_file_of_a_spreadsheet_program(write):
         ("model_a,model_b,prompt,choice\nx,x,p,a\n", "line 2 compares x with itself"),
         ("model_a,model_b,prompt,choice\nx,y,,a\n", "line 2 has no prompt"),
         ("model_a,model_b,prompt,choice,seed\nx,y,p,a,one\n", "line 2: seed must be a whole number or empty"),
+        ("model_a,model_b,prompt,choice,seed\nx,y,p,a,--1\n", "line 2: seed must be a whole number or empty"),
     ],
 )
 def test_what_is_no_vote(write, text, message):
