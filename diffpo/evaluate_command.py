@@ -84,7 +84,7 @@ def evaluate(evaluation: Evaluation) -> Evaluated:
     if state.is_main_process:
         for folder in media:
             score_folder(folder, scorers, console=console)
-        _compare(evaluation, media, [scorer.name for scorer in scorers], [Path(run) for run in runs.values()])
+        _compare(evaluation, media, [scorer.name for scorer in scorers], _run_folders(evaluation, runs))
     state.wait_for_everyone()
     return Evaluated(
         folder=Path(evaluation.output),
@@ -153,6 +153,14 @@ def _options(evaluation: Evaluation, model: JudgedModel, run: str | None) -> Gen
     assert run is not None
     start = None if config.model.trains_base else config.model.denoiser  # a LoRA lies on what it was trained on
     return evaluation.options(config.model.path, denoiser=start, tuned=run)
+
+
+def _run_folders(evaluation: Evaluation, runs: Mapping[str, str]) -> list[Path]:
+    """Run folders of the models, for the report's curves."""
+    places = [runs.get(label) or model.tuned for label, model in evaluation.models.items()]
+    folders = [Path(place).expanduser() for place in places if place is not None]
+    folders = [folder.parent if folder.name == "final" else folder for folder in folders]
+    return [folder for folder in dict.fromkeys(folders) if (folder / "metrics.jsonl").is_file()]
 
 
 def _say_what_is_missing(works: Mapping[str, Work], console: Console) -> None:
