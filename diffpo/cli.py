@@ -175,6 +175,26 @@ def geneval(
     say(f"wrote {', '.join(f'{folder}/geneval.json' for folder in folders)}", f"diffpo compare {paths} -s geneval")
 
 
+@app.command("set-metrics")
+def set_metrics(
+    folders: Folders,
+    features: Annotated[
+        list[str] | None, typer.Option(help="clip (model=FOLDER) or inception (path=FILE); may be repeated.")
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="A folder of images that distances are to; else the baseline.")
+    ] = None,
+    limit: Annotated[float, typer.Option(help="Share of the baseline beyond which a drift is an alarm.")] = 0.1,
+    out: Annotated[Path, typer.Option(help="The JSON file to write.")] = Path("sets.json"),
+) -> None:
+    """Measure FID, KID, diversity within a prompt, and alarms of over-optimisation."""
+    quiet()
+    from diffpo.evaluate.sets.command import run_set_metrics
+
+    run_set_metrics(folders, features or ["clip"], reference=reference, limit=limit, out=out)
+    say(f"wrote {out}", f"diffpo grid {' '.join(map(str, folders))}")
+
+
 @app.command()
 def compare(
     folders: Annotated[list[Path] | None, typer.Argument(help="Media folders, the baseline first.")] = None,

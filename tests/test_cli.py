@@ -27,6 +27,7 @@ COMMANDS = {
         "data perturb",
         "evaluate",
         "geneval",
+        "set-metrics",
         "generate",
         "score",
         "scorers",
