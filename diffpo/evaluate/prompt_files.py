@@ -30,12 +30,13 @@ def read_prompt_file(path: Path) -> list[PromptRecord]:
     """
     if not path.is_file():
         raise UserError(f"there is no prompt file {path}.")
-    if path.suffix not in READERS:
+    reader = READERS.get(path.suffix.lower())
+    if reader is None:
         raise UserError(
             f"{path}: cannot read prompts from a {path.suffix or 'nameless'} file; use one of {', '.join(READERS)}."
         )
     try:
-        return READERS[path.suffix](path)
+        return reader(path)
     except UserError:
         raise
     except (ValueError, OSError, csv.Error) as error:
@@ -43,24 +44,24 @@ def read_prompt_file(path: Path) -> list[PromptRecord]:
 
 
 def _read_lines(path: Path) -> list[PromptRecord]:
-    return [PromptRecord(line.strip(), {}) for line in path.read_text(encoding="utf-8").split("\n")]
+    return [PromptRecord(line.strip(), {}) for line in path.read_text(encoding="utf-8-sig").split("\n")]
 
 
 def _read_json(path: Path) -> list[PromptRecord]:
-    value = json.loads(path.read_text(encoding="utf-8"))
+    value = json.loads(path.read_text(encoding="utf-8-sig"))
     if not isinstance(value, list):
         raise UserError(f"{path} must hold a list of prompts or of objects, got {type(value).__name__}.")
     return [_record(path, number, item) for number, item in enumerate(value, start=1)]
 
 
 def _read_jsonl(path: Path) -> list[PromptRecord]:
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = path.read_text(encoding="utf-8-sig").split("\n")
     return [_record(path, number, json.loads(line)) for number, line in enumerate(lines, start=1) if line.strip()]
 
 
 def _read_csv(path: Path) -> list[PromptRecord]:
     with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+        rows = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
         return [_record(path, number, row) for number, row in enumerate(rows, start=1)]
 
 

@@ -17,7 +17,7 @@ import difflib
 import hashlib
 import os
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -91,11 +91,9 @@ def benchmark_records(name: str, rest: str) -> list[PromptRecord]:
     part, count = ("", None) if local else _parse(name, rest)
     wanted = (part,) if part else benchmark.default or _parts(benchmark)
     records: list[PromptRecord] = []
-    for key, pattern in benchmark.files.items():
-        if key and key not in wanted:
-            continue
+    for key, path in _files(name, local, wanted):
         extra = {benchmark.part_column: key} if key and benchmark.part_column else {}
-        for record in read_prompt_file(_find(name, pattern, local)):
+        for record in read_prompt_file(path):
             kept = {k: v for k, v in record.detail.items() if benchmark.keep is None or k in benchmark.keep}
             records.append(PromptRecord(record.prompt, {**kept, **extra}))
     if part and part in benchmark.parts:
@@ -146,10 +144,16 @@ def _sample(records: list[PromptRecord], count: int, spec: str) -> list[PromptRe
     return [record for record in reversed(different.values()) if record.prompt in chosen]
 
 
-def _find(name: str, pattern: str, local: Path | None) -> Path:
-    """The file of a benchmark: in the local copy (a folder with the same file names, or the file), or fetched."""
+def _files(name: str, local: Path | None, wanted: Sequence[str]) -> list[tuple[str, Path]]:
+    """Part and file of what is wanted; a local file is the part that its name says, or none."""
+    files = BENCHMARKS[name].files
     if local is not None and local.is_file():
-        return local
+        return [(next((key for key, pattern in files.items() if local.match(Path(pattern).name)), ""), local)]
+    return [(key, _find(name, pattern, local)) for key, pattern in files.items() if not key or key in wanted]
+
+
+def _find(name: str, pattern: str, local: Path | None) -> Path:
+    """The file of a benchmark: in the local copy (a folder with the same file names), or fetched."""
     if local is not None:
         found = sorted([*local.glob(pattern), *local.glob(Path(pattern).name)])
         if not found:

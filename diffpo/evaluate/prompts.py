@@ -109,7 +109,7 @@ def load_prompts(spec: str | Path) -> PromptSet:
         UserError: If there is no such file or set, it holds no prompt, or it is not here and cannot be fetched.
     """
     name = str(spec)
-    is_file = Path(name).is_file() or (Path(name).suffix in READERS and name.partition(":")[0] not in KNOWN)
+    is_file = Path(name).is_file() or (Path(name).suffix.lower() in READERS and name.partition(":")[0] not in KNOWN)
     records = read_prompt_file(Path(name).expanduser()) if is_file else _named(name)
     records = [record for record in records if record.prompt.strip()]
     if not records:

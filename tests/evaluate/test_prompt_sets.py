@@ -143,3 +143,14 @@ def test_more_than_there_is_and_a_wrong_folder(hpdv2, tmp_path, cache):
         load_prompts("drawbench:3")
     with pytest.raises(UserError, match=r"has no PartiPrompts\.tsv"):
         load_prompts(f"partiprompts:{hpdv2}")
+
+
+def test_a_single_local_file_is_the_part_that_its_name_says(hpdv2, tmp_path):
+    photo = load_prompts(f"hpdv2:{hpdv2 / 'benchmark' / 'photo.json'}")
+    assert len(photo) == 11 and set(photo.categories) == {"photo"}
+    (tmp_path / "mine.json").write_text('["x", "y"]')
+    mine = load_prompts(f"hpdv2:{tmp_path / 'mine.json'}")
+    assert mine.prompts == ("x", "y") and mine.categories == ("", "")
+    file = tmp_path / "validation_unique-00000-of-00001-c239.parquet"
+    pq.write_table(pa.table({"caption": ["a"]}), file)
+    assert load_prompts(f"pickapic:{file}").categories == ("validation_unique",)

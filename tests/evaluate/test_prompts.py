@@ -104,3 +104,19 @@ def test_broken_files(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=message):
         load_prompts(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.txt", "a cat\na dog\n"),
+        ("a.json", '["a cat", "a dog"]'),
+        ("a.jsonl", '"a cat"\n"a dog"\n'),
+        ("A.TXT", "a cat\r\na dog\r\n"),
+        ("a.CSV", "prompt,x\na cat,1\na dog,2\n"),
+        ("a.Tsv", "prompt\tx\na cat\t1\na dog\t2\n"),
+    ],
+)
+def test_a_byte_order_mark_is_no_part_of_a_prompt(name, text, tmp_path):
+    (tmp_path / name).write_text(text, encoding="utf-8-sig", newline="")
+    assert load_prompts(tmp_path / name).prompts == ("a cat", "a dog")
