@@ -151,6 +151,7 @@ def compare_evidence(
             *_notes_on_sampling(evidence, labels),
         ),
         mode=judging.mode,
+        prompt_set=evidence.prompt_set(labels),
     )
 
 

@@ -77,6 +77,8 @@ class Comparison:
     """What a reader must know to judge the numbers."""
     mode: Mode = "same-seed"
     """Which images were compared; see `pairing`."""
+    prompt_set: str = ""
+    """Name and hash of the prompts, as far as the media folders know them."""
 
     @property
     def verdict(self) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from diffpo.errors import UserError
 from diffpo.evaluate.in_loop import scorers_in_training, warning
+from diffpo.evaluate.media import read_settings
 from diffpo.evaluate.pairing import Mode, PairedScores, check_same_images, pair_values, rows_by_image, scores_by_prompt
 from diffpo.evaluate.prompts import category_of, read_prompts
 from diffpo.evaluate.scores import ScoreTable, read_scores
@@ -139,6 +140,18 @@ class Evidence:
         """By scorer: that it had a hand in making one of the models, as far as runs tell or the user says."""
         found = {name: warning(name, ()) for name in declared}
         return found | {name: warning(name, of) for name, of in scorers_in_training(self.sources, labels).items()}
+
+    def prompt_set(self, labels: Sequence[str]) -> str:
+        """Name and hash of the prompts of these models, as far as their folders know; empty if they do not."""
+        settings = [
+            read_settings(source)
+            for source, table in zip(self.sources, self.tables, strict=True)
+            if source.is_dir() and any(label in table.models for label in labels)
+        ]
+        named = [
+            f"{record['prompts']}, hash {record['prompts_hash']}" for record in settings if "prompts_hash" in record
+        ]
+        return "; ".join(dict.fromkeys(named))
 
     def categories(self) -> dict[str, str]:
         """Prompt -> category, as far as the media folders know."""

@@ -241,3 +241,16 @@ def test_other_prompts_in_modes_that_pair_no_seeds(two, tmp_path):
 def test_ways_that_there_are_not(options):
     with pytest.raises(UserError, match=r"unknown mode|between 0 and 1"):
         Judging(**options)
+
+
+def test_the_prompt_sets_hash_is_in_the_result(tmp_path):
+    known = {"prompts": "drawbench", "prompts_hash": "abc"}
+    folders = [write_folder(tmp_path / name, name, {"x": BASE}, known) for name in ("a", "b")]
+    assert compare(folders).prompt_set == "drawbench, hash abc"
+    write_folder(tmp_path / "b", "b", {"x": BASE}, {**known, "prompts_hash": "def"})
+    found = compare(folders)
+    assert found.prompt_set == "drawbench, hash abc; drawbench, hash def"
+    write_comparison(tmp_path / "c.json", found)
+    assert read_comparison(tmp_path / "c.json") == found
+    write_folder(tmp_path / "a", "a", {"x": BASE})
+    assert compare(folders).prompt_set == "drawbench, hash def"
