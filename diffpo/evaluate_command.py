@@ -33,6 +33,7 @@ from diffpo.evaluate_config import Evaluation, JudgedModel
 from diffpo.generate import GenerateOptions
 from diffpo.options import make_scorer
 from diffpo.parallel import forget_settings, make_state
+from diffpo.pipelines import find_model
 from diffpo.run import FREE
 from diffpo.train import train
 
@@ -61,8 +62,8 @@ def evaluate(evaluation: Evaluation) -> Evaluated:
     """
     prompts = load_prompts(evaluation.prompts)
     scorers = [make_scorer(spec) for spec in evaluation.scorers]
-    for scorer in scorers:
-        assert scorer.provenance  # weights that are not there are missed now, not after hours of sampling
+    names = list({scorer.name: scorer.provenance for scorer in scorers})  # weights that are not there are missed now
+    _check_models(evaluation)
     runs = {label: prepare_run(model) for label, model in evaluation.models.items() if model.train is not None}
     state = make_state()
     console = quiet_console(state)
@@ -84,7 +85,7 @@ def evaluate(evaluation: Evaluation) -> Evaluated:
     if state.is_main_process:
         for folder in media:
             score_folder(folder, scorers, console=console)
-        _compare(evaluation, media, [scorer.name for scorer in scorers], _run_folders(evaluation, runs))
+        _compare(evaluation, media, names, _run_folders(evaluation, runs))
     state.wait_for_everyone()
     return Evaluated(
         folder=Path(evaluation.output),
@@ -130,6 +131,16 @@ def quiet_console(state: PartialState) -> Console:
     console = stderr_console()
     console.quiet = not state.is_main_process
     return console
+
+
+def _check_models(evaluation: Evaluation) -> None:
+    """Miss what is not there before hours of training and sampling."""
+    for model in evaluation.models.values():
+        if model.train is not None:
+            load_config(model.train, model.overrides)
+        else:
+            assert model.path is not None
+            find_model(model.path, lora=model.lora, denoiser=model.denoiser, tuned=model.tuned)
 
 
 def _find_works(evaluation: Evaluation, prompts: PromptSet, runs: Mapping[str, str]) -> dict[str, Work]:

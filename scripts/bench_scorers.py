@@ -105,8 +105,9 @@ def call(folder: Path, calls: Sequence[Sequence[str]]) -> dict[str, Any]:
 def compare(images: Path, few: Path, specs: Sequence[str], repeats: int) -> dict[str, Any]:
     """One call against several, the faster of a few turns each."""
     call(few, [specs])
-    one, several = ([call(images, calls) for _ in range(repeats)] for calls in ([specs], [[spec] for spec in specs]))
-    best = {name: min(turns, key=lambda turn: turn["seconds"]) for name, turns in (("one", one), ("several", several))}
+    ways = {"one": [specs], "several": [[spec] for spec in specs]}
+    turns = [{name: call(images, calls) for name, calls in ways.items()} for _ in range(repeats)]
+    best = {name: min((turn[name] for turn in turns), key=lambda found: found["seconds"]) for name in ways}
     return best | {"ratio": best["one"]["seconds"] / best["several"]["seconds"], "scorers": list(specs)}
 
 

@@ -113,8 +113,8 @@ def score_folder(
         UserError: If the folder, all images, a prompt or a scorer's weights are not what they should be, or a score is
             not a number.
     """
-    source, console = Path(folder), console or stderr_console()
-    media = read_media(source)[rank::world]
+    console = console or stderr_console()
+    source, media = Path(folder), read_media(folder)[rank::world]
     _check_names(scorers)
     kept = Kept.read(source, {scorer.name: scorer.provenance for scorer in scorers})
     path = kept.path if world == 1 else kept.part(rank, world)

@@ -182,7 +182,9 @@ def test_a_kill_loses_nothing_and_processes_share_the_work(world):
         {"argv": ["evaluate", str(files[both])], "processes": 2, "env": {"ACCELERATE_USE_CPU": "true"}, "seconds": 300},
     ]
     answers = launch(jobs, world.folder / "jobs.json")
-    assert [answer["code"] for answer in answers] == [0, -9, -9, -9, 0, 0], [answer["text"][-600:] for answer in answers]
+    assert [answer["code"] for answer in answers] == [0, -9, -9, -9, 0, 0], [
+        answer["text"][-600:] for answer in answers
+    ]
     assert "12 images, 12 of them made now" in answers[0]["text"] and "12 images, 0 of" in answers[4]["text"]
     assert len(pictures(whole)) == 12 and pictures(whole) == pictures(killed) == pictures(both)
     tables = [[read_scores(folder) for folder in sorted(out.glob("media/*"))] for out in (whole, killed, both)]
@@ -239,4 +241,10 @@ def test_the_packaged_file(monkeypatch, tmp_path):
 def test_weights_that_are_not_there_are_missed_before_anything_is_made(judge, tmp_path):
     with pytest.raises(UserError, match="nowhere"):
         judge(scorers=[f"pickscore,path={tmp_path / 'nowhere'}"])
+    never = {"train": "configs/shapes-dpo.yaml", "overrides": [f"train.output={tmp_path / 'never'}"]}
+    with pytest.raises(UserError, match="nowhere"):
+        judge(models={"never": never, "base": str(tmp_path / "nowhere")})
+    with pytest.raises(ConfigError, match="no config at"):
+        judge(models={"never": never, "other": {"train": "configs/shapes-dop.yaml"}})
+    assert not (tmp_path / "never").exists()
     assert not (tmp_path / "out").exists()
