@@ -165,12 +165,15 @@ def geneval(
     colors: Annotated[
         str | None, typer.Option(help="A CLIP that names colours: clip,model=FOLDER; GenEval's by default.")
     ] = None,
+    prompts: Annotated[
+        str | None, typer.Option(help="What is asked for, if the folders do not say: geneval, or a file of its lines.")
+    ] = None,
 ) -> None:
     """Judge by GenEval whether images show the objects, counts, colours and positions that their prompts ask for."""
     quiet()
     from diffpo.evaluate.geneval.command import run_geneval_command
 
-    run_geneval_command(folders, detector, colors)
+    run_geneval_command(folders, detector, colors, prompts=prompts)
     paths = " ".join(map(str, folders))
     say(f"wrote {', '.join(f'{folder}/geneval.json' for folder in folders)}", f"diffpo compare {paths} -s geneval")
 

@@ -28,7 +28,8 @@ from diffpo.evaluate.geneval.run import GENEVAL, TaskScore
 from diffpo.evaluate.geneval.shapes import ShapesEyes, shapes_tasks
 from diffpo.evaluate.media import Media, read_media, write_manifest
 from diffpo.evaluate.prompts import PromptSet, write_prompts
-from diffpo.evaluate.scores import ScoreTable, read_scores, write_scores
+from diffpo.evaluate.scores import ScoreTable, read_scores, score_folder, write_scores
+from diffpo.scorers import ShapesVerifier
 from diffpo.shapes.render import render
 from diffpo.shapes.scenes import BASE_STYLE, parse_caption, sample_prompts, sample_scenes
 
@@ -293,6 +294,31 @@ def test_the_command(shapes, capsys):
     table = read_scores(shapes)
     assert table.scorers == ["geneval"] and [row.score for row in table.rows] == [1.0] * 8 + [0.0] * 4
     assert table.provenance["geneval"]["detector"]["detector"] == "shapes" and "other" in table.provenance
+
+
+def test_scoring_afterwards_keeps_who_passed(shapes):
+    run_geneval_command([shapes], "shapes", None)
+    table = score_folder(shapes, [ShapesVerifier()])
+    assert table.scorers == ["shapes", "geneval"] and len(table.rows) == 24
+    assert "geneval" in read_scores(shapes).provenance
+
+
+def test_folders_of_others_are_told_what_is_asked(tmp_path, shapes):
+    """Images with captions beside them, no manifest; the set comes by name."""
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    for i, item in enumerate(read_media(shapes)[:2]):
+        Image.open(shapes / item.file).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"a photo of a {i}")
+    lines = [
+        {"tag": "counting", "include": [{"class": "x", "count": 1}], "prompt": f"a photo of a {i}"} for i in (0, 1)
+    ]
+    (tmp_path / "set.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (result,) = run_geneval_command([folder], "shapes", None, prompts=str(tmp_path / "set.jsonl"))
+    assert result.tasks == {"counting": TaskScore(0, 2)} and read_geneval(folder) == result
+    (tmp_path / "plain.txt").write_text("a photo of a 0\n")
+    with pytest.raises(UserError, match="has no readable GenEval task"):
+        run_geneval_command([folder], "shapes", None, prompts=str(tmp_path / "plain.txt"))
 
 
 def test_eyes_by_name(tmp_path):

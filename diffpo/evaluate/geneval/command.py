@@ -15,7 +15,7 @@ from diffpo.evaluate.geneval.run import GenEvalResult, Judged, read_tasks, run_g
 from diffpo.evaluate.geneval.shapes import ShapesEyes, shapes_tasks
 from diffpo.evaluate.geneval.tasks import ColorNamer, Detector, Task
 from diffpo.evaluate.media import read_media
-from diffpo.evaluate.prompts import read_prompts
+from diffpo.evaluate.prompts import load_prompts, read_prompts
 from diffpo.evaluate.stats import bootstrap_interval, constant_interval, per_prompt_means
 
 if TYPE_CHECKING:
@@ -25,7 +25,12 @@ DETECTORS: dict[str, type[Mask2Former] | type[ShapesEyes]] = {"mask2former": Mas
 
 
 def run_geneval_command(
-    folders: Sequence[Path], detector: str, colors: str | None, *, console: Console | None = None
+    folders: Sequence[Path],
+    detector: str,
+    colors: str | None,
+    *,
+    prompts: str | None = None,
+    console: Console | None = None,
 ) -> list[GenEvalResult]:
     """Judge folders and print each one's table.
 
@@ -34,6 +39,7 @@ def run_geneval_command(
         detector: `mask2former`, `shapes`, with options behind commas.
         colors: `clip` with options, as the scorer of that name takes them; None: what GenEval uses, or the shapes
             world's own eyes where those detect.
+        prompts: A prompt set that says what is asked for, for folders that do not: `geneval`, or a file of its lines.
         console: Where the tables go; standard output by default.
 
     Raises:
@@ -41,9 +47,10 @@ def run_geneval_command(
     """
     console = console or Console()
     eyes, namer = make_eyes(detector, colors)
+    known = tasks_of_set(prompts) if prompts else None
     results = []
     for folder in folders:
-        result = run_geneval(folder, tasks_of(folder, eyes), eyes, namer)
+        result = run_geneval(folder, known or tasks_of(folder, eyes), eyes, namer)
         console.print(geneval_table(str(folder), result))
         results.append(result)
     return results
@@ -73,6 +80,20 @@ def tasks_of(folder: Path, detector: Detector) -> dict[str, list[Task]]:
     if isinstance(detector, ShapesEyes) and not any("include" in record for record in read_prompts(folder).values()):
         return {item.prompt: shapes_tasks(item.prompt) for item in read_media(folder)}
     return read_tasks(folder)
+
+
+def tasks_of_set(spec: str) -> dict[str, list[Task]]:
+    """What each prompt of a prompt set asks for.
+
+    Raises:
+        UserError: If there is no such set, or it does not say it.
+    """
+    found = load_prompts(spec)
+    details = found.details or ({},) * len(found)
+    return {
+        prompt: [Task.parse({**detail, "prompt": prompt})]
+        for prompt, detail in zip(found.prompts, details, strict=True)
+    }
 
 
 def geneval_table(title: str, result: GenEvalResult) -> Table:

@@ -118,7 +118,7 @@ def read_tasks(folder: str | Path) -> dict[str, list[Task]]:
     if not known:
         raise UserError(
             f"{folder} does not say what its prompts ask for. Generate it from the prompt set `geneval` (or your copy "
-            "of evaluation_metadata.jsonl)."
+            "of evaluation_metadata.jsonl), or name the set: --prompts geneval."
         )
     return {prompt: [Task.parse({**detail, "prompt": prompt})] for prompt, detail in known.items()}
 
