@@ -73,6 +73,29 @@ def demo(
 
 
 @app.command()
+def evaluate(
+    config: Annotated[str, typer.Argument(help="A YAML file, such as configs/eval-shapes.yaml.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Such as sampling.steps=20, or models.mine=runs/x.", show_default=False)
+    ] = None,
+) -> None:
+    """Judge models: generate, score, compare, report; the same command continues, and makes only what is missing."""
+    from diffpo.evaluate_config import load_evaluation
+
+    loaded = load_evaluation(config, overrides or [])
+    quiet()
+    from diffpo.evaluate_command import evaluate as run
+
+    done = run(loaded)
+    out = done.folder
+    say(
+        f"wrote {out}/report.html, {out}/comparison.json (.csv, .tex), {out}/grid.png: {done.images} images, "
+        f"{done.made} of them made now",
+        f"open {out}/report.html in a browser",
+    )
+
+
+@app.command()
 def generate(
     model: Annotated[str, typer.Argument(help="A diffusers folder, a Hub id, or shapes:base.", show_default=False)],
     prompts: Annotated[str, typer.Option(help="A file of prompts, or a named set such as shapes:heldout:200.")],
@@ -108,39 +131,117 @@ def generate(
 
 
 @app.command()
-def score(folders: Folders, scorers: ScorerNames) -> None:
-    """Score the images of media folders; what was scored before is kept."""
+def score(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Media folders; or any folders of images with prompts, or tables of paths and prompts.",
+            show_default=False,
+        ),
+    ],
+    scorers: ScorerNames,
+) -> None:
+    """Score images, whoever made them; what was scored before is kept."""
     from diffpo.options import make_scorer
 
     made = [make_scorer(name) for name in scorers]
     quiet()
+    from diffpo.evaluate.media import scores_file
     from diffpo.evaluate.scores import score_folder
 
     for folder in folders:
         score_folder(folder, made)
+    sources = [folder if folder.is_dir() else scores_file(folder) for folder in folders]
+    say(
+        f"wrote {', '.join(str(scores_file(folder)) for folder in folders)}",
+        f"diffpo compare {' '.join(map(str, sources))}",
+    )
+
+
+@app.command()
+def geneval(
+    folders: Annotated[list[Path], typer.Argument(help="Media folders.", show_default=False)],
+    detector: Annotated[str, typer.Option(help="mask2former (path=FOLDER, batch=8) or shapes.")] = "mask2former",
+    colors: Annotated[
+        str | None, typer.Option(help="A CLIP that names colours: clip,model=FOLDER; GenEval's by default.")
+    ] = None,
+    prompts: Annotated[
+        str | None, typer.Option(help="What is asked for, if the folders do not say: geneval, or a file of its lines.")
+    ] = None,
+) -> None:
+    """Judge by GenEval whether images show the objects, counts, colours and positions that their prompts ask for."""
+    quiet()
+    from diffpo.evaluate.geneval.command import run_geneval_command
+
+    run_geneval_command(folders, detector, colors, prompts=prompts)
     paths = " ".join(map(str, folders))
-    say(f"wrote {', '.join(f'{folder}/scores.parquet' for folder in folders)}", f"diffpo compare {paths}")
+    say(f"wrote {', '.join(f'{folder}/geneval.json' for folder in folders)}", f"diffpo compare {paths} -s geneval")
+
+
+@app.command("set-metrics")
+def set_metrics(
+    folders: Folders,
+    features: Annotated[
+        list[str] | None, typer.Option(help="clip (model=FOLDER) or inception (path=FILE); may be repeated.")
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="A folder of images that distances are to; else the baseline.")
+    ] = None,
+    limit: Annotated[float, typer.Option(help="Share of the baseline beyond which a drift is an alarm.")] = 0.1,
+    out: Annotated[Path, typer.Option(help="The JSON file to write.")] = Path("sets.json"),
+) -> None:
+    """Measure FID, KID, diversity within a prompt, and alarms of over-optimisation."""
+    quiet()
+    from diffpo.evaluate.sets.command import run_set_metrics
+
+    run_set_metrics(folders, features or ["clip"], reference=reference, limit=limit, out=out)
+    say(f"wrote {out}", f"diffpo grid {' '.join(map(str, folders))}")
 
 
 @app.command()
 def compare(
-    folders: Folders,
-    model: Annotated[str | None, typer.Option(help="Label of the model.")] = None,
-    baseline: Annotated[str | None, typer.Option(help="Label of what it is compared with.")] = None,
+    folders: Annotated[list[Path] | None, typer.Argument(help="Media folders, the baseline first.")] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="Label of the model; several are ranked; all by default.")
+    ] = None,
+    baseline: Annotated[str | None, typer.Option(help="Label of what is compared with; the first by default.")] = None,
     scorer: Annotated[list[str] | None, typer.Option("--scorer", "-s", help="Which scorers; all by default.")] = None,
-    out: Annotated[Path, typer.Option(help="The JSON to write.")] = Path("comparison.json"),
+    mode: Annotated[
+        str, typer.Option(help="same-seed, all-pairs, median-image, best-of-n or mean-over-seeds.")
+    ] = "same-seed",
+    chosen_by: Annotated[str | None, typer.Option(help="Scorer that chooses the median or the best image.")] = None,
+    category: Annotated[
+        str | None, typer.Option(help="A prompt set that says each prompt's category; else the folders' own.")
+    ] = None,
+    human: Annotated[
+        Path | None, typer.Option(help="CSV of votes: model_a, model_b, prompt, choice (a, b, tie), user_id.")
+    ] = None,
+    used_in_training: Annotated[
+        list[str] | None, typer.Option(help="A scorer that trained or selected a model; what runs tell is known.")
+    ] = None,
+    out: Annotated[list[Path] | None, typer.Option(help="A .json, .csv or .tex; may be repeated.")] = None,
 ) -> None:
-    """Compare two scored models prompt by prompt, with intervals."""
-    from rich.console import Console
+    """Compare scored models prompt by prompt, with intervals; more than two are ranked as well."""
+    from diffpo.evaluate.compare import Judging
+    from diffpo.evaluate.compare_command import read_categories, run_compare
 
-    from diffpo.evaluate.compare import compare as run
-    from diffpo.evaluate.comparison import comparison_table, write_comparison
-
-    result = run(folders, model=model, baseline=baseline, scorers=scorer)
-    write_comparison(out, result)
-    Console().print(comparison_table(result))
-    print(result.headline)
-    say(f"wrote {out}", f"diffpo report {' '.join(map(str, folders))}")
+    outs = out or [Path("comparison.json")]
+    judging = Judging(
+        mode=mode,  # pyright: ignore[reportArgumentType]
+        chosen_by=chosen_by,
+        used_in_training=tuple(used_in_training or ()),
+        categories=read_categories(category) if category else None,
+    )
+    run_compare(
+        folders or [],
+        models=model or [],
+        baseline=baseline,
+        scorers=scorer or [],
+        votes=human,
+        judging=judging,
+        outs=outs,
+    )
+    say(f"wrote {', '.join(map(str, outs))}", f"diffpo report {' '.join(map(str, folders or ['MEDIA', 'MEDIA']))}")
 
 
 @app.command()
@@ -165,14 +266,33 @@ def grid(
 def report(
     folders: Folders,
     out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
-    run: Annotated[Path | None, typer.Option(help="Run folder of diffpo train, for curves and config.")] = None,
+    run: Annotated[
+        list[Path] | None, typer.Option(help="Run folder of diffpo train, for curves and config; may be repeated.")
+    ] = None,
     title: Annotated[str | None, typer.Option(help="Heading.")] = None,
+    baseline: Annotated[str | None, typer.Option(help="Label of what is compared with; the first by default.")] = None,
+    scorer: Annotated[
+        list[str] | None, typer.Option("--scorer", "-s", help="Which, the first for the headline; all by default.")
+    ] = None,
+    category: Annotated[
+        str | None, typer.Option(help="A prompt set that says each prompt's category; else the folders' own.")
+    ] = None,
+    human: Annotated[
+        Path | None, typer.Option(help="CSV of votes: model_a, model_b, prompt, choice (a, b, tie), user_id.")
+    ] = None,
+    used_in_training: Annotated[
+        list[str] | None, typer.Option(help="A scorer that trained or selected a model; what runs tell is known.")
+    ] = None,
 ) -> None:
-    """Write one self-contained HTML file about two scored models."""
-    from diffpo.evaluate.compare import compare as compared
-    from diffpo.evaluate.report import write_report
+    """Write one self-contained HTML file about scored models: two, or many, which are ranked."""
+    from diffpo.evaluate.compare import Judging
+    from diffpo.evaluate.compare_command import read_categories
+    from diffpo.evaluate.report import compare_folders, write_report
 
-    write_report(out, compared(folders), folders, run=run, title=title)
+    categories = read_categories(category) if category else None
+    judging = Judging(used_in_training=tuple(used_in_training or ()), categories=categories)
+    result = compare_folders(folders, baseline=baseline, scorers=scorer or None, votes=human, judging=judging)
+    write_report(out, result, folders, run=run, title=title, categories=categories)
     say(f"wrote {out}", f"open {out} in a browser")
 
 
@@ -201,6 +321,19 @@ def models() -> None:
     for name, tuning in MODELS.items():
         print(f"model.name={name}: {(tuning.__doc__ or '').strip().splitlines()[0]}")
         for line in describe_fields(tuning):
+            print(f"  {line}")
+
+
+@app.command()
+def scorers() -> None:
+    """List the scorers, their options and where their weights come from."""
+    from diffpo.options import describe_fields
+    from diffpo.scorers import SCORERS
+
+    for name, scorer in SCORERS.items():
+        print(f"{name}: {(scorer.__doc__ or '').strip().splitlines()[0]}")
+        print(f"  weights: {scorer.origin}")
+        for line in describe_fields(scorer):
             print(f"  {line}")
 
 

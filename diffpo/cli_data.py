@@ -96,6 +96,40 @@ def score_table(
     )
 
 
+@data.command("agreement")
+def agreement_of_scorers(
+    target: Target,
+    scorer: Annotated[list[str], typer.Option("--scorer", "-s", help="Such as pickscore; may be repeated.")],
+    out: Annotated[Path, typer.Option(help="The JSON file to write.")] = Path("agreement.json"),
+    ties: Annotated[str, typer.Option(help="keep judges pairs that people called even too; or drop.")] = "keep",
+    tie_threshold: Annotated[float, typer.Option(help="Probabilities that differ by less are a scorer's tie.")] = 0.0,
+    batch: Annotated[int, typer.Option(help="Images at a time.")] = 32,
+    split: Split = None,
+    limit: Limit = None,
+) -> None:
+    """Count how often scorers agree with the people who labelled a pair table; a killed call continues."""
+    import dataclasses
+
+    from diffpo.options import make_scorer, validated
+
+    made = [make_scorer(spec) for spec in scorer]
+    quiet()
+    from rich.console import Console
+
+    from diffpo.data.agreement import Counting, agreement, agreement_table, write_agreement
+
+    counting = validated(Counting, {"tie_threshold": tie_threshold}, "agreement")
+    found_source = find_source(target, split, limit=limit)
+    source = validated(type(found_source), dataclasses.asdict(found_source) | {"ties": ties}, "agreement")
+    found = agreement(source, made, counting, batch=batch)
+    write_agreement(out, found)
+    Console().print(agreement_table(found))
+    broken = f"; {len(found.broken)} pairs with a broken image are left out" if found.broken else ""
+    best = max(found.scorers, key=lambda row: row.agreement).scorer
+    spec = next(spec for spec, each in zip(scorer, made, strict=True) if each.name == best)
+    say(f"wrote {out}{broken}", f"diffpo data score {target} --scorer {spec} --out {out.with_suffix('')}-scored")
+
+
 @data.command("caption")
 def caption_table(
     target: Target,

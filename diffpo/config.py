@@ -68,19 +68,29 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: The file is missing, or values are wrong; the message lists every mistake.
     """
+    file, tree = read_tree(path, overrides, f"{', '.join(BLOCKS)}, train")
+    tree.setdefault("train", {})
+    if isinstance(tree["train"], dict) and tree["train"].get("output") is None:
+        tree["train"]["output"] = f"runs/{file.stem}"
+    return build(tree, str(path))
+
+
+def read_tree(path: str | Path, overrides: Sequence[str], keys: str) -> tuple[Path, dict[str, Any]]:
+    """Read a YAML file and apply overrides; `keys` says what it should hold.
+
+    Raises:
+        ConfigError: The file is missing or no tree, or an override is none.
+    """
     file = find_config(path)
     try:
         tree = yaml.safe_load(file.read_text()) or {}
     except yaml.YAMLError as error:
         raise ConfigError(f"{file} is no YAML: {error}") from error
     if not isinstance(tree, dict):
-        raise ConfigError(f"{file} should hold the keys {', '.join(BLOCKS)}, train; it holds a {type(tree).__name__}")
+        raise ConfigError(f"{file} should hold the keys {keys}; it holds a {type(tree).__name__}")
     for override in overrides:
         _override(tree, override)
-    tree.setdefault("train", {})
-    if isinstance(tree["train"], dict) and tree["train"].get("output") is None:
-        tree["train"]["output"] = f"runs/{file.stem}"
-    return build(tree, str(path))
+    return file, tree
 
 
 def find_config(path: str | Path) -> Path:
@@ -97,7 +107,7 @@ def find_config(path: str | Path) -> Path:
         if (folder / given.name).is_file() and given.parent in (Path("configs"), Path(".")):
             return folder / given.name
     known = sorted({f"configs/{f.name}" for folder in folders for f in folder.glob("*.yaml")})
-    raise ConfigError(f"no config at {path}.{_close(str(path), known)} Packaged are {', '.join(known)}")
+    raise ConfigError(f"no config at {path}.{close_match(str(path), known)} Packaged are {', '.join(known)}")
 
 
 def build(tree: Mapping[str, Any], origin: str = "the configuration") -> Config:
@@ -109,7 +119,7 @@ def build(tree: Mapping[str, Any], origin: str = "the configuration") -> Config:
     mistakes, parts = [], {}
     known = [*BLOCKS, *SECTIONS]
     strange = [key for key in tree if key not in known]
-    mistakes += [f"{key}: unknown key.{_close(key, known)} Allowed are {', '.join(known)}" for key in strange]
+    mistakes += [f"{key}: unknown key.{close_match(key, known)} Allowed are {', '.join(known)}" for key in strange]
     for key in known:
         value = tree.get(key, {})
         if not isinstance(value, dict):
@@ -120,7 +130,7 @@ def build(tree: Mapping[str, Any], origin: str = "the configuration") -> Config:
             name = rest.pop("name", None)
             cls = BLOCKS[key].get(name) if isinstance(name, str) else None
             if cls is None:
-                close = _close(str(name), BLOCKS[key]) if name else ""
+                close = close_match(str(name), BLOCKS[key]) if name else ""
                 given = "is missing" if name is None else f"is {name!r}"
                 mistakes.append(f"{key}.name: {given}.{close} Allowed are {', '.join(BLOCKS[key])}")
                 continue
@@ -232,7 +242,7 @@ def _describe(key: str, cls: type, error: Any) -> str:
         if len(error["loc"]) > 1:
             return f"{where}: unknown key"
         names = ["name"] * (key in BLOCKS) + allowed
-        return f"{where}: unknown key.{_close(name, allowed)} Allowed are {', '.join(names)}"
+        return f"{where}: unknown key.{close_match(name, allowed)} Allowed are {', '.join(names)}"
     if error["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"{where}: is missing"
     message = error["msg"].removeprefix("Value error, ")
@@ -241,7 +251,8 @@ def _describe(key: str, cls: type, error: Any) -> str:
     return f"{where}: {message[0].lower()}{message[1:]} (given {error['input']!r})"
 
 
-def _close(name: str, known: Any) -> str:
+def close_match(name: str, known: Any) -> str:
+    """A question for the end of a message: which known name is meant."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" Did you mean {matches[0]}?" if matches else ""
 

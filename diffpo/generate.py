@@ -138,7 +138,7 @@ def generate(
     model = find_model(options.model, lora=options.lora, denoiser=options.denoiser, tuned=options.tuned)
     device = pick_device(options.device)
     label = label or _label(options)
-    settings = _describe(options, model, prompts, label, device)
+    settings = describe(options, model, prompts, label, device)
     _prepare_folder(out, settings, fresh)
     jobs = _plan(options, prompts, label)
     batches = chunks(jobs, options.batch)
@@ -193,7 +193,7 @@ def _plan(options: GenerateOptions, prompts: PromptSet, label: str) -> list[Medi
     ]
 
 
-def _describe(options: GenerateOptions, model: Model, prompts: PromptSet, label: str, device: str) -> dict[str, Any]:
+def describe(options: GenerateOptions, model: Model, prompts: PromptSet, label: str, device: str) -> dict[str, Any]:
     """The settings file. Whatever an image depends on is in it."""
     from importlib.metadata import version
 

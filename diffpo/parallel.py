@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin, PartialState
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, parse_flag_from_env
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from diffpo.errors import UserError
@@ -23,6 +24,22 @@ TIMEOUT = timedelta(hours=12)
 BUFFERS = DistributedDataParallelKwargs(broadcast_buffers=False)
 """The networks' buffers are constant tables. DDP would send them around in every forward, also in an inversion's,
 of which each process makes a number of its own."""
+
+
+def make_state() -> PartialState:
+    """Learn which of how many processes this is, for work that they share without training.
+
+    Raises:
+        UserError: The processes do not know of each other.
+    """
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=TIMEOUT)
+    _check_launched(state.num_processes)
+    return state
+
+
+def forget_settings() -> None:
+    """Let another run of this process, which is alone, choose its precision and devices anew."""
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def make_accelerator(config: Config) -> Accelerator:
@@ -46,12 +63,7 @@ def make_accelerator(config: Config) -> Accelerator:
     if missing:
         name = sorted(missing)[0]
         raise UserError(f"train.trackers names {name}, which is not installed: pip install 'diffpo[{name}]'")
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if accelerator.num_processes != launched:  # each would train alone, all in one folder
-        raise UserError(
-            f"{launched} processes were launched, but accelerate sees {accelerator.num_processes}. "
-            "On CPUs set ACCELERATE_USE_CPU=true; on GPUs launch no more processes than there are GPUs"
-        )
+    _check_launched(accelerator.num_processes)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:  # what accelerate reads off a loader, or guesses
         settings = accelerator.state.deepspeed_plugin.deepspeed_config
         settings["train_micro_batch_size_per_gpu"] = config.train.batch
@@ -59,6 +71,15 @@ def make_accelerator(config: Config) -> Accelerator:
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         _shard(accelerator, config)
     return accelerator
+
+
+def _check_launched(seen: int) -> None:
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if seen != launched:  # each would work alone, all in one folder
+        raise UserError(
+            f"{launched} processes were launched, but accelerate sees {seen}. "
+            "On CPUs set ACCELERATE_USE_CPU=true; on GPUs launch no more processes than there are GPUs"
+        )
 
 
 def _shard(accelerator: Accelerator, config: Config) -> None:

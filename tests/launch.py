@@ -19,11 +19,13 @@ from typing import Any
 
 import diffpo.checkpoint
 import diffpo.data.cache
+import diffpo.evaluate.images
+import diffpo.evaluate.scores
 import diffpo.train  # and all the rest
 from diffpo.__main__ import main
 
 
-def die(*_: Any) -> None:
+def die(*_: Any, **__: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -69,6 +71,9 @@ PLACES: dict[str, Callable[[], None]] = {
     "checkpoint": lambda: at_call(diffpo.checkpoint, "save_file", 5, half_a_file),  # 3 files each: the 2nd of the 2nd
     "pruning": lambda: at_call(diffpo.checkpoint.shutil, "rmtree", 4),  # each save clears its .tmp first
     "export": unrenamed_export,
+    "sampling": lambda: at_call(diffpo.evaluate.images, "sample_images", 3),
+    "naming": lambda: at_call(diffpo.evaluate.images, "_give_names", 2),
+    "scoring": lambda: at_call(diffpo.evaluate.scores, "read_media", 2),  # the second model's folder
 }
 
 

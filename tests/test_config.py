@@ -17,7 +17,7 @@ from diffpo.errors import ConfigError
 from diffpo.methods import DPO, METHODS, SFT
 from diffpo.settings import Train
 
-FILES = sorted((ROOT / "configs").glob("*.yaml"))
+FILES = sorted(file for file in (ROOT / "configs").glob("*.yaml") if not file.stem.startswith("eval-"))
 SHAPES = "configs/shapes-dpo.yaml"
 BLOCK_CLASSES = ("Train", "Sample", "Tuning", "LoRA", "Source", "DPO", "GenerateOptions")
 

@@ -15,11 +15,12 @@ from runs import ROOT
 
 from diffpo.cli import app
 from diffpo.config import build, load_config
+from diffpo.evaluate_config import load_evaluation
 from diffpo.methods import METHODS
 from diffpo.options import make_captioner, make_perturber, make_scorer
 
 DOCS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+CONFIGS = sorted(file for file in (ROOT / "configs").glob("*.yaml") if not file.stem.startswith("eval-"))
 PAGES = {file.stem: file for file in (ROOT / "docs" / "methods").glob("*.md") if file.name != "README.md"}
 SPECS = {"--scorer": make_scorer, "-s": make_scorer, "--captioner": make_captioner, "--perturber": make_perturber}
 OTHERS = ("pip", "source", "hf", "torchrun")
@@ -53,7 +54,8 @@ def parse(words: list[str]) -> None:
     context = command.make_context(name, list(words))  # an unknown option or a missing argument raises
     config = context.params.get("config") or context.params.get("target")
     if config and config.endswith(".yaml") and (ROOT / config).parent == ROOT / "configs":
-        load_config(ROOT / config, context.params.get("overrides") or [])
+        load = load_evaluation if name == "evaluate" else load_config
+        load(ROOT / config, context.params.get("overrides") or [])
     for option, following in itertools.pairwise(words):
         if option in SPECS:
             SPECS[option](following)

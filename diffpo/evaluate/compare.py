@@ -1,29 +1,40 @@
-"""Compares two models on the same prompts and seeds, scorer by scorer."""
+"""Compares two models on the same prompts, scorer by scorer, human votes among them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from diffpo.errors import UserError
 from diffpo.evaluate.comparison import (
     Comparison,
     ScorerResult,
+    Stratum,
     comparison_table,
+    percent,
     read_comparison,
     write_comparison,
 )
+from diffpo.evaluate.evidence import Evidence, read_evidence
+from diffpo.evaluate.exact import benjamini_hochberg, is_pass_fail, mcnemar
 from diffpo.evaluate.media import read_settings
-from diffpo.evaluate.scores import ScoreRow, ScoreTable, read_scores
-from diffpo.evaluate.stats import Interval, mean_difference, win_rate
+from diffpo.evaluate.pairing import CHOOSING, MODES, Mode, PairedScores, ScoredPair, pair_scores
+from diffpo.evaluate.power import ALPHA, least_p_value
+from diffpo.evaluate.stats import Estimate, Interval, WinRate, holm, mean_difference, win_rate
+from diffpo.evaluate.users import UserWinRate, user_win_rate
+from diffpo.evaluate.votes import HUMAN, Votes
 
 __all__ = [
     "Comparison",
+    "Judging",
     "ScoredPair",
     "ScorerResult",
     "compare",
+    "compare_evidence",
     "comparison_table",
     "pair_scores",
     "read_comparison",
@@ -47,17 +58,35 @@ _SAMPLING = (
 )
 
 
-@dataclass(frozen=True)
-class ScoredPair:
-    """The images of two models for one prompt and seed, as one scorer sees them."""
+@dataclass(frozen=True, kw_only=True)
+class Judging:
+    """How models are compared."""
 
-    model: ScoreRow
-    baseline: ScoreRow
+    mode: Mode = "same-seed"
+    """Which images are compared; see `pairing`. Votes are what they are."""
+    chosen_by: str | None = None
+    """The scorer that chooses the image in `median-image` and `best-of-n`; None: each scorer for itself."""
+    used_in_training: tuple[str, ...] = ()
+    """Scorers that had a hand in training or selection, beside those that the runs name."""
+    categories: Mapping[str, str] | None = None
+    """Prompt -> category; None: what the media folders know."""
+    level: float = 0.95
+    """Of the intervals."""
+    resamples: int = 10_000
+    """Of the bootstrap over prompts, and of the permutation test."""
+    interval: Interval = "percentile"
+    """`percentile` or `bca`."""
+    seed: int = 0
+    """Of the resampling."""
 
-    @property
-    def gain(self) -> float:
-        """How much better the model's image is."""
-        return self.model.score - self.baseline.score
+    def __post_init__(self):
+        """Check the values before anything is read."""
+        if self.mode not in MODES:
+            raise UserError(f"unknown mode {self.mode!r}: choose one of {', '.join(MODES)}.")
+        if self.chosen_by is not None and self.mode not in CHOOSING:
+            raise UserError(f"mode {self.mode} chooses no image: only {' and '.join(CHOOSING)} do.")
+        if not 0 < self.level < 1 or self.resamples < 1:
+            raise UserError(f"level is between 0 and 1, resamples at least 1; got {self.level:g} and {self.resamples}.")
 
 
 def compare(
@@ -66,10 +95,8 @@ def compare(
     model: str | None = None,
     baseline: str | None = None,
     scorers: Sequence[str] | None = None,
-    level: float = 0.95,
-    resamples: int = 10_000,
-    interval: Interval = "percentile",
-    seed: int = 0,
+    votes: str | Path | None = None,
+    judging: Judging | None = None,
 ) -> Comparison:
     """Compare two models.
 
@@ -77,23 +104,37 @@ def compare(
         sources: Scored media folders or parquet tables. Where they hold two models, the first is the baseline.
         model: Label of the model.
         baseline: Label of what it is compared with.
-        scorers: Which, the first for the headline; by default all that scored both.
-        level: Of the intervals.
-        resamples: Of the bootstrap over prompts.
-        interval: `percentile` or `bca`.
-        seed: Of the resampling.
+        scorers: Which, the first for the headline; by default human votes, then all that scored both.
+        votes: A CSV of human votes; see `votes`.
+        judging: How they are compared.
 
     Raises:
-        UserError: If a label or a scorer is unknown, or the two were not scored on the same prompts and seeds by the
-            same scorer.
+        UserError: If a label or a scorer is unknown, the two were not scored on the same prompts (and seeds, where
+            these are paired) by the same scorer, or there is one prompt only.
     """
-    tables = [read_scores(source) for source in sources]
-    baseline, model = _choose_models(tables, sources, baseline, model)
-    names = _choose_scorers(tables, scorers, (baseline, model))
-    pairs = {name: pair_scores(tables, name, model=model, baseline=baseline) for name in names}
-    options = {"level": level, "resamples": resamples, "interval": interval, "seed": seed}
+    evidence = read_evidence(sources, votes)
+    baseline, model = evidence.two_models(baseline, model)
+    return compare_evidence(evidence, baseline, model, scorers, judging or Judging())
+
+
+def compare_evidence(
+    evidence: Evidence, baseline: str, model: str, scorers: Sequence[str] | None, judging: Judging
+) -> Comparison:
+    """Compare two models of what has been read; see `compare`."""
+    labels = (baseline, model)
+    names = evidence.common_scorers(labels, scorers)
+    pairs = {name: evidence.pairs(name, model, baseline, judging.mode, judging.chosen_by) for name in names}
+    categories = evidence.categories() if judging.categories is None else judging.categories
+    warnings = evidence.warnings(labels, judging.used_in_training)
     results = [
-        _judge(name, pairs[name], _common_provenance(tables, name, (baseline, model)), options) for name in names
+        dataclasses.replace(
+            judge(name, pairs[name], judging),
+            provenance=evidence.provenance(name, labels),
+            in_loop=warnings.get(name, ""),
+            strata=_strata(pairs[name], categories, judging),
+            users=_users(evidence.votes, labels, judging) if name == HUMAN else None,
+        )
+        for name in names
     ]
     first = results[0].win_rate
     return Comparison(
@@ -101,141 +142,149 @@ def compare(
         baseline=baseline,
         n_prompts=first.n_prompts,
         n_pairs=first.n_pairs,
-        level=level,
-        results=tuple(results),
-        notes=(*_notes_on_pairs(pairs[names[0]], len(names)), *_notes_on_sampling(tables, sources, (baseline, model))),
+        level=judging.level,
+        results=tuple(adjust(results)),
+        notes=(
+            *warnings_on(results),
+            *_notes_on_size(results[0]),
+            *_notes_on_pairs(evidence, labels, names, judging),
+            *_notes_on_sampling(evidence, labels),
+        ),
+        mode=judging.mode,
+        prompt_set=evidence.prompt_set(labels),
     )
 
 
-def pair_scores(tables: Sequence[ScoreTable], scorer: str, *, model: str, baseline: str) -> list[ScoredPair]:
-    """Bring one scorer's rows of two models together by prompt and seed.
+def judge(name: str, pairs: PairedScores, judging: Judging) -> ScorerResult:
+    """What one scorer says, on all prompts.
 
     Raises:
-        UserError: If the two do not have the same prompts and seeds; it says how many match.
+        UserError: If there is one prompt only.
     """
-    first, second = (_by_image(tables, scorer, label) for label in (model, baseline))
-    common = sorted(key for key in first if key in second)  # resampling must not depend on the order of rows
-    if len(common) < max(len(first), len(second)):
+    if len(set(pairs.prompts)) < 2:
         raise UserError(
-            f"{model} and {baseline} were not scored on the same prompts and seeds by {scorer}: {len(common)} match; "
-            f"others: {len(first) - len(common)} of {model}, {len(second) - len(common)} of {baseline}. "
-            "Generate both from the same prompts with the same seeds, then score both."
+            f"{name} judged one prompt only ({pairs.prompts[0]!r}): nothing tells how another would come out. Generate "
+            "for more prompts; a few hundred tell something."
         )
-    return [ScoredPair(first[key], second[key]) for key in common]
-
-
-def _judge(name: str, pairs: list[ScoredPair], provenance: dict[str, Any], options: dict[str, Any]) -> ScorerResult:
-    a, b = [pair.model.score for pair in pairs], [pair.baseline.score for pair in pairs]
-    prompts = [pair.model.prompt for pair in pairs]
-    tolerance = TIE_TOLERANCE * max(map(abs, (*a, *b)))
-    difference = mean_difference(a, b, prompts, **options)
-    model_mean = mean_difference(a, [0.0] * len(a), prompts, resamples=1).estimate
+    difference, rate = _estimates(pairs, judging)
+    baseline_mean = mean_difference(pairs.baseline, np.zeros(len(pairs.prompts)), pairs.prompts, resamples=1).estimate
     return ScorerResult(
         scorer=name,
-        model_mean=model_mean,
-        baseline_mean=model_mean - difference.estimate,
+        model_mean=baseline_mean + difference.estimate,
+        baseline_mean=baseline_mean,
         difference=difference,
-        win_rate=win_rate(a, b, prompts, tie_tolerance=tolerance, **options),
-        provenance=provenance,
+        win_rate=rate,
     )
 
 
-def _choose_models(
-    tables: Sequence[ScoreTable], sources: Sequence[str | Path], baseline: str | None, model: str | None
-) -> tuple[str, str]:
-    owners: dict[str, list[str]] = {}
-    for source, table in zip(sources, tables, strict=True):
-        for label in table.models:
-            owners.setdefault(label, []).append(str(source))
-    for label, places in owners.items():
-        if len(places) > 1:
-            raise UserError(
-                f"{' and '.join(places)} both call their model {label!r}. Give them different labels: "
-                "`diffpo generate --label`."
-            )
-    for label in (baseline, model):
-        if label is not None and label not in owners:
-            raise UserError(f"there are no scores of {label!r}; there are those of {', '.join(owners)}.")
-    rest = [label for label in owners if label not in (baseline, model)]
-    wanted = [baseline, model].count(None)
-    if len(rest) < wanted or (len(rest) > wanted and wanted):
-        raise UserError(
-            f"need two models to compare, found {', '.join(owners) or 'none'}: name the model and the baseline."
+def adjust(results: Sequence[ScorerResult]) -> list[ScorerResult]:
+    """Fill in the p-values by Holm of results that make one claim."""
+    adjusted = holm([result.win_rate.p_value for result in results])
+    return [dataclasses.replace(result, adjusted_p=p) for result, p in zip(results, adjusted, strict=True)]
+
+
+def tolerance_of(pairs: PairedScores) -> float:
+    """How near two scores are a tie."""
+    return TIE_TOLERANCE * float(np.abs(np.concatenate([pairs.model, pairs.baseline])).max())
+
+
+def warnings_on(results: Sequence[ScorerResult]) -> list[str]:
+    """Notes on scorers that had a hand in training."""
+    return [result.in_loop[0].upper() + result.in_loop[1:] for result in results if result.in_loop]
+
+
+def _estimates(pairs: PairedScores, judging: Judging) -> tuple[Estimate, WinRate]:
+    a, b, prompts = pairs.model, pairs.baseline, pairs.prompts
+    resampling = {
+        "level": judging.level,
+        "resamples": judging.resamples,
+        "interval": judging.interval,
+        "seed": judging.seed,
+    }
+    rate = win_rate(a, b, prompts, tie_tolerance=tolerance_of(pairs), **resampling)
+    if rate.n_pairs == rate.n_prompts and rate.test == "sign-flip" and is_pass_fail(np.concatenate([a, b])):
+        rate = dataclasses.replace(rate, p_value=mcnemar(a, b).p_value, test="mcnemar")
+    return mean_difference(a, b, prompts, **resampling), rate
+
+
+def _strata(pairs: PairedScores, categories: Mapping[str, str], judging: Judging) -> tuple[Stratum, ...]:
+    """Results per category, if there are two at least."""
+    prompts: dict[str, list[str]] = {}
+    for prompt in dict.fromkeys(pairs.prompts):
+        if prompt in categories:
+            prompts.setdefault(categories[prompt], []).append(prompt)
+    if len(prompts) < 2:
+        return ()
+    found = [(name, *_estimates(pairs.only(prompts[name]), judging)) for name in sorted(prompts)]
+    adjusted = benjamini_hochberg([rate.p_value for _, _, rate in found])
+    return tuple(
+        Stratum(category=name, difference=difference, win_rate=rate, adjusted_p=p)
+        for (name, difference, rate), p in zip(found, adjusted, strict=True)
+    )
+
+
+def _users(votes: Votes | None, labels: tuple[str, str], judging: Judging) -> UserWinRate | None:
+    baseline, model = labels
+    found = votes.between(model, baseline) if votes else []
+    if len({vote.user for vote in found}) < 2 or any(vote.user is None for vote in found):
+        return None
+    return user_win_rate(
+        [vote.share_of(model) for vote in found],
+        [vote.prompt for vote in found],
+        [vote.user for vote in found],
+        level=judging.level,
+        resamples=judging.resamples,
+        seed=judging.seed,
+    )
+
+
+def _notes_on_size(first: ScorerResult) -> list[str]:
+    rate = first.win_rate
+    notes = [f"Only {rate.n_prompts} prompts: the intervals are rough."] if rate.n_prompts < FEW_PROMPTS else []
+    if least_p_value(rate.n_prompts) > ALPHA:
+        notes.append(f"{rate.n_prompts} prompts cannot tell: p is {least_p_value(rate.n_prompts):.2f} at the least.")
+    if rate.detectable == rate.detectable:
+        notes.append(
+            f"{rate.n_prompts} prompts find a win rate by {first.scorer} that is {100 * rate.detectable:.1f} points "
+            "from even in 80% of such comparisons (two-sided, 5%); smaller effects are often missed."
         )
-    baseline = baseline or rest.pop(0)
-    model = model or rest.pop(0)
-    if model == baseline:
-        raise UserError(f"{model!r} cannot be compared with itself.")
-    return baseline, model
-
-
-def _choose_scorers(tables: Sequence[ScoreTable], wanted: Sequence[str] | None, labels: tuple[str, str]) -> list[str]:
-    by_model = {label: {row.scorer for t in tables for row in t.rows if row.model == label} for label in labels}
-    known = list(dict.fromkeys(name for table in tables for name in table.scorers))
-    common = [name for name in known if all(name in names for names in by_model.values())]
-    unknown = [name for name in wanted or () if name not in common]
-    if unknown or not common:
-        has = "; ".join(f"{label} has {', '.join(sorted(names)) or 'none'}" for label, names in by_model.items())
-        raise UserError(
-            f"need scores by the same scorer ({', '.join(unknown) or 'any'}) for both models: {has}. "
-            "Run `diffpo score` on both."
+    if first.users is not None:
+        users = first.users
+        notes.append(
+            f"Over {users.n_users} users, each counting the same: {percent(users.macro.estimate)} "
+            f"({percent(users.macro.ci_low)} to {percent(users.macro.ci_high)}); "
+            f"{percent(users.share_above_half)} of them like the model better."
         )
-    return list(wanted or common)
+    return notes
 
 
-def _by_image(tables: Sequence[ScoreTable], scorer: str, label: str) -> dict[tuple[str, int], ScoreRow]:
-    rows: dict[tuple[str, int], ScoreRow] = {}
-    for table in tables:
-        for row in table.rows:
-            if (row.scorer, row.model) == (scorer, label):
-                if (row.prompt, row.seed) in rows:
-                    raise UserError(
-                        f"{label} has two scores of {scorer} for the prompt {row.prompt!r}, seed {row.seed}."
-                    )
-                rows[row.prompt, row.seed] = row
-    return rows
-
-
-def _common_provenance(tables: Sequence[ScoreTable], scorer: str, labels: tuple[str, str]) -> dict[str, Any]:
-    records = []
-    for table in tables:
-        if any(row.scorer == scorer and row.model in labels for row in table.rows):
-            records.append(table.provenance.get(scorer, {}))
-    for other in records[1:]:
-        if other != records[0]:
-            keys = sorted(key for key in {*records[0], *other} if records[0].get(key) != other.get(key))
-            raise UserError(
-                f"the scores of {scorer} were made differently for the two models ({', '.join(keys)}). "
-                "Score both again."
-            )
-    return records[0]
-
-
-def _notes_on_pairs(pairs: list[ScoredPair], n_scorers: int) -> list[str]:
+def _notes_on_pairs(evidence: Evidence, labels: tuple[str, str], names: Sequence[str], judging: Judging) -> list[str]:
     notes = []
-    prompts, seeds = {pair.model.prompt for pair in pairs}, {pair.model.seed for pair in pairs}
-    if len(prompts) < FEW_PROMPTS:
-        notes.append(f"Only {len(prompts)} prompts: the intervals are rough.")
-    if len(prompts) > 1 and len(seeds) * len(prompts) == len(pairs):
+    if judging.mode == "best-of-n" and judging.chosen_by is None:
+        notes.append("Each scorer chose the best images itself, which rewards spread; name another one to choose by.")
+    rows = [row for table in evidence.tables for row in table.rows if row.model in labels and row.scorer in names]
+    images = {(row.prompt, row.seed) for row in rows}
+    prompts, seeds = {prompt for prompt, _ in images}, {seed for _, seed in images}
+    if len(prompts) > 1 and len(seeds) * len(prompts) == len(images):
         shared = "seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
         notes.append(
             f"All prompts share the same {shared}, hence the same noise: the intervals tell how other prompts would "
             "differ, not how other seeds would. Generating with --distinct-seeds gives each prompt its own noise."
         )
-    if n_scorers > 1:
-        notes.append(f"{n_scorers} scorers were asked; p-values are not adjusted for that.")
+    if len(names) > 1:
+        notes.append(
+            f"{len(names)} scorers were asked: a claim that names the best of them needs its p-value adjusted (Holm)."
+        )
     return notes
 
 
-def _notes_on_sampling(
-    tables: Sequence[ScoreTable], sources: Sequence[str | Path], labels: tuple[str, str]
-) -> list[str]:
+def _notes_on_sampling(evidence: Evidence, labels: tuple[str, str]) -> list[str]:
     """Say where the two models were sampled differently, as far as their folders tell."""
     settings = {
         label: read_settings(source)
-        for source, table in zip(sources, tables, strict=True)
+        for source, table in zip(evidence.sources, evidence.tables, strict=True)
         for label in labels
-        if Path(source).is_dir() and label in table.models
+        if source.is_dir() and label in table.models
     }
     if len(settings) < 2:
         return []

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 METRICS = "metrics.jsonl"
 MAX_POINTS = 400
-_SMOOTHING = 0.9
 
 FEW_POINTS = 20
 """Up to so many points are drawn as they are, with a mark on each."""
@@ -47,6 +46,8 @@ class Panel:
     metrics: dict[str, str]
     reference: tuple[float, str] | None = None
     """Height of a dashed line, and its name. It is left out where the values are far from it."""
+    smoothing: float = 0.9
+    """How much of the moving average is kept from one update to the next; 0 draws the values themselves."""
 
 
 PANELS = (
@@ -74,7 +75,7 @@ PANELS = (
         {"error/chosen": "chosen", "error/rejected": "rejected"},
     ),
     Panel("Gradient norm", "Before clipping.", {"grad_norm": "training"}),
-    Panel("Learning rate", "As the optimizer uses it.", {"learning_rate": "training"}),
+    Panel("Learning rate", "As the optimizer uses it.", {"learning_rate": "training"}, smoothing=0.0),
 )
 
 
@@ -100,37 +101,46 @@ def read_metrics(run: str | Path) -> dict[str, Series]:
     }
 
 
-def draw_panels(metrics: dict[str, Series]) -> list[tuple[Panel, str]]:
-    """Draw every panel of which at least one metric is there: (panel, SVG)."""
-    return [(panel, draw(panel, metrics)) for panel in PANELS if any(name in metrics for name in panel.metrics)]
+def draw_panels(metrics: dict[str, Series], salt: str = "") -> list[tuple[Panel, str]]:
+    """Draw every panel of which at least one metric is there: (panel, SVG); see `draw`."""
+    return [(panel, draw(panel, metrics, salt)) for panel in PANELS if any(name in metrics for name in panel.metrics)]
 
 
-def draw(panel: Panel, metrics: dict[str, Series]) -> str:
-    """Draw one panel: each metric as logged, faint, and its moving average."""
+def draw(panel: Panel, metrics: dict[str, Series], salt: str = "") -> str:
+    """Draw one panel: each metric as logged, faint, and its moving average.
+
+    Args:
+        panel: What to draw.
+        metrics: Of one run.
+        salt: Differs between runs on one page, so that no two SVGs use the same ids.
+
+    Returns:
+        SVG to stand inside HTML.
+    """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    style = {"svg.fonttype": "none", "svg.hashsalt": panel.title, "font.family": "sans-serif", "font.size": 9}
+    style = {"svg.fonttype": "none", "svg.hashsalt": panel.title + salt, "font.family": "sans-serif", "font.size": 9}
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(4.6, 2.5))
         FigureCanvasSVG(figure)
         axes = figure.add_axes((0.12, 0.19, 0.86, 0.68))
         shown = {label: metrics[name] for name, label in panel.metrics.items() if name in metrics}
         for color, (label, series) in zip(_SERIES, shown.items(), strict=False):
-            _plot(axes, series, label, color)
+            _plot(axes, series, label, color, panel.smoothing)
         _decorate(axes, panel, shown)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True)
     return _for_html(buffer.getvalue(), panel.title)
 
 
-def _plot(axes: Axes, series: Series, label: str, color: str) -> None:
+def _plot(axes: Axes, series: Series, label: str, color: str, smoothing: float) -> None:
     dense = len(series.steps) > FEW_POINTS
     steps, values = thin(series.steps, MAX_POINTS), thin(series.values, MAX_POINTS)
     if dense:
         axes.plot(steps, values, color=color, linewidth=0.7, alpha=0.25)
-        values = thin(moving_average(series.values), MAX_POINTS)
+        values = thin(moving_average(series.values, smoothing), MAX_POINTS)
     axes.plot(steps, values, color=color, linewidth=1.6, label=label, marker=None if dense else "o", markersize=3)
 
 
@@ -155,13 +165,13 @@ def _decorate(axes: Axes, panel: Panel, shown: dict[str, Series]) -> None:
         axes.legend(frameon=False, labelcolor=INK, fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(-0.02, 1.0))
 
 
-def moving_average(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def moving_average(values: NDArray[np.float64], smoothing: float = 0.9) -> NDArray[np.float64]:
     """Exponential moving average, corrected for its start (as Adam does), `[n]`. What is no number is passed over."""
     result, total, weight = np.empty_like(values), 0.0, 0.0
     for i, value in enumerate(values):
         if math.isfinite(value):
-            total = _SMOOTHING * total + (1 - _SMOOTHING) * value
-            weight = _SMOOTHING * weight + (1 - _SMOOTHING)
+            total = smoothing * total + (1 - smoothing) * value
+            weight = smoothing * weight + (1 - smoothing)
         result[i] = total / weight if weight else math.nan
     return result
 

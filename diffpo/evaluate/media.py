@@ -4,6 +4,8 @@
     DIR/settings.json    how the images were made
     DIR/scores.parquet   added by `score`
 
+A folder without a manifest, or a table, is read as `found_media` does: images that others made.
+
 Whatever is here under its final name is whole: files are written under another name first and then renamed.
 """
 
@@ -43,22 +45,40 @@ class Media:
     """Label of the model that made it."""
 
 
+class BrokenImage(UserError):
+    """A file that is there and cannot be decoded."""
+
+
 def read_media(folder: str | Path) -> list[Media]:
-    """Read a folder's manifest, in its order.
+    """Read a folder's manifest, in its order; without one, what others made (see `found_media`), tables included.
 
     Raises:
-        UserError: If there is no such folder or no manifest, or a line of it is broken, lacks its prompt, or points
-            outside the folder.
+        UserError: If there is no such folder or nothing in it, or a line of the manifest is broken, lacks its prompt,
+            or points outside the folder.
     """
     folder = Path(folder)
     path = folder / MANIFEST
     if not path.is_file():
-        reason = f"it has no {MANIFEST}" if folder.is_dir() else "there is no such folder"
-        raise UserError(f"{folder} is no media folder: {reason}. `diffpo generate` makes one.")
+        from diffpo.evaluate.found_media import find_media
+
+        if not folder.exists():
+            raise UserError(f"{folder} is no media folder: there is no such folder. `diffpo generate` makes one.")
+        return find_media(folder)
     media = [_parse_line(path, number, line) for number, line in _numbered_lines(path)]
     if not media:
         raise UserError(f"{path} names no image. Run `diffpo generate` again.")
     return media
+
+
+def home_of(source: str | Path) -> Path:
+    """What the files of a media folder, or of a table, are relative to."""
+    return Path(source) if Path(source).is_dir() else Path(source).parent
+
+
+def scores_file(source: str | Path) -> Path:
+    """Where the scores of a media folder are: in it; those of a table TABLE.csv beside it, in TABLE.scores.parquet."""
+    source = Path(source)
+    return source / SCORES if source.is_dir() else source.with_name(f"{source.stem}.{SCORES}")
 
 
 def write_manifest(folder: Path, media: Iterable[Media]) -> None:
@@ -90,7 +110,7 @@ def open_image(folder: str | Path, media: Media) -> Image:
     """Read one image as RGB, fully decoded.
 
     Raises:
-        UserError: If the file is missing or broken.
+        UserError: If the file is missing, or broken (`BrokenImage`).
     """
     return decode(read_file(folder, media), Path(folder) / media.file)
 
@@ -112,7 +132,7 @@ def decode(data: bytes, path: Path) -> Image:
     """Decode an image to RGB; `path` is where it came from.
 
     Raises:
-        UserError: If it is broken.
+        BrokenImage: If it cannot be.
     """
     from PIL import Image
 
@@ -120,7 +140,7 @@ def decode(data: bytes, path: Path) -> Image:
         with Image.open(io.BytesIO(data)) as image:
             return image.convert("RGB")
     except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path} is no readable image ({type(error).__name__}). Delete it. {_REMEDY}") from error
+        raise BrokenImage(f"{path} is no readable image ({type(error).__name__}). Delete it. {_REMEDY}") from error
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -1,22 +1,30 @@
 """Prompt sets: a file, or a set known by name. Their hash is stored with every result.
 
-A named set is one line in `NAMED`: a function from the part behind the colon to its prompts.
+What a set says of a prompt beside its text (category, style, GenEval's requirements) is kept with it and travels as
+`prompts.jsonl` in the media folder, one line per prompt.
+
+A named set is one line in `NAMED`: a function from the part behind the colon to its prompts. Benchmarks are one entry
+in `prompt_sets.BENCHMARKS`.
 """
 
 from __future__ import annotations
 
-import csv
 import difflib
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from diffpo.errors import UserError
+from diffpo.evaluate.media import write_atomic
+from diffpo.evaluate.prompt_files import READERS, PromptRecord, read_prompt_file
+from diffpo.evaluate.prompt_sets import BENCHMARKS, benchmark_records, local_copy
 
-COLUMNS = ("prompt", "caption", "text", "Prompt")
-"""Where a table's prompts are looked for, in this order."""
+PROMPTS = "prompts.jsonl"
+CATEGORY_COLUMNS = ("category", "Category", "style", "tag", "split")
+"""Where a prompt's category is looked for, in this order: PartiPrompts, HPDv2, GenEval, Pick-a-Pic."""
 
 
 @dataclass(frozen=True)
@@ -25,20 +33,67 @@ class PromptSet:
 
     name: str
     prompts: tuple[str, ...]
+    details: tuple[Mapping[str, Any], ...] = ()
+    """What the set says of each prompt beside its text; empty: nothing of any."""
+
+    def __post_init__(self):
+        """Check that details, if there are any, are one per prompt."""
+        assert len(self.details) in (0, len(self.prompts))
 
     @staticmethod
-    def of(prompts: Iterable[str], name: str = "given") -> PromptSet:
-        """Drop repeated prompts, keep the order."""
-        return PromptSet(name, tuple(dict.fromkeys(prompts)))
+    def of(prompts: Iterable[str | PromptRecord], name: str = "given") -> PromptSet:
+        """Drop repeated prompts, keep the order and what the first of each says."""
+        records = [PromptRecord(item, {}) if isinstance(item, str) else item for item in prompts]
+        first: dict[str, Mapping[str, Any]] = {}
+        for record in records:
+            first.setdefault(record.prompt, record.detail)
+        return PromptSet(name, tuple(first), tuple(first.values()) if any(first.values()) else ())
 
     @property
     def hash(self) -> str:
-        """Identity of the prompts and their order; the name does not matter."""
+        """Identity of the prompts and their order; the name and the details do not matter."""
         return hashlib.blake2b(json.dumps(self.prompts).encode(), digest_size=8).hexdigest()
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """The category of each prompt, empty where the set names none."""
+        return tuple(category_of(detail) for detail in self.details) or ("",) * len(self.prompts)
 
     def __len__(self) -> int:
         """Number of prompts."""
         return len(self.prompts)
+
+
+def category_of(detail: Mapping[str, Any]) -> str:
+    """The category in a prompt's details, empty if there is none."""
+    return next((str(detail[name]) for name in CATEGORY_COLUMNS if detail.get(name)), "")
+
+
+def write_prompts(folder: str | Path, prompts: PromptSet) -> None:
+    """Write what the set says of each prompt into a media folder, atomically; nothing where it says nothing."""
+    lines = (
+        [
+            {"prompt_id": number, "prompt": prompt, **detail}
+            for number, (prompt, detail) in enumerate(zip(prompts.prompts, prompts.details, strict=True))
+        ]
+        if prompts.details
+        else []
+    )
+    if lines:
+        text = "".join(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in lines)
+        write_atomic(Path(folder) / PROMPTS, text.encode())
+
+
+def read_prompts(folder: str | Path) -> dict[str, dict[str, Any]]:
+    """What is known of the prompts of a media folder, by prompt; empty if nothing.
+
+    Raises:
+        UserError: If the file is broken.
+    """
+    path = Path(folder) / PROMPTS
+    if not path.is_file():
+        return {}
+    return {record.prompt: dict(record.detail) for record in read_prompt_file(path)}
 
 
 def load_prompts(spec: str | Path) -> PromptSet:
@@ -46,30 +101,38 @@ def load_prompts(spec: str | Path) -> PromptSet:
 
     Args:
         spec: A file (`.txt` with one prompt a line; `.json`, `.jsonl`, `.csv`, `.tsv` or `.parquet` with a column
-            `prompt`, `caption` or `text`; a JSON list of strings), or a name such as `shapes:heldout` or
-            `shapes:heldout:200` (the first 200).
+            `prompt`, `caption` or `text`, whose other columns are kept; a JSON list of strings), or a name:
+            `shapes:heldout`, `shapes:heldout:200` (the first 200), or a benchmark of `prompt_sets`: `partiprompts`,
+            `hpdv2:anime`, `geneval:PATH`, `drawbench:50`.
 
     Raises:
-        UserError: If there is no such file or set, or it holds no prompt.
+        UserError: If there is no such file or set, it holds no prompt, or it is not here and cannot be fetched.
     """
     name = str(spec)
-    if Path(name).suffix in READERS or Path(name).is_file():
-        prompts = _read_file(Path(name).expanduser())
-    else:
-        prompts = _named(name)
-    prompts = [prompt for prompt in prompts if prompt.strip()]
-    if not prompts:
+    is_file = Path(name).is_file() or (Path(name).suffix.lower() in READERS and name.partition(":")[0] not in KNOWN)
+    records = read_prompt_file(Path(name).expanduser()) if is_file else _named(name)
+    records = [record for record in records if record.prompt.strip()]
+    if not records:
         raise UserError(f"{name} holds no prompt.")
-    return PromptSet.of(prompts, Path(name).name if Path(name).suffix in READERS else name)
+    return PromptSet.of(records, Path(name).name if is_file else _public_name(name))
 
 
-def _named(name: str) -> Sequence[str]:
+def _public_name(name: str) -> str:
+    """The name without the place of a local copy, which says nothing to a reader of the results."""
     family, _, rest = name.partition(":")
+    return family if family in BENCHMARKS and local_copy(family, rest) else name
+
+
+def _named(name: str) -> Sequence[PromptRecord]:
+    family, _, rest = name.partition(":")
+    if family in BENCHMARKS:
+        return benchmark_records(family, rest)
     if family in NAMED:
-        return NAMED[family](rest)
-    known = [*(f"{key}:..." for key in NAMED), f"a file ending in {', '.join(READERS)}"]
-    close = difflib.get_close_matches(family, NAMED, n=1)
-    hint = f" Did you mean {close[0]}:{rest or 'heldout'}?" if close else ""
+        return [PromptRecord(prompt, {}) for prompt in NAMED[family](rest)]
+    known = [*(f"{key}:..." for key in NAMED), *BENCHMARKS, f"a file ending in {', '.join(READERS)}"]
+    close = difflib.get_close_matches(family, KNOWN, n=1)
+    example = rest or ("heldout" if close and close[0] in NAMED else "")
+    hint = f" Did you mean {':'.join(filter(None, (close[0], example)))}?" if close else ""
     raise UserError(f"unknown prompt set {name!r}.{hint} There are {'; '.join(known)}.")
 
 
@@ -92,72 +155,5 @@ def _shapes(rest: str) -> Sequence[str]:
     return sample_prompts(split, int(count))
 
 
-def _read_file(path: Path) -> list[str]:
-    if not path.is_file():
-        raise UserError(f"there is no prompt file {path}.")
-    if path.suffix not in READERS:
-        raise UserError(
-            f"{path}: cannot read prompts from a {path.suffix or 'nameless'} file; use one of {', '.join(READERS)}."
-        )
-    try:
-        return READERS[path.suffix](path)
-    except UserError:
-        raise
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} cannot be read as {path.suffix}: {error}") from error
-
-
-def _read_lines(path: Path) -> list[str]:
-    return [line.strip() for line in path.read_text(encoding="utf-8").split("\n")]
-
-
-def _read_json(path: Path) -> list[str]:
-    value = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(value, list):
-        raise UserError(f"{path} must hold a list of prompts or of objects, got {type(value).__name__}.")
-    return [_prompt_of(path, number, item) for number, item in enumerate(value, start=1)]
-
-
-def _read_jsonl(path: Path) -> list[str]:
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [_prompt_of(path, number, json.loads(line)) for number, line in enumerate(lines, start=1) if line.strip()]
-
-
-def _read_csv(path: Path) -> list[str]:
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
-        return [_prompt_of(path, number, row) for number, row in enumerate(rows, start=1)]
-
-
-def _read_parquet(path: Path) -> list[str]:
-    import pyarrow.parquet as pq
-
-    names = pq.read_schema(path).names
-    column = next((name for name in COLUMNS if name in names), None)
-    if column is None:
-        raise UserError(f"{path} has no column {', '.join(COLUMNS[:3])}; it has {', '.join(names)}.")
-    return [str(value) for value in pq.read_table(path, columns=[column])[column].to_pylist() if value is not None]
-
-
-def _prompt_of(path: Path, number: int, item: object) -> str:
-    if isinstance(item, str):
-        return item
-    if isinstance(item, dict):
-        for column in COLUMNS:
-            if isinstance(item.get(column), str):
-                return item[column]
-        raise UserError(
-            f"{path}, row {number} has no text under {', '.join(COLUMNS[:3])}; it has {', '.join(map(str, item))}."
-        )
-    raise UserError(f"{path}, row {number} must be a text or an object, got {item!r}.")
-
-
-READERS: dict[str, Callable[[Path], list[str]]] = {
-    ".txt": _read_lines,
-    ".json": _read_json,
-    ".jsonl": _read_jsonl,
-    ".csv": _read_csv,
-    ".tsv": _read_csv,
-    ".parquet": _read_parquet,
-}
 NAMED: dict[str, Callable[[str], Sequence[str]]] = {"shapes": _shapes}
+KNOWN = (*NAMED, *BENCHMARKS)

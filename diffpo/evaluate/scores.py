@@ -6,28 +6,44 @@ each scorer is in the file's metadata.
 
 from __future__ import annotations
 
+import dataclasses
+import glob
 import hashlib
 import io
 import json
 import math
+import os
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffpo.errors import UserError
-from diffpo.evaluate.media import SCORES, Media, decode, read_file, read_media, write_atomic
+from diffpo.evaluate.media import (
+    SCORES,
+    BrokenImage,
+    Media,
+    decode,
+    home_of,
+    read_file,
+    read_media,
+    scores_file,
+    write_atomic,
+)
 from diffpo.evaluate.progress import progress_bar, stderr_console
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from rich.console import Console
 
     from diffpo.scorers.base import Scorer
 
 _METADATA = b"diffpo"
 _CHUNK = 64
-_SAVE_SECONDS = 20.0
+_SAVE_EVERY = 10.0  # times as long as the last save took: saving costs a tenth at most
+_THREADS = min(8, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +68,8 @@ class ScoreTable:
     rows: list[ScoreRow]
     provenance: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By scorer."""
+    left_out: dict[str, str] = field(default_factory=dict, compare=False)
+    """Images that the last call could not read, and why; not kept on disk."""
 
     @property
     def scorers(self) -> list[str]:
@@ -64,53 +82,65 @@ class ScoreTable:
         return list(dict.fromkeys(row.model for row in self.rows))
 
 
-def score_folder(folder: str | Path, scorers: Sequence[Scorer], *, console: Console | None = None) -> ScoreTable:
-    """Score a media folder and write its `scores.parquet`; what was scored before is not scored again.
+Rows = dict[tuple[str, str], ScoreRow]
+"""By scorer and file."""
 
-    Each image is decoded once for all scorers.
+
+def score_folder(
+    folder: str | Path,
+    scorers: Sequence[Scorer],
+    *,
+    console: Console | None = None,
+    rank: int = 0,
+    world: int = 1,
+) -> ScoreTable:
+    """Score images and write the scores beside them; what was scored before is not scored again.
+
+    Each image is decoded once for all scorers. One that cannot be decoded is left out, counted and named.
 
     Args:
-        folder: A media folder.
+        folder: A media folder, any folder of images with prompts, or a table of paths and prompts (see `found_media`).
         scorers: Their names must differ.
         console: Where to show progress; standard error by default.
+        rank: Which of several processes this is. Each scores every so many images and keeps them in a file of its own;
+            a last call of one process alone brings them together.
+        world: How many processes there are.
 
     Returns:
-        All rows of the folder: the asked scorers first, then others that were there already.
+        All rows of the folder (of this process's share of it): the asked scorers first, then others that were there.
 
     Raises:
-        UserError: If the folder, an image, a prompt or a scorer's weights are not what they should be, or a score is
+        UserError: If the folder, all images, a prompt or a scorer's weights are not what they should be, or a score is
             not a number.
     """
-    folder = Path(folder)
-    media = read_media(folder)
-    if not scorers:
-        raise UserError("name at least one scorer.")
-    assert len({scorer.name for scorer in scorers}) == len(scorers)
-    provenance = {scorer.name: scorer.provenance for scorer in scorers}
-    earlier = read_scores(folder) if (folder / SCORES).is_file() else ScoreTable([])
-    stale = {name for name, record in provenance.items() if earlier.provenance.get(name) != record}
-    done = {(row.scorer, row.file): row for row in earlier.rows if row.scorer not in stale}
-    rows: dict[tuple[str, str], ScoreRow] = {}
-    names = list(dict.fromkeys([*provenance, *(row.scorer for row in earlier.rows)]))
-
-    def save(rows: dict[tuple[str, str], ScoreRow]) -> ScoreTable:
-        ordered = [rows[name, item.file] for name in names for item in media if (name, item.file) in rows]
-        known = {**earlier.provenance, **provenance}
-        table = ScoreTable(ordered, {name: known[name] for name in names if name in known})
-        write_scores(folder / SCORES, table)
-        return table
-
-    saved = time.monotonic()
-    with progress_bar(console or stderr_console()) as bar:
+    console = console or stderr_console()
+    source, media = Path(folder), read_media(folder)[rank::world]
+    _check_names(scorers)
+    kept = Kept.read(source, {scorer.name: scorer.provenance for scorer in scorers})
+    path = kept.path if world == 1 else kept.part(rank, world)
+    rows: Rows = {}
+    left_out: dict[str, str] = {}
+    saved, cost = time.monotonic(), 0.0
+    with progress_bar(console) as bar:
         task = bar.add_task("score", total=len(media))
         for start in range(0, len(media), _CHUNK):
             chunk = media[start : start + _CHUNK]
-            rows.update(_score_chunk(folder, chunk, scorers, names, done))
+            rows.update(_score_chunk(home_of(source), chunk, scorers, kept, left_out))
             bar.advance(task, len(chunk))
-            if time.monotonic() - saved > _SAVE_SECONDS:
-                save({**done, **rows})  # what is still ahead is checked when it is reached, here or in the next call
+            if time.monotonic() - saved > _SAVE_EVERY * cost:
+                began = time.monotonic()
+                kept.save(path, media, kept.rows | rows)  # what is ahead is checked when it is reached
                 saved = time.monotonic()
-    return save(rows)
+                cost = saved - began
+    if left_out and len(left_out) == len(media):
+        raise UserError(f"none of the {len(media)} images of {source} can be read: {next(iter(left_out.values()))}")
+    table = kept.save(path, media, rows)
+    if world == 1:
+        kept.remove_parts()
+    if left_out:
+        lines = [f"{source}: {len(left_out)} of {len(media)} images are left out:", *left_out.values()]
+        console.print("\n  ".join(lines), style="yellow", highlight=False, markup=False, soft_wrap=True)
+    return dataclasses.replace(table, left_out=left_out)
 
 
 def read_scores(path: str | Path) -> ScoreTable:
@@ -159,33 +189,104 @@ def write_scores(path: Path, table: ScoreTable) -> None:
     write_atomic(path, buffer.getvalue())
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What earlier calls found and wrote: `scores.parquet`, and parts that several processes left."""
+
+    path: Path
+    rows: Rows
+    """That were made as the asked scorers would make them now, or by others."""
+    provenance: dict[str, dict[str, Any]]
+    """By scorer: the asked ones first."""
+
+    @staticmethod
+    def read(source: Path, asked: dict[str, dict[str, Any]]) -> Kept:
+        """Read what is there; scores of an asked scorer that was another one then are forgotten."""
+        path = scores_file(source)
+        tables = [read_scores(file) for file in (path, *_parts(path)) if file.is_file()]
+        known = dict(asked)
+        for table in tables:
+            known = {name: {} for name in (*known, *table.scorers)} | table.provenance | known
+        rows = {
+            (row.scorer, row.file): row
+            for table in reversed(tables)
+            for row in table.rows
+            if table.provenance.get(row.scorer, {}) == known[row.scorer]
+        }
+        return Kept(path, rows, known)
+
+    def part(self, rank: int, world: int) -> Path:
+        """The file of one of several processes."""
+        return self.path.with_name(f"{self.path.stem}-{rank:05d}-of-{world:05d}.parquet")
+
+    def remove_parts(self) -> None:
+        """Remove the processes' files, once all is in one."""
+        for file in _parts(self.path):
+            file.unlink()
+
+    def save(self, path: Path, media: Sequence[Media], rows: Rows) -> ScoreTable:
+        """Write the rows of these images, scorer by scorer."""
+        ordered = [rows[name, item.file] for name in self.provenance for item in media if (name, item.file) in rows]
+        used = {row.scorer for row in ordered}
+        table = ScoreTable(
+            ordered, {name: record for name, record in self.provenance.items() if record and name in used}
+        )
+        write_scores(path, table)
+        return table
+
+
+def _parts(path: Path) -> list[Path]:
+    return sorted(path.parent.glob(f"{glob.escape(path.stem)}-*-of-*.parquet"))
+
+
 def _score_chunk(
-    folder: Path,
-    chunk: Sequence[Media],
-    scorers: Sequence[Scorer],
-    names: Sequence[str],
-    done: dict[tuple[str, str], ScoreRow],
-) -> dict[tuple[str, str], ScoreRow]:
-    """Rows of a chunk: those in `done` that still hold, the others scored."""
-    data = [read_file(folder, item) for item in chunk]
+    home: Path, chunk: Sequence[Media], scorers: Sequence[Scorer], kept: Kept, left_out: dict[str, str]
+) -> Rows:
+    """Rows of a chunk: those kept that still hold, the others scored; `left_out` gets the images that are broken."""
+    data = [read_file(home, item) for item in chunk]
     digests = [hashlib.blake2b(content, digest_size=8).hexdigest() for content in data]
-    rows = {}
-    for name in names:
+    rows: Rows = {}
+    for name in kept.provenance:
         for item, digest in zip(chunk, digests, strict=True):
-            row = done.get((name, item.file))
+            row = kept.rows.get((name, item.file))
             if row is not None and (row.digest, row.prompt) == (digest, item.prompt):
                 rows[name, item.file] = _row(item, name, row.score, digest)
-    images: dict[int, Any] = {}
+    missing = [i for i, item in enumerate(chunk) if any((scorer.name, item.file) not in rows for scorer in scorers)]
+    images = _decode_all({i: (data[i], home / chunk[i].file) for i in missing}, left_out)
     for scorer in scorers:
-        todo = [i for i, item in enumerate(chunk) if (scorer.name, item.file) not in rows]
+        todo = [i for i in images if (scorer.name, chunk[i].file) not in rows]
         if not todo:
             continue
-        images |= {i: decode(data[i], folder / chunk[i].file) for i in todo if i not in images}
         scores = scorer.score([images[i] for i in todo], [chunk[i].prompt for i in todo]).tolist()
         for i, score in zip(todo, scores, strict=True):
-            _check_number(score, scorer.name, folder / chunk[i].file)
+            _check_number(score, scorer.name, home / chunk[i].file)
             rows[scorer.name, chunk[i].file] = _row(chunk[i], scorer.name, score, digests[i])
     return rows
+
+
+def _decode_all(files: dict[int, tuple[bytes, Path]], left_out: dict[str, str]) -> dict[int, Image]:
+    """Decode each file once, by threads."""
+
+    def attempt(data: bytes, path: Path) -> Image | BrokenImage:
+        try:
+            return decode(data, path)
+        except BrokenImage as error:
+            return error
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        decoded = dict(zip(files, pool.map(lambda file: attempt(*file), files.values()), strict=True))
+    left_out |= {str(files[i][1]): str(image) for i, image in decoded.items() if isinstance(image, BrokenImage)}
+    return {i: image for i, image in decoded.items() if not isinstance(image, BrokenImage)}
+
+
+def _check_names(scorers: Sequence[Scorer]) -> None:
+    names = [scorer.name for scorer in scorers]
+    if not names:
+        raise UserError("name at least one scorer.")
+    if len(set(names)) < len(names):
+        raise UserError(
+            f"each scorer can be asked once, got {', '.join(names)}: a table holds one score of a scorer per image."
+        )
 
 
 def _row(item: Media, scorer: str, score: float, digest: str) -> ScoreRow:

@@ -7,13 +7,15 @@ The unit is the prompt: images of one prompt share its difficulty, so together t
     ci    quantiles of v over resamples of the *prompts*           cluster bootstrap
     p     how often random signs of v_i - v_0 move v as far        sign-flip permutation test
 
-with v_0 = 1/2, or 0 for differences. Bootstrap: Efron & Tibshirani 1993, chapters 13 and 14. Counting images as if they
+with v_0 = 1/2, or 0 for differences. Where every prompt has one comparison and none is a tie, the sign test counts the
+same patterns exactly. Bootstrap: Efron & Tibshirani 1993, chapters 13 and 14. Counting images as if they
 were independent makes intervals too narrow, by a factor of 1.45 for 500 prompts x 5 seeds whose scores vary as much
 between prompts as within.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -21,7 +23,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from diffpo.evaluate.exact import sign_test
+from diffpo.evaluate.power import minimum_detectable_effect
+
 Interval = Literal["percentile", "bca"]
+Test = Literal["sign-flip", "binomial", "mcnemar"]
 _CELLS = 1 << 22  # random numbers held at a time
 _EXACT = 14  # up to so many prompts all sign patterns are tried
 
@@ -38,6 +44,10 @@ class Estimate:
     """Two-sided, of no difference."""
     n_prompts: int
     n_pairs: int
+    detectable: float = math.nan
+    """The true effect (from one half, or from 0) that 80 % of such comparisons would find at 5 %; NaN: unknown."""
+    test: Test = "sign-flip"
+    """Where the p-value comes from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +72,7 @@ def win_rate(
 ) -> WinRate:
     """Win rate of a over b in paired comparisons.
 
-    Where every prompt is won (or every one lost), resampling knows no spread; the interval is then the exact binomial
-    one of Clopper and Pearson, (alpha/2)^(1/n) to 1.
+    Where all prompts came out alike (all won, all tied), resampling knows no spread; see `constant_interval`.
 
     Args:
         a: `[n]` scores of one model.
@@ -80,17 +89,22 @@ def win_rate(
     wins, losses = difference > tie_tolerance, difference < -tie_tolerance
     values = per_prompt_means(0.5 + 0.5 * wins - 0.5 * losses, prompt_ids)
     low, high = bootstrap_interval(values, level=level, resamples=resamples, interval=interval, seed=seed)
-    if (values == 1).all():
-        low, high = ((1 - level) / 2) ** (1 / len(values)), 1.0
-    elif (values == 0).all():
-        low, high = 0.0, 1 - ((1 - level) / 2) ** (1 / len(values))
+    if np.ptp(values) == 0:
+        low, high = constant_interval(float(values[0]), len(values), level)
+    counts = len(values) == len(a) and bool((wins | losses).all())
     return WinRate(
         estimate=float(values.mean()),
         ci_low=low,
         ci_high=high,
-        p_value=sign_flip_p_value(values - 0.5, permutations=resamples, seed=seed),
+        p_value=(
+            sign_test(int(wins.sum()), int(losses.sum()))
+            if counts
+            else sign_flip_p_value(values - 0.5, permutations=resamples, seed=seed)
+        ),
         n_prompts=len(values),
         n_pairs=len(a),
+        detectable=minimum_detectable_effect(values),
+        test="binomial" if counts else "sign-flip",
         wins=int(wins.sum()),
         ties=int((~wins & ~losses).sum()),
         losses=int(losses.sum()),
@@ -118,6 +132,7 @@ def mean_difference(
         p_value=sign_flip_p_value(values, permutations=resamples, seed=seed),
         n_prompts=len(values),
         n_pairs=len(a),
+        detectable=minimum_detectable_effect(values),
     )
 
 
@@ -143,20 +158,31 @@ def bootstrap_interval(
         values: `[n]`, one per prompt.
         level: Between 0 and 1.
         resamples: Number of resamples.
-        interval: `percentile`, or `bca` (bias-corrected and accelerated).
+        interval: `percentile`, with room for few values, or `bca` (bias-corrected and accelerated).
         seed: Of the resampling.
 
     Returns:
         Low and high; NaN for a single value, which says nothing about its spread.
     """
     if len(values) < 2:
-        return float("nan"), float("nan")
+        return math.nan, math.nan
     means = _resampled_means(values, resamples, seed)
-    tails = np.array([(1 - level) / 2, (1 + level) / 2])
     if interval == "bca" and np.ptp(values) > 0:
-        tails = _bca_tails(values, means, tails)
+        tails = _bca_tails(values, means, np.array([(1 - level) / 2, (1 + level) / 2]))
+    else:
+        tails = _percentile_tails(len(values), level)
     low, high = np.quantile(means, tails)
     return float(low), float(high)
+
+
+def constant_interval(value: float, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Interval of the mean of values in [0, 1] of which n were drawn, all of them `value`.
+
+    At most q = 1 - (alpha/2)^(1/n) of what they were drawn from is anything else: 0 at the least, 1 at the most. For
+    n wins this is the exact interval of Clopper and Pearson, (alpha/2)^(1/n) to 1.
+    """
+    same = ((1 - level) / 2) ** (1 / n)
+    return value * same, 1 - (1 - value) * same
 
 
 def sign_flip_p_value(values: NDArray[np.float64], *, permutations: int = 10_000, seed: int = 0) -> float:
@@ -201,6 +227,18 @@ def _resampled_means(values: NDArray[np.float64], resamples: int, seed: int) -> 
     return np.concatenate(
         [values[generator.integers(0, n, size=(rows, n))].mean(axis=1) for rows in _blocks(resamples, n)]
     )
+
+
+def _percentile_tails(n: int, level: float) -> NDArray[np.float64]:
+    """Quantiles to take: Phi(+-sqrt(n / (n - 1)) t), t of n - 1 degrees of freedom (Hesterberg 2015, section 4.1.1).
+
+    The plain ones are too near for few values: resampling divides by n, and takes the spread that it sees for the true
+    one. For 10 values 95 % become 98.3 %, for 200 95.2 %.
+    """
+    from scipy.special import ndtr, stdtrit
+
+    low = ndtr(math.sqrt(n / (n - 1)) * stdtrit(n - 1, (1 - level) / 2))
+    return np.array([low, 1 - low])
 
 
 def _bca_tails(

@@ -5,7 +5,13 @@ from __future__ import annotations
 import difflib
 
 from diffpo.errors import UserError
+from diffpo.scorers.aesthetic import AestheticV1, AestheticV2
 from diffpo.scorers.base import Scorer
+from diffpo.scorers.clip import Clip
+from diffpo.scorers.hps import HPSv2, HPSv21
+from diffpo.scorers.hpsv3 import HPSv3
+from diffpo.scorers.imagereward import ImageReward
+from diffpo.scorers.mps import MPS
 from diffpo.scorers.pickscore import PickScore
 from diffpo.scorers.shapes import ShapesUtility, ShapesVerifier
 
@@ -13,6 +19,14 @@ SCORERS: dict[str, type[Scorer]] = {
     "shapes": ShapesVerifier,
     "shapes-utility": ShapesUtility,
     "pickscore": PickScore,
+    "hpsv2": HPSv2,
+    "hpsv2.1": HPSv21,
+    "clip": Clip,
+    "aesthetic": AestheticV2,
+    "aesthetic-v1": AestheticV1,
+    "imagereward": ImageReward,
+    "mps": MPS,
+    "hpsv3": HPSv3,
 }
 
 
@@ -29,4 +43,19 @@ def find_scorer(name: str) -> type[Scorer]:
     return SCORERS[name]
 
 
-__all__ = ["SCORERS", "PickScore", "Scorer", "ShapesUtility", "ShapesVerifier", "find_scorer"]
+__all__ = [
+    "MPS",
+    "SCORERS",
+    "AestheticV1",
+    "AestheticV2",
+    "Clip",
+    "HPSv2",
+    "HPSv3",
+    "HPSv21",
+    "ImageReward",
+    "PickScore",
+    "Scorer",
+    "ShapesUtility",
+    "ShapesVerifier",
+    "find_scorer",
+]

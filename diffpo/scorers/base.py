@@ -20,6 +20,8 @@ class Scorer(Block, ABC):
 
     name: ClassVar[str]
     """As in `SCORERS`, in score tables and in reports."""
+    origin: ClassVar[str]
+    """Where its weights come from unless an option says otherwise, for people."""
 
     @property
     @abstractmethod

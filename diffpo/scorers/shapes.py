@@ -26,6 +26,7 @@ class ShapesVerifier(Scorer):
     """The share of the caption's attributes that an image of the shapes world shows, checked exactly."""
 
     name = "shapes"
+    origin = "none: it is code"
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -50,6 +51,7 @@ class ShapesUtility(Scorer):
     """How much the simulated annotators who labelled the shapes world's pairs like an image."""
 
     name = "shapes-utility"
+    origin = "none: it is code"
 
     annotator: str | None = None
     """One of the annotators; None is the mean over all of them."""

@@ -85,13 +85,11 @@ def test_json_and_back(folders, tmp_path):
         read_comparison(tmp_path / "other.json")
 
 
-def test_an_unknown_interval_is_null_in_json(edited, tmp_path):
-    copies = edited(0, lambda t: replace(t, rows=[r for r in t.rows if r.prompt_id == 0]))
-    edited(1, lambda t: replace(t, rows=[r for r in t.rows if r.prompt_id == 0]))
-    comparison = compare(copies)
-    write_comparison(tmp_path / "one.json", comparison)
-    assert json.loads((tmp_path / "one.json").read_text())["results"][0]["difference"]["ci_low"] is None
-    assert repr(read_comparison(tmp_path / "one.json")) == repr(comparison)
+def test_what_is_not_known_is_null_in_json(folders, tmp_path):
+    comparison = compare(folders, scorers=["shapes"])  # all ties: the spread is not known
+    write_comparison(tmp_path / "even.json", comparison)
+    assert json.loads((tmp_path / "even.json").read_text())["results"][0]["difference"]["detectable"] is None
+    assert repr(read_comparison(tmp_path / "even.json")) == repr(comparison)
 
 
 def test_the_table_for_the_terminal(folders):

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from diffpo.errors import UserError
-from diffpo.evaluate.prompts import READERS, PromptSet, load_prompts
+from diffpo.evaluate.prompts import READERS, PromptSet, load_prompts, read_prompts, write_prompts
 from diffpo.shapes.scenes import sample_prompts, split_captions
 
 PROMPTS = ["a red, round thing", "“quoted” — café", "猫"]
@@ -36,6 +36,26 @@ def test_parquet(tmp_path):
     assert load_prompts(path).prompts == tuple(PROMPTS)
 
 
+def test_columns_are_kept_but_no_images(tmp_path):
+    path = tmp_path / "prompts.parquet"
+    pq.write_table(pa.table({"caption": PROMPTS, "style": ["a", "b", None], "jpg_0": [b"x", b"y", b"z"]}), path)
+    prompts = load_prompts(path)
+    assert prompts.details == ({"style": "a"}, {"style": "b"}, {"style": None})
+    assert prompts.categories == ("a", "b", "")
+    (tmp_path / "plain.txt").write_text("x\ny")
+    assert load_prompts(tmp_path / "plain.txt").categories == ("", "")
+
+
+def test_details_travel_with_the_images(tmp_path):
+    prompts = PromptSet("x", ("a", "“b”"), ({"tag": "counting", "include": [{"class": "cat", "count": 2}]}, {}))
+    write_prompts(tmp_path, prompts)
+    known = read_prompts(tmp_path)
+    assert known["a"] == {"prompt_id": 0, **prompts.details[0]} and known["“b”"] == {"prompt_id": 1}
+    assert read_prompts(tmp_path / "nowhere") == {}
+    write_prompts(tmp_path / "never", PromptSet.of(["a"]))
+    assert not (tmp_path / "never").exists()
+
+
 def test_every_reader_is_tested():
     assert {*FILES, ".parquet"} == set(READERS)
 
@@ -59,7 +79,7 @@ def test_named_sets():
         ("shapes:held-out", r"Did you mean shapes:heldout.*shapes:validation"),
         ("shapes:heldout:0", r"count must be a number from 1"),
         ("shapes:heldout:ten", r"got 'ten'"),
-        ("partiprompt", r"unknown prompt set.*shapes:"),
+        ("partiprompt", r"Did you mean partiprompts\?.*shapes:.*hpdv2"),
         ("nowhere.txt", r"no prompt file nowhere\.txt"),
     ],
 )
@@ -84,3 +104,19 @@ def test_broken_files(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=message):
         load_prompts(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.txt", "a cat\na dog\n"),
+        ("a.json", '["a cat", "a dog"]'),
+        ("a.jsonl", '"a cat"\n"a dog"\n'),
+        ("A.TXT", "a cat\r\na dog\r\n"),
+        ("a.CSV", "prompt,x\na cat,1\na dog,2\n"),
+        ("a.Tsv", "prompt\tx\na cat\t1\na dog\t2\n"),
+    ],
+)
+def test_a_byte_order_mark_is_no_part_of_a_prompt(name, text, tmp_path):
+    (tmp_path / name).write_text(text, encoding="utf-8-sig", newline="")
+    assert load_prompts(tmp_path / name).prompts == ("a cat", "a dog")

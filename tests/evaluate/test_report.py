@@ -1,22 +1,22 @@
 """The report: what it says, that it stands alone, and that nobody's prompt becomes part of its code."""
 
+import base64
+import hashlib
 import json
 import math
 import re
-import shutil
-from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from media_copies import reworded
 from PIL import Image
 
 from diffpo.errors import UserError
 from diffpo.evaluate.compare import compare
 from diffpo.evaluate.curves import MAX_POINTS, PANELS, Series, draw_panels, moving_average, read_metrics, thin
-from diffpo.evaluate.media import read_media, write_manifest
-from diffpo.evaluate.report import data_uri, write_report
-from diffpo.evaluate.scores import read_scores, write_scores
+from diffpo.evaluate.report import write_report
+from diffpo.evaluate.report_examples import data_uri
 
 EVIL = '<script>alert("x")</script> & </title><img src=x onerror=alert(1)> {{ 7 * 7 }} \' "'
 
@@ -42,14 +42,8 @@ def run(tmp_path_factory):
 def evil(folders, tmp_path_factory):
     """The folders again, with prompts and a label that are HTML."""
     root = tmp_path_factory.mktemp("evil")
-    copies = [shutil.copytree(folder, root / folder.name) for folder in folders]
-    for copy in copies:
-        write_manifest(copy, [replace(m, prompt=EVIL + str(m.prompt_id)) for m in read_media(copy)])
-        table = read_scores(copy)
-        label = {"base": "base", "tuned": "tuned" + EVIL}
-        rows = [replace(r, prompt=EVIL + str(r.prompt_id), model=label[r.model]) for r in table.rows]
-        write_scores(copy / "scores.parquet", replace(table, rows=rows))
-    return copies
+    labels = ("base", "tuned" + EVIL)
+    return [reworded(f, root / f.name, EVIL, label) for f, label in zip(folders, labels, strict=True)]
 
 
 class Page(HTMLParser):
@@ -87,10 +81,18 @@ def html(evil, run, tmp_path_factory):
 
 def test_untrusted_text_stays_text(html):
     page = Page(html)
-    assert "script" not in page.tags
+    assert page.tags.count("script") == 1  # the page's own
     assert not any(name.startswith("on") for _, name, _ in page.attributes)
     assert page.text.count(EVIL) > 10  # prompts, label, title and configuration, as they were
     assert page.open == []
+
+
+def test_the_page_allows_its_own_script_and_nothing_else(html):
+    """`script-src` names the digest of exactly what stands between the tags."""
+    script = re.search(r"<script>(.*)</script>", html, re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = next(value for tag, name, value in Page(html).attributes if tag == "meta" and "default-src" in value)
+    assert policy.startswith("default-src 'none'; img-src data:;") and policy.endswith(f"script-src 'sha256-{digest}'")
 
 
 def test_nothing_is_fetched(html):
@@ -124,7 +126,8 @@ def test_it_shows_the_whole_story(folders, run, tmp_path):
     assert all(note in text for note in comparison.notes)
     assert text.index(comparison.headline) < text.index("At random") < text.index("Largest wins")
     rate = comparison.results[0].win_rate
-    assert Page(html).tags.count("img") == 2 * (8 + min(4, rate.wins) + min(4, rate.losses))
+    shown = Page(html).tags.count("img") - 1  # one is the frame for the enlarged image
+    assert shown == 2 * (8 + min(4, rate.wins) + min(4, rate.losses))
 
 
 def test_losses_are_shown_as_openly_as_wins(folders, tmp_path):

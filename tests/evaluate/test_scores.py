@@ -108,13 +108,40 @@ def test_scores_that_are_no_numbers(folder):
         read_scores(folder)
 
 
-def test_broken_images(folder):
-    (folder / "000001-s0.png").write_bytes((folder / "000001-s0.png").read_bytes()[:60])
-    with pytest.raises(UserError, match=r"000001-s0\.png is no readable image.*diffpo generate"):
+def test_broken_images_are_left_out_counted_and_named(folder, capsys):
+    broken = folder / "000001-s0.png"
+    whole = score_folder(folder, [Brightness()])
+    broken.write_bytes(broken.read_bytes()[:60])
+    table = score_folder(folder, [Brightness()])
+    assert [row.file for row in whole.rows if row not in table.rows] == [broken.name]
+    assert list(table.left_out) == [str(broken)]
+    said = capsys.readouterr().err
+    assert "1 of 12 images are left out" in said and f"{broken} is no readable image" in said
+    for item in read_media(folder):
+        (folder / item.file).write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"none of the 12 images of .* can be read"):
         score_folder(folder, [Brightness()])
-    (folder / "000001-s0.png").unlink()
-    with pytest.raises(UserError, match=r"000001-s0\.png cannot be read"):
+    broken.unlink()
+    with pytest.raises(UserError, match=r"000001-s0\.png cannot be read.*diffpo generate"):
         score_folder(folder, [Brightness()])
+
+
+def test_processes_score_their_shares_and_one_brings_them_together(folder):
+    """Three processes; the second is killed before it begins. Nothing is scored twice."""
+    alone = score_folder(shutil.copytree(folder, folder.with_name("alone")), [Brightness()])
+    scorer, later = Brightness(), Brightness()
+    parts = [score_folder(folder, [scorer], rank=rank, world=3) for rank in (0, 2)]
+    assert [len(part.rows) for part in parts] == [4, 4] and not (folder / "scores.parquet").exists()
+    assert [len(score_folder(folder, [later], rank=rank, world=2).rows) for rank in (0, 1)] == [6, 6]
+    assert len(later.seen) == 4
+    assert score_folder(folder, [later]) == alone and len(later.seen) == 4
+    assert [path.name for path in folder.glob("*.parquet")] == ["scores.parquet"]
+    assert read_scores(folder) == alone
+
+
+def test_a_scorer_is_asked_once(folder):
+    with pytest.raises(UserError, match="asked once, got brightness, brightness"):
+        score_folder(folder, [Brightness(), Brightness(scale=2.0)])
 
 
 @pytest.mark.parametrize(
@@ -137,8 +164,9 @@ def test_broken_manifests(folder, change, message):
 def test_folders_that_are_none(folder, tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         read_media(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"no manifest\.jsonl"):
-        read_media(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"no manifest\.jsonl, and no image"):
+        read_media(tmp_path / "empty")
     with pytest.raises(UserError, match="Run `diffpo score"):
         read_scores(folder)
     with pytest.raises(UserError, match="at least one scorer"):

@@ -1,49 +1,26 @@
 """PickScore against numbers of its official recipe, and its ways of loading."""
 
-import gzip
-import importlib.util
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tiny_clips import golden, write_pickscore
 
 from diffpo.errors import UserError
 from diffpo.scorers import SCORERS, PickScore, find_scorer
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "scorers"
-
-
-def write_tokenizer(folder: Path) -> None:
-    """CLIP's vocabulary (256 bytes, 256 at a word's end, 48,894 merges, 2 marks) from the file that open_clip ships."""
-    source = Path(importlib.util.find_spec("open_clip").origin).parent / "bpe_simple_vocab_16e6.txt.gz"
-    merges = gzip.decompress(source.read_bytes()).decode().split("\n")[1 : 49152 - 256 - 2 + 1]
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [b for b in range(256) if b not in printable]
-    characters = [chr(b) for b in printable] + [chr(256 + i) for i in range(len(others))]
-    joined = ["".join(merge.split()) for merge in merges]
-    tokens = [*characters, *(c + "</w>" for c in characters), *joined, "<|startoftext|>", "<|endoftext|>"]
-    assert len(tokens) == 49408
-    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}), encoding="utf-8")
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]), encoding="utf-8")
-
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pickscore")
-    shutil.copytree(GOLDEN / "pickscore", folder, dirs_exist_ok=True)
-    write_tokenizer(folder)
-    return folder
+    return write_pickscore(tmp_path_factory.mktemp("pickscore"))
 
 
 @pytest.fixture(scope="module")
 def cases():
-    prompts = json.loads((GOLDEN / "prompts.json").read_text())
-    images = [Image.open(GOLDEN / "images" / f"{i}.png") for i in range(len(prompts))]
-    return images, prompts, torch.tensor(json.loads((GOLDEN / "pickscore" / "scores.json").read_text()))
+    return golden("pickscore")
 
 
 @pytest.mark.parametrize("batch", [1, 2, 32])

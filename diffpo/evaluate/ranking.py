@@ -1,0 +1,140 @@
+"""Many models on one scale: Bradley-Terry strengths, as Elo.
+
+    P(i beats j) = 1 / (1 + exp(-(s_i - s_j)))            Bradley & Terry 1952; a tie is half a win for each
+    Elo_i = 400 / ln 10 * (s_i - s_anchor)                400 points: ten to one
+
+Fitted by minorisation-maximisation (Hunter 2004): with w = exp(s), w_i <- W_i / sum over j of n_ij / (w_i + w_j). Half
+a win for each side is added to every pair of models that was compared, so that a model that never lost has a finite
+strength. Every prompt has the weight one per pair of models, however many images.
+
+Intervals come from refitting with random weights: exponential ones of the prompts (Bayesian bootstrap, Rubin 1981), and
+gamma ones of the half wins. For two models without ties that is the interval of Jeffreys, which also knows that 30 wins
+of 30 are not certainty; resampled prompts alone do not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffpo.errors import UserError
+
+ELO = 400 / math.log(10)
+PSEUDO_WINS = 0.5
+_ITERATIONS = 10_000
+_CLOSE = 1e-9  # of a log-strength
+
+Shares = Mapping[tuple[str, str], Mapping[str, float]]
+"""(model, other) -> prompt -> share of its comparisons that the model won; each pair of models in one order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rank:
+    """One model's place."""
+
+    model: str
+    strength: float
+    """Log-odds against the anchor."""
+    elo: float
+    elo_low: float
+    """The anchor's own interval is 0 to 0: the others' are of the distance to it."""
+    elo_high: float
+
+
+def rank_models(
+    shares: Shares,
+    models: Sequence[str],
+    *,
+    anchor: str | None = None,
+    level: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> list[Rank]:
+    """Rank models, strongest first.
+
+    Args:
+        shares: What was won. Pairs of models may be missing as long as all hang together.
+        models: Their labels.
+        anchor: The one at Elo 0; the first by default.
+        level: Of the intervals.
+        resamples: Of the bootstrap over prompts.
+        seed: Of the resampling.
+
+    Raises:
+        UserError: If models were not compared, directly or through others.
+    """
+    won, compared = _arrays(shares, models)
+    pairs = compared.any(axis=0)
+    _check_connected(pairs, models)
+    base = list(models).index(models[0] if anchor is None else anchor)
+    prompts = len(won)
+    ones = np.ones((1, prompts))
+    generator, shape = np.random.default_rng([seed, 3]), (resamples, *won.shape[1:])
+    fits = []
+    for rows, pseudo in (
+        (ones, np.array(PSEUDO_WINS)),
+        (generator.exponential(size=(resamples, prompts)), generator.gamma(PSEUDO_WINS, size=shape)),
+    ):
+        wins = (rows @ won.reshape(prompts, -1)).reshape(-1, *won.shape[1:])
+        strengths = bradley_terry(wins + pseudo * pairs)
+        fits.append(strengths - strengths[:, base, None])
+    strengths, (low, high) = fits[0][0], np.quantile(fits[1], [(1 - level) / 2, (1 + level) / 2], axis=0)
+    ranks = [
+        Rank(
+            model=model,
+            strength=float(strengths[i]),
+            elo=float(ELO * strengths[i]),
+            elo_low=float(ELO * low[i]) if prompts > 1 else math.nan,
+            elo_high=float(ELO * high[i]) if prompts > 1 else math.nan,
+        )
+        for i, model in enumerate(models)
+    ]
+    return sorted(ranks, key=lambda rank: -rank.strength)
+
+
+def bradley_terry(wins: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Fit strengths, several tables at a time.
+
+    Args:
+        wins: `[k, m, m]` how often the model of the row beat that of the column, ties as halves; 0 on the diagonal.
+
+    Returns:
+        `[k, m]` log-strengths of mean 0.
+    """
+    counts, total, strengths = wins + wins.transpose(0, 2, 1), wins.sum(axis=2), np.zeros(wins.shape[:2])
+    for _ in range(_ITERATIONS):
+        w = np.exp(strengths)
+        updated = np.log(total / (counts / (w[:, :, None] + w[:, None, :])).sum(axis=2))
+        updated -= updated.mean(axis=1, keepdims=True)
+        change, strengths = np.abs(updated - strengths).max(), updated
+        if change < _CLOSE:
+            break
+    return strengths
+
+
+def _arrays(shares: Shares, models: Sequence[str]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Shares won, and whether compared: two `[prompts, m, m]`."""
+    place = {model: i for i, model in enumerate(models)}
+    index = {prompt: i for i, prompt in enumerate(sorted({p for values in shares.values() for p in values}))}
+    won, compared = (np.zeros((len(index), len(models), len(models))) for _ in range(2))
+    for (one, other), values in shares.items():
+        i, j = place[one], place[other]
+        for prompt, share in values.items():
+            won[index[prompt], i, j], won[index[prompt], j, i] = share, 1 - share
+            compared[index[prompt], i, j] = compared[index[prompt], j, i] = 1
+    return won, compared
+
+
+def _check_connected(pairs: NDArray[np.bool_], models: Sequence[str]) -> None:
+    from scipy.sparse.csgraph import connected_components
+
+    number, groups = connected_components(pairs, directed=False)
+    if number > 1:
+        listed = "; ".join(
+            ", ".join(model for model, group in zip(models, groups, strict=True) if group == g) for g in range(number)
+        )
+        raise UserError(f"these groups of models were never compared with each other: {listed}. Rank each by itself.")

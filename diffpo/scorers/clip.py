@@ -1,0 +1,125 @@
+"""CLIP score: how well an image fits its prompt.
+
+    score = cos(text, image)
+
+Papers mean different networks and scales by it; the presets name them.
+
+    vit-l-14-openai      OpenAI's ViT-L/14 through transformers; the aesthetic scorers look through the same one
+    vit-h-14-laion2b     open_clip's ViT-H/14 of LAION
+    diffusion-dpo        the same weights, images padded as HPS does: what the Diffusion-DPO repository computes
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from diffpo.errors import UserError
+from diffpo.scorers.checkpoints import describe_folder
+from diffpo.scorers.towers import CosineScorer
+from diffpo.weights import local, locate, snapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from diffpo.scorers.open_clip_tower import Resizing
+    from diffpo.scorers.towers import Source
+
+OPENAI = "openai/clip-vit-large-patch14"
+LAION = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+_OPEN_CLIP = "open_clip_config.json"
+_ABOUT = "How well the image fits its prompt, by a CLIP that was trained on captions from the web."
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a name stands for."""
+
+    model: str
+    library: Literal["open_clip", "transformers"]
+    preprocessing: Resizing = "own"
+
+
+PRESETS = {
+    "vit-l-14-openai": Preset(OPENAI, "transformers"),
+    "vit-h-14-laion2b": Preset(LAION, "open_clip"),
+    "diffusion-dpo": Preset(LAION, "open_clip", "longest-side"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip(CosineScorer):
+    """The cosine between image and prompt in any CLIP of open_clip or transformers."""
+
+    name = "clip"
+    origin = f"Hub {OPENAI}; presets {', '.join(PRESETS)}"
+
+    model: str = "vit-l-14-openai"
+    """A preset; a Hub id; open_clip's ARCHITECTURE/TAG (`ViT-B-32/laion2b_s34b_b79k`); a local folder or file."""
+    architecture: str | None = None
+    """Of a single file for open_clip: a name that it knows, or a JSON file like its own."""
+    library: Literal["auto", "open_clip", "transformers"] = "auto"
+    """Who reads it; `auto` is open_clip where its configuration is there."""
+    preprocessing: Literal["auto", "own", "longest-side", "longest-side-plain"] = "auto"
+    """`own` as the model's configuration says; `longest-side` as HPS does (open_clip only); `auto` as the preset says,
+    else `own`."""
+    scale: Literal["cosine", "percent", "logit", "clipscore"] = "cosine"
+    """`percent` is 100 cos; `logit` exp(logit_scale) cos; `clipscore` 2.5 max(cos, 0), as the paper of that name."""
+    prefix: str = ""
+    """Put before each prompt, such as `A photo depicts ` for the paper's CLIPScore."""
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What decides a score, known without loading the weights."""
+        record = {"scorer": self.name, "about": _ABOUT, **self._source.record, "dtype": self.dtype, "scale": self.scale}
+        return record | ({"prefix": self.prefix} if self.prefix else {})
+
+    def _texts(self, prompts: Sequence[str]) -> Sequence[str]:
+        return [self.prefix + prompt for prompt in prompts]
+
+    @cached_property
+    def _source(self) -> Source:
+        if self.model in PRESETS:
+            preset = PRESETS[self.model]
+            return self._find(preset.model, preset.library, preset.preprocessing)
+        return self._find(self.model, self.library, "own")
+
+    def _find(self, spec: str, library: str, preprocessing: Resizing) -> Source:
+        """Find weights; our own `preprocessing` goes before the preset's."""
+        from diffpo.scorers import open_clip_tower
+        from diffpo.scorers.transformers_tower import find_transformers
+
+        resizing: Resizing = preprocessing if self.preprocessing == "auto" else self.preprocessing
+        path = Path(spec).expanduser()
+        if path.is_file() and self.architecture is not None and library != "transformers":
+            return open_clip_tower.from_file(local(path), self.architecture, resizing)
+        if not path.exists() and library != "transformers" and spec.count("/") == 1:
+            spec = open_clip_tower.hub_id_of_tag(spec) or spec
+        if library == "auto":
+            library = _library_of(spec)
+        if library == "open_clip":
+            if path.is_file():
+                raise UserError(f"{spec} is a single file: say its architecture, such as architecture=ViT-H-14.")
+            return open_clip_tower.from_folder(spec, resizing)
+        if resizing != "own":
+            raise UserError(f"preprocessing={resizing} is for models of open_clip; {spec} is read by transformers.")
+        return find_transformers(spec, processor=None, fallback=None, what=f"a CLIP of transformers ({spec})")
+
+
+def _library_of(spec: str) -> str:
+    """Who reads a model, by the configuration beside it."""
+    if Path(spec).expanduser().is_file():
+        return "transformers"
+    what = "a CLIP of open_clip or transformers"
+    found = locate(
+        spec,
+        what=what,
+        fetch=lambda repo: snapshot(repo, what=what, patterns=["config.json", _OPEN_CLIP], probe="*config.json"),
+    ).path
+    if (found / _OPEN_CLIP).is_file():
+        return "open_clip"
+    if not (found / "config.json").is_file():
+        raise UserError(f"{spec} is {describe_folder(found)}: it has neither {_OPEN_CLIP} nor config.json.")
+    return "transformers"

@@ -1,0 +1,199 @@
+"""HPSv3 (Ma et al., arXiv:2508.03789): a Qwen2-VL 7B that reads a long instruction, and a head that rates the image.
+
+    score = head(last state at <|Reward|>)[0]          about 10 for the best models; the head's second number is the
+                                                       uncertainty, which only training used
+
+Each image is resized to about 200,704 pixels, its aspect kept. Positions are counted one by one over text and image
+alike: the authors hand Qwen2-VL finished embeddings, so its three-part image positions never come into play, and the
+weights were trained like that. The authors run it in bfloat16, which takes 16 GB; float32 takes 32 GB.
+
+Checked against transformers' own Qwen2-VL with a head of the published shape, on small random weights: the published
+ones were not at hand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
+
+from diffpo.errors import UserError
+from diffpo.scorers.checkpoints import describe, describe_folder, find_file, load_state, read_json, read_state
+from diffpo.scorers.hpsv3_instruction import INSTRUCTION, REWARD
+from diffpo.scorers.networks import JointScorer
+from diffpo.scorers.towers import versions
+from diffpo.weights import Weights, locate, snapshot
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+HUB_MODEL = "MizzenAI/HPSv3"
+HUB_BASE = "Qwen/Qwen2-VL-7B-Instruct"
+FILE = "HPSv3.safetensors"
+PIXELS = 256 * 28 * 28
+"""What an image is resized to, as nearly as sides of whole patches allow."""
+_FORMAT = "an HPSv3"
+_BASE = (
+    "Qwen2-VL's configuration, tokenizer and image processor (config.json, tokenizer.json, preprocessor_config.json)"
+)
+_IMAGE = "<|image_pad|>"
+_CONVERSATION = (
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    "<|im_start|>user\n<|vision_start|>{image}<|vision_end|>{text}<|im_end|>\n"
+    "<|im_start|>assistant\n"
+)
+"""Qwen2-VL's chat template for one image and one text."""
+_PLACES = (
+    ("model.language_model.", "language_model."),
+    ("model.visual.", "visual."),
+    ("model.", "language_model."),
+    ("visual.", "visual."),
+)
+"""How published names begin, and ours; the first that fits. Two are today's transformers', two the authors'."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HPSv3(JointScorer):
+    """HPS v3, from its published file or one with the same names."""
+
+    name = "hpsv3"
+    origin = f"Hub {HUB_MODEL}, {FILE}; {HUB_BASE} without its weights"
+
+    path: str = HUB_MODEL
+    """Hub id, local folder, or file with the weights."""
+    base: str | None = None
+    """Where Qwen2-VL's configuration, tokenizer and image processor are; None is beside the weights if they are there,
+    else the Hub id that HPSv3 was tuned from. Its weights are not needed."""
+    batch: int = 4
+    """Images at a time."""
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What decides a score, known without loading the weights."""
+        return {
+            "scorer": self.name,
+            "about": "A vision-language model trained to rate images as people rank them (Human Preference Score v3).",
+            "weights": self._weights.identity,
+            "base": self._base.identity,
+            "preprocessing": f"PIL, {PIXELS} pixels",
+            "library": versions("transformers", "pillow"),
+            "dtype": self.dtype,
+            "scale": "mean rating",
+        }
+
+    def _score_batch(self, images: list[Image], prompts: list[str]) -> Tensor:
+        network, head, tokenizer, image_processor = self._loaded
+        try:
+            seen = image_processor(images, size={"shortest_edge": PIXELS, "longest_edge": PIXELS}, return_tensors="pt")
+        except ValueError as error:
+            raise UserError(f"{self.name} cannot judge one of these images: {error}.") from error
+        counts = (seen.image_grid_thw.prod(-1) // image_processor.merge_size**2).tolist()
+        texts = [conversation(prompt, count, tokenizer) for prompt, count in zip(prompts, counts, strict=True)]
+        tokens = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt").to(network.device)
+        pixels = seen.pixel_values.to(network.device, network.dtype)
+        image = network.visual(pixels, grid_thw=seen.image_grid_thw.to(network.device)).pooler_output
+        embedded = network.get_input_embeddings()(tokens.input_ids)
+        place = (tokens.input_ids == network.config.image_token_id)[..., None].expand_as(embedded)
+        states = network.language_model(
+            inputs_embeds=embedded.masked_scatter(place, image.to(embedded.dtype)),
+            attention_mask=tokens.attention_mask,
+            use_cache=False,
+        ).last_hidden_state
+        at = tokens.input_ids == tokenizer.convert_tokens_to_ids(REWARD)
+        return head(states[at].float())[:, 0]
+
+    @cached_property
+    def _weights(self) -> Weights:
+        return find_file(self.path, file=FILE, what=_FORMAT)
+
+    @cached_property
+    def _base(self) -> Weights:
+        own = self._weights.path.parent
+        beside = str(own) if (own / "preprocessor_config.json").is_file() else HUB_BASE
+        patterns = ("config.json", "preprocessor_config.json", "tokenizer*.json", "vocab.json", "merges.txt")
+        fetch = partial(snapshot, what=_BASE, patterns=patterns, probe="preprocessor_config.json")
+        return locate(self.base or beside, what=_BASE, fetch=fetch)
+
+    @cached_property
+    def _loaded(self) -> tuple[Any, Any, Any, Any]:
+        """The network, the head, the tokenizer and the image processor."""
+        import torch
+
+        from diffpo.compat import ensure_torchvision
+        from diffpo.evaluate.sampling import pick_device
+
+        ensure_torchvision()
+        from transformers import AutoImageProcessor, AutoTokenizer
+
+        folder, device = self._base.path, pick_device(self.device)
+        if read_json(folder / "config.json").get("model_type") != "qwen2_vl":
+            raise UserError(f"{folder} holds {describe_folder(folder)}; HPSv3 needs {_BASE}.")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+        except (OSError, ValueError) as error:
+            raise UserError(f"{folder} holds no tokenizer and image processor of Qwen2-VL: {error}") from error
+        tokenizer.add_tokens([REWARD], special_tokens=True)
+        network, head = self._build(len(tokenizer), getattr(torch, self.dtype))
+        return network.to(device), head.to(device), tokenizer, image_processor
+
+    def _build(self, vocabulary: int, dtype: Any) -> tuple[Any, Any]:
+        """The network in `dtype` and the head in float32, loaded.
+
+        Raises:
+            UserError: If the weights are of another kind, not whole, or for another tokenizer.
+        """
+        from accelerate import init_empty_weights
+        from torch import nn
+        from transformers import Qwen2VLConfig, Qwen2VLModel
+
+        path = self._weights.path
+        state = read_state(path)
+        own, rating = split_state(state)
+        rows = own.get("language_model.embed_tokens.weight")
+        if rows is None or not rating:
+            raise UserError(f"{path} holds {describe(state)}, not a whole HPSv3 (a Qwen2-VL with rm_head).")
+        if len(rows) != vocabulary:
+            raise UserError(
+                f"{path} knows {len(rows)} tokens, and the tokenizer in {self._base.path} has {vocabulary} with "
+                f"{REWARD}. Give base={HUB_BASE} or a local copy of it."
+            )
+        config = Qwen2VLConfig.from_dict(read_json(self._base.path / "config.json"))
+        config.text_config.vocab_size = vocabulary
+        with init_empty_weights(include_buffers=False):  # 7 billion random numbers would take minutes
+            network = Qwen2VLModel(config)
+        width = config.text_config.hidden_size
+        head = nn.Sequential(  # as the authors number it, with a dropout at 2
+            *(nn.Linear(width, 1024), nn.ReLU(), nn.Identity(), nn.Linear(1024, 16), nn.ReLU(), nn.Linear(16, 2))
+        )
+        load_state(network, {name: x.to(dtype) for name, x in own.items()}, path=path, what=_FORMAT)
+        load_state(head, {name: x.float() for name, x in rating.items()}, path=path, what=_FORMAT)
+        return network.eval().requires_grad_(False), head.eval().requires_grad_(False)
+
+
+def conversation(prompt: str, patches: int, tokenizer: Any) -> str:
+    """What the network reads: the instruction with the prompt in it, behind room for the image.
+
+    Args:
+        prompt: Marks of the tokenizer in it, such as `<|image_pad|>`, are taken out: they are no text.
+        patches: How many tokens the image takes.
+        tokenizer: With `<|Reward|>`.
+    """
+    for mark in tokenizer.get_added_vocab():
+        prompt = prompt.replace(mark, " ")
+    return _CONVERSATION.format(image=_IMAGE * patches, text=INSTRUCTION.format(text_prompt=prompt))
+
+
+def split_state(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Published names to ours: those of the network and those of the head. What predicts words is left out."""
+    own, head = {}, {}
+    for name, value in state.items():
+        if name.startswith("rm_head."):
+            head[name.removeprefix("rm_head.")] = value
+            continue
+        for published, ours in _PLACES:
+            if name.startswith(published):
+                own[ours + name.removeprefix(published)] = value
+                break
+    return own, head

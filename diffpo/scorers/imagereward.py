@@ -1,0 +1,252 @@
+"""ImageReward (Xu et al., arXiv:2304.05977): a BLIP that reads the prompt with an eye on the image, and a reward head.
+
+    reward = (head(CLS of text(prompt; attends to vision(image))) - 0.167) / 1.033      about N(0, 1) on its data
+
+The vision part is a ViT-L/16, the text part a BERT-base with cross-attention in each layer; the head is five linear
+layers in a row. Both parts run in transformers' BLIP. The published file names them as BLIP's own code does (`blip.`,
+`mlp.`), and `vision_name` maps those names. All sizes are read from the weights; a head of attention has 64 channels.
+
+Checked against a forward pass written after the published architecture, on small random weights: the published ones
+were not at hand.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffpo.errors import UserError
+from diffpo.scorers.checkpoints import describe, find_file, load_state, read_state
+from diffpo.scorers.networks import JointScorer
+from diffpo.scorers.towers import versions
+from diffpo.weights import Weights, locate, snapshot
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+HUB_MODEL = "THUDM/ImageReward"
+HUB_TOKENIZER = "google-bert/bert-base-uncased"
+FILE = "ImageReward.pt"
+MEAN, STD = 0.16717362830052426, 1.0333394966054072
+"""Of the rewards on the authors' data."""
+PIXEL_MEAN, PIXEL_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+TOKENS = 35
+"""Where the authors cut a prompt."""
+HEAD_CHANNELS = 64
+MARKS = ("[DEC]", "[ENC]")
+"""What BLIP adds to BERT's vocabulary, in the order of their ids."""
+_FORMAT = "an ImageReward"
+_TOKENIZER = "BERT's tokenizer, uncased (vocab.txt)"
+_VISION_NAMES = (
+    (r"^cls_token$", "embeddings.class_embedding"),
+    (r"^pos_embed$", "embeddings.position_embedding"),
+    (r"^patch_embed\.proj\.", "embeddings.patch_embedding."),
+    (r"^norm\.", "post_layernorm."),
+    (r"^blocks\.", "encoder.layers."),
+    (r"\.attn\.qkv\.", ".self_attn.qkv."),
+    (r"\.attn\.proj\.", ".self_attn.projection."),
+    (r"\.norm([12])\.", r".layer_norm\1."),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageReward(JointScorer):
+    """ImageReward, from its published file or one with the same names."""
+
+    name = "imagereward"
+    origin = f"Hub {HUB_MODEL}, {FILE}; {HUB_TOKENIZER}"
+
+    path: str = HUB_MODEL
+    """Hub id, local folder that holds ImageReward.pt, or the file itself (also as safetensors)."""
+    tokenizer: str | None = None
+    """Where BERT's tokenizer is; None is beside the weights if there is a vocab.txt, else its Hub id."""
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What decides a score, known without loading the weights."""
+        return {
+            "scorer": self.name,
+            "about": "A BLIP trained on experts' rankings of images for a prompt.",
+            "weights": self._weights.identity,
+            "tokenizer": self._tokenizer.identity,
+            "preprocessing": f"PIL, centre crop, {TOKENS} tokens",
+            "library": versions("transformers", "pillow"),
+            "dtype": self.dtype,
+            "scale": "normalised reward",
+        }
+
+    def _score_batch(self, images: list[Image], prompts: list[str]) -> Tensor:
+        import torch
+
+        vision, text, head, tokenizer = self._loaded
+        pixels = torch.stack([preprocess(image, vision.config.image_size) for image in images])
+        tokens = tokenizer(prompts, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt")
+        states = text(
+            input_ids=tokens.input_ids.to(text.device),
+            attention_mask=tokens.attention_mask.to(text.device),
+            encoder_hidden_states=vision(pixel_values=pixels.to(vision.device, vision.dtype)).last_hidden_state,
+        ).last_hidden_state
+        return (head(states[:, 0].float())[:, 0] - MEAN) / STD
+
+    @cached_property
+    def _weights(self) -> Weights:
+        return find_file(self.path, file=FILE, what=_FORMAT)
+
+    @cached_property
+    def _tokenizer(self) -> Weights:
+        own = self._weights.path.parent
+        beside = str(own) if (own / "vocab.txt").is_file() else HUB_TOKENIZER
+        patterns = ("vocab.txt", "tokenizer*.json")
+        fetch = partial(snapshot, what=_TOKENIZER, patterns=patterns, probe="vocab.txt")
+        return locate(self.tokenizer or beside, what=_TOKENIZER, fetch=fetch)
+
+    @cached_property
+    def _loaded(self) -> tuple[Any, Any, Any, Any]:
+        """The vision part, the text part, the head and the tokenizer."""
+        import torch
+
+        from diffpo.compat import ensure_torchvision
+        from diffpo.evaluate.sampling import pick_device
+
+        ensure_torchvision()
+        device, dtype = pick_device(self.device), getattr(torch, self.dtype)
+        vision, text, head = build(read_state(self._weights.path), self._weights.path)
+        for part, precision in ((vision, dtype), (text, dtype), (head, torch.float32)):
+            part.eval().requires_grad_(False).to(device, precision)
+        return vision, text, head, _load_tokenizer(self._tokenizer.path, text.config.vocab_size)
+
+
+def preprocess(image: Image, side: int) -> Tensor:
+    """Resize and crop as torchvision does with a PIL image, bit for bit.
+
+    CLIP's processor of transformers does nearly the same: it cuts one pixel further left or up where an odd number of
+    pixels goes.
+
+    Args:
+        image: RGB.
+        side: Of the square that remains, in pixels.
+
+    Returns:
+        `[3 side side]` float32, normalised.
+    """
+    import numpy as np
+    import torch
+    from PIL.Image import Resampling
+
+    width, height = image.size
+    short = min(width, height)
+    width, height = int(side * width / short), int(side * height / short)
+    left, top = round((width - side) / 2), round((height - side) / 2)
+    square = image.resize((width, height), Resampling.BICUBIC).crop((left, top, left + side, top + side))
+    pixels = torch.from_numpy(np.array(square)).permute(2, 0, 1).float() / 255
+    mean, std = (torch.tensor(values)[:, None, None] for values in (PIXEL_MEAN, PIXEL_STD))
+    return (pixels - mean) / std
+
+
+def vision_name(name: str) -> str:
+    """The name that transformers' BLIP gives to a weight of the published vision part (without `visual_encoder.`)."""
+    for pattern, replacement in _VISION_NAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def build(state: dict[str, Tensor], path: Path) -> tuple[Any, Any, Any]:
+    """Build vision part, text part and head, as large as the weights are, and load them.
+
+    Args:
+        state: The weights, named as in the published file. Its projections, which only training used, are left out.
+        path: Where they come from, for messages.
+
+    Raises:
+        UserError: If they are of another kind, or not whole.
+    """
+    from torch import nn
+    from transformers import BlipTextModel, BlipVisionModel
+
+    vision = {vision_name(name): x for name, x in _below(state, "blip.visual_encoder.").items()}
+    text = _below(state, "blip.text_encoder.")
+    text.pop("embeddings.position_ids", None)
+    try:
+        vision_config, text_config = _vision_config(vision), _text_config(text)
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{path} holds {describe(state)}, not a whole ImageReward: {error} is missing.") from error
+    widths = (text_config.hidden_size, 1024, 128, 64, 16, 1)
+    linear = [nn.Linear(i, o) for i, o in pairwise(widths)]
+    head = nn.Sequential()
+    for number, layer in zip((0, 2, 4, 6, 7), linear, strict=True):  # as dropout numbers them in the published file
+        head.add_module(str(number), layer)
+    parts = BlipVisionModel(vision_config), BlipTextModel(text_config, add_pooling_layer=False), head
+    for part, own in zip(parts, (vision, text, _below(state, "mlp.layers.")), strict=True):
+        load_state(part, own, path=path, what=_FORMAT)
+    return parts
+
+
+def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): x for name, x in state.items() if name.startswith(prefix)}
+
+
+def _layers(state: dict[str, Tensor], prefix: str) -> int:
+    return 1 + max(int(name.removeprefix(prefix).split(".")[0]) for name in state if name.startswith(prefix))
+
+
+def _vision_config(state: dict[str, Tensor]) -> Any:
+    from transformers import BlipVisionConfig
+
+    width, _, patch, _ = state["embeddings.patch_embedding.weight"].shape
+    return BlipVisionConfig(
+        hidden_size=width,
+        intermediate_size=len(state["encoder.layers.0.mlp.fc1.weight"]),
+        num_hidden_layers=_layers(state, "encoder.layers."),
+        num_attention_heads=width // HEAD_CHANNELS,
+        image_size=patch * math.isqrt(state["embeddings.position_embedding"].shape[1] - 1),
+        patch_size=patch,
+        hidden_act="gelu",
+        layer_norm_eps=1e-6,
+    )
+
+
+def _text_config(state: dict[str, Tensor]) -> Any:
+    from transformers import BlipTextConfig
+
+    vocabulary, width = state["embeddings.word_embeddings.weight"].shape
+    return BlipTextConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        encoder_hidden_size=state["encoder.layer.0.crossattention.self.key.weight"].shape[1],
+        intermediate_size=len(state["encoder.layer.0.intermediate.dense.weight"]),
+        num_hidden_layers=_layers(state, "encoder.layer."),
+        num_attention_heads=width // HEAD_CHANNELS,
+        max_position_embeddings=len(state["embeddings.position_embeddings.weight"]),
+        hidden_act="gelu",
+        layer_norm_eps=1e-12,
+        is_decoder=True,  # so that there is cross-attention; what reads is bidirectional all the same
+        bos_token_id=None,
+        sep_token_id=None,
+    )
+
+
+def _load_tokenizer(folder: Path, vocabulary: int) -> Any:
+    """BERT's tokenizer with BLIP's marks.
+
+    Raises:
+        UserError: If it is not the one that the weights were trained with.
+    """
+    from transformers import BertTokenizer
+
+    try:
+        tokenizer = BertTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} holds no tokenizer of BERT: {error}") from error
+    tokenizer.add_tokens(list(MARKS), special_tokens=True)
+    if len(tokenizer) != vocabulary:
+        raise UserError(
+            f"the tokenizer in {folder} has {len(tokenizer)} tokens with {' and '.join(MARKS)}; the weights have "
+            f"{vocabulary}. Give tokenizer={HUB_TOKENIZER} or a local copy of it."
+        )
+    return tokenizer

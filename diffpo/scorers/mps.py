@@ -1,0 +1,179 @@
+"""MPS (Zhang et al., arXiv:2405.14705): preference under a condition, a list of words that says what to look at.
+
+    score = exp(logit_scale) cos(text, CLS of cross_model(image tokens; tokens of the prompt that fit the condition))
+
+The text side is CLIP ViT-H/14's pooled feature; image and text tokens are CLIP's last states, each projected. Only the
+model for overall preference was released, and only as a pickle of a whole module, which is not opened here: `RE-N-Y/
+mpsv1` on the Hub holds the same weights as safetensors, and any state dict of the module will do. The released scripts
+set the threshold to 0.01 (model, README) or 0.3 (HPDv2) and run in half precision, one prompt at a time.
+
+Checked against a forward pass written after the published code, on small random weights: the published ones were not at
+hand.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
+
+from diffpo.errors import ConfigError, UserError
+from diffpo.scorers.checkpoints import describe, describe_folder, find_file, load_state, read_json, read_state
+from diffpo.scorers.networks import JointScorer
+from diffpo.scorers.towers import versions
+from diffpo.weights import Weights, locate, snapshot
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+HUB_MODEL = "RE-N-Y/mpsv1"
+HUB_PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+FILE = "model.safetensors"
+OVERALL = (
+    "light, color, clarity, tone, style, ambiance, artistry, shape, face, hair, hands, limbs, structure, instance, "
+    "texture, quantity, attributes, position, number, location, word, things."
+)
+"""The authors' condition for overall preference."""
+_FORMAT = "an MPS"
+_FIXED = r"position_ids$|^layers\.\d+\.\d+\.fn\.(rotary_emb\.|norm\.bias$)"
+_PROCESSOR = "CLIP's configuration, tokenizer and image processor (config.json, vocab.json, preprocessor_config.json)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MPS(JointScorer):
+    """The Multi-dimensional Preference Score, for overall preference."""
+
+    name = "mps"
+    origin = f"Hub {HUB_MODEL}, {FILE}; {HUB_PROCESSOR}"
+
+    path: str = HUB_MODEL
+    """Hub id, local folder, or file with the weights (safetensors, or a torch file of weights alone)."""
+    processor: str | None = None
+    """Where CLIP's configuration, tokenizer and image processor are; None is beside the weights if they are there, else
+    the Hub id that MPS uses."""
+    condition: str = OVERALL
+    """What to look at; the released weights know the authors' condition for overall preference."""
+    threshold: float = 0.01
+    """How relevant to the condition a token of the prompt must be, compared with the most relevant one."""
+
+    def __post_init__(self) -> None:
+        """Refuse a threshold that leaves no token.
+
+        Raises:
+            ConfigError: It is not below 1, or negative; or the batch is empty.
+        """
+        super().__post_init__()
+        if not 0 <= self.threshold < 1:
+            raise ConfigError(f"threshold is {self.threshold}; allowed is 0 <= x < 1: from 1 on no token remains.")
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What decides a score, known without loading the weights."""
+        return {
+            "scorer": self.name,
+            "about": "A CLIP with cross-attention, trained on people's overall choices between images.",
+            "weights": self._weights.identity,
+            "processor": self._processor.identity,
+            "preprocessing": "PIL",
+            "library": versions("transformers", "pillow"),
+            "condition": self.condition,
+            "threshold": self.threshold,
+            "dtype": self.dtype,
+            "scale": "logit",
+        }
+
+    def _score_batch(self, images: list[Image], prompts: list[str]) -> Tensor:
+        import torch
+
+        from diffpo.scorers.mps_network import relevant_tokens
+
+        clip, cross_model, image_processor, read = self._loaded
+        pixels = image_processor(images, return_tensors="pt").pixel_values.to(clip.device, clip.dtype)
+        image = clip.visual_projection(clip.vision_model(pixel_values=pixels).last_hidden_state)
+        states = clip.text_model(input_ids=read([*prompts, self.condition]))
+        tokens, pooled = (clip.text_projection(x) for x in (states.last_hidden_state, states.pooler_output))
+        seen = relevant_tokens(tokens[:-1], tokens[-1], self.threshold)
+        mixed = cross_model(image, tokens[:-1], seen)[:, 0]
+        cosine = torch.cosine_similarity(mixed.float(), pooled[:-1].float(), dim=-1)
+        return clip.logit_scale.float().exp() * cosine
+
+    @cached_property
+    def _weights(self) -> Weights:
+        return find_file(self.path, file=FILE, what=_FORMAT)
+
+    @cached_property
+    def _processor(self) -> Weights:
+        own = self._weights.path.parent
+        beside = str(own) if (own / "preprocessor_config.json").is_file() else HUB_PROCESSOR
+        patterns = ("*config.json", "tokenizer.json", "vocab.json", "merges.txt", "special_tokens_map.json")
+        fetch = partial(snapshot, what=_PROCESSOR, patterns=patterns, probe="preprocessor_config.json")
+        return locate(self.processor or beside, what=_PROCESSOR, fetch=fetch)
+
+    @cached_property
+    def _loaded(self) -> tuple[Any, Any, Any, Any]:
+        """CLIP, the cross model, the image processor, and what turns texts into padded ids on the device."""
+        import torch
+
+        from diffpo.compat import ensure_torchvision
+        from diffpo.evaluate.sampling import pick_device
+
+        ensure_torchvision()
+        from transformers import AutoImageProcessor, AutoTokenizer
+
+        folder, device = self._processor.path, pick_device(self.device)
+        clip, cross_model = self._build()
+        for part in (clip, cross_model):
+            part.eval().requires_grad_(False).to(device, getattr(torch, self.dtype))
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+        except (OSError, ValueError) as error:
+            raise UserError(f"{folder} holds no tokenizer and image processor of CLIP: {error}") from error
+        length = clip.config.text_config.max_position_embeddings
+
+        def read(texts: list[str]) -> Tensor:
+            padded = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+            return padded.input_ids.to(device)  # no mask: the authors let padding be relevant too
+
+        return clip, cross_model, image_processor, read
+
+    def _build(self) -> tuple[Any, Any]:
+        """CLIP and the cross model, loaded.
+
+        Raises:
+            UserError: If the weights are of another kind, or not whole, or the configuration is not CLIP's.
+        """
+        from transformers import CLIPConfig, CLIPModel
+
+        from diffpo.scorers.mps_network import build_cross_model
+
+        folder, path = self._processor.path, self._weights.path
+        config = read_json(folder / "config.json")
+        if config.get("model_type") != "clip":
+            raise UserError(f"{folder} holds {describe_folder(folder)}; MPS needs {_PROCESSOR}.")
+        state = read_state(path)
+        parts = split_state(state)
+        try:
+            cross_model = build_cross_model(parts["cross_model"])
+        except KeyError as error:
+            raise UserError(f"{path} holds {describe(state)}, not a whole MPS: {error} is missing.") from error
+        clip = CLIPModel(CLIPConfig.from_dict(config))
+        load_state(clip, parts["model"], path=path, what=_FORMAT)
+        load_state(cross_model, parts["cross_model"], path=path, what=_FORMAT)
+        return clip, cross_model
+
+
+def split_state(state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Published names to ours: those of CLIP (`model`) and those of the cross model (`cross_model`).
+
+    Left out is what has a value by construction: positions, the rotary speeds, the zero bias of the norms. The Hub's
+    copy has `mps.` in front of all.
+    """
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "cross_model": {}}
+    for published, value in state.items():
+        part, _, name = published.removeprefix("mps.").partition(".")
+        if part in parts and not re.search(_FIXED, name):
+            parts[part][name.replace(".fn.", ".")] = value
+    return parts

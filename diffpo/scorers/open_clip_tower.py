@@ -1,0 +1,231 @@
+"""CLIPs of open_clip: the preprocessing that came with the weights, or HPS's.
+
+HPS scales the longest side to the network's size, on the tensor, and pads with black; nothing is cropped. Prompts are
+read by open_clip's tokenizer, which mends quotes and entities first and pads with 0; that of transformers does neither.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from diffpo.compat import ensure_torchvision
+from diffpo.errors import UserError
+from diffpo.scorers.checkpoints import load_state, pick_file, read_json, read_state
+from diffpo.scorers.towers import Source, Tower, versions
+from diffpo.weights import Weights, locate, snapshot
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Resizing = Literal["own", "longest-side", "longest-side-plain"]
+"""`own`: as the weights' configuration says. `longest-side`: HPS's, with antialiasing, as today's torchvision does.
+`longest-side-plain`: HPS's without it, as torchvision did before 0.17."""
+
+CONFIG = "open_clip_config.json"
+WHAT = f"a CLIP of open_clip ({CONFIG} and its weights)"
+_FILES = ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+
+
+@dataclass(frozen=True)
+class OpenClipSource(Source):
+    """A CLIP of open_clip, found but not loaded."""
+
+    weights: Weights
+    """One file."""
+    config: dict[str, Any]
+    """Its architecture, as open_clip's configurations have it (`embed_dim`, `vision_cfg`, `text_cfg`)."""
+    label: str
+    """The architecture's name."""
+    preprocess: dict[str, Any]
+    """What its configuration says about images, beside the defaults of open_clip."""
+    resizing: Resizing
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """All that decides the features."""
+        digest = hashlib.blake2b(json.dumps(self.config, sort_keys=True).encode(), digest_size=4).hexdigest()
+        own = self.resizing == "own"
+        images = f"open_clip {json.dumps(self.preprocess, sort_keys=True)}" if own else f"HPS, {self.resizing}"
+        return {
+            "weights": self.weights.identity,
+            "architecture": f"{self.label} ({digest})",
+            "preprocessing": images,
+            "library": versions("open-clip-torch", *(["torchvision", "pillow"] if own else ["torch"])),
+        }
+
+    def load(self, dtype: str, device: str) -> OpenClipTower:
+        """Load the network."""
+        network = _build(self.config, self.label)
+        state = read_state(self.weights.path)
+        if any(name.startswith("text.") for name in network.state_dict()):
+            from open_clip.model import convert_to_custom_text_state_dict
+
+            state = convert_to_custom_text_state_dict(state)
+        load_state(network, state, path=self.weights.path, what=f"a CLIP {self.label} of open_clip")
+        network.eval().requires_grad_(False).to(device, getattr(torch, dtype))
+        tokenizer = _tokenizer(self.config["text_cfg"], self.weights.path.parent)
+        return OpenClipTower(network, tokenizer, _transform(network.visual.image_size, self.preprocess, self.resizing))
+
+
+class OpenClipTower(Tower):
+    """A CLIP of open_clip in memory."""
+
+    def __init__(self, network: Any, tokenizer: Any, transform: Any):
+        super().__init__()
+        self.network, self._tokenizer, self._transform = network, tokenizer, transform
+
+    @property
+    def logit_scale(self) -> float:
+        """The learned factor of the cosine, exp of the parameter."""
+        return self.network.logit_scale.float().exp().item()
+
+    def encode_images(self, images: Sequence[Image]) -> Tensor:
+        """Features of one batch of RGB images."""
+        pixels = torch.stack([self._transform(image) for image in images])
+        weight = self.network.logit_scale
+        return self.network.encode_image(pixels.to(weight.device, weight.dtype))
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
+        """Features of one batch of prompts."""
+        return self.network.encode_text(self._tokenizer(list(prompts)).to(self.network.logit_scale.device))
+
+
+def from_folder(spec: str, resizing: Resizing) -> OpenClipSource:
+    """Find a CLIP in a folder or Hub repository with open_clip's configuration.
+
+    Raises:
+        UserError: If it is not there.
+    """
+    patterns = (CONFIG, _FILES[0], "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json")
+    found = locate(spec, what=WHAT, fetch=partial(snapshot, what=WHAT, patterns=patterns, probe=CONFIG))
+    if not (found.path / _FILES[0]).is_file() and not Path(spec).expanduser().exists():
+        snapshot(spec, what=WHAT, patterns=_FILES[1:], probe=_FILES[1])
+    config = read_json(found.path / CONFIG)
+    if "model_cfg" not in config:
+        raise UserError(f"{found.path / CONFIG} has no model_cfg, so it is no configuration of open_clip.")
+    weights = Weights(pick_file(found.path, _FILES, WHAT), found.identity)
+    return OpenClipSource(weights, config["model_cfg"], Path(spec).name, config.get("preprocess_cfg", {}), resizing)
+
+
+def from_file(weights: Weights, architecture: str, resizing: Resizing) -> OpenClipSource:
+    """A CLIP in one file, whose architecture is a name that open_clip knows or a JSON file like open_clip's own.
+
+    Raises:
+        UserError: If there is no such architecture.
+    """
+    path = Path(architecture).expanduser()
+    if path.suffix == ".json":
+        config = read_json(path)
+        config, label = config.get("model_cfg", config), path.stem
+    else:
+        ensure_torchvision()
+        import open_clip
+
+        config, label = open_clip.get_model_config(architecture), architecture
+        if config is None:
+            raise UserError(
+                f"open_clip has no architecture {architecture!r}. Give one of open_clip.list_models(), such as "
+                "ViT-H-14, or a JSON file with embed_dim, vision_cfg and text_cfg."
+            )
+    return OpenClipSource(weights, config, label, {}, resizing)
+
+
+def hub_id_of_tag(spec: str) -> str | None:
+    """The Hub repository of ARCHITECTURE/TAG, such as ViT-B-32/laion2b_s34b_b79k; None: spec is something else."""
+    architecture, _, tag = spec.partition("/")
+    library = importlib.util.find_spec("open_clip")
+    assert library is not None and library.origin is not None
+    if not (Path(library.origin).parent / "model_configs" / f"{architecture}.json").is_file():
+        return None  # without the seconds that the import takes
+    ensure_torchvision()
+    import open_clip
+
+    return open_clip.get_pretrained_cfg(architecture, tag).get("hf_hub", "").rstrip("/") or None
+
+
+def pad_longest(image: Image, size: int, *, antialias: bool) -> Tensor:
+    """Scale the longest side to `size` and pad with black on both sides.
+
+    Bit for bit what `hpsv2` does with torchvision. It forgets to pad where the longest side is `size` already, and then
+    fails; here such an image is padded too.
+
+    Args:
+        image: RGB.
+        size: Side of the square.
+        antialias: Whether to smooth while scaling down.
+
+    Returns:
+        `[3 size size]` in about [0, 1]: bicubic interpolation overshoots.
+    """
+    import numpy as np
+
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div(255)
+    factor = size / max(pixels.shape[1:])
+    if factor != 1:
+        height, width = (max(1, round(side * factor)) for side in pixels.shape[1:])
+        resized = nn.functional.interpolate(
+            pixels[None], (height, width), mode="bicubic", align_corners=False, antialias=antialias
+        )
+        pixels = resized[0]
+    top, left = ((size - side) // 2 for side in pixels.shape[1:])
+    bottom, right = size - pixels.shape[1] - top, size - pixels.shape[2] - left
+    return nn.functional.pad(pixels, (left, right, top, bottom))
+
+
+def _transform(size: int | tuple[int, int], preprocess: dict[str, Any], resizing: Resizing) -> Any:
+    """Make the function that turns an RGB image into pixels `[3 size size]`."""
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    known = asdict(PreprocessCfg())
+    settings = PreprocessCfg(**known | {key: value for key, value in preprocess.items() if key in known and value})
+    settings.size = size
+    if resizing == "own":
+        return image_transform_v2(settings, is_train=False)
+    side = size if isinstance(size, int) else size[0]
+    mean, std = (torch.tensor(values)[:, None, None] for values in (settings.mean, settings.std))
+    antialias = resizing == "longest-side"
+    return lambda image: (pad_longest(image, side, antialias=antialias) - mean) / std
+
+
+def _build(config: dict[str, Any], label: str) -> Any:
+    """Make the network of a configuration, without fetching weights for its parts."""
+    ensure_torchvision()
+    import open_clip
+
+    config = deepcopy(config)
+    try:
+        text, vision = config["text_cfg"], config["vision_cfg"]
+        custom = config.pop("custom_text", False) or "hf_model_name" in text
+        if "hf_model_name" in text:
+            text["hf_model_pretrained"] = False
+        if "timm_model_name" in vision:
+            vision["timm_model_pretrained"] = False
+        if not custom:
+            return open_clip.CLIP(**config)
+        return open_clip.CoCa(**config) if "multimodal_cfg" in config else open_clip.CustomTextCLIP(**config)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{label} is no architecture that open_clip can build: {error}") from error
+
+
+def _tokenizer(text: dict[str, Any], folder: Path) -> Any:
+    from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+
+    length, options = text.get("context_length", 77), text.get("tokenizer_kwargs", {})
+    if "hf_tokenizer_name" not in text:
+        return SimpleTokenizer(context_length=length, **options)
+    try:
+        mode = text.get("tokenizer_mode")
+        return HFTokenizer(str(folder), context_length=length, tokenizer_mode=mode, **options)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} lacks the tokenizer of {text['hf_tokenizer_name']}: {error}") from error

@@ -1,0 +1,139 @@
+"""What holds for every scorer: it is made from a word, says what it is, and names what it lacks or cannot read."""
+
+import json
+import re
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from runs import ROOT
+from safetensors.torch import save_file
+from tiny_clips import ARCHITECTURE
+
+from diffpo.errors import UserError
+from diffpo.options import make_scorer
+from diffpo.scorers import SCORERS
+
+LEARNED = {
+    "pickscore": r"yuvalkirstain/PickScore_v1.*config\.json",
+    "hpsv2": r"xswu/HPSv2.*HPS_v2_compressed\.pt",
+    "hpsv2.1": r"xswu/HPSv2.*HPS_v2\.1_compressed\.pt",
+    "clip": r"openai/clip-vit-large-patch14.*config\.json",
+    "clip,model=vit-h-14-laion2b": r"laion/CLIP-ViT-H-14-laion2B-s32B-b79K.*open_clip_config\.json",
+    "clip,model=diffusion-dpo": r"laion/CLIP-ViT-H-14-laion2B-s32B-b79K.*open_clip_config\.json",
+    "clip,model=ViT-B-32/laion2b_s34b_b79k": r"laion/CLIP-ViT-B-32-laion2B-s34B-b79K.*config\.json",
+    "clip,model=someone/a-clip": r"someone/a-clip.*config\.json",
+    "aesthetic": r"openai/clip-vit-large-patch14.*config\.json",
+    "aesthetic-v1": r"openai/clip-vit-large-patch14.*config\.json",
+    "imagereward": r"THUDM/ImageReward.*ImageReward\.pt",
+    "mps": r"RE-N-Y/mpsv1.*model\.safetensors",
+    "hpsv3": r"MizzenAI/HPSv3.*HPSv3\.safetensors",
+}
+"""Scorers with weights, and what the message says that nobody can fetch."""
+OPTIONS = "dtype=bfloat16,device=cpu,batch=2"
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """A folder with all that scorers look for beside their weights, and weights of another kind."""
+    save_file({"down_blocks.0.weight": torch.zeros(1)}, tmp_path / "weights.safetensors")
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
+    for name in ("preprocessor_config.json", "vocab.txt"):
+        (tmp_path / name).write_text("{}")
+    return tmp_path / "weights.safetensors"
+
+
+def specs(weights):
+    """How to give every scorer a local file."""
+    return {
+        "pickscore": f"pickscore,path={weights}",
+        "hpsv2": f"hpsv2,path={weights},architecture={ARCHITECTURE}",
+        "hpsv2.1": f"hpsv2.1,path={weights.parent},architecture={ARCHITECTURE}",
+        "clip": f"clip,model={weights}",
+        "aesthetic": f"aesthetic,head={weights},clip={weights.parent}",
+        "aesthetic-v1": f"aesthetic-v1,head={weights},clip={weights.parent}",
+        "imagereward": f"imagereward,path={weights}",
+        "mps": f"mps,path={weights},threshold=0.3",
+        "hpsv3": f"hpsv3,path={weights}",
+    }
+
+
+@pytest.mark.parametrize(("spec", "missing"), LEARNED.items())
+def test_without_network_the_message_names_the_file_and_the_local_way(spec, missing):
+    with pytest.raises(UserError, match=rf"{missing}.* local folder"):
+        _ = make_scorer(spec).provenance
+
+
+def test_every_scorer_with_weights_is_in_these_tests(weights):
+    learned = set(SCORERS) - {"shapes", "shapes-utility"}
+    assert {spec.partition(",")[0] for spec in LEARNED} == set(specs(weights)) == learned
+
+
+def test_the_address_of_a_head_that_cannot_be_reached(weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    scorer = make_scorer(f"aesthetic-v1,clip={weights.parent},head=https://localhost:1/a/head.pth?raw=true")
+    with pytest.raises(UserError, match=r"head\.pth is neither in .* nor can .* be reached .* give the path"):
+        _ = scorer.provenance
+
+
+def test_all_say_what_decides_a_score(weights):
+    for name, spec in specs(weights).items():
+        record = make_scorer(f"{spec},{OPTIONS}").provenance
+        assert record["scorer"] == name and record["dtype"] == "bfloat16"
+        assert record["weights"].startswith("blake2b:") and record["library"]
+        assert all(record[key] for key in ("about", "preprocessing", "scale"))
+        assert json.loads(json.dumps(record)) == record
+        assert make_scorer(spec).provenance["dtype"] == "float32"  # half precision only where asked
+
+
+def test_weights_of_another_kind_are_named(weights):
+    found = specs(weights)
+    del found["hpsv3"]  # it reads its tokenizer first; see test_hpsv3
+    for name, spec in found.items():
+        with pytest.raises(UserError, match="UNet of diffusers") as caught:
+            make_scorer(spec).score([Image.new("RGB", (8, 8))], ["a"])
+        assert "weights.safetensors" in str(caught.value), name
+
+
+def test_the_command_ends_with_exit_code_2(weights, tmp_path, monkeypatch, capsys):
+    from diffpo.__main__ import main
+
+    media = tmp_path / "media"
+    media.mkdir()
+    Image.new("RGB", (8, 8)).save(media / "0.png")
+    line = {"file": "0.png", "prompt": "a", "prompt_id": 0, "seed": 0, "model": "mine"}
+    (media / "manifest.jsonl").write_text(json.dumps(line) + "\n")
+    for spec, said in (
+        ("mps", "model.safetensors"),
+        (f"imagereward,path={weights}", "UNet of diffusers, not a whole ImageReward"),
+        ("hpsv2,dtype=float8", "float16"),
+        ("hpsv2,batch=0", "at least 1"),
+        ("hpsv4", "Did you mean hpsv3?"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["diffpo", "score", str(media), "-s", spec])
+        with pytest.raises(SystemExit) as end:
+            main()
+        message = capsys.readouterr().err
+        assert end.value.code == 2 and said in message and "Traceback" not in message, message
+
+
+def test_scorers_are_listed_with_options_and_origin(monkeypatch, capsys):
+    from diffpo.__main__ import main
+
+    monkeypatch.setattr(sys, "argv", ["diffpo", "scorers"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert not end.value.code
+    listed = capsys.readouterr().out
+    for name, scorer in SCORERS.items():
+        assert f"\n{name}: " in f"\n{listed}" and f"  weights: {scorer.origin}\n" in listed
+    assert "  dtype: Literal['float32', 'float16', 'bfloat16'] = float32\n" in listed
+    assert "  threshold: float = 0.01\n" in listed
+
+
+def test_the_table_in_the_documents_has_them_all():
+    rows = dict(re.findall(r"^\| `([\w.-]+)` \| (.*) \|$", (ROOT / "docs" / "scorers.md").read_text(), re.M))
+    assert set(rows) == set(SCORERS)
+    for name, scorer in SCORERS.items():
+        assert all(repository in rows[name] for repository in re.findall(r"Hub ([\w-]+/[\w.-]+)", scorer.origin))
