@@ -35,7 +35,6 @@ from diffpo.options import make_scorer
 from diffpo.parallel import forget_settings, make_state
 from diffpo.pipelines import find_model
 from diffpo.run import FREE
-from diffpo.train import train
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -111,6 +110,8 @@ def prepare_run(model: JudgedModel) -> str:
                 f"{config.train.output} is not trained yet, and several processes evaluate but do not train: the pairs "
                 f"of an update would depend on their number. First run `{command}`."
             )
+        from diffpo.train import train  # takes seconds to import, which an evaluation without training need not wait
+
         train(config)
         forget_settings()
     return config.train.output
