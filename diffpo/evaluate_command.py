@@ -152,6 +152,7 @@ def _find_works(evaluation: Evaluation, prompts: PromptSet, runs: Mapping[str, s
             Path(evaluation.output) / "media",
             label,
             evaluation.sampling.noise,
+            labels=evaluation.models.keys(),
         )
         for label, model in evaluation.models.items()
     }
