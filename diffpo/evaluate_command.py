@@ -86,6 +86,8 @@ def evaluate(evaluation: Evaluation) -> Evaluated:
             score_folder(folder, scorers, console=console)
         _compare(evaluation, media, names, _run_folders(evaluation, runs))
     state.wait_for_everyone()
+    if state.num_processes > 1:
+        state.destroy_process_group()
     return Evaluated(
         folder=Path(evaluation.output),
         media=media,
