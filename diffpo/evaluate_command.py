@@ -35,7 +35,6 @@ from diffpo.options import make_scorer
 from diffpo.parallel import forget_settings, make_state
 from diffpo.pipelines import find_model
 from diffpo.run import FREE
-from diffpo.train import train
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -87,6 +86,8 @@ def evaluate(evaluation: Evaluation) -> Evaluated:
             score_folder(folder, scorers, console=console)
         _compare(evaluation, media, names, _run_folders(evaluation, runs))
     state.wait_for_everyone()
+    if state.num_processes > 1:
+        state.destroy_process_group()
     return Evaluated(
         folder=Path(evaluation.output),
         media=media,
@@ -111,6 +112,8 @@ def prepare_run(model: JudgedModel) -> str:
                 f"{config.train.output} is not trained yet, and several processes evaluate but do not train: the pairs "
                 f"of an update would depend on their number. First run `{command}`."
             )
+        from diffpo.train import train  # takes seconds to import, which an evaluation without training need not wait
+
         train(config)
         forget_settings()
     return config.train.output
@@ -151,6 +154,7 @@ def _find_works(evaluation: Evaluation, prompts: PromptSet, runs: Mapping[str, s
             Path(evaluation.output) / "media",
             label,
             evaluation.sampling.noise,
+            labels=evaluation.models.keys(),
         )
         for label, model in evaluation.models.items()
     }

@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -60,7 +60,9 @@ class Work:
         return sum(map(len, self.missing))
 
 
-def find_work(options: GenerateOptions, prompts: PromptSet, home: Path, label: str, noise: Noise) -> Work:
+def find_work(
+    options: GenerateOptions, prompts: PromptSet, home: Path, label: str, noise: Noise, labels: Collection[str] = ()
+) -> Work:
     """See what is there and what is missing; several processes may look at once, before any begins.
 
     Args:
@@ -70,6 +72,7 @@ def find_work(options: GenerateOptions, prompts: PromptSet, home: Path, label: s
         label: Name of the model in tables and grids.
         noise: `per-prompt`: no two prompts share their noise, and that of a prompt depends on nothing else; right for
             statistics. `shared`: every prompt gets the seeds as they are.
+        labels: Of all models that are judged: a folder of the same model under another one was renamed by the user.
 
     Raises:
         UserError: If the model or the device is not there.
@@ -78,8 +81,7 @@ def find_work(options: GenerateOptions, prompts: PromptSet, home: Path, label: s
     device = pick_device(options.device)
     settings = describe(options, model, prompts, label, device) | {"distinct_seeds": noise == "per-prompt"}
     key = json.dumps({name: settings[name] for name in DECISIVE}, sort_keys=True)
-    folder = home / f"{label}-{_hash(key, 4)}"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = _claim_folder(home, label, _hash(key, 4), labels)
     _finish_batches(folder)
     media = [
         Media(file=f"{_hash(prompt, 8)}-s{seed}.png", prompt=prompt, prompt_id=i, seed=seed, model=label)
@@ -134,6 +136,17 @@ def finish_images(work: Work, prompts: PromptSet) -> None:
     write_prompts(work.folder, prompts)
     write_json(work.folder / SETTINGS, work.settings)
     write_manifest(work.folder, work.media)
+
+
+def _claim_folder(home: Path, label: str, key: str, labels: Collection[str]) -> Path:
+    """The folder of a model; that of the same model under a label of old is taken over."""
+    folder = home / f"{label}-{key}"
+    for other in home.glob(f"*-{key}"):
+        if other.name.removesuffix(f"-{key}") not in {label, *labels} and not folder.exists():
+            with contextlib.suppress(OSError):  # another process did
+                other.rename(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _write_batch(folder: Path, batch: Sequence[Media], images: Sequence[Image]) -> None:

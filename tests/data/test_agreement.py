@@ -2,11 +2,13 @@
 
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
 import torch
 
+from diffpo.__main__ import main
 from diffpo.data import Pairs
 from diffpo.data.agreement import (
     Counting,
@@ -97,6 +99,23 @@ def test_labels_of_a_scorer_are_refused(records, jsonl, tmp_path):
     score_pairs(Pairs(path=jsonl(records(4))), Told([1.0, 0.0, 0.5, 0.2] * 2), tmp_path / "out", Labelling())
     with pytest.raises(UserError, match="a scorer labelled"):
         agreement(Pairs(path=str(tmp_path / "out")), [Told([1.0, 0.0] * 4)])
+
+
+def test_the_command(tmp_path, monkeypatch, capsys):
+    """Ties of people are judged unless they are dropped."""
+    monkeypatch.chdir(tmp_path)
+    counts = []
+    for more in ([], ["--ties", "drop"]):
+        argv = ["diffpo", "data", "agreement", "shapes:pairs", "-s", "shapes", "-s", "shapes-utility", "--limit", "12"]
+        monkeypatch.setattr(sys, "argv", [*argv, *more])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out = capsys.readouterr().out
+        assert not ended.value.code and "shapes-utility" in out and "next: diffpo data score shapes:pairs" in out
+        found = json.loads((tmp_path / "agreement.json").read_text())
+        counts.append((found["n_pairs"], found["label_ties"]))
+        assert [row["scorer"] for row in found["scorers"]] == ["shapes", "shapes-utility"]
+    assert counts[0][0] == counts[1][0] == 12 and counts[0][1] > counts[1][1] == 0
 
 
 def test_what_is_refused(records, jsonl):

@@ -119,6 +119,14 @@ def test_only_what_is_missing_is_made(judge, tmp_path):
     assert len(read_media(again.media[0])) == 3 and len(read_scores(again.media[0]).rows) == 6
 
 
+def test_a_model_may_be_called_otherwise(judge, world):
+    base, tuned = str(world.folder / "sd15"), {"path": str(world.folder / "sd15"), "tuned": str(world.folder / "tuned")}
+    judge(seeds=[0])
+    done, sampled = judge(seeds=[0], models={"before": base, "after": tuned})
+    assert sampled == [] and [read_scores(folder).models for folder in done.media] == [["before"], ["after"]]
+    assert len(list((done.folder / "media").iterdir())) == 2
+
+
 def test_many_models_are_ranked(judge, world):
     base = str(world.folder / "sd15")
     models = {name: {"path": base, "tuned": str(world.folder / "tuned")} for name in ("one", "two")}

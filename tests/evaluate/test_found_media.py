@@ -1,6 +1,7 @@
 """Images that others made: folders with captions, tables of paths and prompts."""
 
 import json
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from diffpo.__main__ import main
 from diffpo.errors import UserError
 from diffpo.evaluate.compare import Judging, compare
 from diffpo.evaluate.grid import write_grid
@@ -109,6 +111,19 @@ def test_two_folders_of_others_through_all_commands(tmp_path):
     assert (comparison.baseline, comparison.model, comparison.n_prompts, comparison.n_pairs) == ("one", "two", 2, 4)
     write_grid(tmp_path / "grid.png", folders, prompts=2)
     write_report(tmp_path / "report.html", comparison, folders)
+
+
+def test_the_command_says_what_comes_next(tmp_path, monkeypatch, capsys):
+    table = write_rows(tmp_path / "theirs.csv", rows(write_images(tmp_path)))
+    (tmp_path / "3.png").write_bytes(b"no image")
+    monkeypatch.setattr(sys, "argv", ["diffpo", "score", str(table), "-s", "shapes", "-s", "shapes-utility"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out, err = capsys.readouterr()
+    assert not ended.value.code
+    assert f"wrote {tmp_path}/theirs.scores.parquet\nnext: diffpo compare {tmp_path}/theirs.scores.parquet" in out
+    assert "1 of 4 images are left out" in err and "3.png is no readable image" in err
+    assert len(read_scores(tmp_path / "theirs.scores.parquet").rows) == 6
 
 
 @pytest.mark.parametrize(

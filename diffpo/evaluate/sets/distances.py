@@ -45,7 +45,7 @@ def frechet_distance(first: ArrayLike, second: ArrayLike) -> float:
     # The roots of the eigenvalues of A B are the singular values of x y'; QR makes that small, and exact where n < d.
     first_root, second_root = (np.linalg.qr(values, mode="r") for values in (x, y))
     shared = np.linalg.svd(first_root @ second_root.T, compute_uv=False).sum()
-    return float(mean @ mean + (x**2).sum() + (y**2).sum() - 2 * shared)
+    return max(0.0, float(mean @ mean + (x**2).sum() + (y**2).sum() - 2 * shared))  # rounding may end below 0
 
 
 def kernel_distance(

@@ -62,7 +62,7 @@ class Features(Protocol):
 class ClipFeatures(Block):
     """Embeddings of images by a CLIP, not normalised."""
 
-    name = "clip"
+    name: ClassVar[str] = "clip"
 
     model: str = "openai/clip-vit-base-patch32"
     """As the scorer `clip` takes it; the default is CLIP-FID's."""
@@ -98,7 +98,7 @@ class Inception(Block):
     torchvision's Inception was trained anew and gives other numbers; FIDs of it are not comparable with any paper's.
     """
 
-    name = "inception"
+    name: ClassVar[str] = "inception"
 
     path: str = INCEPTION
     """A local file, or an address."""
@@ -153,7 +153,7 @@ class Inception(Block):
 class Looks(Block):
     """What rewards are hacked with: `LOOKS` of each image, `[n 3]`."""
 
-    name = "looks"
+    name: ClassVar[str] = "looks"
 
     @property
     def provenance(self) -> dict[str, Any]:
