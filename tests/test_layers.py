@@ -18,7 +18,7 @@ CORE = "types process noising objectives methods step"
 NETWORKS = "diffusers transformers peft open_clip torchvision timm diffpo.denoisers diffpo.encoders"
 TRAINING = "diffpo.train diffpo.run diffpo.learner diffpo.optimizers diffpo.checkpoint diffpo.export torch.optim"
 LOSSES = "diffpo.methods diffpo.objectives diffpo.noising diffpo.step"
-RIM = "diffpo.cli diffpo.cli_data diffpo.evaluate_config diffpo.evaluate_command diffpo.__main__"
+RIM = "diffpo.cli diffpo.cli_data diffpo.cli_judge diffpo.evaluate_config diffpo.evaluate_command diffpo.__main__"
 DEVICES_AND_FILES = "os pathlib shutil tempfile io json torch.cuda torch.distributed torch.save torch.load"
 
 
@@ -73,7 +73,7 @@ ROOMS = {
     ),
     "options": Room("options", never=f"{NETWORKS} {LOSSES} {TRAINING} {RIM}"),  # torch: `diffpo env` describes it
     "commands": Room(
-        "config evaluate_config evaluate_command settings cli cli_data demo __main__", never="torch numpy"
+        "config evaluate_config evaluate_command settings cli cli_data cli_judge demo __main__", never="torch numpy"
     ),
 }
 
