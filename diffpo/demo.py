@@ -6,7 +6,7 @@ Nothing here knows that the model is small: it calls what the other commands cal
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,9 @@ BATCH = 50
 """Images at a time: they are small."""
 
 
-def run_demo(output: Path, *, seed: int = 0, prompts: int = 200, fresh: bool = False) -> dict[str, Any]:
+def run_demo(
+    output: Path, *, seed: int = 0, prompts: int = 200, fresh: bool = False, overrides: Sequence[str] = ()
+) -> dict[str, Any]:
     """Do all of it; a second call reuses what is there.
 
     Args:
@@ -38,12 +40,13 @@ def run_demo(output: Path, *, seed: int = 0, prompts: int = 200, fresh: bool = F
         seed: Of the training.
         prompts: Number of held-out prompts, one image of each per model.
         fresh: Begin anew.
+        overrides: Of the configuration, such as `train.steps=20`.
 
     Returns:
         What `summary.json` holds: `win_rate`, `ci_low`, `ci_high` (by the annotators' own utility, on held-out
         prompts), `base` and `tuned` mean per scorer and their `difference` with its interval, `seconds` per stage.
     """
-    config = load_config(CONFIG, [f"train.output={output}", f"train.seed={seed}"])
+    config = load_config(CONFIG, [f"train.output={output}", f"train.seed={seed}", *overrides])
     seconds: dict[str, float] = {}
     with _timed("train", seconds):
         train(config, fresh=fresh)

@@ -18,7 +18,7 @@ from bench_machine import limited_memory, matmul_peak, peak_memory  # noqa: E402
 
 CPU = torch.device("cpu")
 STAGES = {"data", "noise", "reference", "policy", "optimizer"}
-TINY = ("tiny-sd15", "tiny-sdxl", "tiny-sd3")
+TINY = ("tiny-sdxl",)
 
 # Beside a bare torch: neither data nor configuration nor scorers can be imported.
 BARE = """

@@ -20,7 +20,6 @@ FULL = {"model.name": "full", "train.learning_rate": 1e-4}
 CASES = {
     "dpo-full": DOUBLE | FULL,
     "dpo-lora": DOUBLE | {"train.ema": 0.9},
-    "sft-full": DOUBLE | FULL | {"method.name": "sft"},
     "float32": SINGLE,
 }
 SHARDED = ("dpo-full", "dpo-lora", "float32")
