@@ -9,7 +9,7 @@ from diffpo.demo import run_demo
 
 @pytest.mark.slow
 def test_the_demo_wins_on_held_out_prompts(tmp_path):
-    less = {"prompts": 50, "overrides": ["train.steps=20", "train.eval_every=10", "train.sample_every=10"]}
+    less = {"prompts": 50, "overrides": ["train.steps=20", "train.eval_every=10", "data.limit=640"]}
     summary = run_demo(tmp_path / "demo", **less)
     assert summary == json.loads((tmp_path / "demo" / "summary.json").read_text())
     assert summary["judge"] == "shapes-utility" and summary["prompts"] == 50
