@@ -9,10 +9,10 @@ from diffpo.demo import run_demo
 
 @pytest.mark.slow
 def test_the_demo_wins_on_held_out_prompts(tmp_path):
-    less = {"prompts": 50, "overrides": ["train.steps=20", "train.eval_every=10", "data.limit=640"]}
+    less = {"prompts": 30, "overrides": ["train.steps=20", "train.eval_every=10", "data.limit=640"]}
     summary = run_demo(tmp_path / "demo", **less)
     assert summary == json.loads((tmp_path / "demo" / "summary.json").read_text())
-    assert summary["judge"] == "shapes-utility" and summary["prompts"] == 50
+    assert summary["judge"] == "shapes-utility" and summary["prompts"] == 30
     assert 0.5 < summary["ci_low"] <= summary["win_rate"] <= summary["ci_high"] <= 1
     _, _, most = summary["difference"]["shapes"]
     assert most >= 0, "what the captions ask for must not get lost"
