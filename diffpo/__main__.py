@@ -17,7 +17,7 @@ def main() -> None:
     """Run the command line."""
     debug = DEBUG in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != DEBUG]
-    from diffpo.cli import app
+    from diffpo.commands.app import app
 
     try:
         app()

@@ -1,4 +1,4 @@
-"""Repairs for the libraries around us; each one says what it mends, and when it can go.
+"""What differs between machines: repairs for the libraries around us, and the device to use.
 
 torchvision (open_clip needs it) as published on PyPI is built for CUDA. Beside a CPU build of torch its binary cannot
 load; on import it still registers fake kernels for operators that the binary should have defined, and fails: "operator
@@ -15,6 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from diffpo.errors import UserError
+
 if TYPE_CHECKING:
     import torch.library
 
@@ -25,6 +27,11 @@ MISSING_OPERATORS = ("nms", "qnms")
 SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 _definitions: list[torch.library.Library] = []  # torch forgets what a library defined once nothing refers to it
+
+PACKAGES = (
+    *("torch", "torchvision", "diffusers", "transformers", "accelerate", "peft", "datasets", "safetensors"),
+    *("open-clip-torch", "pydantic", "xformers", "bitsandbytes"),
+)
 
 
 @cache
@@ -74,3 +81,40 @@ def quiet_libraries() -> None:
         library.set_verbosity_error()
         library.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(diffusers|transformers|peft|torch)\b")
+
+
+def pick_device(name: str) -> str:
+    """Resolve `auto` to the best device there is.
+
+    Raises:
+        UserError: If the named device is not there.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {name!r} is not available here ({error}). Use device=auto or device=cpu.") from error
+    return name
+
+
+def describe_environment() -> dict[str, str]:
+    """Versions of what matters, and the devices."""
+    import importlib.metadata
+    import platform
+
+    import torch
+
+    from diffpo import __version__
+
+    values = {"diffpo": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    for name in PACKAGES:
+        try:
+            values[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            values[name] = "not installed"
+    values["threads"] = str(torch.get_num_threads())
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return values | {"gpu": ", ".join(devices) or "none"}

@@ -60,11 +60,11 @@ from bench_machine import (  # noqa: E402
 )
 from bench_report import STAGES, gains, memory_table, show  # noqa: E402
 
-from diffpo.denoisers.tuning import DTYPES, LoRA, Tuning  # noqa: E402
+from diffpo.core.step import preference_step  # noqa: E402
+from diffpo.core.types import Rng  # noqa: E402
 from diffpo.errors import UserError  # noqa: E402
-from diffpo.optimizers import make_optimizer  # noqa: E402
-from diffpo.step import preference_step  # noqa: E402
-from diffpo.types import Rng  # noqa: E402
+from diffpo.models.tuning import DTYPES, LoRA, Tuning  # noqa: E402
+from diffpo.training.optimizers import make_optimizer  # noqa: E402
 
 HALF = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}
 STATE_BYTES = {"adamw": 8, "adamw8bit": 2, "adafactor": 0}

@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffpo.denoisers import DENOISERS, Denoiser
-from diffpo.denoisers.load import set_attention
-from diffpo.denoisers.reference import Reference
-from diffpo.denoisers.tuning import Full, LoRA, Tuning
+from diffpo.core.process import NoiseProcess, Time
+from diffpo.core.step import preference_step
+from diffpo.core.types import Condition, Pair, PairBatch, Rng
 from diffpo.methods import METHODS, PairwiseMethod
 from diffpo.methods.base import Predictor
-from diffpo.process import NoiseProcess, Time
-from diffpo.step import preference_step
-from diffpo.types import Condition, Pair, PairBatch, Rng
+from diffpo.models import DENOISERS, Denoiser
+from diffpo.models.load import set_attention
+from diffpo.models.reference import Reference
+from diffpo.models.tuning import Full, LoRA, Tuning
 
 DDPM = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "prediction_type": "epsilon"}
 
@@ -113,7 +113,7 @@ def _sd3(settings: Mapping[str, Any]) -> Callable[[], nn.Module]:
 
 
 def _shapes() -> nn.Module:
-    from diffpo.shapes.models import make_unet
+    from shapes_builder.models import make_unet
 
     return make_unet()
 
@@ -201,7 +201,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def build(case: Case, tuning: Tuning, device: torch.device | str, frozen: torch.dtype) -> tuple[Denoiser, Reference]:
-    """Make policy and reference as `diffpo.denoisers.load.load` does, with random weights made on `device`.
+    """Make policy and reference as `diffpo.models.load.load` does, with random weights made on `device`.
 
     Args:
         case: What to make.

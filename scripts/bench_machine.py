@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
+from diffpo.core.process import NoiseProcess
+from diffpo.core.types import Condition
 from diffpo.methods.base import Predictor
-from diffpo.process import NoiseProcess
-from diffpo.types import Condition
 
 GIB = 1024**3
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate")

@@ -34,9 +34,9 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
-import diffpo.evaluate.scores as scoring  # noqa: E402
-from diffpo.evaluate.media import SCORES, Media, write_manifest  # noqa: E402
-from diffpo.options import make_scorer  # noqa: E402
+import diffpo.scorers.scores as scoring  # noqa: E402
+from diffpo.config.options import make_scorer  # noqa: E402
+from diffpo.media.folder import SCORES, Media, write_manifest  # noqa: E402
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 PROMPTS = 100

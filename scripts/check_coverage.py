@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import exponnorm, norm
 
-from diffpo.evaluate.stats import Estimate, mean_difference, win_rate
-from diffpo.evaluate.users import user_win_rate
+from diffpo.compare.stats import Estimate, mean_difference, win_rate
+from diffpo.compare.users import user_win_rate
 
 COVERAGE, LEVEL = (0.93, 0.97), (0.035, 0.065)
 RESAMPLES = 599  # 30 of 600 are 5 % exactly

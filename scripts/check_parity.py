@@ -3,8 +3,8 @@
     python scripts/check_parity.py tests/golden/methods/*
 
 Each case is a folder: `unet/` and `ref_unet/` (diffusers), `meta.json`, `tensors.safetensors` (layout:
-tests/golden/README.md). The recorded latents, conditions, times and noises go through `diffpo.step.preference_step`
-in float64; loss, noise and gradients must agree to 1e-6. Exits 1 if one does not.
+tests/golden/README.md). The recorded latents, conditions, times and noises go through
+`diffpo.core.step.preference_step` in float64; loss, noise and gradients must agree to 1e-6. Exits 1 if one does not.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from diffpo.denoisers import DENOISERS, Denoiser
+from diffpo.core.process import Time, expand
+from diffpo.core.step import preference_step
+from diffpo.core.types import Condition, Pair, PairBatch, Rng
 from diffpo.methods import METHODS, Method
-from diffpo.process import Time, expand
-from diffpo.step import preference_step
-from diffpo.types import Condition, Pair, PairBatch, Rng
+from diffpo.models import DENOISERS, Denoiser
 
 TOLERANCE = 1e-6
 

@@ -59,7 +59,7 @@ def generate(folder: Path, model: str, label: str, *tuned: str) -> None:
 
 def diffpo(*arguments: str) -> None:
     """Run a command of diffpo, in this process: the imports take longer than the work."""
-    from diffpo.cli import app
+    from diffpo.commands.app import app
 
     app(list(arguments), standalone_mode=False)
 
@@ -69,7 +69,7 @@ def shapes_world() -> tuple[str, dict[str, Any]] | None:
     assets = ROOT / "assets" / "shapes"
     if not (assets / "pipeline" / "model_index.json").is_file():
         return None
-    from diffpo.config import load_config
+    from diffpo.config.run import load_config
 
     data = load_config("configs/shapes-dpo.yaml").to_dict()["data"]
     return "shapes:base", data | {"limit": 64, "caption_dropout": 0.0}

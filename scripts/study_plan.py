@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from diffpo.config import load_config
+from diffpo.config.run import load_config
 
 UPDATES = 40
 """Of `PAIRS` pairs: what every variant gets at equal pairs."""

@@ -60,9 +60,9 @@ def run(job: Job) -> Job:
 
     warnings.filterwarnings("ignore")
     from diffpo.compat import quiet_libraries
-    from diffpo.config import load_config
-    from diffpo.evaluate.media import write_json
-    from diffpo.train import train
+    from diffpo.config.run import load_config
+    from diffpo.disk.files import write_json
+    from diffpo.training.train import train
 
     quiet_libraries()
     folder = Path(job.folder)
@@ -84,10 +84,10 @@ def run(job: Job) -> Job:
 
 def judge(tuned: str | None, folder: Path, prompts: str) -> dict[str, list[float]]:
     """Generate one image per prompt and score it; returns the scores in the prompts' order."""
-    from diffpo.evaluate.prompts import load_prompts
-    from diffpo.evaluate.scores import score_folder
-    from diffpo.generate import GenerateOptions, generate
+    from diffpo.generation.generate import GenerateOptions, generate
+    from diffpo.media.prompts import load_prompts
     from diffpo.scorers import ShapesUtility, ShapesVerifier
+    from diffpo.scorers.scores import score_folder
 
     generate(GenerateOptions(model="shapes:base", tuned=tuned, **SAMPLING), load_prompts(prompts), folder, label="x")
     rows = score_folder(folder, [ShapesUtility(), ShapesVerifier()]).rows
@@ -165,7 +165,7 @@ def run_all(jobs: Sequence[Job], processes: int, title: str) -> None:
 
 def make_tables(variants: Sequence[Variant]) -> None:
     """Write the tables that some variants learn from; finished ones are kept."""
-    from diffpo.config import load_config
+    from diffpo.config.run import load_config
 
     wanted = {load_config(variant.config).data.path for variant in variants}
     for path, command in plan.TABLES.items():

@@ -2,8 +2,8 @@
 
 import torch
 
+from diffpo.core.types import Condition, Denoised, Noised, Pair, PairBatch, StepOutput
 from diffpo.methods import Method
-from diffpo.types import Condition, Denoised, Noised, Pair, PairBatch, StepOutput
 
 LATENT = (1, 4, 1, 2, 2)
 """16 elements."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from diffpo.evaluate.scores import ScoreRow, ScoreTable, write_scores
+from diffpo.scorers.scores import ScoreRow, ScoreTable, write_scores
 
 
 def write_folder(folder: Path, model: str, scores: dict[str, dict[str, list[float]]], settings=None) -> Path:

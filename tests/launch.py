@@ -17,11 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import diffpo.checkpoint
 import diffpo.data.cache
-import diffpo.evaluate.images
-import diffpo.evaluate.scores
-import diffpo.train  # and all the rest
+import diffpo.generation.images
+import diffpo.scorers.scores
+import diffpo.training.checkpoint
+import diffpo.training.train  # and all the rest
 from diffpo.__main__ import main
 
 
@@ -55,25 +55,27 @@ def half_a_file(content: Any, path: Path) -> None:
 
 def unrenamed_export() -> None:
     """Die when `final/` is written but does not yet have its name."""
-    sync = diffpo.checkpoint._sync
+    sync = diffpo.training.checkpoint._sync
 
     def synced(path: Path) -> None:
         sync(path)
         if path.name == ".tmp-final":
             die()
 
-    diffpo.checkpoint._sync = synced
+    diffpo.training.checkpoint._sync = synced
 
 
 PLACES: dict[str, Callable[[], None]] = {
     "encoding": lambda: at_call(diffpo.data.cache, "write_whole", 3, half_a_shard),  # key.json, one shard, and now
-    "step": lambda: at_call(diffpo.train, "step_optimizer", 4),
-    "checkpoint": lambda: at_call(diffpo.checkpoint, "save_file", 5, half_a_file),  # 3 files each: the 2nd of the 2nd
-    "pruning": lambda: at_call(diffpo.checkpoint.shutil, "rmtree", 4),  # each save clears its .tmp first
+    "step": lambda: at_call(diffpo.training.train, "step_optimizer", 4),
+    "checkpoint": lambda: at_call(
+        diffpo.training.checkpoint, "save_file", 5, half_a_file
+    ),  # 3 files each: the 2nd of the 2nd
+    "pruning": lambda: at_call(diffpo.training.checkpoint.shutil, "rmtree", 4),  # each save clears its .tmp first
     "export": unrenamed_export,
-    "sampling": lambda: at_call(diffpo.evaluate.images, "sample_images", 3),
-    "naming": lambda: at_call(diffpo.evaluate.images, "_give_names", 2),
-    "scoring": lambda: at_call(diffpo.evaluate.scores, "read_media", 2),  # the second model's folder
+    "sampling": lambda: at_call(diffpo.generation.images, "sample_images", 3),
+    "naming": lambda: at_call(diffpo.generation.images, "_give_names", 2),
+    "scoring": lambda: at_call(diffpo.scorers.scores, "read_media", 2),  # the second model's folder
 }
 
 
@@ -129,7 +131,7 @@ def watch_shards(file: Path) -> None:
     """Report how many parameters of policy and reference are sharded, and how much of them this process holds."""
     from torch.distributed.tensor import DTensor
 
-    prepare = diffpo.train.prepare_learner
+    prepare = diffpo.training.train.prepare_learner
 
     def watched(*args: Any) -> Any:
         learner, seen = prepare(*args), {}
@@ -142,7 +144,7 @@ def watch_shards(file: Path) -> None:
         file.write_text(json.dumps(seen))
         return learner
 
-    diffpo.train.prepare_learner = watched
+    diffpo.training.train.prepare_learner = watched
 
 
 if __name__ == "__main__":

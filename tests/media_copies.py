@@ -6,8 +6,9 @@ from dataclasses import replace
 
 from PIL import Image, ImageEnhance
 
-from diffpo.evaluate.media import read_media, write_json, write_manifest
-from diffpo.evaluate.scores import read_scores, score_folder, write_scores
+from diffpo.disk.files import write_json
+from diffpo.media.folder import read_media, write_manifest
+from diffpo.scorers.scores import read_scores, score_folder, write_scores
 
 
 def faded(folder, out, label, scorers):

@@ -61,8 +61,8 @@ class World:
         self, output: str, changes: Mapping[str, Any] | None = None, family: str = "sd15", **options: Any
     ) -> Path:
         """Train in this process; returns the run's folder."""
-        from diffpo.config import build
-        from diffpo.train import train
+        from diffpo.config.run import build
+        from diffpo.training.train import train
 
         return train(build(self.tree(output, changes, family)), **options)
 

@@ -13,11 +13,11 @@ import typer
 import yaml
 from runs import ROOT
 
-from diffpo.cli import app
-from diffpo.config import build, load_config
-from diffpo.evaluate_config import load_evaluation
+from diffpo.commands.app import app
+from diffpo.config.evaluation import load_evaluation
+from diffpo.config.options import make_captioner, make_perturber, make_scorer
+from diffpo.config.run import build, load_config
 from diffpo.methods import METHODS
-from diffpo.options import make_captioner, make_perturber, make_scorer
 
 DOCS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 CONFIGS = sorted(file for file in (ROOT / "configs").glob("*.yaml") if not file.stem.startswith("eval-"))

@@ -1,7 +1,9 @@
 """Who may import whom: reads every import and fails when a room of the package reaches where it must not.
 
-Imports inside functions count, and those for type checkers, `importlib.import_module("x")`, `torch.cuda` written out.
-A module that belongs to no room fails: put it into the table below, or into the room where it belongs.
+`ROOMS` stands in order, the lowest floor first: a room imports from itself and from rooms above it in the table, never
+from one below. So no two rooms can import each other, and no circle can form. Imports inside functions count, and those
+for type checkers, `importlib.import_module("x")`, `torch.cuda` written out. A module that belongs to no room fails: put
+it into the room where it belongs.
 """
 
 import ast
@@ -14,19 +16,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CORE = "types process noising objectives methods step"
-NETWORKS = "diffusers transformers peft open_clip torchvision timm diffpo.denoisers diffpo.encoders"
-TRAINING = "diffpo.train diffpo.run diffpo.learner diffpo.optimizers diffpo.checkpoint diffpo.export torch.optim"
-LOSSES = "diffpo.methods diffpo.objectives diffpo.noising diffpo.step"
-RIM = "diffpo.cli diffpo.cli_data diffpo.cli_judge diffpo.evaluate_config diffpo.evaluate_command diffpo.__main__"
+NETWORKS = "diffusers transformers peft open_clip torchvision timm"
 DEVICES_AND_FILES = "os pathlib shutil tempfile io json torch.cuda torch.distributed torch.save torch.load"
+MODULES_AT_THE_TOP = 5
 
 
 @dataclass(frozen=True)
 class Room:
-    """The modules of one room (names below `diffpo`, a package stands for all in it) and what they may reach."""
+    """What one room, a folder or a module of that name below `diffpo`, may reach besides the rooms above it."""
 
-    modules: str
     only: str | None = None
     """Packages that are all it may import, beside the standard library; None: anything."""
     never: str = ""
@@ -38,50 +36,51 @@ class Room:
 
 
 ROOMS = {
-    "errors": Room("errors", only=""),
-    "compat": Room("compat", only="torch diffusers transformers"),
-    "core": Room(
-        CORE,
-        only="torch diffpo.errors " + " ".join(f"diffpo.{name}" for name in CORE.split()),
-        never=DEVICES_AND_FILES,
+    "errors": Room(only=""),
+    "compat": Room(only="torch diffusers transformers diffpo"),
+    # The worlds know nothing of the package that learns on them.
+    "worlds": Room(only="torch numpy scipy PIL diffpo"),
+    "disk": Room(never=f"{NETWORKS} accelerate"),
+    "core": Room(only="torch diffpo.errors diffpo.core", never=DEVICES_AND_FILES),
+    "methods": Room(only="torch diffpo.errors diffpo.core diffpo.methods", never=DEVICES_AND_FILES),
+    "media": Room(never=f"{NETWORKS} diffpo.methods diffpo.core.objectives diffpo.core.step torch.nn"),
+    "models": Room(never="datasets accelerate torch.optim diffpo.methods diffpo.core.objectives diffpo.core.step"),
+    "scorers": Room(
+        never="datasets accelerate torch.optim diffpo.models diffpo.core.step diffpo.methods",
+        except_for="accelerate.init_empty_weights",
     ),
-    "files": Room(
-        "weights pipelines",
-        never="datasets accelerate diffpo.data diffpo.config diffpo.denoisers diffpo.evaluate diffpo.scorers"
-        f" {LOSSES} {TRAINING} {RIM}",
+    "captioners": Room(never="datasets accelerate torch.optim diffpo.models diffpo.core.step diffpo.methods"),
+    "data": Room(
+        never=f"accelerate {NETWORKS} diffpo.models diffpo.scorers diffpo.captioners diffpo.methods"
+        " diffpo.core.objectives diffpo.core.step diffpo.core.noising"
     ),
-    "denoisers": Room(
-        "denoisers encoders",
-        never=f"datasets accelerate diffpo.data diffpo.config diffpo.evaluate diffpo.scorers {LOSSES} {TRAINING} {RIM}",
+    "curate": Room(
+        never=f"accelerate {NETWORKS} diffpo.models diffpo.methods diffpo.captioners diffpo.core.objectives"
+        " diffpo.core.step diffpo.core.noising"
     ),
-    "data": Room("data", never=f"accelerate diffpo.config diffpo.scorers {NETWORKS} {LOSSES} {TRAINING} {RIM}"),
+    "compare": Room(never=f"torch {NETWORKS} diffpo.core diffpo.methods diffpo.models diffpo.data diffpo.curate"),
+    "benchmarks": Room(never="diffpo.methods diffpo.models diffpo.data diffpo.curate diffpo.core.step"),
+    "report": Room(never=f"torch {NETWORKS} diffpo.core diffpo.methods diffpo.models diffpo.data diffpo.curate"),
+    "generation": Room(never="datasets torch.optim diffpo.methods diffpo.data diffpo.curate diffpo.core.step"),
+    "config": Room(never="torch numpy"),
     "training": Room(
-        "train trajectories run learner parallel optimizers average samples checkpoint export log",
-        never=f"datasets diffpo.methods diffpo.denoisers diffpo.objectives diffpo.noising {RIM}",
-        except_for="diffpo.methods.base diffpo.methods.Method diffpo.methods.METHODS"
-        " diffpo.denoisers.base diffpo.denoisers.Denoiser diffpo.denoisers.load diffpo.denoisers.reference"
-        " diffpo.denoisers.tuning diffpo.noising.trajectory diffpo.noising.Inversion",
+        never="datasets diffpo.methods diffpo.models diffpo.core.objectives diffpo.core.noising diffpo.scorers"
+        " diffpo.compare diffpo.report diffpo.benchmarks diffpo.curate",
+        except_for="diffpo.models.base diffpo.models.Denoiser diffpo.models.load diffpo.models.reference"
+        " diffpo.models.tuning diffpo.models.encoders diffpo.models.pipelines"
+        " diffpo.core.noising.trajectory diffpo.core.noising.Inversion",
         asks_names=False,
     ),
-    "judging": Room("scorers evaluate generate", never=f"diffpo.data {LOSSES} {TRAINING} {RIM}"),
-    "captioners": Room("captioners", never=f"diffpo.data diffpo.config diffpo.denoisers {LOSSES} {TRAINING} {RIM}"),
-    # The world and its builders: they know nothing of the package that learns on it.
-    "shapes": Room(
-        "shapes",
-        only="torch numpy scipy PIL diffusers transformers tokenizers safetensors datasets pyarrow"
-        " diffpo.shapes diffpo.errors diffpo.compat",
-    ),
-    "options": Room("options", never=f"{NETWORKS} {LOSSES} {TRAINING} {RIM}"),  # torch: `diffpo env` describes it
-    "commands": Room(
-        "config evaluate_config evaluate_command settings cli cli_data cli_judge demo __main__", never="torch numpy"
-    ),
+    "commands": Room(never="torch numpy"),
+    "__main__": Room(never="torch numpy"),
 }
+FLOORS = {title: floor for floor, title in enumerate(ROOMS)}
 
 
 def room_of(module: str) -> str | None:
     """Name the room of `diffpo.a.b`; the package's own `__init__` stands with the errors: it imports nothing."""
-    name = module.removeprefix("diffpo").removeprefix(".").split(".")[0]
-    return next((title for title, room in ROOMS.items() if (name or "errors") in room.modules.split()), None)
+    name = module.removeprefix("diffpo").removeprefix(".").split(".")[0] or "errors"
+    return name if name in ROOMS else None
 
 
 def modules() -> dict[str, Path]:
@@ -139,8 +138,14 @@ def offences(room: Room, source: str, module: str, is_package: bool = False) -> 
     """List where a module's source breaks its room's rules, as `line: what`."""
     tree = ast.parse(source)
     found = []
+    floor = FLOORS[room_of(module) or "__main__"]
     for line, name in reached(tree, module, is_package):
-        top = name.split(".")[0]
+        top, other = (
+            name.split(".")[0],
+            room_of(name) if below(name, "diffpo") and name != "diffpo.__version__" else None,
+        )
+        if other is not None and FLOORS[other] > floor:
+            found.append(f"{line}: reaches up to {name}")
         foreign = room.only is not None and not below(name, room.only) and top not in sys.stdlib_module_names
         if foreign or (below(name, room.never) and not below(name, room.except_for)):
             found.append(f"{line}: reaches {name}")
@@ -180,10 +185,10 @@ def unguarded(source: str) -> list[str]:
 
 
 def test_torchvision_is_made_safe_before_anything_imports_it():
-    """Each module works as the first that is imported; `diffpo.denoisers` guards the modules below it."""
+    """Each module works as the first that is imported; `diffpo.models` guards the modules below it."""
     found = []
     for module, path in modules().items():
-        if path.name == "__init__.py" or not below(module, "diffpo.denoisers"):
+        if path.name == "__init__.py" or not below(module, "diffpo.models"):
             found += [f"{path.relative_to(ROOT)}:{line}" for line in unguarded(path.read_text(encoding="utf-8"))]
     assert not found, "call diffpo.compat.ensure_torchvision() above:\n" + "\n".join(found)
 
@@ -197,66 +202,95 @@ def test_the_reader_sees_an_unguarded_import():
 
 BAD = [
     ("errors", "import torch"),
-    ("compat", "from diffpo.config import Config"),
+    ("compat", "from diffpo.config.run import Config"),
+    ("worlds", "from diffpo.training.train import train"),
+    ("worlds", "from diffpo.models.load import load"),
+    ("worlds", "import diffusers"),
+    ("disk", "from diffpo.media.folder import Media"),
+    ("disk", "import accelerate"),
     ("core", "import numpy as np"),
     ("core", "from pathlib import Path"),
-    ("core", "def f():\n    from diffpo.denoisers.unet import UNet"),
+    ("core", "def f():\n    from diffpo.models.unet import UNet"),
+    ("core", "from diffpo.methods.base import TwoSidedMethod"),
     ("core", "import torch\ntorch.cuda.synchronize()"),
     ("core", "import importlib\nimportlib.import_module('transformers')"),
     ("core", "import importlib\nimportlib.import_module(name)"),
-    ("core", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from diffpo.config import Config"),
-    ("denoisers", "from diffpo.methods import DPO"),
-    ("files", "from diffpo.denoisers.load import find_base"),
-    ("denoisers", "import torch\noptimizer = torch.optim.AdamW"),
+    ("core", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from diffpo.config.run import Config"),
+    ("methods", "import json"),
+    ("methods", "from diffpo.models.base import Denoiser"),
+    ("media", "import diffusers"),
+    ("media", "from diffpo.report.grid import write_grid"),
+    ("media", "from diffpo.data.read import read_table"),
+    ("models", "from diffpo.methods import DPO"),
+    ("models", "import torch\noptimizer = torch.optim.AdamW"),
+    ("models", "import datasets"),
+    ("models", "from diffpo.generation.sampling import sample_images"),
+    ("scorers", "from diffpo.training.train import train"),
+    ("scorers", "from diffpo.models.load import load"),
+    ("captioners", "from diffpo.curate.caption import caption_pairs"),
+    ("captioners", "def f():\n    from diffpo.config.run import validate"),
     ("data", "class A:\n    def f(self):\n        import diffusers.models"),
-    ("data", "from ..encoders import Encoders"),
-    ("data", "from diffpo import encoders"),
+    ("data", "from ..models.encoders import Encoders"),
+    ("data", "from diffpo.curate.inspect import inspect"),
+    ("data", "from diffpo.scorers import SCORERS"),
+    ("curate", "from diffpo.methods import METHODS"),
+    ("curate", "from diffpo.generation.generate import generate"),
+    ("compare", "import torch"),
+    ("compare", "from diffpo.report.page import write_report"),
+    ("benchmarks", "from diffpo.models.load import load"),
+    ("report", "from diffpo.data.records import Table"),
+    ("report", "from diffpo.generation.generate import generate"),
+    ("generation", "from diffpo.config.run import Config"),
+    ("generation", "from diffpo.methods import METHODS"),
+    ("config", "from diffpo.training.train import train"),
+    ("config", "def f():\n    import torch"),
     ("training", "from diffpo.methods.dpo import DPO"),
     ("training", "from diffpo.methods import DPO"),
-    ("training", "import diffpo.denoisers.unet"),
+    ("training", "import diffpo.models.unet"),
+    ("training", "from diffpo.compare.compare import compare"),
+    ("training", "from diffpo.commands.demo import run_demo"),
     ("training", "x = 1 if config.method.name == 'dpo' else 2"),
     ("training", "if 'sd3' in (family, other):\n    pass"),
     ("training", "if model_family in {'sd3', 'flux'}:\n    pass"),
     ("training", "match type(method).__name__:\n    case 'DPO':\n        pass"),
-    ("judging", "from diffpo.train import train"),
-    ("judging", "from diffpo import objectives"),
-    ("captioners", "from diffpo.data.captions import caption_pairs"),
-    ("captioners", "def f():\n    from diffpo.config import validate"),
-    ("shapes", "from diffpo.train import train"),
-    ("shapes", "from diffpo.denoisers.load import load"),
-    ("options", "from diffpo.denoisers.load import load"),
     ("commands", "def f():\n    import torch"),
+    ("__main__", "import numpy"),
 ]
 
 GOOD = [
     ("errors", "import sys"),
     (
         "core",
-        "from __future__ import annotations\nimport math\nfrom torch.nn import functional\nfrom ..types import Pair",
+        "from __future__ import annotations\nimport math\nfrom torch.nn import functional\nfrom .types import Pair",
     ),
-    ("denoisers", "import torch, diffusers\nfrom diffpo.process import NoiseProcess\ntorch.optimize = 1"),
-    ("data", "import datasets, torch\nfrom diffpo.types import PairBatch\nfrom .records import Source"),
-    (
-        "training",
-        "from diffpo.methods import METHODS, Method\nfrom diffpo.denoisers.load import load\nimport torch.optim",
-    ),
+    ("methods", "from diffpo.core.types import Pair"),
+    ("models", "import torch, diffusers\nfrom diffpo.core.process import NoiseProcess\ntorch.optimize = 1"),
+    ("data", "import datasets, torch\nfrom diffpo.core.types import PairBatch\nfrom .records import Source"),
+    ("training", "from diffpo.models.load import load\nimport torch.optim"),
     ("training", "if method.needs_reference and mode == 'x':\n    pass"),
-    ("judging", "import diffusers, transformers\nfrom diffpo.shapes.verify import verify"),
-    ("captioners", "import transformers\nfrom diffpo.shapes.verify import see\nfrom diffpo.weights import locate"),
-    ("shapes", "import numpy, torch\nfrom .scenes import Scene"),
-    ("commands", "from diffpo.methods import METHODS\nfrom diffpo.train import train"),
+    ("scorers", "import transformers\nfrom diffpo.worlds.shapes.verify import verify"),
+    (
+        "captioners",
+        "import transformers\nfrom diffpo.worlds.shapes.verify import see\nfrom diffpo.disk.weights import locate",
+    ),
+    ("worlds", "import numpy, torch\nfrom .scenes import Scene"),
+    ("commands", "from diffpo.methods import METHODS\nfrom diffpo.training.train import train"),
 ]
 
 
 @pytest.mark.parametrize(("title", "source"), BAD)
 def test_the_reader_sees_a_room_that_reaches_too_far(title, source):
-    assert offences(ROOMS[title], source, "diffpo.room.module")
+    assert offences(ROOMS[title], source, f"diffpo.{title}.module")
 
 
 @pytest.mark.parametrize(("title", "source"), GOOD)
 def test_the_reader_lets_a_room_do_its_work(title, source):
-    assert offences(ROOMS[title], source, "diffpo.data.module" if title == "data" else f"diffpo.{title}.module") == []
+    assert offences(ROOMS[title], source, f"diffpo.{title}.module") == []
 
 
 def test_every_room_has_a_bad_example():
     assert {title for title, _ in BAD} == set(ROOMS)
+
+
+def test_few_modules_stand_at_the_top():
+    assert len(list((ROOT / "diffpo").glob("*.py"))) <= MODULES_AT_THE_TOP

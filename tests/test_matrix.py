@@ -12,13 +12,13 @@ from runs import World, metrics
 from tiny import PIPELINES
 from tiny_steps import draws, make, moved, pair_batch
 
-from diffpo.denoisers import DENOISERS
-from diffpo.denoisers.load import find_base
-from diffpo.denoisers.tuning import MODELS
+from diffpo.core.step import preference_step
+from diffpo.core.types import Pair
 from diffpo.errors import UserError
 from diffpo.methods import METHODS
-from diffpo.step import preference_step
-from diffpo.types import Pair
+from diffpo.models import DENOISERS
+from diffpo.models.load import find_base
+from diffpo.models.tuning import MODELS
 
 EXCLUSIONS: dict[tuple[str, str], str] = {}
 """(method, pipeline): the reason why they do not go together."""

@@ -50,7 +50,9 @@ def test_every_module_imports_without_the_extras():
     assert int(python("-c", IMPORT_ALL_WITHOUT, *extras).splitlines()[-1]) == len(modules)
 
 
-@pytest.mark.parametrize("module", ["diffpo", "diffpo.errors", "diffpo.compat", "diffpo.cli", "diffpo.__main__"])
+@pytest.mark.parametrize(
+    "module", ["diffpo", "diffpo.errors", "diffpo.compat", "diffpo.commands.app", "diffpo.__main__"]
+)
 def test_the_door_is_light(module):
     """Every `--help` answers in half a second: what it imports must not draw in torch and its friends."""
     heavy = "torch diffusers transformers datasets accelerate peft open_clip scipy matplotlib jinja2 pandas pyarrow"
@@ -110,9 +112,9 @@ def test_the_wheel_carries_the_world_and_the_configs(tmp_path):
     loading = (
         "import diffpo, torch\n"
         f"assert diffpo.__file__.startswith({str(site)!r})\n"
-        "from diffpo.config import load_config\n"
+        "from diffpo.config.run import load_config\n"
         "from diffpo.data.splits import load_splits\n"
-        "from diffpo.denoisers.load import load\n"
+        "from diffpo.models.load import load\n"
         "config = load_config('configs/shapes-dpo.yaml')\n"
         "assert len(load_splits(config.data).train) >= 2000\n"
         "policy, reference = load(config.model, torch.float32, needs_reference=True)\n"

@@ -2,11 +2,11 @@
 
 import torch
 
-from diffpo.denoisers.base import Denoiser
-from diffpo.denoisers.load import load
-from diffpo.denoisers.reference import Reference
-from diffpo.denoisers.tuning import MODELS
-from diffpo.types import Condition, Pair, PairBatch, Rng
+from diffpo.core.types import Condition, Pair, PairBatch, Rng
+from diffpo.models.base import Denoiser
+from diffpo.models.load import load
+from diffpo.models.reference import Reference
+from diffpo.models.tuning import MODELS
 
 TOKENS = 5
 SHAPES = {"sd15": (4, 24, 0), "sd2": (4, 24, 0), "sdxl": (4, 48, 24), "sd3": (8, 48, 48)}

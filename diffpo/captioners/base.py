@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from diffpo.core.types import Block
 from diffpo.errors import ConfigError
-from diffpo.types import Block
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -16,8 +16,8 @@ from typing import Any
 
 from diffpo.captioners.base import Level, Perturber
 from diffpo.captioners.language import FILES, SAFETENSORS, SEQUENCE, LanguageModel, find, load_part, stable_hash, tidy
+from diffpo.disk.weights import Weights
 from diffpo.errors import ConfigError
-from diffpo.weights import Weights
 
 HUB_MODEL = "kalpeshk2011/dipper-paraphraser-xxl"
 HUB_TOKENIZER = "google/t5-v1_1-xxl"

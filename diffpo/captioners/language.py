@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from diffpo.captioners.base import Batched
+from diffpo.disk.weights import Weights, locate, snapshot
 from diffpo.errors import ConfigError, UserError
-from diffpo.weights import Weights, locate, snapshot
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -138,8 +138,7 @@ def load_model(spec: str, folder: Path, kind: Kind, dtype: str, device: str) -> 
     Raises:
         UserError: If the folder holds another kind, or not all of its weights.
     """
-    from diffpo.compat import ensure_torchvision
-    from diffpo.evaluate.sampling import pick_device
+    from diffpo.compat import ensure_torchvision, pick_device
 
     ensure_torchvision()
     import torch

@@ -23,8 +23,8 @@ from diffpo.scorers.shapes import ShapesVerifier
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from diffpo.shapes.scenes import ObjectSpec, SceneSpec
-    from diffpo.shapes.verify import FoundObject, Seen
+    from diffpo.worlds.shapes.scenes import ObjectSpec, SceneSpec
+    from diffpo.worlds.shapes.verify import FoundObject, Seen
 
 Splits = Literal["keep", "ignore"]
 CHANGES: dict[Level, int] = {"weak": 1, "medium": 2, "strong": 3}
@@ -48,8 +48,8 @@ class ShapesCaptioner(Captioner):
 
     def caption(self, images: Sequence[Image], prompts: Sequence[str], keys: Sequence[int]) -> list[str]:
         """Caption each image; see `Captioner.caption`. Nothing is drawn."""
-        from diffpo.shapes.scenes import parse_caption
-        from diffpo.shapes.verify import see
+        from diffpo.worlds.shapes.scenes import parse_caption
+        from diffpo.worlds.shapes.verify import see
 
         try:
             asked = [parse_caption(prompt) for prompt in prompts]
@@ -69,7 +69,7 @@ def describe(seen: Seen, asked: SceneSpec) -> SceneSpec:
     would make two objects of one colour, which the grammar has no words for, only the largest object is named, or
     none.
     """
-    from diffpo.shapes.verify import judge
+    from diffpo.worlds.shapes.verify import judge
 
     background = seen.background if _known(seen.background) else asked.background
     for count in (2, 1, 0):
@@ -82,7 +82,7 @@ def describe(seen: Seen, asked: SceneSpec) -> SceneSpec:
 
 def _candidates(found: Sequence[FoundObject], asked: SceneSpec) -> Iterator[SceneSpec]:
     """Every caption that names the found objects, in either order and any relation, and what is missing as asked."""
-    from diffpo.shapes.scenes import RELATIONS
+    from diffpo.worlds.shapes.scenes import RELATIONS
 
     padded = [*found, *[None] * (2 - len(found))]
     for first, second in permutations(padded):
@@ -99,7 +99,7 @@ def _name(found: FoundObject | None, asked: ObjectSpec) -> ObjectSpec:
 
 
 def _known(word: str) -> bool:
-    from diffpo.shapes.verify import UNKNOWN
+    from diffpo.worlds.shapes.verify import UNKNOWN
 
     return word != UNKNOWN
 
@@ -110,7 +110,7 @@ def _agreement(spec: SceneSpec, asked: SceneSpec) -> int:
 
 
 def _allowed(spec: SceneSpec, given: SceneSpec, splits: Splits) -> bool:
-    from diffpo.shapes.scenes import split_of
+    from diffpo.worlds.shapes.scenes import split_of
 
     return splits == "ignore" or split_of(given.caption) != "train" or split_of(spec.caption) == "train"
 
@@ -143,7 +143,15 @@ class ShapesPerturber(Perturber):
         return [self._change(caption, key) for caption, key in zip(captions, keys, strict=True)]
 
     def _change(self, caption: str, key: int) -> str:
-        from diffpo.shapes.scenes import BACKGROUNDS, COLORS, RELATIONS, SHAPES, ObjectSpec, SceneSpec, parse_caption
+        from diffpo.worlds.shapes.scenes import (
+            BACKGROUNDS,
+            COLORS,
+            RELATIONS,
+            SHAPES,
+            ObjectSpec,
+            SceneSpec,
+            parse_caption,
+        )
 
         try:
             spec = parse_caption(caption)

@@ -35,9 +35,9 @@ from diffpo.data.encode import (
     prepare_row,
 )
 from diffpo.data.images import BrokenImage, Prepared, target_sizes
-from diffpo.data.parallel import ahead
-from diffpo.data.progress import track
-from diffpo.data.shards import Shard, cut, entry_tensors, make_entry, read_shards, write_entries, write_whole
+from diffpo.disk.ahead import ahead
+from diffpo.disk.progress import track
+from diffpo.disk.shards import Shard, cut, entry_tensors, make_entry, read_shards, write_entries, write_whole
 from diffpo.errors import UserError
 
 if TYPE_CHECKING:

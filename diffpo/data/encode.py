@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from diffpo.data.images import BrokenImage, Prepared, choose_target, decode, name_of, prepare, target_sizes
-from diffpo.data.parallel import ahead
-from diffpo.data.progress import track
+from diffpo.disk.ahead import ahead
+from diffpo.disk.progress import track
 from diffpo.errors import UserError
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffpo.core.types import Rng
 from diffpo.errors import UserError
-from diffpo.types import Rng
 
 if TYPE_CHECKING:
     from PIL import Image

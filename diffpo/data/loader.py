@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffpo.core.types import Condition, Pair, PairBatch, Rng
 from diffpo.data.encode import BOTH, Encodings
-from diffpo.data.parallel import ahead
 from diffpo.data.plan import Schedule
+from diffpo.disk.ahead import ahead
 from diffpo.errors import UserError
-from diffpo.types import Condition, Pair, PairBatch, Rng
 
 if TYPE_CHECKING:
     from diffpo.data.records import Table

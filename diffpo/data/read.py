@@ -98,7 +98,7 @@ def _pick(path: str | Path, splits: dict[str, list[Path]], split: str) -> list[P
 def _shapes_path(path: str) -> str:
     if path != "shapes:pairs":
         raise UserError(f"{path} is not a table of the shapes world; it has one: shapes:pairs.")
-    from diffpo.shapes.assets import asset_path
+    from diffpo.worlds.shapes.assets import asset_path
 
     try:
         return str(asset_path("pairs"))

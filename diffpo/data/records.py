@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
+from diffpo.core.types import Block
 from diffpo.errors import ConfigError, UserError
-from diffpo.types import Block
 
 if TYPE_CHECKING:
     from datasets import Dataset

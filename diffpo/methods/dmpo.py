@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from diffpo import objectives
+from diffpo.core import objectives
+from diffpo.core.types import PairBatch
 from diffpo.errors import ConfigError
 from diffpo.methods.base import PairwiseMethod
-from diffpo.types import PairBatch
 
 
 @dataclass(frozen=True, kw_only=True)

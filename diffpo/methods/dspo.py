@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffpo import objectives
+from diffpo.core import objectives
 from diffpo.methods.base import Answers, TwoSidedMethod, check_beta
 
 

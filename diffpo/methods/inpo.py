@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from diffpo.core.noising import Inversion
 from diffpo.methods.dpo import DPO
-from diffpo.noising import Inversion
 
 
 @dataclass(frozen=True, kw_only=True)

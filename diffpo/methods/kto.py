@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from diffpo import objectives
+from diffpo.core import objectives
 from diffpo.errors import ConfigError
 from diffpo.methods.base import Answers, TwoSidedMethod, check_beta
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from diffpo import objectives
+from diffpo.core import objectives
+from diffpo.core.types import PairBatch
 from diffpo.methods.base import PairwiseMethod, check_fraction
-from diffpo.types import PairBatch
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from diffpo.core.types import Denoised, Pair, PairBatch, StepOutput
 from diffpo.methods.base import Method
-from diffpo.types import Denoised, Pair, PairBatch, StepOutput
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,11 +15,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from diffpo import objectives
+from diffpo.core import objectives
+from diffpo.core.noising import Inversion
+from diffpo.core.types import PairBatch
 from diffpo.errors import ConfigError
 from diffpo.methods.base import PairwiseMethod
-from diffpo.noising import Inversion
-from diffpo.types import PairBatch
 
 
 @dataclass(frozen=True, kw_only=True)

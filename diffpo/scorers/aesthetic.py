@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
+    from diffpo.disk.weights import Weights
     from diffpo.scorers.transformers_tower import TransformersSource
-    from diffpo.weights import Weights
 
 V2_MODEL, V2_FILE = "trl-lib/ddpo-aesthetic-predictor", "aesthetic-model.pth"
 V1_ADDRESS = "https://github.com/LAION-AI/aesthetic-predictor/raw/main/sa_0_4_vit_l_14_linear.pth"

@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diffpo.disk.weights import Weights, local, locate, snapshot
 from diffpo.errors import UserError
-from diffpo.weights import Weights, local, locate, snapshot
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -16,10 +16,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from diffpo.disk.weights import local, locate, snapshot
 from diffpo.errors import UserError
 from diffpo.scorers.checkpoints import describe_folder
 from diffpo.scorers.towers import CosineScorer
-from diffpo.weights import local, locate, snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
+from diffpo.disk.weights import Weights, locate, snapshot
 from diffpo.errors import UserError
 from diffpo.scorers.checkpoints import describe, describe_folder, find_file, load_state, read_json, read_state
 from diffpo.scorers.hpsv3_instruction import INSTRUCTION, REWARD
 from diffpo.scorers.networks import JointScorer
 from diffpo.scorers.towers import versions
-from diffpo.weights import Weights, locate, snapshot
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -120,8 +120,7 @@ class HPSv3(JointScorer):
         """The network, the head, the tokenizer and the image processor."""
         import torch
 
-        from diffpo.compat import ensure_torchvision
-        from diffpo.evaluate.sampling import pick_device
+        from diffpo.compat import ensure_torchvision, pick_device
 
         ensure_torchvision()
         from transformers import AutoImageProcessor, AutoTokenizer

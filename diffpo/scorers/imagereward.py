@@ -20,11 +20,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffpo.disk.weights import Weights, locate, snapshot
 from diffpo.errors import UserError
 from diffpo.scorers.checkpoints import describe, find_file, load_state, read_state
 from diffpo.scorers.networks import JointScorer
 from diffpo.scorers.towers import versions
-from diffpo.weights import Weights, locate, snapshot
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -111,8 +111,7 @@ class ImageReward(JointScorer):
         """The vision part, the text part, the head and the tokenizer."""
         import torch
 
-        from diffpo.compat import ensure_torchvision
-        from diffpo.evaluate.sampling import pick_device
+        from diffpo.compat import ensure_torchvision, pick_device
 
         ensure_torchvision()
         device, dtype = pick_device(self.device), getattr(torch, self.dtype)

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
+from diffpo.disk.weights import Weights, locate, snapshot
 from diffpo.errors import ConfigError, UserError
 from diffpo.scorers.checkpoints import describe, describe_folder, find_file, load_state, read_json, read_state
 from diffpo.scorers.networks import JointScorer
 from diffpo.scorers.towers import versions
-from diffpo.weights import Weights, locate, snapshot
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -116,8 +116,7 @@ class MPS(JointScorer):
         """CLIP, the cross model, the image processor, and what turns texts into padded ids on the device."""
         import torch
 
-        from diffpo.compat import ensure_torchvision
-        from diffpo.evaluate.sampling import pick_device
+        from diffpo.compat import ensure_torchvision, pick_device
 
         ensure_torchvision()
         from transformers import AutoImageProcessor, AutoTokenizer

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from diffpo.compat import ensure_torchvision
+from diffpo.disk.weights import Weights, locate, snapshot
 from diffpo.errors import UserError
 from diffpo.scorers.checkpoints import load_state, pick_file, read_json, read_state
 from diffpo.scorers.towers import Source, Tower, versions
-from diffpo.weights import Weights, locate, snapshot
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
+from diffpo.disk.weights import EMBEDDED
 from diffpo.scorers.towers import CosineScorer
-from diffpo.weights import EMBEDDED
 
 if TYPE_CHECKING:
     from diffpo.scorers.transformers_tower import TransformersSource

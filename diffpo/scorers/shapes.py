@@ -38,7 +38,7 @@ class ShapesVerifier(Scorer):
         """Score each image for its prompt: `[n]` in [0, 1]. See `Scorer.score`."""
         import torch
 
-        from diffpo.shapes.verify import verify_batch
+        from diffpo.worlds.shapes.verify import verify_batch
 
         try:
             return torch.tensor([verdict.score for verdict in verify_batch(images, prompts)], dtype=torch.float32)
@@ -72,7 +72,7 @@ class ShapesUtility(Scorer):
         """Score each image for its prompt: `[n]`. See `Scorer.score`."""
         import torch
 
-        from diffpo.shapes.annotators import utilities
+        from diffpo.worlds.shapes.annotators import utilities
 
         try:
             return torch.tensor(utilities(images, prompts, self.annotator), dtype=torch.float32)
@@ -83,9 +83,9 @@ class ShapesUtility(Scorer):
 @cache
 def _code() -> str:
     """Hash of the sources that decide a score."""
-    import diffpo.shapes
+    import diffpo.worlds.shapes
 
-    folder = Path(diffpo.shapes.__path__[0])
+    folder = Path(diffpo.worlds.shapes.__path__[0])
     digest = hashlib.blake2b(digest_size=8)
     for name in ("scenes", "render", "verify", "annotators"):
         digest.update((folder / f"{name}.py").read_bytes())

@@ -80,7 +80,7 @@ class TowerScorer(NetworkScorer, ABC):
     @cached_property
     def tower(self) -> Tower:
         """The network: loaded on the first call, unless another scorer has it."""
-        from diffpo.evaluate.sampling import pick_device
+        from diffpo.compat import pick_device
 
         device = str(pick_device(self.device))
         key = json.dumps([self._source.record, self.dtype, device], sort_keys=True)

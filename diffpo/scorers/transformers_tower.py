@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from diffpo.compat import ensure_torchvision
+from diffpo.disk.weights import Weights, fingerprint, locate, snapshot
 from diffpo.errors import UserError
 from diffpo.scorers.checkpoints import describe, describe_folder, load_state, read_json, read_state
 from diffpo.scorers.towers import Source, Tower, versions
-from diffpo.weights import Weights, fingerprint, locate, snapshot
 
 if TYPE_CHECKING:
     from PIL.Image import Image

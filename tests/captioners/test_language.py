@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from diffpo.captioners import CAPTIONERS, PERTURBERS, Dipper, ImageTextCaptioner, Instruct
 from diffpo.captioners.language import _processors, stable_hash, tidy
+from diffpo.config.options import make_captioner, make_perturber
 from diffpo.errors import ConfigError, UserError
-from diffpo.options import make_captioner, make_perturber
 
 
 def draws(options: Instruct, scores: torch.Tensor, keys) -> list[int]:

@@ -7,9 +7,9 @@ from PIL import Image
 
 from diffpo.captioners import ShapesCaptioner, ShapesPerturber
 from diffpo.errors import UserError
-from diffpo.shapes.render import render
-from diffpo.shapes.scenes import parse_caption, sample_prompts, sample_scenes, split_captions, split_of
-from diffpo.shapes.verify import UNKNOWN, see, verify
+from diffpo.worlds.shapes.render import render
+from diffpo.worlds.shapes.scenes import parse_caption, sample_prompts, sample_scenes, split_captions, split_of
+from diffpo.worlds.shapes.verify import UNKNOWN, see, verify
 
 CAPTION = "a red circle left of a blue square on a white background"
 OTHER = "a green cross above a yellow triangle on a black background"

@@ -12,8 +12,9 @@ import pytest
 import torch
 from tiny_encoder import TinyEncoder
 
-from diffpo.data import Pairs, load_splits, shards
+from diffpo.data import Pairs, load_splits
 from diffpo.data.cache import EncodingCache, LiveEncodings, encode_row
+from diffpo.disk import shards
 from diffpo.errors import UserError
 
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from tiny_encoder import TinyEncoder
 
+from diffpo.core.types import Rng
 from diffpo.data import Pairs, load_splits
 from diffpo.data.cache import EncodingCache, LiveEncodings
 from diffpo.data.loader import PairLoader
 from diffpo.data.plan import Schedule
 from diffpo.errors import UserError
-from diffpo.types import Rng
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 
 from diffpo.data import PickAPic, load_splits
 from diffpo.data.images import decode
-from diffpo.data.pairs import Pairs
+from diffpo.data.sources.pairs import Pairs
 from diffpo.errors import UserError
 
 ROWS = 5

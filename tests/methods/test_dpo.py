@@ -8,8 +8,8 @@ import pytest
 import torch
 from hand import LATENT, answer, batch
 
+from diffpo.core.types import Denoised, Pair
 from diffpo.methods import METHODS, PairwiseMethod
-from diffpo.types import Denoised, Pair
 
 
 def test_loss_and_metrics_by_hand():

@@ -8,8 +8,8 @@ import pytest
 import torch
 from hand import LATENT, answers, given, judge
 
+from diffpo.core.types import Pair
 from diffpo.methods import METHODS
-from diffpo.types import Pair
 
 
 def test_loss_by_hand():

@@ -6,8 +6,8 @@ import pytest
 import torch
 from hand import answer, answers, given, gradients, judge, rows
 
+from diffpo.core.types import Pair
 from diffpo.methods import METHODS, TwoSidedMethod
-from diffpo.types import Pair
 
 TWO_SIDED = [name for name, cls in METHODS.items() if issubclass(cls, TwoSidedMethod)]
 DPO = METHODS["dpo"]

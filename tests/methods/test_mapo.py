@@ -7,8 +7,8 @@ import math
 import pytest
 from hand import answers, gradients, judge
 
+from diffpo.core.noising import Inversion
 from diffpo.methods import METHODS
-from diffpo.noising import Inversion
 
 BOTH = answers(math.sqrt(2 * math.log(2)), math.sqrt(2 * math.log(3)))
 """Errors 2 log 2 and 2 log 3; with s = 1/2 their links are log 2 and log 3 / 2."""

@@ -10,10 +10,10 @@ import torch
 from hand import answers, batch, gradients, judge
 from tiny_steps import draws, moved, pair_batch
 
+from diffpo.core.step import preference_step
+from diffpo.core.types import Condition, Pair
 from diffpo.errors import ConfigError
 from diffpo.methods import METHODS, PairwiseMethod, TwoSidedMethod
-from diffpo.step import preference_step
-from diffpo.types import Condition, Pair
 
 PAIRWISE = [name for name, cls in METHODS.items() if issubclass(cls, PairwiseMethod)]
 TWO_SIDED = [name for name, cls in METHODS.items() if issubclass(cls, TwoSidedMethod)]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from diffpo.core.types import Condition, Denoised, Noised, Pair, PairBatch
 from diffpo.methods import METHODS
-from diffpo.types import Condition, Denoised, Noised, Pair, PairBatch
 
 SFT = METHODS["sft"]()
 

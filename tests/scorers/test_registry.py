@@ -11,8 +11,8 @@ from runs import ROOT
 from safetensors.torch import save_file
 from tiny_clips import ARCHITECTURE
 
+from diffpo.config.options import make_scorer
 from diffpo.errors import UserError
-from diffpo.options import make_scorer
 from diffpo.scorers import SCORERS
 
 LEARNED = {

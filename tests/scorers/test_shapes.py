@@ -6,9 +6,9 @@ from PIL import Image
 
 from diffpo.errors import UserError
 from diffpo.scorers import ShapesUtility, ShapesVerifier
-from diffpo.shapes.annotators import ANNOTATORS, utility
-from diffpo.shapes.render import render
-from diffpo.shapes.scenes import parse_caption, sample_prompts, sample_scenes
+from diffpo.worlds.shapes.annotators import ANNOTATORS, utility
+from diffpo.worlds.shapes.render import render
+from diffpo.worlds.shapes.scenes import parse_caption, sample_prompts, sample_scenes
 
 
 @pytest.fixture(scope="module")

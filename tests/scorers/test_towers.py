@@ -11,10 +11,10 @@ from PIL.PngImagePlugin import PngImageFile
 from safetensors.torch import save_file
 from tiny_clips import ARCHITECTURE, HPS, golden, write_hps_for_transformers, write_pickscore
 
+from diffpo.disk.weights import local
 from diffpo.errors import ConfigError, UserError
-from diffpo.evaluate.scores import score_folder
 from diffpo.scorers import AestheticV1, AestheticV2, Clip, PickScore, towers
-from diffpo.weights import local
+from diffpo.scorers.scores import score_folder
 
 
 @pytest.fixture(scope="module")

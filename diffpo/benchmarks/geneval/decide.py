@@ -1,0 +1,151 @@
+"""GenEval's decision: from the objects that are seen to right or wrong, with the reasons.
+
+    kept        confidence > 0.3 (counting: > 0.9), at most 16 per label, best first; boxes that overlap too much are
+                one object only if `max_overlap` < 1, which GenEval leaves off
+    colour      the `count` most confident objects of the label must all have it
+    position    of A to B: offset d of the centres, shortened along each axis by 0.1 (size_A + size_B); "left of" if
+                the shortened offset, divided by |d|, is below -0.5 in x, and so on: two relations may hold, or none
+
+Overall is the plain mean of the tasks' shares of right images, as the paper has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from diffpo.benchmarks.geneval.tasks import COLORS, Requirement, SeenObject, Task
+
+NameColors = Callable[[Sequence[SeenObject], str], list[str]]
+_STILL = 1e-3  # pixels; a shorter offset is none
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """Thresholds; the defaults are GenEval's."""
+
+    threshold: float = 0.3
+    """Least confidence of an object."""
+    counting_threshold: float = 0.9
+    """The same for tasks of counting."""
+    max_objects: int = 16
+    """Most objects of one label."""
+    max_overlap: float = 1.0
+    """Intersection over union from which two boxes of a label are one object; 1 is never."""
+    position_threshold: float = 0.1
+    """Share of both objects' sizes that an offset must exceed."""
+
+    def threshold_for(self, tag: str) -> float:
+        """Least confidence for a task."""
+        return self.counting_threshold if tag == "counting" else self.threshold
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether an image shows what its task asks for, and if not, why."""
+
+    correct: bool
+    reasons: tuple[str, ...] = ()
+
+
+def keep(seen: Sequence[SeenObject], tag: str, rules: Rules) -> dict[str, list[SeenObject]]:
+    """The objects that count, by label, the most confident first."""
+    found: dict[str, list[SeenObject]] = {}
+    threshold = rules.threshold_for(tag)
+    for item in sorted(seen, key=lambda item: -item.confidence):
+        if item.confidence > threshold:
+            found.setdefault(item.label, []).append(item)
+    return {label: _suppress(items[: rules.max_objects], rules.max_overlap) for label, items in found.items()}
+
+
+def decide(objects: Mapping[str, Sequence[SeenObject]], task: Task, name_colors: NameColors, rules: Rules) -> Decision:
+    """Judge what is seen.
+
+    Args:
+        objects: By label, the most confident first; see `keep`.
+        task: What is asked.
+        name_colors: The colours of objects of a label; called only where a colour is asked for.
+        rules: Thresholds.
+    """
+    reasons: list[str] = []
+    matched: list[Sequence[SeenObject] | None] = []
+    for clause in task.include:
+        found = objects.get(clause.label, ())[: clause.count]
+        wrong = _wrong_number(found, clause) or _wrong_color(found, clause, name_colors)
+        wrong = wrong or _wrong_position(found, clause, matched, rules)
+        matched.append(None if wrong else found)
+        reasons += [wrong] if wrong else []
+    for clause in task.exclude:
+        count = len(objects.get(clause.label, ()))
+        if count >= clause.count:
+            reasons.append(f"expected {clause.label}<{clause.count}, found {count}")
+    return Decision(not reasons, tuple(reasons))
+
+
+def relative_position(a: SeenObject, b: SeenObject, threshold: float) -> set[str]:
+    """How `a` stands to `b`: none, one or two of the relations."""
+    boxes = np.array([a.box, b.box], dtype=float).reshape(2, 2, 2)  # object, corner, axis
+    centers, sizes = boxes.mean(1), np.abs(boxes[:, 1] - boxes[:, 0])
+    offset = centers[0] - centers[1]
+    shortened = np.maximum(np.abs(offset) - threshold * sizes.sum(0), 0) * np.sign(offset)
+    if (np.abs(shortened) < _STILL).all():
+        return set()
+    dx, dy = shortened / np.linalg.norm(offset)
+    holds = {"left of": dx < -0.5, "right of": dx > 0.5, "above": dy < -0.5, "below": dy > 0.5}
+    return {relation for relation, held in holds.items() if held}
+
+
+def overlap(a: SeenObject, b: SeenObject) -> float:
+    """Intersection over union of two boxes, counted with one pixel more per side, as GenEval does."""
+
+    def area(left: float, top: float, right: float, bottom: float) -> float:
+        return max(right - left + 1, 0) * max(bottom - top + 1, 0)
+
+    corners = [max(a.box[0], b.box[0]), max(a.box[1], b.box[1]), min(a.box[2], b.box[2]), min(a.box[3], b.box[3])]
+    shared = area(*corners)
+    union = area(*a.box) + area(*b.box) - shared
+    return shared / union if union else 0.0
+
+
+def _suppress(items: Sequence[SeenObject], max_overlap: float) -> list[SeenObject]:
+    """Drop objects that overlap a better one too much."""
+    kept: list[SeenObject] = []
+    for item in items:
+        if max_overlap >= 1 or all(overlap(better, item) < max_overlap for better in kept):
+            kept.append(item)
+    return kept
+
+
+def _wrong_number(found: Sequence[SeenObject], clause: Requirement) -> str:
+    return f"expected {clause.label}>={clause.count}, found {len(found)}" if len(found) < clause.count else ""
+
+
+def _wrong_color(found: Sequence[SeenObject], clause: Requirement, name_colors: NameColors) -> str:
+    if clause.color is None:
+        return ""
+    colors = name_colors(found, clause.label)
+    right = colors.count(clause.color)
+    if right >= clause.count:
+        return ""
+    order = [*COLORS, *sorted(set(colors) - set(COLORS))]
+    listed = ", ".join(f"{colors.count(color)} {color}" for color in order if color in colors)
+    return f"expected {clause.color} {clause.label}>={clause.count}, found {right}; of all: {listed}"
+
+
+def _wrong_position(
+    found: Sequence[SeenObject], clause: Requirement, matched: Sequence[Sequence[SeenObject] | None], rules: Rules
+) -> str:
+    if clause.position is None:
+        return ""
+    relation, number = clause.position
+    targets = matched[number]
+    if targets is None:
+        return f"no target for {clause.label} to be {relation}"
+    for item in found:
+        for target in targets:
+            held = relative_position(item, target, rules.position_threshold)
+            if relation not in held:
+                return f"expected {clause.label} {relation} target, found {' and '.join(sorted(held)) or 'neither'}"
+    return ""

@@ -1,0 +1,189 @@
+"""A detector and a namer of colours for real images.
+
+GenEval detects with mmdet's Mask2Former (Swin-S, COCO instances). mmdet cannot be installed beside today's torch, so
+this is the network of the original authors through transformers. Weights and resizing differ from mmdet's (384 x 384
+instead of a longest side of 1333), so numbers come close to published ones but are not the same: name the detector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
+
+from diffpo.benchmarks.geneval.tasks import COLORS, SeenObject
+from diffpo.compat import pick_device
+from diffpo.core.types import Block
+from diffpo.disk.weights import Weights, locate, snapshot
+from diffpo.errors import ConfigError, UserError
+from diffpo.scorers.clip import Clip
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+HUB_DETECTOR = "facebook/mask2former-swin-small-coco-instance"
+RENAMED = {
+    "mouse": "computer mouse",
+    "remote": "tv remote",
+    "keyboard": "computer keyboard",
+    "motorbike": "motorcycle",
+    "aeroplane": "airplane",
+    "sofa": "couch",
+    "pottedplant": "potted plant",
+    "diningtable": "dining table",
+    "tvmonitor": "tv",
+}
+"""COCO's names, in both of their spellings, and what GenEval calls them."""
+TEMPLATES = ("a photo of a {color} {label}", "a photo of a {color}-colored {label}", "a photo of a {color} object")
+_FORMAT = "a Mask2Former of transformers"
+_BACKGROUND = "#999"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mask2Former(Block):
+    """Mask2Former (Cheng et al., arXiv:2112.01527) for instances of COCO's 80 classes."""
+
+    path: str = HUB_DETECTOR
+    """Hub id or local folder."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, ..."""
+    batch: int = 8
+    """Images at a time."""
+
+    def __post_init__(self) -> None:
+        """Refuse an empty batch.
+
+        Raises:
+            ConfigError: It is below 1.
+        """
+        if self.batch < 1:
+            raise ConfigError(f"batch is {self.batch}; it must be at least 1.")
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What decides what is found."""
+        return {
+            "detector": "mask2former",
+            "about": "transformers' Mask2Former in place of mmdet's, which GenEval uses",
+            "weights": self._weights.identity,
+            "preprocessing": "PIL",
+        }
+
+    def detect(self, images: Sequence[Image], threshold: float) -> list[list[SeenObject]]:
+        """Find the objects of each image. See `Detector.detect`.
+
+        Raises:
+            UserError: If the weights cannot be found or are of the wrong kind.
+        """
+        import torch
+
+        rows = range(0, len(images), self.batch)
+        with torch.no_grad():
+            return [found for i in rows for found in self._detect_batch(images[i : i + self.batch], threshold)]
+
+    def _detect_batch(self, images: Sequence[Image], threshold: float) -> list[list[SeenObject]]:
+        model, processor = self._loaded
+        inputs = processor(images=[image.convert("RGB") for image in images], return_tensors="pt")
+        outputs = model(pixel_values=inputs["pixel_values"].to(model.device))
+        found = processor.post_process_instance_segmentation(
+            outputs,
+            threshold=threshold,
+            target_sizes=[image.size[::-1] for image in images],
+            return_binary_maps=True,
+        )
+        names = model.config.id2label
+        results = []
+        for result in found:
+            segments = result["segments_info"]
+            masks = [mask.cpu().numpy().astype(bool) for mask in result["segmentation"]] if segments else []
+            results.append(
+                [
+                    _seen(RENAMED.get(names[segment["label_id"]], names[segment["label_id"]]), segment["score"], mask)
+                    for segment, mask in zip(segments, masks, strict=True)
+                ]
+            )
+        return results
+
+    @cached_property
+    def _weights(self) -> Weights:
+        patterns = ("config.json", "preprocessor_config.json", "model*.safetensors*")
+        fetch = partial(snapshot, what=_FORMAT, patterns=patterns, probe="config.json")
+        return locate(self.path, what=_FORMAT, fetch=fetch)
+
+    @cached_property
+    def _loaded(self) -> tuple[Any, Any]:
+        """The model and its image processor."""
+        from diffpo.compat import ensure_torchvision
+
+        ensure_torchvision()
+        from transformers import AutoConfig, AutoImageProcessor, Mask2FormerForUniversalSegmentation
+
+        folder = self._weights.path
+        try:
+            kind = AutoConfig.from_pretrained(folder).model_type
+            if kind != "mask2former":
+                raise UserError(
+                    f"{self.path} is a {kind!r} model, no Mask2Former. Give {HUB_DETECTOR} or a copy of it."
+                )
+            processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+            model, info = Mask2FormerForUniversalSegmentation.from_pretrained(folder, output_loading_info=True)
+        except (OSError, RuntimeError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{self.path} cannot be loaded as {_FORMAT}: {error}") from error
+        if info["missing_keys"]:
+            first = min(info["missing_keys"])
+            raise UserError(f"{self.path} is no whole Mask2Former: {first} and perhaps more is missing.")
+        if not processor.size or "height" not in processor.size:  # else it pads, and masks would be stretched wrongly
+            raise UserError(f"{self.path}: its image processor must resize to a fixed height and width.")
+        return model.eval().requires_grad_(False).to(pick_device(self.device)), processor
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipColors(Block):
+    """Names a colour by CLIP: the object alone on gray, cut out, against three sentences per colour.
+
+    The default is the network that GenEval uses. open_clip runs OpenAI's weights rightly only as `-quickgelu`.
+    """
+
+    clip: Clip = field(default_factory=lambda: Clip(model="ViT-L-14-quickgelu/openai"))
+    """Which network."""
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What decides a colour."""
+        record = {key: value for key, value in self.clip.provenance.items() if key not in ("scorer", "about", "scale")}
+        return {"colors": "clip", **record, "templates": list(TEMPLATES), "background": _BACKGROUND}
+
+    def name_colors(self, image: Image, objects: Sequence[SeenObject], label: str) -> list[str]:
+        """The colour of each object, one of `COLORS`. See `ColorNamer.name_colors`."""
+        import torch
+
+        if not objects:
+            return []
+        normalize = torch.nn.functional.normalize
+        tower, batch = self.clip.tower, self.clip.batch
+        texts = [template.format(color=color, label=label) for color in COLORS for template in TEMPLATES]
+        with torch.no_grad():
+            sentences = normalize(tower.prompt_features(texts, batch), dim=-1)
+            colors = normalize(sentences.unflatten(0, (len(COLORS), len(TEMPLATES))).mean(1), dim=-1)
+            crops = normalize(tower.image_features([cut_out(image, item) for item in objects], batch), dim=-1)
+        return [COLORS[i] for i in (crops @ colors.T).argmax(1).tolist()]
+
+
+def cut_out(image: Image, item: SeenObject) -> Image:
+    """The object in its box, gray around it; the whole box where the detector gave no mask."""
+    from PIL import Image as Images
+
+    image = image.convert("RGB")
+    if item.mask is not None:
+        mask = Images.fromarray(item.mask.astype("uint8") * 255)
+        image = Images.composite(image, Images.new("RGB", image.size, _BACKGROUND), mask)
+    return image.crop(tuple(round(edge) for edge in item.box))
+
+
+def _seen(label: str, confidence: float, mask: Any) -> SeenObject:
+    rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
+    box = (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
+    return SeenObject(label, confidence, box, mask)

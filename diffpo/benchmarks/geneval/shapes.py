@@ -1,0 +1,88 @@
+"""The shapes world as GenEval's embedded case: its verifier sees and names colours exactly, no weights needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from diffpo.benchmarks.geneval.tasks import Requirement, SeenObject, Task
+from diffpo.core.types import Block
+from diffpo.errors import UserError
+from diffpo.scorers.shapes import ShapesVerifier
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from diffpo.worlds.shapes.verify import FoundObject, Seen
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapesEyes(Block):
+    """Detector and namer of colours in one; labels are shapes, or "unknown"."""
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What decides what is seen: the verifier's code."""
+        return {"detector": "shapes", "colors": "shapes", "code": ShapesVerifier().provenance["code"]}
+
+    def detect(self, images: Sequence[Image], threshold: float) -> list[list[SeenObject]]:
+        """Find the objects of each image, the largest first. What the verifier takes for an object, it is sure of.
+
+        Raises:
+            UserError: If an image is not of the shapes world's size.
+        """
+        assert threshold <= 1
+        return [[_seen(item) for item in _see(image).objects] for image in images]
+
+    def name_colors(self, image: Image, objects: Sequence[SeenObject], label: str) -> list[str]:
+        """The colour of each object: the one whose box it has."""
+        colors = {_seen(item).box: item.color for item in _see(image).objects}
+        return [colors[item.box] for item in objects]
+
+
+def shapes_tasks(caption: str) -> list[Task]:
+    """What GenEval would ask of an image with this caption: two objects, their colours, and their position.
+
+    None for captions with one shape twice: GenEval never asks for two different objects of one class.
+
+    Raises:
+        UserError: If the caption is not of the shapes world.
+    """
+    from diffpo.worlds.shapes.scenes import parse_caption
+
+    try:
+        spec = parse_caption(caption)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    first, second = spec.first, spec.second
+    if first.shape == second.shape:
+        return []
+    plain = [Requirement(label=item.shape, count=1) for item in (second, first)]
+    colored = [Requirement(label=item.shape, count=1, color=item.color) for item in (second, first)]
+    placed = Requirement(label=first.shape, count=1, position=(spec.relation, 0))
+    return [
+        Task(tag="two_object", include=tuple(plain)),
+        Task(tag="position", include=(plain[0], placed)),
+        Task(tag="color_attr", include=tuple(colored)),
+    ]
+
+
+def _see(image: Image) -> Seen:
+    from diffpo.worlds.shapes.verify import see
+
+    try:
+        return see(image)
+    except ValueError as error:
+        raise UserError(f"the shapes world's eyes see its own images only: {error}") from error
+
+
+def _seen(item: FoundObject) -> SeenObject:
+    """Its box follows from what the verifier measures: the extents of its shape at its area."""
+    from diffpo.worlds.shapes.scenes import EXTENTS
+    from diffpo.worlds.shapes.verify import UNIT_AREA
+
+    size = (item.area / UNIT_AREA.get(item.shape, 4.0)) ** 0.5
+    width, up, down = EXTENTS.get(item.shape, (1.0, 1.0, 1.0))
+    box = (item.x - width * size, item.y - up * size, item.x + width * size, item.y + down * size)
+    return SeenObject(item.shape, 1.0, box)

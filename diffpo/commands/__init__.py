@@ -1,0 +1,1 @@
+"""The command line, thin: read options, call one function, say what was written."""

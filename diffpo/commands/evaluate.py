@@ -1,0 +1,223 @@
+"""What `diffpo evaluate` does: train what is not trained, generate, score, compare, report. All of it continues.
+
+    OUTPUT/media/LABEL-KEY/     images and scores of each model (see `evaluate.images`)
+    OUTPUT/comparison.json      also `.csv` and `.tex`
+    OUTPUT/report.html, grid.png, evaluation.yaml
+
+Several processes share the images and their scores; the first one does the rest. They do not train: the pairs of an
+update would depend on their number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from diffpo.commands.compare import run_compare
+from diffpo.config.evaluation import Evaluation, JudgedModel
+from diffpo.config.options import make_scorer
+from diffpo.config.run import Config, load_config
+from diffpo.disk.files import write_atomic
+from diffpo.disk.progress import stderr_console
+from diffpo.errors import UserError
+from diffpo.generation.generate import GenerateOptions
+from diffpo.generation.images import Work, find_work, finish_images, make_images
+from diffpo.media.prompts import PromptSet, load_prompts
+from diffpo.models.pipelines import find_model
+from diffpo.report.grid import write_grid
+from diffpo.report.page import write_report
+from diffpo.scorers.scores import score_folder
+from diffpo.training.processes import forget_settings, make_state
+from diffpo.training.run import FREE
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+    from rich.console import Console
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What a call of `evaluate` did."""
+
+    folder: Path
+    media: tuple[Path, ...]
+    """The models' media folders, in the order of the configuration."""
+    images: int
+    made: int
+    """How many of the images were made now, by all processes."""
+
+
+def evaluate(evaluation: Evaluation) -> Evaluated:
+    """Judge models; what an earlier call made is used.
+
+    Raises:
+        UserError: Whatever the user can mend; nothing made before is lost.
+    """
+    prompts = load_prompts(evaluation.prompts)
+    scorers = [make_scorer(spec) for spec in evaluation.scorers]
+    names = list({scorer.name: scorer.provenance for scorer in scorers})  # weights that are not there are missed now
+    _check_models(evaluation)
+    runs = {label: prepare_run(model) for label, model in evaluation.models.items() if model.train is not None}
+    state = make_state()
+    console = quiet_console(state)
+    works = _find_works(evaluation, prompts, runs)
+    state.wait_for_everyone()  # nobody writes while another one looks
+    _say_what_is_missing(works, console)
+    for work in works.values():
+        make_images(work, console, rank=state.process_index, world=state.num_processes)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        for work in works.values():
+            finish_images(work, prompts)
+    state.wait_for_everyone()
+    if state.num_processes > 1:
+        for work in works.values():
+            score_folder(work.folder, scorers, console=console, rank=state.process_index, world=state.num_processes)
+        state.wait_for_everyone()
+    media = tuple(work.folder for work in works.values())
+    if state.is_main_process:
+        for folder in media:
+            score_folder(folder, scorers, console=console)
+        _compare(evaluation, media, names, _run_folders(evaluation, runs))
+    state.wait_for_everyone()
+    if state.num_processes > 1:
+        state.destroy_process_group()
+    return Evaluated(
+        folder=Path(evaluation.output),
+        media=media,
+        images=sum(len(work.media) for work in works.values()),
+        made=sum(work.images_missing for work in works.values()),
+    )
+
+
+def prepare_run(model: JudgedModel) -> str:
+    """The run folder of a training configuration, trained first if it is not finished.
+
+    Raises:
+        UserError: It is not finished, and several processes are here; or as `train`.
+    """
+    assert model.train is not None
+    config = load_config(model.train, model.overrides)
+    assert config.train.output is not None
+    if not is_finished(config):
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            command = " ".join(["diffpo train", model.train, *model.overrides])
+            raise UserError(
+                f"{config.train.output} is not trained yet, and several processes evaluate but do not train: the pairs "
+                f"of an update would depend on their number. First run `{command}`."
+            )
+        from diffpo.training.train import (
+            train,  # takes seconds to import, which an evaluation without training need not wait
+        )
+
+        train(config)
+        forget_settings()
+    return config.train.output
+
+
+def is_finished(config: Config) -> bool:
+    """Whether the run of a configuration is there and done: what decides its weights is as the configuration says."""
+    folder = Path(config.train.output or "")
+    if not (folder / "final").is_dir() or not (folder / "config.yaml").is_file():
+        return False
+    there = _flat(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
+    wanted = _flat(config.to_dict())
+    return all(there.get(key) == value for key, value in wanted.items() if key not in FREE)
+
+
+def quiet_console(state: PartialState) -> Console:
+    """Standard error, of the first process only."""
+    console = stderr_console()
+    console.quiet = not state.is_main_process
+    return console
+
+
+def _check_models(evaluation: Evaluation) -> None:
+    """Miss what is not there before hours of training and sampling."""
+    for model in evaluation.models.values():
+        if model.train is not None:
+            load_config(model.train, model.overrides)
+        else:
+            assert model.path is not None
+            find_model(model.path, lora=model.lora, denoiser=model.denoiser, tuned=model.tuned)
+
+
+def _find_works(evaluation: Evaluation, prompts: PromptSet, runs: Mapping[str, str]) -> dict[str, Work]:
+    return {
+        label: find_work(
+            _options(evaluation, model, runs.get(label)),
+            prompts,
+            Path(evaluation.output) / "media",
+            label,
+            evaluation.sampling.noise,
+            labels=evaluation.models.keys(),
+        )
+        for label, model in evaluation.models.items()
+    }
+
+
+def _options(evaluation: Evaluation, model: JudgedModel, run: str | None) -> GenerateOptions:
+    if model.train is None:
+        assert model.path is not None
+        return evaluation.options(model.path, lora=model.lora, denoiser=model.denoiser, tuned=model.tuned)
+    config = load_config(model.train, model.overrides)
+    assert run is not None
+    start = None if config.model.trains_base else config.model.denoiser  # a LoRA lies on what it was trained on
+    return evaluation.options(config.model.path, denoiser=start, tuned=run)
+
+
+def _run_folders(evaluation: Evaluation, runs: Mapping[str, str]) -> list[Path]:
+    """Run folders of the models, for the report's curves."""
+    places = [runs.get(label) or model.tuned for label, model in evaluation.models.items()]
+    folders = [Path(place).expanduser() for place in places if place is not None]
+    folders = [folder.parent if folder.name == "final" else folder for folder in folders]
+    return [folder for folder in dict.fromkeys(folders) if (folder / "metrics.jsonl").is_file()]
+
+
+def _say_what_is_missing(works: Mapping[str, Work], console: Console) -> None:
+    for label, work in works.items():
+        console.print(f"{label}: {len(work.media)} images, {work.images_missing} to make", style="dim", highlight=False)
+
+
+def _compare(evaluation: Evaluation, media: tuple[Path, ...], scorers: list[str], runs: list[Path]) -> None:
+    """Compare, and write everything that a reader sees."""
+    output = Path(evaluation.output)
+    text = yaml.safe_dump(_plain(dataclasses.asdict(evaluation)), sort_keys=False, allow_unicode=True)
+    write_atomic(output / "evaluation.yaml", text.encode())
+    result = run_compare(
+        media,
+        models=[],
+        baseline=evaluation.baseline,
+        scorers=scorers,
+        votes=None,
+        judging=evaluation.compare.judging,
+        outs=[output / f"comparison{ending}" for ending in (".json", ".csv", ".tex")],
+    )
+    write_grid(output / "grid.png", media, shuffle=0, scorer=scorers[0])
+    write_report(
+        output / "report.html",
+        result,
+        media,
+        run=runs,
+        title=evaluation.title,
+    )
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, as YAML has them."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,102 @@
+"""What `diffpo set-metrics` does: choose features, compare sets, print tables, write JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from diffpo.benchmarks.sets.features import ClipFeatures, Features, Inception
+from diffpo.benchmarks.sets.run import SetReport, compare_sets
+from diffpo.compare.comparison import number, signed, span
+from diffpo.disk.files import without_nan, write_json
+from diffpo.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+FEATURES: dict[str, type[ClipFeatures] | type[Inception]] = {"clip": ClipFeatures, "inception": Inception}
+FORMAT = "diffpo sets 1"
+
+
+def run_set_metrics(
+    folders: Sequence[Path],
+    features: Sequence[str],
+    *,
+    reference: Path | None,
+    limit: float,
+    out: Path,
+    console: Console | None = None,
+) -> SetReport:
+    """Compare, print, write.
+
+    Args:
+        folders: Media folders, the baseline first.
+        features: Names with options: `clip,model=FOLDER`, `inception,path=FILE`.
+        reference: See `compare_sets`.
+        limit: See `compare_sets`.
+        out: The JSON file to write.
+        console: Where the tables go; standard output by default.
+
+    Raises:
+        UserError: As `compare_sets`; or if an option is unknown or `out` has no folder.
+    """
+    from diffpo.config.options import from_spec
+
+    if not out.parent.is_dir():
+        raise UserError(f"there is no folder {out.parent} for {out.name}: make it first.")
+    if limit < 0:
+        raise UserError(f"the limit is {limit}; it is a share of the baseline, such as 0.1.")
+    makers: list[Features] = [from_spec(spec, FEATURES, "kind of features") for spec in features]
+    report = compare_sets(folders, makers, reference=reference, limit=limit)
+    console = console or Console()
+    if any(item.distances for item in report.sets):
+        console.print(distance_table(report))
+    console.print(drift_table(report))
+    for note in report.notes:
+        print(f"- {note}")
+    alarms = f"ALARM: {'; '.join(report.alarms)}" if report.alarms else "no alarm"
+    print(f"{alarms} (more than {limit:.0%} from {report.sets[0].model}, by the near end of the 95% interval)")
+    write_json(out, without_nan({"format": FORMAT, **asdict(report), "alarms": report.alarms}))
+    return report
+
+
+def distance_table(report: SetReport) -> Table:
+    """FID and KID of each set."""
+    table = _table(f"distance to {report.target}", "model", "features", "images", "FID", "KID x 1000")
+    for item in report.sets:
+        for distance in item.distances:
+            kid = distance.kid
+            table.add_row(
+                item.model,
+                distance.features,
+                f"{distance.images[0]}, {distance.images[1]}",
+                number(distance.fid),
+                "?" if kid is None else f"{1000 * kid.mean:.2f} (std {1000 * kid.std:.2f})",
+            )
+    return table
+
+
+def drift_table(report: SetReport) -> Table:
+    """What the images of each set are like, and how that drifts from the baseline."""
+    table = _table(f"drift from {report.sets[0].model}", "model", "what", "mean", "change", "95% interval", "")
+    for item in report.sets:
+        for drift in item.drifts:
+            change = drift.change
+            cells = ("", "") if change is None else (signed(change.estimate), span(change, signed))
+            table.add_row(item.model, drift.what, number(drift.mean), *cells, drift.flag.replace("alarm", "ALARM"))
+    return table
+
+
+def _table(title: str, *headers: str) -> Table:
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=escape(title), box=box.SIMPLE_HEAD, pad_edge=False)
+    for place, header in enumerate(headers):
+        table.add_column(header, justify="left" if place < 2 else "right", overflow="fold")
+    return table

@@ -1,0 +1,1 @@
+"""Models side by side: pairing, statistics, tournaments, and their tables."""

@@ -1,0 +1,114 @@
+"""Which scorers had a hand in making a model: a gain on such a scorer is no independent evidence.
+
+    media folder  settings.json           `tuned` or `denoiser`: where the model came from
+    run folder    config.yaml             `data.path`: the pair table it learned from; `model.denoiser`: an earlier run
+    table         SPLIT.provenance.json   `recipe.scorer`: who labelled the pairs; `source`: what it was made of
+
+Whatever is missing on that way is not known, and is not guessed: a user adds it by name (`--used-in-training`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from diffpo.errors import UserError
+from diffpo.media.folder import read_settings
+
+LABELLED_BY = {"shapes:pairs": "shapes-utility"}
+"""Tables that come with the package: their annotators are simulated."""
+_LEVELS = 3  # a run's `final/unet` lies two below it
+
+
+def scorers_in_training(sources: Sequence[str | Path], labels: Sequence[str]) -> dict[str, list[str]]:
+    """Find the scorers that labelled the training pairs of models.
+
+    Args:
+        sources: Media folders; parquet files tell nothing.
+        labels: Of the models in question.
+
+    Returns:
+        scorer -> labels of the models that learned from its labels.
+
+    Raises:
+        UserError: If a run's config or a table's provenance is damaged.
+    """
+    found: dict[str, list[str]] = {}
+    for source in sources:
+        settings = read_settings(source) if Path(source).is_dir() else {}
+        if settings.get("label") in labels:
+            for name in dict.fromkeys(_of_model(settings)):
+                found.setdefault(name, []).append(settings["label"])
+    return found
+
+
+def warning(scorer: str, labels: Sequence[str]) -> str:
+    """What a reader of the scorer's result must know.
+
+    Args:
+        scorer: Its name.
+        labels: Models whose pairs it labelled; empty where a user says that it was used in training or selection.
+    """
+    if not labels:
+        return f"{scorer} was used in training or selection: a gain on it is no independent evidence."
+    of = f" of {' and '.join(labels)}"
+    return f"{scorer} labelled the training pairs{of}: a gain on it is no independent evidence."
+
+
+def _of_model(settings: Mapping[str, Any]) -> Iterator[str]:
+    for key in ("tuned", "denoiser", "lora"):
+        yield from _of_run(settings.get(key), seen=set())
+
+
+def _of_run(place: str | None, seen: set[Path]) -> Iterator[str]:
+    """Scorers of the run that `place` is or lies in, and of the runs that it started from."""
+    folder = _run_folder(place)
+    if folder is None or folder in seen:
+        return
+    seen.add(folder)
+    config = _mapping(folder / "config.yaml", yaml.safe_load)
+    data, model = config.get("data") or {}, config.get("model") or {}
+    if data.get("path"):
+        yield from _of_table(data["path"], data.get("split") or "train")
+    for key in ("denoiser", "lora"):
+        yield from _of_run(model.get(key), seen)
+
+
+def _run_folder(place: str | None) -> Path | None:
+    if not place:
+        return None
+    path = Path(place).expanduser().resolve()
+    return next((p for p in (path, *path.parents[:_LEVELS]) if (p / "config.yaml").is_file()), None)
+
+
+def _of_table(path: str, split: str) -> Iterator[str]:
+    if path in LABELLED_BY:
+        yield LABELLED_BY[path]
+        return
+    record = Path(path).expanduser() / f"{split}.provenance.json"
+    if record.is_file():
+        yield from _of_provenance(_mapping(record, json.loads))
+
+
+def _of_provenance(record: Mapping[str, Any]) -> Iterator[str]:
+    """The scorer of a table's recipe, and those of the tables that it was made of."""
+    recipe, source = (value if isinstance(value := record.get(key), Mapping) else {} for key in ("recipe", "source"))
+    scorer = recipe.get("scorer")
+    if isinstance(scorer, Mapping) and isinstance(scorer.get("scorer"), str):
+        yield scorer["scorer"]
+    if isinstance(source.get("provenance"), Mapping):
+        yield from _of_provenance(source["provenance"])
+    elif source.get("path") in LABELLED_BY:
+        yield LABELLED_BY[source["path"]]
+
+
+def _mapping(path: Path, parse: Any) -> Mapping[str, Any]:
+    try:
+        value = parse(path.read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+    return value if isinstance(value, Mapping) else {}

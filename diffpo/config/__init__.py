@@ -1,0 +1,1 @@
+"""Configurations: YAML and overrides to checked blocks."""

@@ -1,0 +1,250 @@
+"""What `diffpo evaluate` is told: models, prompts, scorers. Read and checked as training configurations are.
+
+    models:
+      base: owner/model                     a pipeline: folder, Hub id or shapes:base
+      mine: {path: owner/model, tuned: runs/mine}
+      dpo: {train: configs/sd15-dpo.yaml}   the run of that configuration, trained first if it is not there
+    prompts: partiprompts
+    scorers: [hpsv2.1, "pickscore,scale=percent"]
+
+Only `models`, `prompts` and `scorers` have to be there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from diffpo.compare.compare import Judging
+from diffpo.config.options import make_scorer
+from diffpo.config.run import close_match, read_tree, validate
+from diffpo.core.types import Block
+from diffpo.errors import ConfigError, UserError
+from diffpo.generation.generate import GenerateOptions
+
+LABEL = re.compile(r"[\w.+-]+")
+SHORT = "a model is a pipeline (folder or Hub id), or a block of keys"
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedModel(Block):
+    """One model: a pipeline and what was tuned of it, or the run of a training configuration."""
+
+    path: str | None = None
+    """Folder of a diffusers pipeline, Hub id, or `shapes:base`; with `train` it is the configuration's."""
+    lora: str | None = None
+    """LoRA on top: folder, file or Hub id."""
+    denoiser: str | None = None
+    """Fully tuned UNet or transformer in place of the pipeline's: folder or Hub id."""
+    tuned: str | None = None
+    """Run folder of `diffpo train`, or its `final/`."""
+    train: str | None = None
+    """A configuration of `diffpo train`. Its run is judged; where that is not finished, it is trained first."""
+    overrides: tuple[str, ...] = ()
+    """Of that configuration, as on the command line: `method.beta=2000`."""
+
+    def __post_init__(self):
+        """Check that it is clear which model is meant.
+
+        Raises:
+            ValueError: It is not.
+        """
+        if (self.path is None) == (self.train is None):
+            raise ValueError(
+                "say either path (a pipeline) or train (a training configuration); "
+                + ("both are given" if self.path else "neither is given")
+            )
+        if self.train and (self.lora or self.denoiser or self.tuned):
+            raise ValueError("lora, denoiser and tuned go with path; the run of a training configuration is known")
+        if self.overrides and not self.train:
+            raise ValueError("overrides are of a training configuration: they need train")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling(Block):
+    """How images are made, the same for all models."""
+
+    steps: int = 50
+    """Sampling steps."""
+    guidance: float = 7.5
+    """Classifier-free guidance scale."""
+    batch: int = 4
+    """Images at a time, per process."""
+    size: tuple[int, int] | None = None
+    """Height and width in pixels; null is the model's own."""
+    negative_prompt: str | None = None
+    """What to guide away from."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Of weights and computation."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, ..."""
+    noise: Literal["per-prompt", "shared"] = "per-prompt"
+    """`per-prompt`: each prompt has noise of its own, the same for all models: right for statistics. `shared`: every
+    prompt gets the seeds as they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparing(Block):
+    """How models are compared; see `diffpo compare`."""
+
+    mode: Literal["same-seed", "all-pairs", "median-image", "best-of-n", "mean-over-seeds"] = "same-seed"
+    """Which images meet."""
+    chosen_by: str | None = None
+    """Scorer that chooses the median or the best image."""
+    used_in_training: tuple[str, ...] = ()
+    """Scorers that had a hand in training or selection, beside those that runs tell."""
+    level: float = 0.95
+    """Of the intervals."""
+    resamples: int = 10_000
+    """Of the bootstrap and the permutation test."""
+
+    @property
+    def judging(self) -> Judging:
+        """What `compare` is told.
+
+        Raises:
+            UserError: Values do not go together.
+        """
+        return Judging(**dataclasses.asdict(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Block):
+    """All that an evaluation is told."""
+
+    models: Mapping[str, JudgedModel]
+    """By label, the baseline first unless `baseline` names it."""
+    prompts: str
+    """A file of prompts, or a named set such as `partiprompts` or `shapes:heldout:100`."""
+    scorers: tuple[str, ...]
+    """As `--scorer` of `diffpo score`: `pickscore,scale=cosine`; the first one makes the headline."""
+    seeds: tuple[int, ...] = (0,)
+    """One image per prompt and seed."""
+    sampling: Sampling = field(default_factory=Sampling)
+    """How images are made."""
+    compare: Comparing = field(default_factory=Comparing)
+    """How models are compared."""
+    baseline: str | None = None
+    """Label of the model that the others are compared with; the first by default."""
+    title: str | None = None
+    """Heading of the report."""
+    output: str
+    """Folder of all that is written. Default: `runs/<name of the config file>`."""
+
+    def options(self, path: str, **tuned: str | None) -> GenerateOptions:
+        """What `generate` is told of one model.
+
+        Args:
+            path: Its pipeline.
+            tuned: What was tuned of it: `lora`, `denoiser`, `tuned`.
+
+        Raises:
+            UserError: Values do not go together.
+        """
+        sampling = dataclasses.asdict(self.sampling)
+        del sampling["noise"]
+        return GenerateOptions(model=path, seeds=self.seeds, **tuned, **sampling)
+
+
+SECTIONS: dict[str, type] = {"sampling": Sampling, "compare": Comparing}
+
+
+def load_evaluation(path: str | Path, overrides: Sequence[str] = ()) -> Evaluation:
+    """Read a YAML file, apply `a.b=c` overrides, and validate all of it.
+
+    Args:
+        path: A YAML file, or the name of a packaged one, such as `configs/eval-shapes.yaml`.
+        overrides: Such as `sampling.steps=20`, `models.dpo=runs/dpo`, `seeds=[0,1]`.
+
+    Raises:
+        ConfigError: The file is missing, or values are wrong; the message lists every mistake.
+    """
+    file, tree = read_tree(path, overrides, "models, prompts, scorers")
+    if tree.get("output") is None:
+        tree["output"] = f"runs/{file.stem}"
+    return build_evaluation(tree, str(path))
+
+
+def build_evaluation(tree: Mapping[str, Any], origin: str = "the configuration") -> Evaluation:
+    """Validate a tree of plain values.
+
+    Raises:
+        ConfigError: Lists every mistake.
+    """
+    mistakes: list[str] = []
+    known = [f.name for f in dataclasses.fields(Evaluation)]
+    strange = [key for key in tree if key not in known]
+    mistakes += [f"{key}: unknown key.{close_match(key, known)} Allowed are {', '.join(known)}" for key in strange]
+    parts = {key: value for key, value in tree.items() if key in known}
+    parts["models"] = _models(tree.get("models"), mistakes)
+    for name, cls in SECTIONS.items():
+        if isinstance(block := tree.get(name, {}), Mapping):
+            parts[name] = validate(cls, block, name, mistakes)
+        else:
+            mistakes.append(f"{name}: should be a block of keys, not {block!r}")
+    mistakes += _scorers(tree.get("scorers"))
+    whole: list[str] = []
+    if not mistakes:
+        evaluation = validate(Evaluation, parts, "evaluation", whole)
+        mistakes += [mistake.removeprefix("evaluation.").removeprefix("evaluation: ") for mistake in whole]
+        mistakes += _clashes(evaluation) if not mistakes else []
+        if not mistakes:
+            return evaluation
+    raise ConfigError(f"{origin}: {len(mistakes)} mistake(s)\n" + "\n".join(f"  {m}" for m in mistakes))
+
+
+def _models(given: Any, mistakes: list[str]) -> dict[str, JudgedModel]:
+    if not isinstance(given, Mapping) or not given:
+        mistakes.append("models: give models by label, such as base: owner/model")
+        return {}
+    models = {}
+    for label, value in given.items():
+        where, block = f"models.{label}", {"path": value} if isinstance(value, str) else value
+        if not LABEL.fullmatch(str(label)):
+            mistakes.append(f"{where}: a label names a folder: letters, digits and ._+- only")
+        elif not isinstance(block, Mapping):
+            mistakes.append(f"{where}: {SHORT}, not {value!r}")
+        else:
+            models[str(label)] = validate(JudgedModel, block, where, mistakes)
+    return models
+
+
+def _scorers(given: Any) -> list[str]:
+    """Mistakes in the scorers."""
+    if not isinstance(given, list | tuple) or not given or not all(isinstance(spec, str) for spec in given):
+        return ["scorers: give a list of scorers, each as for --scorer: [hpsv2.1, 'pickscore,scale=percent']"]
+    mistakes, names = [], []
+    for spec in given:
+        try:
+            names.append(make_scorer(spec).name)
+        except UserError as error:
+            mistakes.append(f"scorers: {error}")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    return mistakes + [f"scorers: {name} stands there twice; each can be asked once" for name in repeated]
+
+
+def _clashes(evaluation: Evaluation) -> list[str]:
+    """Find values that are right alone and wrong together."""
+    labels, clashes = list(evaluation.models), []
+    names = [make_scorer(spec).name for spec in evaluation.scorers]
+    if len(labels) < 2:
+        clashes.append(f"models: a comparison needs two models at least, got {', '.join(labels)}")
+    if evaluation.baseline is not None and evaluation.baseline not in labels:
+        hint = close_match(evaluation.baseline, labels)
+        clashes.append(f"baseline: there is no model {evaluation.baseline}.{hint} There are {', '.join(labels)}")
+    for name, check in (
+        ("compare", lambda: evaluation.compare.judging),
+        ("sampling", lambda: evaluation.options("any")),
+    ):
+        try:
+            check()
+        except UserError as error:
+            clashes.append(f"{name}: {error}")
+    chosen_by = evaluation.compare.chosen_by
+    if chosen_by is not None and chosen_by not in names:
+        clashes.append(f"compare.chosen_by: {chosen_by} is not among the scorers {', '.join(names)}")
+    return clashes

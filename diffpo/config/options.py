@@ -1,0 +1,125 @@
+"""Command-line words to checked values, and checked values to words."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import yaml
+
+from diffpo.errors import UserError
+
+T = TypeVar("T")
+
+
+def validated(cls: type[T], given: Mapping[str, Any], where: str) -> T:
+    """Check options against a dataclass.
+
+    Raises:
+        UserError: Lists every mistake.
+    """
+    from diffpo.config.run import validate
+
+    mistakes: list[str] = []
+    value = validate(cls, given, where, mistakes)
+    if mistakes:
+        raise UserError("\n".join(mistakes))
+    return value
+
+
+def make_scorer(spec: str) -> Any:
+    """Make a scorer from `name` or `name,key=value,...`; see `from_spec`."""
+    from diffpo.scorers import SCORERS
+
+    return from_spec(spec, SCORERS, "scorer")
+
+
+def make_captioner(spec: str) -> Any:
+    """Make a captioner from `name` or `name,key=value,...`; see `from_spec`."""
+    from diffpo.captioners import CAPTIONERS
+
+    return from_spec(spec, CAPTIONERS, "captioner")
+
+
+def make_perturber(spec: str) -> Any:
+    """Make a perturber from `name` or `name,key=value,...`; see `from_spec`."""
+    from diffpo.captioners import PERTURBERS
+
+    return from_spec(spec, PERTURBERS, "perturber")
+
+
+def from_spec(spec: str, known: Mapping[str, type[T]], what: str) -> T:
+    """Make a frozen set of options from `name` or `name,key=value,...`.
+
+    A comma begins an option only where a key and = follow, so texts may hold commas.
+
+    Args:
+        spec: What the user gave.
+        known: Classes by name.
+        what: What they are, for messages: "scorer".
+
+    Raises:
+        UserError: The name or a key is unknown, or a value wrong.
+    """
+    name, *options = re.split(r",(?=\s*\w+\s*=)", spec)
+    if name not in known and name.partition(",")[0] in known:
+        name, _, option = name.partition(",")
+        raise UserError(f"{what} option {option!r} should look like key=value, as in {name},key=value")
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise UserError(f"unknown {what} {name!r}.{hint} There are {', '.join(known)}.")
+    texts = {field.name for field in dataclasses.fields(known[name]) if re.search(r"\bstr\b", str(field.type))}
+    given = {}
+    for option in options:
+        key, _, text = (part.strip() for part in option.partition("="))
+        given[key] = text if key in texts and text != "null" else _parse_value(key, text)
+    return validated(known[name], given, name)
+
+
+def _parse_value(key: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"option {key}={text} is no value that can be read") from error
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Read `0,1,2` or `0-3` (both ends included).
+
+    Raises:
+        UserError: It is neither.
+    """
+    try:
+        first, sign, last = text.partition("-")
+        return tuple(range(int(first), int(last) + 1)) if sign else tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise UserError(f"seeds are {text!r}; write 0,1,2 or a range such as 0-3") from error
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """Read HEIGHTxWIDTH.
+
+    Raises:
+        UserError: It is something else.
+    """
+    if text is None:
+        return None
+    height, sign, width = text.partition("x")
+    if not (sign and height.isdigit() and width.isdigit()):
+        raise UserError(f"size is {text!r}; write HEIGHTxWIDTH, such as 512x768")
+    return int(height), int(width)
+
+
+def describe_fields(block: type) -> list[str]:
+    """One line per field of a config dataclass: name, type, default."""
+    lines = []
+    for field in dataclasses.fields(block):
+        default = field.default if field.default is not dataclasses.MISSING else None
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            default = "required"
+        lines.append(f"{field.name}: {field.type} = {default}")
+    return lines

@@ -1,0 +1,61 @@
+"""What a method is: a frozen value of hyper-parameters with two hooks, `add_noise` and `loss`.
+
+Everything else that tells the published methods apart is data (which captions, which labels) or denoiser (adapters,
+user states). The methods themselves are in `diffpo.methods`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from diffpo.core.noising import Inversion, Predictor, random_noise
+from diffpo.core.types import Block, Denoised, Noised, Pair, PairBatch, Rng, StepOutput
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(Block, ABC):
+    """A way to learn from preference pairs."""
+
+    requires: ClassVar[frozenset[str]] = frozenset()
+    """Columns of the pair table that the method needs beyond prompt, chosen and rejected."""
+    sides: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
+    """Sides that are loaded, noised and forwarded."""
+    uses_preference: ClassVar[bool] = False
+    """Whether the method reads `batch.preference`; if not, every pair is learned as "chosen is better"."""
+
+    @property
+    @abstractmethod
+    def needs_reference(self) -> bool:
+        """Whether a frozen reference must exist; if not, none is built."""
+
+    def add_noise(
+        self, policy: Predictor, reference: Predictor | None, batch: PairBatch, t: Tensor, rng: Rng
+    ) -> Pair[Noised]:
+        """Make the noisy latents of both sides; by default with random noise that the pair shares.
+
+        Args:
+            policy: The network in training.
+            reference: The frozen one, if the method needs it.
+            batch: Clean latents and conditions.
+            t: `[b]` one time per pair.
+            rng: The draws of these rows.
+        """
+        return random_noise(policy.process, batch.latent, t, rng)
+
+    @property
+    def cached_inversion(self) -> Inversion | None:
+        """The inversion whose trajectories the loop should keep on disk and hand over in `batch.trajectory`, if any."""
+        return None
+
+    @abstractmethod
+    def loss(self, policy: Pair[Denoised], reference: Pair[Denoised] | None, batch: PairBatch) -> StepOutput:
+        """Turn both networks' answers into one loss per row, and values to log."""
+
+    def count(self, batch: PairBatch) -> Tensor:
+        """Number of terms that each row adds to the loss, `[b]`; the loop divides by their sum over all rows."""
+        return torch.ones(batch.size)

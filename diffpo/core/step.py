@@ -1,0 +1,56 @@
+"""The algorithm box of the papers: what one micro-batch computes, whatever the method and the network."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from diffpo.core.method import Method
+from diffpo.core.noising import Predictor
+from diffpo.core.types import Condition, Denoised, Noised, Pair, PairBatch, Rng, StepOutput
+
+
+def preference_step(
+    method: Method,
+    policy: Predictor,
+    reference: Predictor | None,
+    batch: PairBatch,
+    rng: Rng,
+    *,
+    split_forward: bool = False,
+) -> StepOutput:
+    """Draw a time, add noise, ask both networks, and let the method judge.
+
+    Args:
+        method: Says how noise is added and how errors become a loss.
+        policy: The network in training.
+        reference: The frozen one; None exactly if the method needs none.
+        batch: Clean latents `[b c f h w]` and conditions of both sides.
+        rng: The draws of these rows.
+        split_forward: One forward per side instead of one over both, for models of which only one row fits.
+
+    Returns:
+        Loss `[b]` (with graph) and metrics, among them `time`, the relative time of each row.
+    """
+    t = policy.process.sample_time(rng)
+    noised = method.add_noise(policy, reference, batch, t, rng)
+    judged = None
+    if reference is not None:  # before the policy, so that no graph is alive while adapters are switched
+        with torch.no_grad():
+            judged = denoise(reference, noised, batch.cond, split_forward)
+    output = method.loss(denoise(policy, noised, batch.cond, split_forward), judged, batch)
+    return replace(output, metrics=output.metrics | {"time": policy.process.relative(t)})
+
+
+def denoise(
+    denoiser: Predictor, noised: Pair[Noised], cond: Pair[Condition], split_forward: bool = False
+) -> Pair[Denoised]:
+    """Ask a network about both sides at once, or about one after the other; a side that is None stays None."""
+    sides = [(n, c) for n, c in zip(noised, cond, strict=True) if n is not None]
+    if split_forward:
+        predictions = [denoiser.predict(n.z, n.t, c) for n, c in sides]
+    else:
+        z, t = torch.cat([n.z for n, _ in sides]), torch.cat([n.t for n, _ in sides])
+        predictions = list(denoiser.predict(z, t, Condition.cat([c for _, c in sides])).chunk(len(sides)))
+    return noised.map(lambda n: Denoised(predictions.pop(0), n))

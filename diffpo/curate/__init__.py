@@ -1,0 +1,1 @@
+"""What makes and labels pair tables: `diffpo data ...`. Training never comes here."""

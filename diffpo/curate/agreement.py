@@ -1,0 +1,247 @@
+"""How often scorers agree with the people who labelled a pair table: `diffpo data agreement`.
+
+    label      chosen, rejected or tie: by the order of the pair, or by `preference` (above, below, at one half)
+    scorer     a tie where |p - (1 - p)| <= threshold, p = sigmoid(score of chosen - score of rejected); else the larger
+    credit     1 where both say the same, 1/2 where one of them says tie, 0 else
+
+as PickScore's authors count (arXiv:2305.01569), whose threshold is chosen on other pairs: 0 counts equal scores only.
+The agreement is the mean over pairs; its interval resamples prompts with all their pairs (ratio of sums, percentiles).
+
+A label that a scorer gave is no human's: tables of `diffpo data score` are refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffpo.core.types import Block
+from diffpo.curate.score import Scorer, score_rows
+from diffpo.data.splits import load_splits
+from diffpo.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.table import Table as Printed
+
+    from diffpo.data.records import Source, Table
+
+_CELLS = 1 << 22  # random numbers held at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counting(Block):
+    """How agreement is counted."""
+
+    tie_threshold: float = 0.0
+    """Scores whose probabilities differ by no more are a tie of the scorer's; 0: equal scores only. It means what
+    PickScore's authors mean only for scores that are log odds, as PickScore's logits are."""
+    level: float = 0.95
+    """Of the intervals."""
+    resamples: int = 10_000
+    """Of the bootstrap over prompts."""
+    seed: int = 0
+    """Of the resampling."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            UserError: A value is out of range.
+        """
+        if not 0 <= self.tie_threshold <= 1 or not 0 < self.level < 1 or self.resamples < 1:
+            raise UserError(
+                f"tie_threshold is from 0 to 1, level between 0 and 1, resamples at least 1; got "
+                f"{self.tie_threshold:g}, {self.level:g} and {self.resamples}."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScorerAgreement:
+    """What one scorer's agreement is."""
+
+    scorer: str
+    agreement: float
+    ci_low: float
+    """NaN where one prompt is all there is."""
+    ci_high: float
+    agree: int
+    disagree: int
+    half: int
+    """Pairs where one of the two says tie."""
+    scorer_ties: int
+    provenance: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """What the scorers of a table come to; all of them judge the same pairs."""
+
+    table: str
+    fingerprint: str
+    """Identity of the table's content."""
+    split: str
+    n_pairs: int
+    n_prompts: int
+    label_ties: int
+    broken: dict[int, str]
+    """Rows left out, and why."""
+    counting: Counting
+    scorers: tuple[ScorerAgreement, ...]
+    """In the order in which they were asked."""
+
+
+def agreement(
+    source: Source, scorers: Sequence[Scorer], counting: Counting | None = None, *, batch: int = 32
+) -> Agreement:
+    """Compare scorers with the labels of a table's split; scores are kept in the cache.
+
+    Args:
+        source: The pairs. Ties are judged too if the source keeps them.
+        scorers: Their names must differ.
+        counting: How to count.
+        batch: Images that a scorer is given at a time.
+
+    Raises:
+        UserError: The table cannot be read, a scorer labelled it, or a score is no finite number.
+    """
+    counting = counting or Counting()
+    names = [scorer.name for scorer in scorers]
+    if len(set(names)) < len(names) or not names:
+        raise UserError(f"name at least one scorer, and each once; got {', '.join(names) or 'none'}.")
+    own = dataclasses.replace(source, validation_fraction=0.0, validation_split=None, validation_path=None)
+    table = load_splits(own).train
+    _check_people_labelled(table, source)
+    found = {scorer.name: score_rows(table, scorer, batch) for scorer in scorers}
+    kept = found[names[0]].kept
+    labels, prompts = _labels(table)[kept], [table.column("prompt")[i] for i in kept]
+    results = tuple(
+        _judge(scorer.name, labels, found[scorer.name].scores, prompts, counting, scorer.provenance)
+        for scorer in scorers
+    )
+    return Agreement(
+        table=table.path,
+        fingerprint=table.fingerprint,
+        split=source.split,
+        n_pairs=len(kept),
+        n_prompts=len(set(prompts)),
+        label_ties=int((labels == 0).sum()),
+        broken=found[names[0]].broken,
+        counting=counting,
+        scorers=results,
+    )
+
+
+def credits(labels: NDArray[np.int8], verdicts: NDArray[np.int8]) -> NDArray[np.float64]:
+    """What each pair counts: 1 where label and verdict (1, -1, 0 for a tie) agree, 1/2 where one is a tie, else 0."""
+    return np.where(labels == verdicts, 1.0, np.where((labels == 0) | (verdicts == 0), 0.5, 0.0))
+
+
+def verdicts_of(scores: NDArray[np.float64], tie_threshold: float) -> NDArray[np.int8]:
+    """What scores `[n 2]`, chosen first, say: 1 for chosen, -1 for rejected, 0 for a tie."""
+    difference = scores[:, 0] - scores[:, 1]
+    tie = np.abs(np.tanh(difference / 2)) <= tie_threshold  # p - (1 - p)
+    return np.where(tie & ((tie_threshold > 0) | (difference == 0)), 0, np.sign(difference)).astype(np.int8)
+
+
+def prompt_interval(
+    values: NDArray[np.float64], prompts: Sequence[str], level: float, resamples: int, seed: int
+) -> tuple[float, float]:
+    """Interval of the mean of `values` `[n]` by resampling prompts with all that belongs to them.
+
+    Returns:
+        Low and high; NaN for one prompt, which says nothing about others.
+    """
+    index: dict[str, int] = {}
+    groups = np.array([index.setdefault(prompt, len(index)) for prompt in prompts], dtype=np.intp)
+    sums, counts = np.bincount(groups, weights=values), np.bincount(groups)
+    n = len(sums)
+    if n < 2:
+        return float("nan"), float("nan")
+    generator, rows = np.random.default_rng([seed, 3]), max(1, _CELLS // n)
+    means = []
+    for start in range(0, resamples, rows):
+        drawn = generator.integers(0, n, size=(min(rows, resamples - start), n))
+        means.append(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
+    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def write_agreement(path: str | Path, found: Agreement) -> None:
+    """Write it as JSON, atomically; an unknown bound is null."""
+    from diffpo.disk.files import without_nan, write_json
+
+    write_json(Path(path), without_nan(asdict(found)))
+
+
+def agreement_table(found: Agreement) -> Printed:
+    """The agreement as a table for the terminal, in the order in which scorers were asked."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table as Printed
+
+    title = f"{found.n_pairs} pairs, {found.label_ties} of them ties, of {found.n_prompts} prompts"
+    table = Printed(title=title, box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("scorer", overflow="fold")
+    for header in ("agreement", f"{found.counting.level:.0%} interval", "agree", "half", "disagree"):
+        table.add_column(header, justify="right")
+    for row in found.scorers:
+        span = f"{_percent(row.ci_low)} to {_percent(row.ci_high)}"
+        counts = (str(row.agree), str(row.half), str(row.disagree))
+        table.add_row(escape(row.scorer), _percent(row.agreement), span, *counts)
+    return table
+
+
+def _judge(
+    name: str,
+    labels: NDArray[np.int8],
+    scores: NDArray[np.float64],
+    prompts: Sequence[str],
+    counting: Counting,
+    provenance: dict[str, Any],
+) -> ScorerAgreement:
+    verdicts = verdicts_of(scores, counting.tie_threshold)
+    values = credits(labels, verdicts)
+    low, high = prompt_interval(values, prompts, counting.level, counting.resamples, counting.seed)
+    return ScorerAgreement(
+        scorer=name,
+        agreement=float(values.mean()),
+        ci_low=low,
+        ci_high=high,
+        agree=int((values == 1).sum()),
+        disagree=int((values == 0).sum()),
+        half=int((values == 0.5).sum()),
+        scorer_ties=int((verdicts == 0).sum()),
+        provenance=provenance,
+    )
+
+
+def _labels(table: Table) -> NDArray[np.int8]:
+    """1 where the first image was preferred, -1 where the second was, 0 for a tie."""
+    if "preference" not in table.rows.column_names:
+        return np.ones(len(table), dtype=np.int8)
+    return np.sign(np.array(table.column("preference"), dtype=np.float64) - 0.5).astype(np.int8)
+
+
+def _check_people_labelled(table: Table, source: Source) -> None:
+    """Refuse a table whose labels a scorer gave."""
+    import json
+
+    record = Path(table.path).expanduser() / f"{source.split}.provenance.json"
+    recipe: Mapping[str, Any] = (
+        json.loads(record.read_text(encoding="utf-8")).get("recipe", {}) if record.is_file() else {}
+    )
+    if recipe.get("scorer"):
+        raise UserError(
+            f"a scorer labelled {table.path} (see {record}), so nothing there tells what people prefer. Give the table "
+            "that it was made of."
+        )
+
+
+def _percent(share: float) -> str:
+    return "?" if share != share else f"{100 * share:.1f}%"

@@ -1,0 +1,221 @@
+"""Tables made of other tables: the same rows and images, with columns added or replaced.
+
+Two steps, for whatever is slow per row (scores, captions):
+
+    columns = compute_rows(table, provenance, compute, "Scoring")      # resumable, kept in the cache
+    path = target.write(table.rows, columns)                           # one parquet file, whole or not at all
+
+What was computed lies in the cache under a name that depends on the table's fingerprint and on what computes it. So a
+run that was killed loses at most one chunk, and writing the same results in another way (another temperature, another
+folder) computes nothing anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffpo.data.cache import default_cache_dir
+from diffpo.data.records import digest
+from diffpo.data.splits import load_splits
+from diffpo.disk.progress import track
+from diffpo.disk.shards import write_whole
+from diffpo.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from diffpo.data.records import Source, Table
+
+CHUNK_ROWS = 32
+"""Rows per file of results, unless that gave more than `MOST_CHUNKS`: what a kill costs at most."""
+MOST_CHUNKS = 4096
+ROW_GROUP = 100
+"""Rows written at a time: what is held in memory, images included."""
+
+
+def read_tables(source: Source) -> dict[str, Table]:
+    """Read what is to be derived from: `train`, and `validation` if the source has a table or split of its own for it.
+
+    A `validation_fraction` is left to be divided off the derived table, where it chooses the same prompts.
+
+    Raises:
+        UserError: A table cannot be read, or a prompt stands in both.
+    """
+    splits = load_splits(dataclasses.replace(source, validation_fraction=0.0))
+    return {"train": splits.train} | ({"validation": splits.validation} if splits.validation else {})
+
+
+def compute_rows(
+    table: Table, provenance: Mapping[str, Any], compute: Callable[[range], Iterator[dict[str, Any]]], title: str
+) -> dict[str, list[Any]]:
+    """Compute columns for every row of a table; what an earlier call has finished is read, not computed.
+
+    Args:
+        table: The rows.
+        provenance: All that decides the results besides the table, as plain JSON values.
+        compute: Yields, for a chunk of row numbers, one result per row in that order: column -> plain value. It is
+            called once per chunk, and the chunks do not depend on interruptions, so batches inside it do not either.
+        title: Of the progress bar.
+
+    Returns:
+        Column -> `len(table)` values.
+
+    Raises:
+        UserError: The disk is full, a file of results is damaged, or whatever `compute` raises. Finished chunks stay.
+    """
+    recipe = {"rows_per_chunk": _chunk_rows(len(table)), **provenance}
+    key = digest(table.fingerprint, json.dumps(recipe, sort_keys=True).encode())
+    folder = default_cache_dir() / "derived" / key
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made ({error.strerror}): set DIFFPO_CACHE to another folder.") from error
+    chunks = _chunks(folder, len(table))
+    missing = [(path, rows) for path, rows in chunks if not path.exists()]
+    computed = itertools.chain.from_iterable(compute(rows) for _, rows in missing)
+    total = sum(len(rows) for _, rows in missing)
+    with contextlib.closing(track(computed, title, total)) as results:
+        for path, rows in missing:
+            chunk = list(itertools.islice(results, len(rows)))
+            assert len(chunk) == len(rows), f"{len(chunk)} results for {len(rows)} rows"
+            write_whole(path, lambda file, chunk=chunk: file.write(json.dumps(chunk).encode()))
+    found = [row for path, _ in chunks for row in _read(path)]
+    return {name: [row[name] for row in found] for name in found[0]}
+
+
+def _chunk_rows(rows: int) -> int:
+    return max(CHUNK_ROWS, -(-rows // MOST_CHUNKS))
+
+
+def _chunks(folder: Path, rows: int) -> list[tuple[Path, range]]:
+    length = _chunk_rows(rows)
+    starts = range(0, rows, length)
+    return [(folder / f"{i:05d}.json", range(start, min(start + length, rows))) for i, start in enumerate(starts)]
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): delete it and run the command again.") from error
+
+
+@dataclass(frozen=True)
+class Target:
+    """A split of a pair table that is to be written, and how it is made."""
+
+    folder: Path
+    split: str
+    """Other splits may stand in the same folder, made in the same way or not."""
+    table: Table
+    """What it is made of."""
+    recipe: dict[str, Any]
+    """All that decides the new columns besides `table`, as plain JSON values; goes into the provenance file."""
+
+    @property
+    def path(self) -> Path:
+        """The parquet file, named so that the split is read back under its own name."""
+        return self.folder / f"{self.split}-00000-of-00001.parquet"
+
+    @property
+    def record(self) -> Path:
+        """The provenance beside it, as JSON; without `rows` while the table is being written."""
+        return self.folder / f"{self.split}.provenance.json"
+
+    def is_finished(self, *, fresh: bool) -> bool:
+        """Whether the very same table is there already; ask before the work begins.
+
+        Args:
+            fresh: Whether a table that was made in another way may be replaced.
+
+        Raises:
+            UserError: A table made in another way is there and `fresh` is not set, something else is, or writing there
+                would change the table that is read.
+        """
+        self._check_place()
+        if not self.path.exists():
+            return False
+        if not self.record.is_file():
+            raise UserError(f"{self.path} is there, and nothing says how it was made: choose another folder.")
+        made = _read(self.record)
+        if all(made.get(name) == value for name, value in self._provenance().items()):
+            return "rows" in made and not fresh
+        if not fresh:
+            raise UserError(
+                f"{self.path} is there, made of another table or with other settings ({self.record.name} says how): "
+                "choose another folder, or give --fresh to replace it."
+            )
+        return False
+
+    def write(
+        self, rows: Dataset, columns: Mapping[str, Sequence[Any]], notes: Mapping[str, Any] | None = None
+    ) -> Path:
+        """Write the table and its provenance; images are carried over as they are: bytes, or absolute paths.
+
+        Args:
+            rows: In standard columns; usually `table.rows`.
+            columns: Added, or put in the place of those of the same name; one value per row.
+            notes: What else the provenance file should say, such as counts.
+
+        Returns:
+            The parquet file.
+
+        Raises:
+            UserError: The disk is full; what stood there before is untouched.
+        """
+        import datasets
+        import pyarrow
+        from pyarrow import parquet
+
+        kept = rows.select_columns([name for name in rows.column_names if name not in columns])
+        added = pyarrow.table({name: pyarrow.array(values) for name, values in columns.items()})
+        features = {k: datasets.Image() if isinstance(f, datasets.Image) else f for k, f in kept.features.items()}
+        schema = datasets.Features(features | datasets.Features.from_arrow_schema(added.schema)).arrow_schema
+        source = kept.with_format("arrow")
+
+        def write_parquet(file: Any) -> None:
+            starts = range(0, len(kept), ROW_GROUP)
+            with parquet.ParquetWriter(file, schema) as writer:
+                for start in track(starts, "Writing", len(starts)):
+                    old, new = source[start : start + ROW_GROUP], added.slice(start, ROW_GROUP)
+                    parts = dict(zip(old.column_names, old.columns, strict=True))
+                    parts |= dict(zip(new.column_names, new.columns, strict=True))
+                    writer.write_table(pyarrow.table([parts[name] for name in schema.names], schema=schema))
+
+        assert len(added) == len(kept), (len(added), len(kept))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._write_record({})
+        write_whole(self.path, write_parquet)
+        self._write_record({"rows": len(kept), "columns": list(columns), **(notes or {})})
+        return self.path
+
+    def _write_record(self, more: Mapping[str, Any]) -> None:
+        text = json.dumps(self._provenance() | dict(more), indent=2)
+        write_whole(self.record, lambda file: file.write(text.encode()))
+
+    def _provenance(self) -> dict[str, Any]:
+        """What decides the table; a table that was derived itself brings its own provenance along."""
+        earlier = Path(self.table.path).expanduser() / self.record.name
+        source: dict[str, Any] = {"path": self.table.path, "fingerprint": self.table.fingerprint}
+        if earlier.is_file():
+            source["provenance"] = _read(earlier)
+        return json.loads(json.dumps({"source": source, "recipe": self.recipe}))
+
+    def _check_place(self) -> None:
+        folder, given = self.folder.resolve(), Path(self.table.path).expanduser()
+        if self.folder.exists() and not self.folder.is_dir():
+            raise UserError(f"{self.folder} is a file; give the folder that the new table should stand in.")
+        source = given.resolve()
+        local = given.exists() or any(mark in self.table.path for mark in "*?[")
+        if local and (source.is_relative_to(folder) or (source.is_dir() and folder.is_relative_to(source))):
+            raise UserError(
+                f"the new table cannot stand in {self.folder}: the table that it is made of, {self.table.path}, is "
+                "read from there. Choose another folder."
+            )

@@ -1,0 +1,154 @@
+"""Pairs that are files in folders, in the layouts that users of trainers for images have agreed on.
+
+    twin folders    SOURCE/w/cat.png, SOURCE/l/cat.png               also win/lose, chosen/rejected; also deeper down
+    suffixes        cat_w.png, cat_l.png                             w was preferred, l was not
+                    cat_0_w.png, cat_1_l.png, cat_2_l.png            each w against each l of the same name
+                    cat_0_e.png, cat_1_e.png                         even: a tie
+    JSON list       [{"image_0": "a.png", "pref_0": -1, "image_1": "b.png", "pref_1": 1}]     the larger is preferred
+
+Captions stand beside an image in `NAME.txt` or `NAME.caption`; with twin folders also one folder up, with suffixes also
+under the name without its suffix. If the two images have different ones, both are kept, and the prompt is that of the
+preferred image.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import combinations, product
+from pathlib import Path
+
+from diffpo.curate.imports.comparisons import (
+    IMAGE_SUFFIXES,
+    PROMPTS,
+    Comparison,
+    Plan,
+    Side,
+    first_record,
+    from_fields,
+    plan_of,
+    read_caption,
+    read_json_list,
+)
+from diffpo.errors import UserError
+
+TWINS = (("w", "l"), ("win", "lose"), ("chosen", "rejected"))
+MARKED = re.compile(r"(?P<stem>.+)_(?P<mark>[wle])")
+NUMBERED = re.compile(r"(?P<stem>.+)_\d+")
+LIST_FIELDS = {"image_0", "image_1", "pref_0", "pref_1"}
+
+Marks = dict[str, list[Path]]
+"""Images by their suffix."""
+
+
+def fits_twins(source: str) -> bool:
+    """Whether two folders with such names lie side by side somewhere below."""
+    return bool(_twin_folders(Path(source).expanduser()))
+
+
+def plan_twins(source: str) -> Plan:
+    """Pair the images that have one name in both folders."""
+    root = Path(source).expanduser().absolute()
+    comparisons, unpaired = [], []
+    for preferred, other in _twin_folders(root):
+        first, second = _by_name(preferred), _by_name(other)
+        unpaired += [str((first.get(name) or second[name]).relative_to(root)) for name in first.keys() ^ second.keys()]
+        for name in (name for name in first if name in second):
+            captions = [read_caption(folder / name, folder.parent / name) for folder in (preferred, other)]
+            label = str((preferred / name).relative_to(root))
+            comparisons.append(_compare(label, first[name], second[name], captions, 1.0))
+    return plan_of(comparisons, sorted(unpaired))
+
+
+def _twin_folders(root: Path) -> list[tuple[Path, Path]]:
+    if not root.is_dir():
+        return []
+    places = [root, *sorted(path for path in root.rglob("*") if path.is_dir())]
+    pairs = [(place / first, place / second) for place in places for first, second in TWINS]
+    return [(first, second) for first, second in pairs if first.is_dir() and second.is_dir()]
+
+
+def _images_below(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+
+
+def _by_name(folder: Path) -> dict[str, Path]:
+    """Images by their path within the folder, without the suffix."""
+    found: dict[str, Path] = {}
+    for file in _images_below(folder):
+        name = str(file.relative_to(folder).with_suffix(""))
+        if name in found:
+            raise UserError(f"{found[name]} and {file} have the same name: which of them is meant? Remove one.")
+        found[name] = file
+    return found
+
+
+def fits_suffixes(source: str) -> bool:
+    """Whether images with such suffixes lie below a folder."""
+    root = Path(source).expanduser()
+    return root.is_dir() and any(MARKED.fullmatch(file.stem) for file in _images_below(root))
+
+
+def plan_suffixes(source: str) -> Plan:
+    """Pair the images whose names differ in the suffix, and in a number before it, alone."""
+    root = Path(source).expanduser().absolute()
+    exact: dict[Path, Marks] = defaultdict(lambda: defaultdict(list))
+    for file in _images_below(root):
+        if marked := MARKED.fullmatch(file.stem):
+            exact[file.parent / marked["stem"]][marked["mark"]].append(file)
+    # Where some name has both suffixes, the number before them tells pairs apart: its neighbours are other pairs.
+    apart = {_base(stem) for stem, marks in exact.items() if marks.keys() >= {"w", "l"}}
+    groups: dict[Path, Marks] = defaultdict(lambda: defaultdict(list))
+    for stem, marks in exact.items():
+        for mark, files in marks.items():
+            groups[stem if _base(stem) in apart else _base(stem)][mark] += files
+    comparisons = [pair for stem, marks in groups.items() for pair in _marked(stem, marks, root)]
+    used = {side.image for comparison in comparisons for side in comparison.sides}
+    every = (file for marks in exact.values() for files in marks.values() for file in files)
+    return plan_of(comparisons, [str(file.relative_to(root)) for file in every if file not in used])
+
+
+def _base(stem: Path) -> Path:
+    numbered = NUMBERED.fullmatch(stem.name)
+    return stem.with_name(numbered["stem"]) if numbered else stem
+
+
+def _marked(stem: Path, marks: Marks, root: Path) -> Iterator[Comparison]:
+    judged = [(a, b, 1.0) for a, b in product(marks.get("w", ()), marks.get("l", ()))]
+    ties = [(a, b, 0.5) for a, b in combinations(marks.get("e", ()), 2)]
+    for first, second, preference in (*judged, *ties):
+        captions = [read_caption(path := file.with_suffix(""), _unmarked(path), stem) for file in (first, second)]
+        yield _compare(str(first.relative_to(root)), first, second, captions, preference)
+
+
+def _unmarked(path: Path) -> Path:
+    return path.with_name(path.name[: -len("_w")])
+
+
+def _compare(name: str, first: Path, second: Path, captions: list[str | None], preference: float) -> Comparison:
+    own = captions if None not in captions and captions[0] != captions[1] else [None, None]
+    sides = Side(first, str(first), own[0]), Side(second, str(second), own[1])
+    return Comparison(name, captions[0] if captions[0] is not None else captions[1], sides, preference)
+
+
+def fits_list(source: str) -> bool:
+    """Whether a JSON list has these fields."""
+    return set(first_record(source)) >= LIST_FIELDS
+
+
+def plan_list(source: str) -> Plan:
+    """Read the list; paths are relative to it."""
+    path = Path(source).expanduser().absolute()
+    comparisons = []
+    for number, record in enumerate(read_json_list(path)):
+        fields = dict(record)
+        if not any(fields.get(key) is not None for key in PROMPTS):
+            stems = [(path.parent / str(record.get(f"image_{i}"))).with_suffix("") for i in (0, 1)]
+            first, second = (read_caption(stem) for stem in stems)
+            differ = None not in (first, second) and first != second
+            fields |= (
+                {"caption_0": first, "caption_1": second} if differ else {"prompt": second if first is None else first}
+            )
+        comparisons.append(from_fields(f"row {number} of {path.name}", fields, lambda name: path.parent / name))
+    return plan_of(comparisons)

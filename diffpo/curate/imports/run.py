@@ -1,0 +1,262 @@
+"""Bring pairs that have no random access, or no columns, into a table: `diffpo data import`.
+
+    FOLDER/train-00000-of-00002.parquet, ...   TRL's columns, with the image files inside; `data.name=pairs` reads them
+    FOLDER/import.json                         where they come from and what became of the rows
+
+Every file is written whole or not at all, into `.FOLDER.unfinished`, which gets its name when all are there. So a run
+that was killed loses at most one file, and the same command continues.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+
+from diffpo.core.types import Block
+from diffpo.curate.imports import folders, hpdv2, open_image_preferences, webdataset
+from diffpo.curate.imports.comparisons import Comparison, Part, Plan, identity_of
+from diffpo.curate.imports.report import Report, name_some
+from diffpo.data.encode import WORKERS
+from diffpo.data.images import BrokenImage, decode
+from diffpo.disk.ahead import ahead
+from diffpo.disk.progress import track
+from diffpo.disk.shards import write_whole
+from diffpo.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow
+
+ABOUT = "import.json"
+NOTE = b"diffpo"
+"""Key of a parquet file's metadata under which its identity and counts stand."""
+GROUP_ROWS = 32
+"""Rows in memory at a time, and per row group."""
+
+
+@dataclass(frozen=True)
+class ImportLayout:
+    """A layout that is brought into a table before it is used."""
+
+    looks: str
+    """What it looks like."""
+    fits: Callable[[str], bool]
+    """Whether something given by its path looks like it."""
+    plan: Callable[[str], Plan]
+    """Find its comparisons."""
+
+
+LAYOUTS = {
+    "hpdv2": ImportLayout("HPDv2's train.json or test.json", hpdv2.fits, hpdv2.plan),
+    "open-image-preferences": ImportLayout(
+        "a table of image_1, image_2, prompt and votes", open_image_preferences.fits, open_image_preferences.plan
+    ),
+    "twin-folders": ImportLayout(
+        "folders w/ and l/ (win/lose, chosen/rejected) with equal names", folders.fits_twins, folders.plan_twins
+    ),
+    "suffixes": ImportLayout("a folder of NAME_w, NAME_l, NAME_e", folders.fits_suffixes, folders.plan_suffixes),
+    "json-list": ImportLayout("a .json list of image_0, pref_0, image_1, pref_1", folders.fits_list, folders.plan_list),
+    "webdataset": ImportLayout(
+        "tars of KEY.chosen.jpg, KEY.rejected.jpg, KEY.json, or of KEY.jpg_0.jpg, ...", webdataset.fits, webdataset.plan
+    ),
+}
+"""Every layout that `diffpo data import` reads, by its name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportOptions(Block):
+    """What to make of the pairs."""
+
+    layout: str | None = None
+    """A name of `LAYOUTS`; None: the one that fits."""
+    ties: Literal["drop", "keep"] = "drop"
+    """Pairs of which neither was preferred: `drop` them, or `keep` them with preference 0.5."""
+    labels: Literal["hard", "soft"] = "hard"
+    """`soft`: the share of votes for the chosen image becomes `preference`. `hard`: only its order is kept."""
+    images: Literal["embed", "link"] = "embed"
+    """`embed`: copy the image files into the table. `link`: keep the absolute paths of images that are files."""
+
+
+def describe_layouts() -> str:
+    """List the layouts, for messages."""
+    return "; ".join(f"{name}: {layout.looks}" for name, layout in LAYOUTS.items())
+
+
+def fitting_imports(source: str) -> list[str]:
+    """Names of the layouts that something looks like."""
+    return [name for name, layout in LAYOUTS.items() if layout.fits(source)]
+
+
+def import_table(source: str, out: Path, options: ImportOptions) -> Report:
+    """Write the pairs of a source as a table; the same call continues after a kill.
+
+    Args:
+        source: A folder, file, glob or Hub id, in one of `LAYOUTS`.
+        out: The folder to write.
+        options: What to make of the pairs.
+
+    Raises:
+        UserError: The layout is unknown or not clear, nothing can be read, no pair is left, or `out` holds something
+            else.
+    """
+    plan = LAYOUTS[_choose(source, options.layout)].plan(source)
+    if not plan.parts:
+        raise UserError(f"{source} holds no pair{name_some('; images without a partner: ', plan.unpaired)}.")
+    out = out.expanduser().absolute()
+    names = [f"train-{i:05d}-of-{len(plan.parts):05d}.parquet" for i in range(len(plan.parts))]
+    folder, report = _place(out, names), Report(unpaired=plan.unpaired)
+    schema = _schema(plan.columns, options)
+    settings = repr((options.ties, options.labels, options.images, plan.columns))
+    for part, name in zip(track(plan.parts, "Importing", len(plan.parts)), names, strict=True):
+        path, identity = folder / name, identity_of(settings, part.identity)
+        if not path.exists():
+            write_whole(path, partial(_write_part, part=part, schema=schema, options=options, identity=identity))
+        report.add(_read_note(path, identity))
+    if not report.pairs:
+        shutil.rmtree(folder)
+        raise UserError(f"No pair of {source} can be used: {'; '.join(report.lines())}.")
+    about = {"source": source, "options": asdict(options), "report": asdict(report)}
+    write_whole(folder / ABOUT, lambda file: file.write(json.dumps(about, indent=2, ensure_ascii=False).encode()))
+    if folder != out:
+        folder.rename(out)
+    return report
+
+
+def _choose(source: str, layout: str | None) -> str:
+    if layout is not None and layout not in LAYOUTS:
+        raise UserError(f"There is no layout {layout!r}; there are {describe_layouts()}.")
+    if layout is not None and not LAYOUTS[layout].fits(source):
+        raise UserError(f"{source} does not look like {layout}: that is {LAYOUTS[layout].looks}.")
+    fitting = [layout] if layout else fitting_imports(source)
+    if len(fitting) == 1:
+        return fitting[0]
+    problem = f"could be {' or '.join(fitting)}: choose one with --layout" if fitting else "looks like none of these"
+    raise UserError(
+        f"{source} {problem}. Layouts: {describe_layouts()}. Tables that training reads as they are need no import: "
+        "`diffpo data inspect` says so."
+    )
+
+
+def _place(out: Path, names: list[str]) -> Path:
+    """Choose the folder to write into: that of an earlier call, if it imported the same."""
+    folder = out if out.exists() else out.with_name(f".{out.name}.unfinished")
+    if out.exists() and not (out / ABOUT).is_file():
+        raise UserError(f"{out} is there and is no import. Choose a new folder for --out.")
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(path.name not in names for path in folder.glob("*.parquet")):
+        raise _other_import(folder)
+    return folder
+
+
+def _other_import(folder: Path) -> UserError:
+    return UserError(
+        f"{folder} holds an import of other data, or with other options. Remove it, or choose another folder for --out."
+    )
+
+
+def _read_note(path: Path, identity: str) -> dict[str, Any]:
+    """Read the counts of a file."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        note = json.loads((parquet.read_metadata(path).metadata or {}).get(NOTE, b"{}"))
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        raise UserError(f"{path} is damaged ({error}): delete it and run the command again.") from error
+    if note.get("identity") != identity:
+        raise _other_import(path.parent)
+    return note["counts"]
+
+
+def _schema(columns: tuple[str, ...], options: ImportOptions) -> pyarrow.Schema:
+    from datasets import Features, Image, Value
+
+    graded = options.labels == "soft" or options.ties == "keep"
+    features = {"prompt": Value("string"), "chosen": Image(), "rejected": Image()}
+    features |= {"preference": Value("float64")} if graded else {}
+    features |= {name: Value("int64" if name.endswith("_seed") else "string") for name in columns}
+    return Features(features).arrow_schema
+
+
+def _write_part(file: BinaryIO, *, part: Part, schema: pyarrow.Schema, options: ImportOptions, identity: str) -> None:
+    """Write one parquet file, with its identity and counts in the metadata."""
+    import pyarrow
+    from pyarrow import parquet
+
+    counts = Report()
+    with parquet.ParquetWriter(file, schema) as writer:
+        rows = _rows(part, schema, options, counts)
+        while group := list(islice(rows, GROUP_ROWS)):  # no empty row group: `datasets` cannot read one
+            writer.write_table(pyarrow.Table.from_pylist(group, schema=schema))
+        values = {name: value for name, value in asdict(counts).items() if name != "unpaired"}
+        writer.add_key_value_metadata({NOTE: json.dumps({"identity": identity, "counts": values})})
+
+
+def _rows(part: Part, schema: pyarrow.Schema, options: ImportOptions, counts: Report) -> Iterator[dict[str, Any]]:
+    """Yield the rows that can be used, and count all."""
+    prepared = ahead(partial(_prepare, options=options), part.read(), workers=WORKERS, depth=4 * WORKERS)
+    for comparison, cells in prepared:
+        counts.rows += 1
+        preference = comparison.preference
+        if preference is None:
+            counts.unlabelled += 1
+        elif comparison.prompt is None:
+            counts.promptless += 1
+        elif preference == 0.5 and options.ties == "drop":
+            counts.ties += 1
+        elif isinstance(cells, BrokenImage):
+            counts.broken.append((comparison.name, str(cells)))
+        else:
+            counts.ties += preference == 0.5
+            counts.graded += preference not in (0, 0.5, 1)
+            counts.pairs += 1
+            share = max(preference, 1 - preference)
+            row = {"prompt": comparison.prompt, "chosen": cells[0], "rejected": cells[1]}
+            row["preference"] = share if options.labels == "soft" else 0.5 if share == 0.5 else 1.0
+            extra = comparison.optional
+            for name in extra.keys() - set(schema.names):
+                counts.left_out[name] = counts.left_out.get(name, 0) + 1
+            yield {name: value for name, value in (row | extra).items() if name in schema.names}
+
+
+def _prepare(comparison: Comparison, options: ImportOptions) -> tuple[Comparison, list[Any] | BrokenImage]:
+    """Check the images of a comparison that will be used, and make the cells of both, the chosen one first."""
+    preference, cells = comparison.preference, []
+    if preference is None or comparison.prompt is None or (preference == 0.5 and options.ties == "drop"):
+        return comparison, cells
+    for side in (comparison.sides[i] for i in comparison.order):
+        try:
+            cells.append(_cell(side.image, options))
+        except BrokenImage as error:
+            return comparison, BrokenImage(f"{side.name}: {error}")
+    return comparison, cells
+
+
+def _cell(image: Any, options: ImportOptions) -> dict[str, Any]:
+    """Make an image cell of a file, once it can be decoded.
+
+    Raises:
+        BrokenImage: It cannot.
+        UserError: It is to be linked, and is no file of its own.
+    """
+    path = image.get("path") if isinstance(image, dict) else str(image) if isinstance(image, Path) else None
+    content = image.get("bytes") if isinstance(image, dict) else image if isinstance(image, bytes) else None
+    if options.images == "link":
+        if content is not None:
+            raise UserError(
+                "--images link needs images that are files of their own; these are inside a tar or a table."
+            )
+        decode(path)
+        return {"bytes": None, "path": path}
+    if content is None and path is not None:
+        try:
+            content = Path(path).read_bytes()
+        except OSError as error:
+            raise BrokenImage(error.strerror or str(error)) from error
+    decode(content)
+    return {"bytes": content, "path": None if path is None else Path(path).name}

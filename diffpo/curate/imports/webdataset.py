@@ -1,0 +1,133 @@
+"""Pairs in webdataset tars: the files of a pair follow each other, and share their name up to the first dot.
+
+    000.chosen.jpg  000.rejected.jpg  000.json or 000.txt             the JSON's keys are TRL's columns
+    000.jpg_0.jpg   000.jpg_1.jpg     000.label_0.txt  000.original_prompt.txt  ...          Pick-a-Pic's columns
+
+What follows the first dot, without its suffix, names the value; `000.txt` is the prompt, and the keys of `000.json` are
+named values too. A tar is read from its beginning to its end and nothing is ever written under a name that it holds.
+"""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import json
+import os
+import re
+import tarfile
+from collections.abc import Iterator
+from functools import partial
+from itertools import chain, islice
+from pathlib import Path
+from typing import IO, Any
+
+from diffpo.curate.imports.comparisons import (
+    IMAGE_SUFFIXES,
+    Comparison,
+    Part,
+    Plan,
+    filled_columns,
+    from_fields,
+    identity_of,
+)
+from diffpo.errors import UserError
+
+TARS = (".tar", ".tar.gz", ".tgz")
+KEYED = re.compile(r"(?P<key>(?:.*/)?[^/.]+)\.(?P<field>[^/]+)")
+BLOCK = 512
+"""Bytes; a tar is made of such blocks."""
+LOOKED_AT = 100
+"""Pairs at the beginning that decide which optional columns the table gets."""
+
+
+def fits(source: str) -> bool:
+    """Whether there are tars."""
+    return bool(_tars(source))
+
+
+def plan(source: str) -> Plan:
+    """Make a part of every tar.
+
+    Raises:
+        UserError: The first pairs cannot be read.
+    """
+    tars = _tars(source)
+    stats = {path: path.stat() for path in tars}
+    parts = [
+        Part(path.name, identity_of(path.name, str(stat.st_size), str(stat.st_mtime_ns)), partial(_read, path))
+        for path, stat in stats.items()
+    ]
+    return Plan(parts, filled_columns(islice(chain.from_iterable(_read(path) for path in tars), LOOKED_AT)))
+
+
+def _tars(source: str) -> list[Path]:
+    path = Path(source).expanduser()
+    found = path.rglob("*") if path.is_dir() else map(Path, glob.glob(str(path), recursive=True))
+    if path.is_file():
+        found = iter([path])
+    return sorted(file for file in found if file.name.lower().endswith(TARS) and file.is_file())
+
+
+def _read(path: Path) -> Iterator[Comparison]:
+    for key, fields in _samples(path):
+        yield from_fields(f"{key} of {path.name}", fields)
+
+
+def _samples(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the values of one pair after the other."""
+    key, fields = None, {}
+    try:
+        with _open(path) as file, tarfile.open(fileobj=file, mode="r|") as tar:
+            for member in tar:
+                named = KEYED.fullmatch(member.name) if member.isfile() else None
+                if named is None or Path(named["key"]).name.startswith("__"):  # webdataset's own notes
+                    continue
+                if named["key"] != key:
+                    if key is not None:
+                        yield key, fields
+                    key, fields = named["key"], {}
+                added = _values(named["field"], tar.extractfile(member), f"{member.name} of {path.name}")
+                if twice := added.keys() & fields.keys():
+                    raise UserError(f"{member.name} of {path.name} gives {', '.join(sorted(twice))} a second time.")
+                fields |= added
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise UserError(f"{path} is damaged, or no tar: {error}. Fetch it again, or leave it out.") from error
+    if key is not None:
+        yield key, fields
+
+
+def _open(path: Path) -> IO[bytes]:
+    """Open a tar, unpacked, and refuse one that was cut off: tarfile would take the cut for the end."""
+    if path.suffix.lower() != ".tar":
+        return gzip.open(path)  # notices a cut by itself
+    file = path.open("rb")
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - BLOCK))
+    if size % BLOCK or any(file.read()):
+        file.close()
+        raise UserError(f"{path} is cut off: a tar ends with a block of zeros. Fetch it again, or leave it out.")
+    file.seek(0)
+    return file
+
+
+def _values(field: str, file: IO[bytes] | None, name: str) -> dict[str, Any]:
+    """Values that one file of a pair holds, by their names."""
+    assert file is not None, name  # only regular files get here
+    stem, _, suffix = field.rpartition(".")
+    suffix = suffix.lower()
+    content = file.read()
+    if f".{suffix}" in IMAGE_SUFFIXES:
+        return {stem or suffix: content}
+    if suffix not in ("txt", "json"):
+        return {}
+    try:
+        if suffix == "txt":
+            return {stem or "prompt": content.decode("utf-8").strip()}
+        found = json.loads(content)
+    except ValueError as error:
+        raise UserError(f"{name} is no {suffix} file: {error}") from error
+    if stem:
+        return {stem: found}
+    if not isinstance(found, dict):
+        raise UserError(f"{name} must hold an object.")
+    return found

@@ -1,0 +1,195 @@
+"""Look at a pair table before anyone trains on it: what `diffpo data inspect` prints."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from diffpo.data.encode import BOTH, WORKERS, decode_row
+from diffpo.data.images import BrokenImage
+from diffpo.data.read import read_table
+from diffpo.data.records import Counts, Source, Table
+from diffpo.data.splits import fitting_layouts, normalise, read_splits, shared_prompts
+from diffpo.disk.ahead import ahead
+from diffpo.disk.progress import track
+from diffpo.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+SAME_ASPECT = 1.05
+"""Images whose aspects differ by a factor below this have the same one."""
+LISTED = 10
+"""Sizes, prompts and broken rows that the rendering lists."""
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """What one split holds."""
+
+    path: str
+    counts: Counts
+    pairs: int
+    """Usable rows, broken ones included."""
+    columns: tuple[str, ...]
+    broken: dict[int, str]
+    """Rows with an image that cannot be used, by their number in the table as it was found."""
+    sizes: Counter[tuple[int, int]]
+    """How many images have a width and height."""
+    mismatched: int
+    """Pairs whose two images have different aspects."""
+    prompts: int
+    """Different prompts, after normalisation."""
+    users: int | None
+    """Different users; None: the table does not say."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a source holds."""
+
+    train: SplitReport
+    validation: SplitReport | None
+    shared: list[str] = field(default_factory=list)
+    """Prompts, normalised, that stand in both splits; training refuses them."""
+
+    def missing(self, methods: Mapping[str, frozenset[str]]) -> dict[str, list[str]]:
+        """Say which columns each method still needs, given those that it requires."""
+        return {name: sorted(requires - set(self.train.columns)) for name, requires in methods.items()}
+
+
+def guess_source(path: str, split: str = "train") -> Source:
+    """Choose the layout that fits a table's columns.
+
+    Raises:
+        UserError: The table cannot be read, or fits no layout; the message says what `diffpo data import` would do.
+    """
+    from diffpo.data import SOURCES
+
+    try:
+        found = read_table(path, split, ()).rows.column_names
+    except UserError as error:
+        raise UserError(f"{error}{_import_advice(path)}") from error
+    fitting = fitting_layouts(found)
+    if not fitting:
+        needed = "; ".join(f"{name} needs {', '.join(source.columns)}" for name, source in SOURCES.items())
+        message = f"{path} has the columns {', '.join(found)}, which fit no layout: {needed}."
+        raise UserError(message + _import_advice(path))
+    return SOURCES[fitting[0]](path=path, split=split)
+
+
+def _import_advice(path: str) -> str:
+    from diffpo.curate.imports.run import describe_layouts, fitting_imports
+
+    fitting = fitting_imports(path)
+    if not fitting:
+        return f" `diffpo data import` brings these into a table: {describe_layouts()}."
+    return "".join(
+        f"\nIt looks like {name}: run `diffpo data import {path} --layout {name} --out FOLDER` and inspect FOLDER."
+        for name in fitting
+    )
+
+
+def inspect(source: Source) -> Report:
+    """Read a source's splits and decode every image of theirs.
+
+    Raises:
+        UserError: A table cannot be read.
+    """
+    splits = read_splits(source)
+    if splits.validation is None:
+        return Report(_inspect(splits.train), None)
+    return Report(_inspect(splits.train), _inspect(splits.validation), shared_prompts(splits.train, splits.validation))
+
+
+def _inspect(table: Table) -> SplitReport:
+    broken, sizes, mismatched = {}, Counter(), 0
+    found = ahead(lambda i: _sizes(table, i), range(len(table)), workers=WORKERS, depth=4 * WORKERS)
+    for index, pair in enumerate(track(found, "Looking at images", len(table))):
+        if isinstance(pair, BrokenImage):
+            broken[int(table.origin[index])] = str(pair)
+            continue
+        sizes.update(pair)
+        (width, height), (other_width, other_height) = pair
+        mismatched += abs(math.log(width * other_height / (height * other_width))) > math.log(SAME_ASPECT)
+    columns = tuple(table.rows.column_names)
+    return SplitReport(
+        path=table.path,
+        counts=table.counts,
+        pairs=len(table),
+        columns=columns,
+        broken=broken,
+        sizes=sizes,
+        mismatched=mismatched,
+        prompts=len({normalise(prompt) for prompt in table.column("prompt")}),
+        users=len(set(table.column("user_id"))) if "user_id" in columns else None,
+    )
+
+
+def _sizes(table: Table, index: int) -> tuple[tuple[int, int], ...] | BrokenImage:
+    try:
+        return tuple(image.size for image in decode_row(table.rows[index], BOTH).values())
+    except BrokenImage as error:
+        return error
+
+
+def render(report: Report, methods: Mapping[str, frozenset[str]]) -> Group:
+    """Lay a report out for the terminal.
+
+    Args:
+        report: What `inspect` found.
+        methods: The columns that each method requires, by its name.
+    """
+    from rich.console import Group
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    splits = {"train": report.train} | ({"validation": report.validation} if report.validation else {})
+    summary = Grid("", *splits, title=Text(report.train.path), title_justify="left")
+    for label, values in _summary_rows(splits).items():
+        summary.add_row(label, *(Text(value) for value in values))
+    needs = Grid("method", "columns that it still needs", title="Methods", title_justify="left")
+    for name, missing in report.missing(methods).items():
+        needs.add_row(name, ", ".join(missing) or "none: ready")
+    return Group(summary, needs, *(Text(line) for line in _warnings(report, splits)))
+
+
+def _summary_rows(splits: dict[str, SplitReport]) -> dict[str, list[str]]:
+    reports = splits.values()
+    return {
+        "rows": [f"{r.counts.rows}" for r in reports],
+        "ties": [f"{r.counts.ties}" for r in reports],
+        "without a label": [f"{r.counts.unlabelled}" for r in reports],
+        "without a prompt": [f"{r.counts.promptless}" for r in reports],
+        "pairs to use": [f"{r.pairs - len(r.broken)}" for r in reports],
+        "with a broken image": [f"{len(r.broken)}" for r in reports],
+        "with two aspects": [f"{r.mismatched}" for r in reports],
+        "different prompts": [f"{r.prompts}" for r in reports],
+        "users": ["not said" if r.users is None else f"{r.users}" for r in reports],
+        "columns": [", ".join(r.columns) for r in reports],
+        "image sizes": [_describe_sizes(r.sizes) for r in reports],
+    }
+
+
+def _describe_sizes(sizes: Counter[tuple[int, int]]) -> str:
+    if not sizes:
+        return "none"
+    total = sum(sizes.values())
+    lines = [f"{width}x{height}: {count / total:.0%}" for (width, height), count in sizes.most_common(LISTED)]
+    rest = len(sizes) - LISTED
+    return "\n".join([*lines, *([f"and {rest} more sizes"] if rest > 0 else [])])
+
+
+def _warnings(report: Report, splits: dict[str, SplitReport]) -> list[str]:
+    lines = []
+    if report.shared:
+        some = "\n".join(f"  {prompt}" for prompt in report.shared[:LISTED])
+        lines.append(f"{len(report.shared)} prompts stand in both splits; training will refuse this:\n{some}")
+    for name, split in splits.items():
+        if split.broken:
+            rows = "\n".join(f"  row {row}: {reason}" for row, reason in split.broken.items())
+            lines.append(f"{len(split.broken)} pairs of the {name} split will be dropped:\n{rows}")
+    return lines

@@ -1,0 +1,28 @@
+"""Read ahead with threads, in order."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+def ahead(fn: Callable[[T], U], items: Iterable[T], *, workers: int, depth: int) -> Iterator[U]:
+    """Yield `fn(item)` in the order of `items`, computed by threads at most `depth` items before they are asked for."""
+    waiting: deque[Future[U]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for item in items:
+            waiting.append(pool.submit(fn, item))
+            if len(waiting) > depth:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def chunks(rows: list[T], size: int) -> list[list[T]]:
+    """Cut into pieces of `size`; the last may be shorter."""
+    return [rows[i : i + size] for i in range(0, len(rows), size)]

@@ -1,0 +1,140 @@
+"""Where weights are and which ones they are: a local folder, a Hub id, or a part of the embedded shapes world.
+
+An identity names the *content* of weights, so that results of other weights under the same path are never taken for
+theirs. The content of a large file is judged by 64 pieces of it, spread evenly: training moves every tensor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffpo.errors import UserError
+
+EMBEDDED = {"shapes:base": "pipeline", "shapes:pickscore": "pickscore"}
+"""Names of the embedded world's weights, and what `diffpo.worlds.shapes.assets` calls them."""
+
+_CONTENT = (".safetensors", ".json", ".bin", ".txt", ".model", ".pt")
+_MEGABYTE = 1 << 20
+_PIECES = 64
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weights on this machine's disk."""
+
+    path: Path
+    """A folder, or one file."""
+    identity: str
+    """`REPO@COMMIT` for the Hub, otherwise a hash of the content."""
+
+
+def locate(spec: str, *, what: str, fetch: Callable[[str], Path]) -> Weights:
+    """Find weights by local path, embedded name or Hub id.
+
+    Args:
+        spec: What the user gave.
+        what: What it should be, for messages: "a diffusers model".
+        fetch: Brings a Hub repository's files to the disk, unless they are cached, and says where its snapshot is.
+
+    Raises:
+        UserError: If nothing is there, or the Hub has it not, or cannot be reached.
+    """
+    path = Path(spec).expanduser()
+    if path.exists():
+        return local(path)
+    if spec.startswith("shapes:"):
+        return local(_embedded(spec))
+    if spec.startswith((".", "/", "~")) or spec.count("/") != 1 or "\\" in spec:
+        raise UserError(f"there is no {path}. Give the path of {what}, or a Hub id such as owner/name.")
+    folder = fetch(spec)
+    return Weights(folder, f"{spec}@{folder.name}")
+
+
+def local(path: Path) -> Weights:
+    """Weights that lie at `path`, with their identity."""
+    return Weights(path, f"blake2b:{fingerprint(path)}")
+
+
+def _embedded(spec: str) -> Path:
+    if spec not in EMBEDDED:
+        raise UserError(f"unknown embedded weights {spec!r}; there are {', '.join(EMBEDDED)}.")
+    from diffpo.worlds.shapes.assets import asset_path
+
+    try:
+        return asset_path(EMBEDDED[spec])
+    except FileNotFoundError as error:
+        raise UserError(f"{spec} is not there: {error}") from error
+
+
+def snapshot(repo: str, *, what: str, patterns: Sequence[str], probe: str) -> Path:
+    """Fetch the files of a Hub repository that match `patterns`; cached ones are not fetched again.
+
+    Args:
+        repo: Its id.
+        what: What it should be, for messages.
+        patterns: File names, with `*`.
+        probe: A file (or pattern) without which it is not `what`; it is named where the Hub cannot be reached.
+
+    Raises:
+        UserError: If the Hub has no such repository, wants a login, or cannot be reached while files are missing.
+    """
+    from huggingface_hub import snapshot_download
+
+    with hub_errors(repo, what=what, probe=probe):
+        folder = Path(snapshot_download(repo, allow_patterns=list(patterns)))
+    if not any(folder.glob(probe)):
+        raise UserError(f"{repo} (as cached in {folder}) has no {probe}, so it is not {what}.")
+    return folder
+
+
+@contextmanager
+def hub_errors(repo: str, *, what: str, probe: str) -> Iterator[None]:
+    """Turn what goes wrong with the Hub into messages that say which file is missing and what to do."""
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        yield
+    except GatedRepoError as error:
+        raise UserError(f"{repo} asks for a login: accept its terms on the Hub, then run `hf auth login`.") from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise UserError(
+            f"there is no folder {repo} here, and the Hub has no such id. Check the name, or give the folder of {what}."
+        ) from error
+    except (LocalEntryNotFoundError, OSError) as error:
+        raise UserError(
+            f"there is no folder {repo} here, and as a Hub id its {probe} is neither in the local cache nor can the "
+            f"Hub be reached. Connect once to download it, or give the path of a local folder that holds {what}."
+        ) from error
+
+
+def fingerprint(path: Path) -> str:
+    """Hash a weight file, or all weights and configurations below a folder; names count, the place does not."""
+    digest = hashlib.blake2b(digest_size=16)
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix in _CONTENT and p.is_file())
+    for file in files:
+        relative = file.name if path.is_file() else file.relative_to(path).as_posix()
+        if not any(part.startswith(".") for part in Path(relative).parts):
+            digest.update(f"{relative}\0{file.stat().st_size}\0".encode())
+            _update(digest, file)
+    return digest.hexdigest()
+
+
+def _update(digest: hashlib.blake2b, file: Path) -> None:
+    size = file.stat().st_size
+    with open(file, "rb") as stream:
+        if size <= _PIECES * _MEGABYTE:
+            while chunk := stream.read(_MEGABYTE):
+                digest.update(chunk)
+            return
+        for piece in range(_PIECES):
+            stream.seek(piece * (size - _MEGABYTE) // (_PIECES - 1))
+            digest.update(stream.read(_MEGABYTE))

@@ -1,1 +1,0 @@
-"""Evaluation: prompt sets, media folders, statistics, comparisons, grids and the report."""

@@ -1,0 +1,1 @@
+"""The one way in which images are made of prompts."""

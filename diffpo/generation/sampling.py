@@ -1,0 +1,113 @@
+"""Sampling with a pipeline in memory, exactly as a user of plain diffusers would, and without a trace left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import lcm
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from diffpo.disk.ahead import chunks
+from diffpo.errors import UserError
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+    from PIL.Image import Image
+
+T = TypeVar("T")
+
+
+def sample_images(
+    pipeline: DiffusionPipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    steps: int,
+    guidance: float,
+    batch: int = 4,
+    size: tuple[int, int] | None = None,
+    negative_prompt: str | None = None,
+) -> list[Image]:
+    """Sample with a pipeline in memory: image i is that of `prompts[i]` and `seeds[i]`.
+
+    Networks are put into eval mode and back; the global random state stays as it was.
+
+    Args:
+        pipeline: Any text-to-image pipeline of diffusers.
+        prompts: One per image.
+        seeds: One per image.
+        steps: Sampling steps.
+        guidance: Classifier-free guidance scale.
+        batch: Images at a time.
+        size: Height and width in pixels; None is the model's own.
+        negative_prompt: What to guide away from.
+
+    Raises:
+        UserError: If the size is not possible, or an image comes out as not-a-number.
+    """
+    assert len(prompts) == len(seeds), (len(prompts), len(seeds))
+    _check_size(pipeline, size)
+    pipeline.set_progress_bar_config(disable=True)
+    images: list[Image] = []
+    with _undisturbed(pipeline):
+        for rows in chunks(list(zip(prompts, seeds, strict=True)), batch):
+            arguments: dict[str, Any] = {"prompt": [prompt for prompt, _ in rows]}
+            if negative_prompt is not None:
+                arguments["negative_prompt"] = [negative_prompt] * len(rows)
+            if size is not None:
+                arguments["height"], arguments["width"] = size
+            generators = [torch.Generator("cpu").manual_seed(seed) for _, seed in rows]
+            result = pipeline(
+                **arguments, num_inference_steps=steps, guidance_scale=guidance, generator=generators, output_type="np"
+            )
+            _check_images(result.images, size)
+            images += pipeline.image_processor.numpy_to_pil(result.images)
+    return images
+
+
+def _check_size(pipeline: DiffusionPipeline, size: tuple[int, int] | None) -> None:
+    if size is None:
+        return
+    transformer = pipeline.components.get("transformer")
+    patch = transformer.config.get("patch_size", 1) if transformer is not None else 1
+    multiple = lcm(8, pipeline.vae_scale_factor * (patch if isinstance(patch, int) else 1))  # 8: diffusers' own check
+    if any(edge <= 0 or edge % multiple for edge in size):
+        nearest = [max(1, round(edge / multiple)) * multiple for edge in size]
+        raise UserError(
+            f"size {size[0]}x{size[1]}: height and width must be multiples of {multiple} for this model, "
+            f"for example {nearest[0]}x{nearest[1]}."
+        )
+
+
+def _check_images(images: NDArray[np.float32], size: tuple[int, int] | None) -> None:
+    """Check `[n h w 3]`: pipelines turn not-a-number into black, and some round a size that they cannot make."""
+    if np.isnan(images).any():
+        raise UserError(
+            "the pipeline made an image of not-a-numbers. In float16 it is the VAE: use dtype=bfloat16 or float32, or "
+            "for SDXL a base with the VAE madebyollin/sdxl-vae-fp16-fix."
+        )
+    if size is not None and images.shape[1:3] != tuple(size):
+        height, width = images.shape[1:3]
+        raise UserError(
+            f"the model makes {height}x{width} where {size[0]}x{size[1]} was asked: give a size that it can make."
+        )
+
+
+@contextmanager
+def _undisturbed(pipeline: DiffusionPipeline) -> Iterator[None]:
+    """Sample without gradients and dropout, and leave modes and random state as they were."""
+    networks = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    modes = [(module, module.training) for network in networks for module in network.modules()]
+    for network in networks:
+        network.eval()
+    try:
+        devices = [pipeline.device] if pipeline.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training

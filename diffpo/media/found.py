@@ -1,0 +1,153 @@
+"""Images that others made, read as media: a folder with captions, or a table of paths and prompts.
+
+    FOLDER/cat.png, FOLDER/cat.txt     the prompt in a text file beside each image (also `.caption`)
+    FOLDER/metadata.jsonl              rows, each an image's path within the folder and its prompt; also `.csv`,
+                                       `.parquet`, or `.json`: a list of objects, or {path: prompt}
+    TABLE.jsonl                        the same rows; paths are relative to the table; also `.csv`, `.tsv`, `.json`,
+                                       `.parquet`
+
+Rows may say `seed`, `model` and `prompt_id` too. An image without a seed is the n-th of its prompt, so that the n-th
+images of two models meet in a comparison; a model is called like the folder or the table if nothing says otherwise.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from diffpo.errors import UserError
+from diffpo.media.folder import MANIFEST, Media, home_of
+from diffpo.media.prompt_files import COLUMNS
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+FILES = ("file_name", "file", "image", "image_path", "path", "filename", "file_path")
+"""Where a row's path is looked for, in this order; its prompt: in `prompt_files.COLUMNS`."""
+METADATA = tuple(f"metadata.{kind}" for kind in ("jsonl", "csv", "json", "parquet"))
+CAPTIONS = (".txt", ".caption")
+PROMPTS = f"Every image needs one: a row in {METADATA[0]} (or .csv, .json), or a text file of its name beside it."
+_NAMED = 5  # of a list of images, in a message
+
+Row = dict[str, Any]
+
+
+def find_media(source: Path) -> list[Media]:
+    """Read what others made.
+
+    Args:
+        source: A folder without a manifest, or a table.
+
+    Raises:
+        UserError: If there is no image, one has no prompt, is named twice or is missing, or the table cannot be read.
+    """
+    if source.is_dir():
+        rows = _rows_of_folder(source)
+        label = source.resolve().name
+    else:
+        rows = [_row(source, number, row) for number, row in enumerate(_read_table(source), start=1)]
+        label = source.stem
+    if not rows:
+        reason = f"it has no {MANIFEST}, and no image" if source.is_dir() else "it has no rows"
+        raise UserError(f"nothing to read in {source}: {reason}. `diffpo generate` makes a media folder.")
+    _refuse([row["file"] for row in rows if not row["prompt"].strip()], f"no prompt in {source}", PROMPTS)
+    _refuse(_repeated(row["file"] for row in rows), f"more than one row in {source}", "Leave one for each.")
+    missing = [row["file"] for row in rows if not (home_of(source) / row["file"]).is_file()]
+    _refuse(missing, f"a row in {source}, but no file in {home_of(source)}", "Correct the paths, or remove the rows.")
+    return _number(rows, label)
+
+
+def _rows_of_folder(folder: Path) -> list[Row]:
+    images = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    table = next((folder / name for name in METADATA if (folder / name).is_file()), None)
+    if table is None:
+        return [{"file": str(path.relative_to(folder)), "prompt": _caption(path)} for path in images]
+    rows = [_row(table, number, row) for number, row in enumerate(_read_table(table), start=1)]
+    outside = [row["file"] for row in rows if Path(row["file"]).is_absolute() or ".." in Path(row["file"]).parts]
+    _refuse(outside, f"a path outside {folder}", "Give the table itself to score images anywhere.")
+    named = {Path(row["file"]) for row in rows}
+    unnamed = [str(path.relative_to(folder)) for path in images if path.relative_to(folder) not in named]
+    _refuse(unnamed, f"no prompt in {table}", PROMPTS)
+    return rows
+
+
+def _caption(image: Path) -> str:
+    """The text beside an image, empty if there is none."""
+    file = next((image.with_suffix(suffix) for suffix in CAPTIONS if image.with_suffix(suffix).is_file()), None)
+    return file.read_text(encoding="utf-8").strip() if file is not None else ""
+
+
+def _read_table(path: Path) -> Iterable[Row]:
+    """The rows of a table, as they are."""
+    if path.suffix not in (".jsonl", ".json", ".csv", ".tsv", ".parquet"):
+        raise UserError(
+            f"{path}: cannot read images from a {path.suffix or 'nameless'} file; give a folder, or a table of paths "
+            "and prompts ending in .jsonl, .json, .csv, .tsv or .parquet."
+        )
+    try:
+        if path.suffix == ".parquet":
+            import pyarrow.parquet as pq
+
+            rows: Any = pq.read_table(path).to_pylist()
+        elif path.suffix in (".csv", ".tsv"):
+            with open(path, newline="", encoding="utf-8-sig") as file:
+                rows = list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
+        elif path.suffix == ".jsonl":
+            lines = path.read_text(encoding="utf-8").split("\n")
+            rows = [json.loads(line) for line in lines if line.strip()]
+        else:
+            rows = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError, csv.Error) as error:  # pyarrow's errors are ValueErrors and OSErrors
+        raise UserError(f"{path} cannot be read as {path.suffix}: {error}") from error
+    if isinstance(rows, dict):
+        rows = [{"file": file, "prompt": prompt} for file, prompt in rows.items()]
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise UserError(f"{path} must hold rows, each an object with an image's path and its prompt.")
+    return rows
+
+
+def _row(table: Path, number: int, row: Row) -> Row:
+    """One row, by our names."""
+    file = next((row[name] for name in FILES if isinstance(row.get(name), str) and row[name]), None)
+    if file is None:
+        raise UserError(
+            f"{table}, row {number} names no image: it needs a path under {', '.join(FILES[:3])} or {FILES[3]}; it has "
+            f"{', '.join(map(str, row))}."
+        )
+    prompt = next((row[name] for name in COLUMNS if isinstance(row.get(name), str)), "")
+    known = {key: row[key] for key in ("seed", "prompt_id", "model") if row.get(key) not in (None, "")}
+    try:
+        known |= {key: int(known[key]) for key in ("seed", "prompt_id") if key in known}
+    except (TypeError, ValueError):
+        raise UserError(f"{table}, row {number} ({file}): seed and prompt_id must be integers.") from None
+    return {"file": file, "prompt": prompt, **known}
+
+
+def _number(rows: Sequence[Row], label: str) -> list[Media]:
+    """Fill in what rows do not say."""
+    prompts: dict[str, int] = {}
+    images: Counter[tuple[str, str]] = Counter()
+    media = []
+    for row in rows:
+        prompt, model = row["prompt"], str(row.get("model", label))
+        number = prompts.setdefault(prompt, len(prompts))
+        seed = row.get("seed", images[model, prompt])
+        images[model, prompt] += 1
+        media.append(
+            Media(file=row["file"], prompt=prompt, prompt_id=row.get("prompt_id", number), seed=seed, model=model)
+        )
+    return media
+
+
+def _repeated(files: Iterable[str]) -> list[str]:
+    return [file for file, count in Counter(files).items() if count > 1]
+
+
+def _refuse(files: Sequence[str], what: str, remedy: str) -> None:
+    """Name the images that something is wrong with."""
+    if files:
+        rest = f" and {len(files) - _NAMED} more" if len(files) > _NAMED else ""
+        verb = "has" if len(files) == 1 else "have"
+        raise UserError(f"{', '.join(files[:_NAMED])}{rest} {verb} {what}. {remedy}")

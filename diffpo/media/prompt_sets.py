@@ -1,0 +1,204 @@
+"""Prompt benchmarks by name: where each one's files are, what they are called, and how to read a part of them.
+
+    partiprompts            1,632 prompts, columns Category and Challenge      Yu et al., arXiv:2206.10789
+    hpdv2[:STYLE]           4 styles of 800 each, column style                 Wu et al., arXiv:2306.09341
+    pickapic[:SPLIT]        test_unique (500 rows, about 490 prompts) or       Kirstain et al., arXiv:2305.01569
+                            validation_unique, on which models are chosen
+    drawbench               200 prompts                                        Saharia et al., arXiv:2205.11487
+    geneval[:TASK]          553 prompts, columns tag, include, exclude         Ghosh et al., arXiv:2310.11513
+
+Behind the name may stand a local copy (`hpdv2:FOLDER`) instead of a part, and last a count: `partiprompts:200` are 200
+prompts drawn by hash, so that they are a fair sample and lie within `partiprompts:400`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from diffpo.errors import UserError
+from diffpo.media.prompt_files import PromptRecord, read_prompt_file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """Where a prompt set lies and how it is cut."""
+
+    about: str
+    files: Mapping[str, str]
+    """Part -> its file (with `*`); one entry with an empty key where the file is not cut into parts."""
+    hub: str | None = None
+    """Dataset id on the Hub."""
+    url: str | None = None
+    """Folder on the web, for a set that the Hub has not."""
+    part_column: str | None = None
+    """Column that names a prompt's part: written into the records where parts are files, looked for where not."""
+    parts: tuple[str, ...] = ()
+    """Values of `part_column` in a single file."""
+    keep: tuple[str, ...] | None = None
+    """Columns worth keeping; None keeps all."""
+    default: tuple[str, ...] = field(default=())
+    """Parts that the bare name means; empty: all."""
+
+
+GENEVAL_TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+BENCHMARKS = {
+    "partiprompts": Benchmark(
+        about="PartiPrompts (1,632 prompts)", hub="nateraw/parti-prompts", files={"": "PartiPrompts.tsv"}
+    ),
+    "hpdv2": Benchmark(
+        about="the HPDv2 benchmark (3,200 prompts)",
+        hub="zhwang/HPDv2",
+        files={style: f"benchmark/{style}.json" for style in ("anime", "concept-art", "paintings", "photo")},
+        part_column="style",
+    ),
+    "pickapic": Benchmark(
+        about="Pick-a-Pic v2 without its images",
+        hub="yuvalkirstain/pickapic_v2_no_images",
+        files={split: f"data/{split}-*.parquet" for split in ("test_unique", "validation_unique")},
+        part_column="split",
+        default=("test_unique",),
+        keep=(),
+    ),
+    "drawbench": Benchmark(about="DrawBench (200 prompts)", hub="zhwang/HPDv2", files={"": "benchmark/drawbench.json"}),
+    "geneval": Benchmark(
+        about="GenEval (553 prompts)",
+        url="https://raw.githubusercontent.com/djghosh13/geneval/main/prompts",
+        files={"": "evaluation_metadata.jsonl"},
+        part_column="tag",
+        parts=GENEVAL_TASKS,
+    ),
+}
+
+
+def benchmark_records(name: str, rest: str) -> list[PromptRecord]:
+    """Read a benchmark.
+
+    Args:
+        name: A key of `BENCHMARKS`.
+        rest: What stands behind its colon: nothing, `PART`, `COUNT`, `PART:COUNT`, or a local file or folder.
+
+    Raises:
+        UserError: If there is no such part, or the files are neither here nor to be had.
+    """
+    benchmark = BENCHMARKS[name]
+    local = local_copy(name, rest)
+    part, count = ("", None) if local else _parse(name, rest)
+    wanted = (part,) if part else benchmark.default or _parts(benchmark)
+    records: list[PromptRecord] = []
+    for key, path in _files(name, local, wanted):
+        extra = {benchmark.part_column: key} if key and benchmark.part_column else {}
+        for record in read_prompt_file(path):
+            kept = {k: v for k, v in record.detail.items() if benchmark.keep is None or k in benchmark.keep}
+            records.append(PromptRecord(record.prompt, {**kept, **extra}))
+    if part and part in benchmark.parts:
+        records = [record for record in records if record.detail.get(benchmark.part_column or "") == part]
+    return records if count is None else _sample(records, count, f"{name}:{rest}")
+
+
+def local_copy(name: str, rest: str) -> Path | None:
+    """The file or folder that stands behind a benchmark's colon, if it is one and no part or count.
+
+    Raises:
+        UserError: If it looks like a path and there is none.
+    """
+    if not rest or rest.isdecimal() or rest.partition(":")[0] in _parts(BENCHMARKS[name]):
+        return None
+    path = Path(rest).expanduser()
+    if path.exists():
+        return path
+    if "/" in rest or "\\" in rest:
+        raise UserError(f"{name}:{rest} names a local copy that is not there.")
+    return None
+
+
+def _parts(benchmark: Benchmark) -> tuple[str, ...]:
+    return tuple(key for key in benchmark.files if key) or benchmark.parts
+
+
+def _parse(name: str, rest: str) -> tuple[str, int | None]:
+    """`PART`, `COUNT` or `PART:COUNT` -> the part (or nothing) and the count (or None)."""
+    known = _parts(BENCHMARKS[name])
+    part, _, count = ("", "", rest) if rest.isdecimal() else rest.partition(":")
+    if part and part not in known:
+        close = difflib.get_close_matches(part, known, n=1)
+        hint = f" Did you mean {name}:{close[0]}?" if close else ""
+        parts = f" Its parts are {', '.join(known)}." if known else " It has no parts."
+        raise UserError(f"unknown prompt set '{name}:{rest}'.{hint}{parts} A local copy is given as {name}:PATH.")
+    if count and (not count.isdecimal() or int(count) < 1):
+        raise UserError(f"'{name}:{rest}': the count must be a number from 1, got {count!r}.")
+    return part, int(count) if count else None
+
+
+def _sample(records: list[PromptRecord], count: int, spec: str) -> list[PromptRecord]:
+    """The `count` different prompts with the smallest hashes, in the set's order."""
+    different = {record.prompt: record for record in reversed(records)}
+    if count > len(different):
+        raise UserError(f"{spec!r}: there are only {len(different)} prompts.")
+    chosen = set(sorted(different, key=lambda prompt: hashlib.blake2b(prompt.encode(), digest_size=8).digest())[:count])
+    return [record for record in reversed(different.values()) if record.prompt in chosen]
+
+
+def _files(name: str, local: Path | None, wanted: Sequence[str]) -> list[tuple[str, Path]]:
+    """Part and file of what is wanted; a local file is the part that its name says, or none."""
+    files = BENCHMARKS[name].files
+    if local is not None and local.is_file():
+        return [(next((key for key, pattern in files.items() if local.match(Path(pattern).name)), ""), local)]
+    return [(key, _find(name, pattern, local)) for key, pattern in files.items() if not key or key in wanted]
+
+
+def _find(name: str, pattern: str, local: Path | None) -> Path:
+    """The file of a benchmark: in the local copy (a folder with the same file names), or fetched."""
+    if local is not None:
+        found = sorted([*local.glob(pattern), *local.glob(Path(pattern).name)])
+        if not found:
+            raise UserError(f"{local} has no {Path(pattern).name}, so it is no copy of {BENCHMARKS[name].about}.")
+        return found[0]
+    benchmark = BENCHMARKS[name]
+    return _from_hub(name, benchmark.hub, pattern) if benchmark.hub else _from_web(name, f"{benchmark.url}/{pattern}")
+
+
+def _from_hub(name: str, repo: str, pattern: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(repo, repo_type="dataset", allow_patterns=[pattern]))
+    except OSError as error:  # all of the Hub's errors about a repository, its files and the network are
+        raise UserError(_absent(name, f"{pattern} of the Hub dataset {repo}")) from error
+    found = sorted(folder.glob(pattern))
+    if not found:  # offline with another file of the repository cached, or it has moved
+        raise UserError(_absent(name, f"{pattern} of the Hub dataset {repo}"))
+    return found[0]
+
+
+def _from_web(name: str, url: str) -> Path:
+    from huggingface_hub import constants
+
+    from diffpo.disk.files import write_atomic
+
+    cache = Path(os.environ.get("DIFFPO_CACHE") or "~/.cache/diffpo").expanduser()
+    path = cache / "prompts" / name / url.rsplit("/", 1)[1]
+    if path.is_file():
+        return path
+    if constants.HF_HUB_OFFLINE:
+        raise UserError(_absent(name, url))
+    try:
+        with urllib.request.urlopen(url, timeout=30) as response:
+            data = response.read()
+    except OSError as error:
+        raise UserError(_absent(name, url)) from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, data)
+    return path
+
+
+def _absent(name: str, what: str) -> str:
+    return (
+        f"{BENCHMARKS[name].about}: {what} is neither in the local cache nor can it be reached. Connect once to "
+        f"download it, or copy the file here and give its path: {name}:PATH."
+    )

@@ -1,0 +1,159 @@
+"""Prompt sets: a file, or a set known by name. Their hash is stored with every result.
+
+What a set says of a prompt beside its text (category, style, GenEval's requirements) is kept with it and travels as
+`prompts.jsonl` in the media folder, one line per prompt.
+
+A named set is one line in `NAMED`: a function from the part behind the colon to its prompts. Benchmarks are one entry
+in `prompt_sets.BENCHMARKS`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffpo.disk.files import write_atomic
+from diffpo.errors import UserError
+from diffpo.media.prompt_files import READERS, PromptRecord, read_prompt_file
+from diffpo.media.prompt_sets import BENCHMARKS, benchmark_records, local_copy
+
+PROMPTS = "prompts.jsonl"
+CATEGORY_COLUMNS = ("category", "Category", "style", "tag", "split")
+"""Where a prompt's category is looked for, in this order: PartiPrompts, HPDv2, GenEval, Pick-a-Pic."""
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Prompts in a fixed order, each once. A prompt that came twice would count twice in every interval."""
+
+    name: str
+    prompts: tuple[str, ...]
+    details: tuple[Mapping[str, Any], ...] = ()
+    """What the set says of each prompt beside its text; empty: nothing of any."""
+
+    def __post_init__(self):
+        """Check that details, if there are any, are one per prompt."""
+        assert len(self.details) in (0, len(self.prompts))
+
+    @staticmethod
+    def of(prompts: Iterable[str | PromptRecord], name: str = "given") -> PromptSet:
+        """Drop repeated prompts, keep the order and what the first of each says."""
+        records = [PromptRecord(item, {}) if isinstance(item, str) else item for item in prompts]
+        first: dict[str, Mapping[str, Any]] = {}
+        for record in records:
+            first.setdefault(record.prompt, record.detail)
+        return PromptSet(name, tuple(first), tuple(first.values()) if any(first.values()) else ())
+
+    @property
+    def hash(self) -> str:
+        """Identity of the prompts and their order; the name and the details do not matter."""
+        return hashlib.blake2b(json.dumps(self.prompts).encode(), digest_size=8).hexdigest()
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """The category of each prompt, empty where the set names none."""
+        return tuple(category_of(detail) for detail in self.details) or ("",) * len(self.prompts)
+
+    def __len__(self) -> int:
+        """Number of prompts."""
+        return len(self.prompts)
+
+
+def category_of(detail: Mapping[str, Any]) -> str:
+    """The category in a prompt's details, empty if there is none."""
+    return next((str(detail[name]) for name in CATEGORY_COLUMNS if detail.get(name)), "")
+
+
+def write_prompts(folder: str | Path, prompts: PromptSet) -> None:
+    """Write what the set says of each prompt into a media folder, atomically; nothing where it says nothing."""
+    lines = (
+        [
+            {"prompt_id": number, "prompt": prompt, **detail}
+            for number, (prompt, detail) in enumerate(zip(prompts.prompts, prompts.details, strict=True))
+        ]
+        if prompts.details
+        else []
+    )
+    if lines:
+        text = "".join(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in lines)
+        write_atomic(Path(folder) / PROMPTS, text.encode())
+
+
+def read_prompts(folder: str | Path) -> dict[str, dict[str, Any]]:
+    """What is known of the prompts of a media folder, by prompt; empty if nothing.
+
+    Raises:
+        UserError: If the file is broken.
+    """
+    path = Path(folder) / PROMPTS
+    if not path.is_file():
+        return {}
+    return {record.prompt: dict(record.detail) for record in read_prompt_file(path)}
+
+
+def load_prompts(spec: str | Path) -> PromptSet:
+    """Load a prompt set.
+
+    Args:
+        spec: A file (`.txt` with one prompt a line; `.json`, `.jsonl`, `.csv`, `.tsv` or `.parquet` with a column
+            `prompt`, `caption` or `text`, whose other columns are kept; a JSON list of strings), or a name:
+            `shapes:heldout`, `shapes:heldout:200` (the first 200), or a benchmark of `prompt_sets`: `partiprompts`,
+            `hpdv2:anime`, `geneval:PATH`, `drawbench:50`.
+
+    Raises:
+        UserError: If there is no such file or set, it holds no prompt, or it is not here and cannot be fetched.
+    """
+    name = str(spec)
+    is_file = Path(name).is_file() or (Path(name).suffix.lower() in READERS and name.partition(":")[0] not in KNOWN)
+    records = read_prompt_file(Path(name).expanduser()) if is_file else _named(name)
+    records = [record for record in records if record.prompt.strip()]
+    if not records:
+        raise UserError(f"{name} holds no prompt.")
+    return PromptSet.of(records, Path(name).name if is_file else _public_name(name))
+
+
+def _public_name(name: str) -> str:
+    """The name without the place of a local copy, which says nothing to a reader of the results."""
+    family, _, rest = name.partition(":")
+    return family if family in BENCHMARKS and local_copy(family, rest) else name
+
+
+def _named(name: str) -> Sequence[PromptRecord]:
+    family, _, rest = name.partition(":")
+    if family in BENCHMARKS:
+        return benchmark_records(family, rest)
+    if family in NAMED:
+        return [PromptRecord(prompt, {}) for prompt in NAMED[family](rest)]
+    known = [*(f"{key}:..." for key in NAMED), *BENCHMARKS, f"a file ending in {', '.join(READERS)}"]
+    close = difflib.get_close_matches(family, KNOWN, n=1)
+    example = rest or ("heldout" if close and close[0] in NAMED else "")
+    hint = f" Did you mean {':'.join(filter(None, (close[0], example)))}?" if close else ""
+    raise UserError(f"unknown prompt set {name!r}.{hint} There are {'; '.join(known)}.")
+
+
+def _shapes(rest: str) -> Sequence[str]:
+    """`SPLIT` or `SPLIT:N`."""
+    from diffpo.worlds.shapes.scenes import SPLITS, sample_prompts, split_captions
+
+    split, _, count = rest.partition(":")
+    if split not in SPLITS:
+        close = difflib.get_close_matches(split, SPLITS, n=1)
+        hint = f" Did you mean shapes:{close[0]}?" if close else ""
+        raise UserError(
+            f"unknown prompt set 'shapes:{rest}'.{hint} There are {', '.join(f'shapes:{s}' for s in SPLITS)}."
+        )
+    available = split_captions(split)
+    if not count:
+        return available
+    if not count.isdecimal() or not 1 <= int(count) <= len(available):
+        raise UserError(f"'shapes:{rest}': the count must be a number from 1 to {len(available)}, got {count!r}.")
+    return sample_prompts(split, int(count))
+
+
+NAMED: dict[str, Callable[[str], Sequence[str]]] = {"shapes": _shapes}
+KNOWN = (*NAMED, *BENCHMARKS)

@@ -1,0 +1,189 @@
+"""Contact sheets: rows of pictures with a caption beside them and a note below each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from PIL.ImageDraw import ImageDraw
+    from PIL.ImageFont import FreeTypeFont
+
+INK, FAINT, GOOD, PAPER, LINE = "#1b1c1e", "#6b6f76", "#13795b", "#ffffff", "#e4e6ea"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One picture, and a line below it."""
+
+    image: Image
+    note: str = ""
+    best: bool = False
+    """Whether the note is the best of its row."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One prompt and its pictures."""
+
+    caption: str
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Measures in pixels, all in proportion to the cell."""
+
+    cell: int
+
+    @property
+    def text(self) -> int:
+        return max(13, self.cell // 14)
+
+    @property
+    def small(self) -> int:
+        return max(12, self.cell // 18)
+
+    @property
+    def gap(self) -> int:
+        return max(8, self.cell // 24)
+
+    @property
+    def margin(self) -> int:
+        return 2 * self.gap
+
+    @property
+    def caption(self) -> int:
+        return self.cell
+
+
+def draw_grid(columns: Sequence[str], rows: Sequence[Row], *, cell: int = 256) -> Image:
+    """Draw a grid.
+
+    Args:
+        columns: Headers; an empty one leaves the one before it standing for both.
+        rows: With at most as many cells as there are columns.
+        cell: Width and height that an image is scaled to fit.
+
+    Returns:
+        RGB, as wide and high as needed: captions are wrapped and make their row higher.
+    """
+    from PIL import Image, ImageDraw
+
+    layout = _Layout(cell)
+    headers = [_Text(header, cell, layout.text, bold=True) for header in columns]
+    drawn = [_DrawnRow(row, layout) for row in rows]
+    left = layout.margin + layout.caption + 2 * layout.gap
+    top = layout.margin + max(header.height for header in headers) + layout.gap
+    width = left + len(columns) * (cell + layout.gap) - layout.gap + layout.margin
+    canvas = Image.new("RGB", (width, top + sum(row.height + layout.margin for row in drawn)), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for i, header in enumerate(headers):
+        header.draw(draw, left + i * (cell + layout.gap), layout.margin, INK)
+    for row in drawn:
+        draw.line((layout.margin, top, width - layout.margin, top), fill=LINE)
+        row.draw(canvas, draw, left, top + layout.gap)
+        top += row.height + layout.margin
+    return canvas
+
+
+def fit(image: Image, edge: int) -> Image:
+    """Scale to fit a square; small images by a whole factor first, so that their pixels stay even."""
+    from PIL import Image as Pillow
+
+    factor = edge / max(image.size)
+    if factor >= 2 and max(image.size) <= 128:
+        whole = int(factor)
+        image = image.resize((image.width * whole, image.height * whole), Pillow.Resampling.NEAREST)
+        factor = edge / max(image.size)
+    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+    return image if size == image.size else image.resize(size, Pillow.Resampling.LANCZOS)
+
+
+class _DrawnRow:
+    """A row with its pictures scaled and its texts broken into lines."""
+
+    def __init__(self, row: Row, layout: _Layout):
+        self.layout, self.row = layout, row
+        self.caption = _Text(
+            row.caption, layout.caption, layout.text, limit=2 * layout.cell // _line_height(layout.text)
+        )
+        self.pictures = [fit(cell.image, layout.cell) for cell in row.cells]
+        self.notes = [_Text(cell.note, layout.cell, layout.small) for cell in row.cells]
+        pairs = zip(self.pictures, self.notes, strict=True)
+        bottoms = [picture.height + (note.height and note.height + layout.gap // 2) for picture, note in pairs]
+        self.height = max(self.caption.height, *bottoms) + layout.gap
+
+    def draw(self, canvas: Image, draw: ImageDraw, left: int, y: int) -> None:
+        self.caption.draw(draw, self.layout.margin, y, INK)
+        for i, (cell, picture, note) in enumerate(zip(self.row.cells, self.pictures, self.notes, strict=True)):
+            x = left + i * (self.layout.cell + self.layout.gap)
+            canvas.paste(picture, (x, y))
+            draw.rectangle((x, y, x + picture.width - 1, y + picture.height - 1), outline=LINE)
+            note.draw(draw, x, y + picture.height + self.layout.gap // 2, GOOD if cell.best else FAINT)
+
+
+class _Text:
+    """A text broken into lines no wider than `width` pixels, between words where that is possible."""
+
+    def __init__(self, text: str, width: int, size: int, *, bold: bool = False, limit: int | None = None):
+        self.font, self.size = _font(size, bold, text), size
+        self.lines = wrap(text, width, self.font, limit)
+        self.height = len(self.lines) * _line_height(size)
+
+    def draw(self, draw: ImageDraw, x: int, y: int, fill: str) -> None:
+        for i, line in enumerate(self.lines):
+            draw.text((x, y + i * _line_height(self.size)), line, font=self.font, fill=fill)
+
+
+def wrap(text: str, width: int, font: FreeTypeFont, limit: int | None = None) -> list[str]:
+    """Break a text into lines of at most `width` pixels; after `limit` lines it ends with a whole word and dots."""
+    lines: list[str] = []
+    line = ""
+    for word in text.split():
+        while word:
+            candidate = f"{line} {word}" if line else word
+            if font.getlength(candidate) <= width:
+                line, word = candidate, ""
+            elif line:
+                lines.append(line)
+                line = ""
+            else:  # one long word, or a language without spaces: break inside
+                count = next((n for n in range(len(word), 1, -1) if font.getlength(word[:n]) <= width), 1)
+                lines.append(word[:count])
+                word = word[count:]
+    lines += [line] if line else []
+    if limit is not None and len(lines) > limit:
+        last = lines[limit - 1]
+        while last and font.getlength(f"{last} ...") > width:
+            last = last.rpartition(" ")[0] if " " in last else last[:-1]
+        lines = [*lines[: limit - 1], f"{last} ..."]
+    return lines
+
+
+def _font(size: int, bold: bool, text: str) -> FreeTypeFont:
+    """Pillow's own font; for letters that it has not, and for bold, the ones that come with matplotlib."""
+    if bold:
+        return _load_font(size, "DejaVuSans-Bold.ttf")
+    return _load_font(size, "" if text.isascii() else "DejaVuSans.ttf")
+
+
+@lru_cache(maxsize=32)
+def _load_font(size: int, file: str) -> FreeTypeFont:
+    from PIL import ImageFont
+
+    if not file:
+        font = ImageFont.load_default(size=size)
+        assert isinstance(font, ImageFont.FreeTypeFont)
+        return font
+    import matplotlib
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / file, size)
+
+
+def _line_height(size: int) -> int:
+    return round(1.35 * size)

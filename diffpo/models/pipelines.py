@@ -1,0 +1,266 @@
+"""Opens diffusers pipelines for sampling: any text-to-image family, plain, with a LoRA, or with a fully tuned denoiser.
+
+Two steps, so that finished work is recognised without loading gigabytes: `find_model` says which files are meant and
+what is in them, `open_pipeline` loads them exactly as a user of plain diffusers would.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from diffpo.disk.weights import Weights, hub_errors, local, locate, snapshot
+from diffpo.errors import UserError
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+DENOISERS = ("unet", "transformer")
+_INDEX = "model_index.json"
+_A_MODEL = "a diffusers model"
+
+
+@dataclass(frozen=True)
+class Model:
+    """The files of a model: a base pipeline, and what was tuned of it."""
+
+    base: Weights
+    lora: Weights | None = None
+    denoiser: Weights | None = None
+
+    @property
+    def index(self) -> dict[str, Any]:
+        """The base's `model_index.json`: which class each component has."""
+        return read_json(self.base.path / _INDEX)
+
+    @property
+    def scheduler(self) -> str:
+        """Class name of the base's sampler."""
+        return self.index.get("scheduler", (None, "unknown"))[1]
+
+
+def find_model(base: str, *, lora: str | None = None, denoiser: str | None = None, tuned: str | None = None) -> Model:
+    """Find a model's files.
+
+    Args:
+        base: Folder of a diffusers pipeline, Hub id, or `shapes:base`.
+        lora: Folder or file that `load_lora_weights` reads, or a Hub id.
+        denoiser: Folder of a fully tuned UNet or transformer, or a Hub id that has one as `unet/` or `transformer/`.
+        tuned: A run of `diffpo train`, or its `final/`; which of the two it holds is found out. A LoRA that was trained
+            on another start than the base (`model.denoiser`) needs that as `denoiser` beside it.
+
+    Raises:
+        UserError: If something is not there, is no model, or two LoRAs or two denoisers are given.
+    """
+    if lora is not None and tuned is not None:
+        raise UserError("give at most one of lora and tuned; got both.")
+    weights = find_pipeline(base)
+    if tuned is not None:
+        kind, path = find_tuned(tuned)
+        if kind == "lora":
+            lora = str(path)
+        elif denoiser is not None:
+            raise UserError(f"give at most one of denoiser and tuned: {tuned} holds a denoiser too.")
+        else:
+            denoiser = str(path)
+    return Model(
+        base=weights,
+        lora=None if lora is None else find_lora(lora),
+        denoiser=None if denoiser is None else find_denoiser(denoiser),
+    )
+
+
+def find_pipeline(spec: str) -> Weights:
+    """Find a complete diffusers pipeline: a folder, a Hub id, or `shapes:base`.
+
+    Raises:
+        UserError: If nothing is there, it is no pipeline, or the Hub cannot be reached.
+    """
+    weights = locate(spec, what=_A_MODEL, fetch=_fetch_pipeline)
+    _check_pipeline_folder(spec, weights.path)
+    return weights
+
+
+def find_tuned(spec: str) -> tuple[str, Path]:
+    """What a run folder, its `final/`, or any folder of tuned weights holds.
+
+    Returns:
+        ("lora", its file) or ("denoiser", its folder).
+
+    Raises:
+        UserError: If there is no such folder, or it holds neither.
+    """
+    root = Path(spec).expanduser()
+    if not root.exists():
+        raise UserError(
+            f"there is no {root}. Give the run folder of `diffpo train` or its final/ (for the Hub: lora or denoiser)."
+        )
+    if root.is_file():
+        return "lora", root
+    for folder in (root / "final", root):
+        if (folder / LORA_FILE).is_file():
+            return "lora", folder / LORA_FILE
+        for name in (*DENOISERS, "."):
+            config = folder / name / "config.json"
+            if config.is_file() and "_class_name" in read_json(config):
+                return "denoiser", folder / name
+    wanted = " nor ".join([LORA_FILE, *(f"{name}/config.json" for name in DENOISERS)])
+    begun = (root / "checkpoints").is_dir()
+    hint = " The run is not finished: start `diffpo train` again, it continues." if begun else ""
+    raise UserError(f"{root} holds no tuned weights: neither {wanted}.{hint}")
+
+
+def open_pipeline(model: Model, *, dtype: torch.dtype, device: str) -> DiffusionPipeline:
+    """Load a pipeline as plain diffusers would, with the safety checker left out.
+
+    Raises:
+        UserError: If diffusers cannot read the files, or the tuned weights do not fit the base.
+    """
+    from diffpo.compat import ensure_torchvision
+
+    ensure_torchvision()
+    from diffusers import DiffusionPipeline
+
+    parts: dict[str, Any] = {}
+    if "safety_checker" in model.index:
+        parts = {"safety_checker": None, "requires_safety_checker": False}
+    if model.denoiser is not None:
+        name, network = _load_denoiser(model, dtype)
+        parts[name] = network
+    # Networks and adapters are initialised at random before their weights are read.
+    with torch.random.fork_rng(devices=[]):
+        try:
+            pipeline = DiffusionPipeline.from_pretrained(str(model.base.path), dtype=dtype, **parts)
+        except (OSError, ValueError, AttributeError) as error:
+            raise UserError(f"diffusers cannot load {model.base.path}: {error}") from error
+        if "prompt" not in inspect.signature(pipeline.__call__).parameters:
+            raise UserError(f"{model.base.path} is a {type(pipeline).__name__}, which makes no images of prompts.")
+        if model.lora is not None:
+            _load_lora(pipeline, model.lora.path)
+    return pipeline.to(device)
+
+
+def _load_lora(pipeline: DiffusionPipeline, path: Path) -> None:
+    from diffusers.loaders.lora_base import LoraBaseMixin
+
+    if not isinstance(pipeline, LoraBaseMixin):
+        raise UserError(f"{type(pipeline).__name__} takes no LoRA; give a fully tuned denoiser instead.")
+    try:
+        pipeline.load_lora_weights(str(path.parent), weight_name=path.name)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise UserError(f"the LoRA {path} does not fit {type(pipeline).__name__}: {error}") from error
+    if not any(pipeline.get_list_adapters().values()):  # diffusers only logs this
+        raise UserError(f"the LoRA {path} has no weight that fits {type(pipeline).__name__}: it would change nothing.")
+
+
+def _load_denoiser(model: Model, dtype: torch.dtype) -> tuple[str, torch.nn.Module]:
+    import diffusers
+
+    assert model.denoiser is not None
+    folder = model.denoiser.path
+    class_name = read_json(folder / "config.json")["_class_name"]
+    name = next((key for key in DENOISERS if list(model.index.get(key, ()))[1:] == [class_name]), None)
+    if name is None:
+        own = ", ".join(f"{key} {model.index[key][1]}" for key in DENOISERS if key in model.index)
+        raise UserError(
+            f"{folder} is a {class_name}, but {model.base.path} has {own or 'no denoiser'}. "
+            "Give the base that it was tuned from."
+        )
+    try:
+        return name, getattr(diffusers, class_name).from_pretrained(str(folder), dtype=dtype)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"diffusers cannot load {folder}: {error}") from error
+
+
+def _fetch_pipeline(repo: str) -> Path:
+    from diffpo.compat import ensure_torchvision
+
+    ensure_torchvision()
+    from diffusers import DiffusionPipeline
+
+    with hub_errors(repo, what=_A_MODEL, probe=_INDEX):
+        return Path(DiffusionPipeline.download(repo, safety_checker=None))
+
+
+def find_lora(spec: str) -> Weights:
+    """Find the one file of a LoRA: given itself, in a folder or run, or on the Hub.
+
+    Raises:
+        UserError: If there is none, or more than one.
+    """
+    fetch = partial(snapshot, what="a LoRA", patterns=("*.safetensors",), probe="*.safetensors")
+    found = locate(spec, what="a LoRA", fetch=fetch)
+    if found.path.is_file():
+        return found
+    for folder in (found.path / "final", found.path):
+        if (folder / LORA_FILE).is_file():
+            return local(folder / LORA_FILE)
+    files = sorted(found.path.glob("*.safetensors"))
+    if len(files) != 1:
+        held = f"several: {', '.join(f.name for f in files)}" if files else "none"
+        raise UserError(f"{spec} should hold one LoRA file ({LORA_FILE}); it holds {held}. Give the file itself.")
+    return local(files[0])
+
+
+def find_denoiser(spec: str) -> Weights:
+    """Find the folder of a tuned UNet or transformer: given itself, in a folder or run, or on the Hub.
+
+    Raises:
+        UserError: If there is none.
+    """
+    patterns = [f"{name}/*{suffix}" for name in DENOISERS for suffix in (".json", ".safetensors")]
+    fetch = partial(snapshot, what="a tuned denoiser", patterns=patterns, probe="*/config.json")
+    found = locate(spec, what="a tuned denoiser", fetch=fetch)
+    kind, folder = find_tuned(str(found.path))
+    if kind != "denoiser":
+        raise UserError(f"{spec} holds a LoRA, not a denoiser: give it as lora.")
+    return local(folder)
+
+
+def _check_pipeline_folder(spec: str, folder: Path) -> None:
+    wanted = (
+        f"It needs {_INDEX}, scheduler/, vae/, a text encoder and unet/ or transformer/, "
+        "as `pipeline.save_pretrained` writes them."
+    )
+    if folder.is_file():
+        raise UserError(
+            f"{spec} is a single file, no diffusers model. {wanted} "
+            "(diffusers' `from_single_file` reads such files; save its result.)"
+        )
+    if not (folder / _INDEX).is_file():
+        tuned = any((folder / part).exists() for part in (LORA_FILE, "final", *DENOISERS))
+        hint = " It looks like the result of a training: give it as `tuned`, and its base as `model`." if tuned else ""
+        raise UserError(f"{spec} is no diffusers model: it has no {_INDEX}. {wanted}{hint}")
+    parts = [
+        key
+        for key, value in read_json(folder / _INDEX).items()
+        if isinstance(value, list) and value[0] and key != "safety_checker"
+    ]
+    missing = [part for part in parts if not (folder / part).is_dir()]
+    if missing:
+        raise UserError(
+            f"{spec} is no complete diffusers model: {_INDEX} names {', '.join(f'{part}/' for part in missing)}, "
+            "which it has not."
+        )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read one of a model's JSON files.
+
+    Raises:
+        UserError: If it is missing or broken.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} should hold a JSON object.")
+    return value

@@ -1,0 +1,41 @@
+"""Stable Diffusion XL: a UNet that is also told the pooled text state, and each image's original size and crop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffpo.core.types import Condition
+from diffpo.models.base import Denoiser, discrete_process, images_only
+
+
+class SDXL(Denoiser):
+    """`StableDiffusionXLPipeline`'s UNet."""
+
+    pipelines = ("StableDiffusionXLPipeline",)
+    component = "unet"
+    lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
+    blocks = ("BasicTransformerBlock", "ResnetBlock2D")
+    multiple = 1
+    make_process = staticmethod(discrete_process)
+
+    def predict(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """See `Denoiser.predict`; `cond.extra["size"]` `[b 6]` is SDXL's `time_ids`, in its own order."""
+        assert cond.pooled is not None, "SDXL conditions carry a pooled text state"
+        t, text = t.to(z.device), cond.text.to(self.dtype)
+        # float32 at least: half precision rounds sizes above 2048
+        size = cond.extra["size"].to(z.device, torch.promote_types(self.dtype, torch.float32))
+        added = {"text_embeds": cond.pooled.to(self.dtype), "time_ids": size}
+        return images_only(
+            lambda x: self.network(x, t, text, added_cond_kwargs=added, return_dict=False)[0], z.to(self.dtype)
+        )
+
+    @staticmethod
+    def encode_prompt(pipeline: Any, prompt: str) -> dict[str, Tensor]:
+        """Penultimate states of both encoders side by side, and the second's pooled state."""
+        text, _, pooled, _ = pipeline.encode_prompt(
+            prompt, device=pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+        return {"text": text[0], "pooled": pooled[0]}

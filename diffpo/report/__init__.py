@@ -1,0 +1,1 @@
+"""What people look at: grids, curves, and the page that holds everything."""

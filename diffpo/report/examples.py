@@ -1,0 +1,215 @@
+"""The pictures of a report: some at random, the largest wins and the largest losses, for all prompts and by category.
+
+One random order is drawn for a report. Its first prompts are shown; for a category, its first ones of that category.
+Wins and losses are chosen in the same way from the order of the gains.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffpo.compare.comparison import number
+from diffpo.compare.pairing import rows_by_image
+from diffpo.media.folder import Media, open_image
+from diffpo.media.sheet import fit
+from diffpo.scorers.scores import ScoreRow, ScoreTable
+
+LARGEST_EDGE = 448
+"""Pixels; larger images are embedded at this size."""
+TINY = 128
+"""Images up to this size are embedded exactly."""
+CATEGORY_IMAGES = 600
+"""About how many images may be added so that every category has some; each has one example at least."""
+
+Key = tuple[str, int]
+"""Prompt and seed."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One model's image."""
+
+    label: str
+    source: str
+    """Data URI."""
+    file: str
+    score: str
+    best: bool
+
+    @property
+    def tiny(self) -> bool:
+        """Whether its pixels are to be shown as squares."""
+        return self.source.startswith("data:image/png")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt and seed, as several models draw it."""
+
+    prompt: str
+    seed: int
+    category: str
+    overall: bool
+    """Whether it is shown when no category is chosen."""
+    pictures: tuple[Picture, ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Examples of one choice."""
+
+    label: str
+    """Empty where a section has one group only."""
+    examples: tuple[Example, ...]
+
+
+@dataclass(frozen=True)
+class Section:
+    """Examples, and how they were chosen."""
+
+    title: str
+    about: str
+    groups: tuple[Group, ...]
+
+    @property
+    def columns(self) -> int:
+        """Images per example."""
+        return max((len(example.pictures) for group in self.groups for example in group.examples), default=1)
+
+    @property
+    def tiny(self) -> bool:
+        """Whether all its images are small."""
+        return all(p.tiny for group in self.groups for example in group.examples for p in example.pictures)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How many examples are shown."""
+
+    examples: int
+    """At random."""
+    extremes: int
+    """Of the largest wins, and of the largest losses."""
+    seed: int
+    """Of the random order."""
+
+
+class Gallery:
+    """The images of some models and their scores by one scorer; each image is read once."""
+
+    def __init__(
+        self,
+        tables: Sequence[ScoreTable],
+        folders: Sequence[str | Path],
+        models: Sequence[str],
+        scorer: str,
+        categories: Mapping[str, str],
+    ):
+        self.models, self.scorer, self.categories = tuple(models), scorer, categories
+        self._homes = _homes(tables, folders)
+        self._rows = {label: rows_by_image(tables, scorer, label) for label in models}
+        self._sources: dict[tuple[str, str], str] = {}
+        self.keys: list[Key] = sorted(set.intersection(*(set(rows) for rows in self._rows.values())))
+        """What all models drew."""
+
+    def sections(self, choice: Choice) -> list[Section]:
+        """Random examples first, then both ends: never only the best.
+
+        Raises:
+            UserError: If an image is missing.
+        """
+        if not self.keys:
+            return []
+        baseline, *others = self.models
+        each = self._per_category()
+        order = random.Random(choice.seed).sample(self.keys, len(self.keys))
+        some = min(each, choice.examples)
+        drawn = self._group("", order, choice.examples, some, self.models)
+        how = f"Drawn from all {len(self.keys)} prompts and seeds with seed {choice.seed}: nobody picked the good ones."
+        how += " A category shows the first ones of its own in the same order." if each else ""
+        made = [Section("At random", how, (drawn,))]
+        names = others if len(others) > 1 else [""]
+        few = min((each + 1) // 2, choice.extremes)
+        for title, sign, does in (("Largest wins", 1, "gains"), ("Largest losses", -1, "loses")):
+            groups = [
+                self._group(name, self._extremes(label, sign), choice.extremes, few, (baseline, label))
+                for name, label in zip(names, others, strict=True)
+            ]
+            who = others[0] if len(others) == 1 else "each model"
+            about = f"Where {who} {does} most against {baseline}, by {self.scorer}."
+            made.append(Section(title, about, tuple(groups)))
+        return made
+
+    def _extremes(self, label: str, sign: int) -> list[Key]:
+        """Where a model gains (or loses, for a sign of -1), most first."""
+        rows, rivals = self._rows[label], self._rows[self.models[0]]
+        gains = {key: sign * (rows[key].score - rivals[key].score) for key in self.keys}
+        return sorted((key for key in self.keys if gains[key] > 0), key=lambda key: (-gains[key], key))
+
+    def _group(self, label: str, order: Sequence[Key], overall: int, each: int, models: Sequence[str]) -> Group:
+        """The first ones of an order, and the first ones of each category."""
+        seen: Counter[str] = Counter()
+        examples = []
+        for place, key in enumerate(order):
+            category = self.categories.get(key[0], "")
+            seen[category] += 1
+            if place < overall or (category and seen[category] <= each):
+                examples.append(self._example(key, category, place < overall, models))
+        return Group(label, tuple(examples))
+
+    def _example(self, key: Key, category: str, overall: bool, models: Sequence[str]) -> Example:
+        rows = {label: self._rows[label][key] for label in models}
+        scores = [row.score for row in rows.values()]
+        pictures = tuple(
+            Picture(
+                label=label,
+                source=self._source(row),
+                file=row.file,
+                score=number(row.score),
+                best=row.score == max(scores) > min(scores),
+            )
+            for label, row in rows.items()
+        )
+        return Example(prompt=key[0], seed=key[1], category=category, overall=overall, pictures=pictures)
+
+    def _source(self, row: ScoreRow) -> str:
+        key = (row.model, row.file)
+        if key not in self._sources:
+            media = Media(file=row.file, prompt=row.prompt, prompt_id=row.prompt_id, seed=row.seed, model=row.model)
+            self._sources[key] = data_uri(open_image(self._homes[row.model], media))
+        return self._sources[key]
+
+    def _per_category(self) -> int:
+        """Random examples of each category; of wins and of losses half as many."""
+        names = {self.categories[prompt] for prompt, _ in self.keys if prompt in self.categories}
+        if len(names) < 2:
+            return 0
+        images = len(self.models) + 2 * (len(self.models) - 1)  # of one random example and half a win and a loss
+        return max(1, min(4, CATEGORY_IMAGES // (len(names) * images)))
+
+
+def data_uri(image: Any) -> str:
+    """An image as text: small ones exactly, as PNG; large ones reduced, as WebP."""
+    buffer = io.BytesIO()
+    if max(image.size) > LARGEST_EDGE:
+        image = fit(image, LARGEST_EDGE)
+    if max(image.size) <= TINY:
+        kind = "png"
+        image.save(buffer, format="PNG", optimize=True)
+    else:
+        kind = "webp"
+        image.save(buffer, format="WEBP", quality=85)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _homes(tables: Sequence[ScoreTable], folders: Sequence[str | Path]) -> dict[str, Path]:
+    """The folder of each model's images: for a parquet file, the one it lies in."""
+    places = [Path(folder) if Path(folder).is_dir() else Path(folder).parent for folder in folders]
+    return {label: place for table, place in zip(tables, places, strict=True) for label in table.models}

@@ -1,0 +1,120 @@
+"""Picture grids: a row per prompt, a column per model, captions beside them."""
+
+from __future__ import annotations
+
+import io
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffpo.compare.comparison import number
+from diffpo.disk.files import write_atomic, write_json
+from diffpo.errors import UserError
+from diffpo.media.folder import SCORES, Media, open_image, read_media
+from diffpo.media.sheet import Cell, Row, draw_grid
+from diffpo.scorers.scores import read_scores
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def write_grid(
+    out: str | Path,
+    folders: Sequence[str | Path],
+    *,
+    prompts: int = 6,
+    seeds: int = 1,
+    scorer: str | None = None,
+    cell: int = 256,
+    shuffle: int | None = None,
+) -> Path:
+    """Draw media folders side by side, and say beside the PNG, in a JSON of the same name, what is on it.
+
+    Args:
+        out: The PNG.
+        folders: One per column (or group of columns), the baseline first.
+        prompts: How many rows.
+        seeds: How many images per prompt and model, each a column.
+        scorer: Write this scorer's score below each image; the folders must have been scored by it.
+        cell: Width of an image in the grid, in pixels.
+        shuffle: Choose prompts at random, with this seed; None takes the first ones.
+
+    Returns:
+        The path of the PNG.
+
+    Raises:
+        UserError: If a folder cannot be read, or they have no prompt and seed in common.
+    """
+    if min(prompts, seeds, cell, len(folders)) < 1:
+        raise UserError("a grid needs at least one folder, one prompt, one seed and a cell of one pixel.")
+    out, media = Path(out), [_by_prompt(folder) for folder in folders]
+    scores = [_scores(folder, scorer) for folder in folders]
+    rows, record = [], []
+    for prompt, common in _choose(media, prompts, seeds, shuffle):
+        items = [(i, images[prompt][seed]) for i, images in enumerate(media) for seed in common]
+        values = {(i, item.seed): scores[i].get(item.file) for i, item in items}
+        cells, images = [], []
+        for i, item in items:
+            rivals = [value for (_, seed), value in values.items() if seed == item.seed]
+            score, path = values[i, item.seed], Path(folders[i]) / item.file
+            cells.append(_cell(folders[i], item, len(common) > 1, score, rivals))
+            images.append({"model": item.model, "seed": item.seed, "file": str(path), "score": score})
+        rows.append(Row(prompt, tuple(cells)))
+        record.append({"prompt": prompt, "images": images})
+    labels = [next(iter(next(iter(images.values())).values())).model for images in media]
+    blanks = [""] * (len(rows[0].cells) // len(media) - 1)
+    _save(draw_grid([name for label in labels for name in (label, *blanks)], rows, cell=cell), out)
+    chosen = "the first prompts" if shuffle is None else f"prompts drawn at random with seed {shuffle}"
+    write_json(out.with_suffix(".json"), {"chosen": chosen, "scorer": scorer, "models": labels, "rows": record})
+    return out
+
+
+def _cell(
+    folder: str | Path, item: Media, name_seed: bool, score: float | None, rivals: Sequence[float | None]
+) -> Cell:
+    """A cell; `rivals` are the scores of all models for this prompt and seed."""
+    parts = [f"seed {item.seed}"] if name_seed else []
+    parts += [number(score)] if score is not None else []
+    known = [value for value in rivals if value is not None]
+    best = score is not None and score == max(known) and min(known) < max(known)
+    return Cell(open_image(folder, item), ": ".join(parts), best)
+
+
+def _by_prompt(folder: str | Path) -> dict[str, dict[int, Media]]:
+    images: dict[str, dict[int, Media]] = {}
+    for item in read_media(folder):
+        images.setdefault(item.prompt, {})[item.seed] = item
+    return images
+
+
+def _choose(
+    media: Sequence[dict[str, dict[int, Media]]], prompts: int, seeds: int, shuffle: int | None
+) -> list[tuple[str, list[int]]]:
+    """Prompts and seeds that every folder has: as many seeds for each prompt, at most `seeds`."""
+    common = {p: [s for s in media[0][p] if all(s in m.get(p, ()) for m in media)] for p in media[0]}
+    most = min(seeds, max(map(len, common.values())))
+    if not most:
+        raise UserError("the folders have no prompt and seed in common, so there is nothing to put side by side.")
+    chosen = [prompt for prompt, shared in common.items() if len(shared) >= most]
+    if shuffle is not None:
+        random.Random(shuffle).shuffle(chosen)
+    return [(prompt, common[prompt][:most]) for prompt in chosen[:prompts]]
+
+
+def _scores(folder: str | Path, scorer: str | None) -> dict[str, float]:
+    if scorer is None:
+        return {}
+    found = {row.file: row.score for row in read_scores(folder).rows if row.scorer == scorer}
+    if not found:
+        raise UserError(
+            f"{Path(folder) / SCORES} has no scores of {scorer!r}. Run `diffpo score {folder} --scorer {scorer}`."
+        )
+    return found
+
+
+def _save(image: Image, out: Path) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    write_atomic(out, buffer.getvalue())

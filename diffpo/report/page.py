@@ -1,0 +1,240 @@
+"""The report: one HTML file that holds everything it shows, opens offline, and follows the reader's light or dark mode.
+
+What was not made by this package (prompts, labels, categories, file names, configurations) passes through the
+template's escaping; only the SVGs of `curves` and the package's own style and script are put in as they are. The page
+forbids itself to fetch anything, and to run any script but that one.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffpo import __version__
+from diffpo.compare.compare import Judging, compare_evidence
+from diffpo.compare.comparison import WHAT, Comparison, number, p_value, percent, signed
+from diffpo.compare.evidence import Evidence, read_evidence
+from diffpo.compare.tournament import Tournament, compare_all_evidence
+from diffpo.compare.votes import HUMAN
+from diffpo.disk.files import write_atomic
+from diffpo.errors import UserError
+from diffpo.media.folder import read_settings
+from diffpo.media.prompts import PromptSet
+from diffpo.report.curves import draw_panels, read_metrics
+from diffpo.report.examples import Choice, Gallery, Section
+from diffpo.report.views import (
+    PLOT,
+    by_scorer,
+    category_tables,
+    distributions_of,
+    matrix_of,
+    notes_of,
+    standing,
+    summary_of,
+)
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+TEMPLATE, STYLE, SCRIPT = "report.html.j2", "report.css", "report.js"
+
+
+def compare_folders(
+    folders: Sequence[str | Path],
+    *,
+    baseline: str | None = None,
+    scorers: Sequence[str] | None = None,
+    votes: str | Path | None = None,
+    judging: Judging | None = None,
+) -> Comparison | Tournament:
+    """Compare the models of media folders: two with each other, more by ranking them.
+
+    Args:
+        folders: Scored media folders or parquet tables, the baseline first.
+        baseline: Label; the first by default.
+        scorers: Which, the first for the headline; by default human votes, then all that scored every model.
+        votes: A CSV of human votes.
+        judging: How they are compared.
+
+    Raises:
+        UserError: As `compare`.
+    """
+    evidence = read_evidence(folders, votes)
+    judging = judging or Judging()
+    if len(evidence.models) > 2:
+        return compare_all_evidence(evidence, (), baseline, scorers, judging)
+    baseline, model = evidence.two_models(baseline, None)
+    return compare_evidence(evidence, baseline, model, scorers, judging)
+
+
+def write_report(
+    out: str | Path,
+    result: Comparison | Tournament,
+    folders: Sequence[str | Path],
+    *,
+    run: str | Path | Sequence[str | Path] | None = None,
+    title: str | None = None,
+    categories: Mapping[str, str] | None = None,
+    examples: int = 8,
+    extremes: int = 4,
+    seed: int = 0,
+) -> Path:
+    """Write the report.
+
+    Args:
+        out: The HTML file.
+        result: What `compare`, `compare_all` or `compare_folders` found.
+        folders: The scored media folders it was found in.
+        run: Run folders of `diffpo train`, for the curves and the configurations.
+        title: Heading; made from the labels by default.
+        categories: Prompt -> category; None: what the media folders know.
+        examples: How many random examples.
+        extremes: How many of the largest wins, and of the largest losses, of each model.
+        seed: Chooses the random examples; it is printed beside them.
+
+    Returns:
+        `out`.
+
+    Raises:
+        UserError: If an image or a score is missing, or `run` is no folder.
+    """
+    runs = [] if run is None else [Path(run)] if isinstance(run, str | Path) else [Path(path) for path in run]
+    for path in runs:
+        if not path.is_dir():
+            raise UserError(f"there is no run folder {path}.")
+    comparisons = [result] if isinstance(result, Comparison) else list(result.comparisons)
+    rankings = [] if isinstance(result, Comparison) else result.rankings
+    models = [result.baseline, result.model] if isinstance(result, Comparison) else list(result.models)
+    scorers = [r.scorer for r in (result.results if isinstance(result, Comparison) else rankings)]
+    evidence = read_evidence(folders) if folders else Evidence((), ())
+    page = _render(
+        title=title or (f"{models[1]} against {models[0]}" if len(models) == 2 else f"{len(models)} models compared"),
+        models=models,
+        summary=summary_of(result),
+        comparisons=comparisons,
+        level=comparisons[0].level if comparisons else Judging().level,
+        scorers=by_scorer(comparisons),
+        notes=notes_of(comparisons),
+        matrices=[matrix_of(ranking) for ranking in rankings],
+        distributions=distributions_of(evidence.tables, models, scorers),
+        categories=category_tables(comparisons),
+        sections=_sections(evidence, models, scorers, categories, Choice(examples, extremes, seed)),
+        runs=_curves(runs),
+        facts=_facts(evidence, models, comparisons),
+        provenance=_provenance(evidence, comparisons, runs),
+    )
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(out, page.encode())
+    return out
+
+
+def _render(**values: Any) -> str:
+    from markupsafe import Markup
+
+    script = _resource(SCRIPT)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        _environment()
+        .get_template(TEMPLATE)
+        .render(
+            **values,
+            style=Markup(_resource(STYLE)),
+            script=Markup(script),
+            policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
+            plot=PLOT,
+            date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            version=__version__,
+        )
+    )
+
+
+def _environment() -> Environment:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": percent, "number": number, "signed": signed, "p_value": p_value, "axis": _axis}
+    environment.filters |= {"standing": standing, "points": _points}
+    return environment
+
+
+def _resource(name: str) -> str:
+    return "\n" + (Path(__file__).parent / name).read_text(encoding="utf-8")
+
+
+def _sections(
+    evidence: Evidence,
+    models: Sequence[str],
+    scorers: Sequence[str],
+    categories: Mapping[str, str] | None,
+    choice: Choice,
+) -> list[Section]:
+    scorer = next((name for name in scorers if name != HUMAN), None)
+    if scorer is None:
+        return []
+    known = evidence.categories() if categories is None else categories
+    return Gallery(evidence.tables, evidence.sources, models, scorer, known).sections(choice)
+
+
+def _curves(runs: Sequence[Path]) -> list[tuple[str, list[tuple[Any, str]]]]:
+    """The panels of every run that has any, with its name where there are several."""
+    drawn = [(run.name if len(runs) > 1 else "", draw_panels(read_metrics(run), str(i))) for i, run in enumerate(runs)]
+    return [(name, panels) for name, panels in drawn if panels]
+
+
+def _facts(evidence: Evidence, models: Sequence[str], comparisons: Sequence[Comparison]) -> list[tuple[str, str]]:
+    """What a reader needs first to do it again: (what, value)."""
+    sets: dict[str, None] = {}
+    for source, table in zip(evidence.sources, evidence.tables, strict=True):
+        settings = read_settings(source) if source.is_dir() else {}
+        prompts = PromptSet.of(row.prompt for row in sorted(table.rows, key=lambda row: row.prompt_id))
+        name = settings.get("prompts", "named by no set")
+        sets[f"{name}: {len(prompts.prompts)} prompts, hash {settings.get('prompts_hash') or prompts.hash}"] = None
+    modes = dict.fromkeys(f"{comparison.mode}: {WHAT[comparison.mode]}" for comparison in comparisons)
+    packages = ", ".join(f"{name} {version(name)}" for name in ("numpy", "scipy"))
+    return [
+        ("Models", ", ".join(models)),
+        ("Prompts", "; ".join(sets) or "those of the votes"),
+        ("Compared", "; ".join(modes)),
+        ("Computed with", f"diffpo {__version__}, Python {platform.python_version()}, {packages}"),
+    ]
+
+
+def _provenance(evidence: Evidence, comparisons: Sequence[Comparison], runs: Sequence[Path]) -> list[tuple[str, str]]:
+    """The records themselves: (heading, text)."""
+    configs = [
+        (f"Configuration of {run.name}" if len(runs) > 1 else "Configuration", path.read_text(encoding="utf-8"))
+        for run in runs
+        if (path := run / "config.yaml").is_file()
+    ]
+    images = {
+        f"Images of {settings.get('label', source)}": settings
+        for source in evidence.sources
+        if source.is_dir() and (settings := read_settings(source))
+    }
+    scorers = {f"Scorer {result.scorer}": result.provenance for c in comparisons for result in c.results}
+    records = [(name, json.dumps(record, indent=2, ensure_ascii=False)) for name, record in (images | scorers).items()]
+    return configs + records
+
+
+def _axis(share: float) -> str:
+    """A share as a CSS length along an axis; an unknown one lies in the middle."""
+    return f"{100 * share:.2f}%" if share == share else "50%"
+
+
+def _points(share: float) -> str:
+    """A difference of shares in points."""
+    return f"{100 * share:.1f}" if share == share else "?"

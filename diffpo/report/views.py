@@ -1,0 +1,268 @@
+"""What the report's template shows of two or many models: a summary, rankings, score distributions, categories."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffpo.compare.comparison import Comparison, ScorerResult, Stratum, p_value, percent, span
+from diffpo.compare.ranking import Rank
+from diffpo.compare.stats import WinRate
+from diffpo.compare.tournament import Cell, Ranking, Tournament
+from diffpo.compare.votes import HUMAN
+from diffpo.scorers.scores import ScoreTable
+
+BINS = 40
+PLOT = (400, 40)
+"""Width and height of a histogram in its own units."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What stands first: who wins, by how much, how sure."""
+
+    verdict: str
+    """`better`, `worse` or `unclear`."""
+    headline: str
+    model: str
+    baseline: str
+    rate: WinRate | None
+    """Of `model` over `baseline`; None if the two were not compared."""
+    facts: tuple[tuple[str, str], ...]
+    """(value, what it is)."""
+    caution: str
+    """Why the headline's scorer is no independent evidence; empty as far as is known."""
+    independent: str
+    """What scorers say that had no part in training; empty where that is all or none."""
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One scorer's ranking, its win rates oriented as they are shown: each row against each column."""
+
+    ranking: Ranking
+    rows: tuple[tuple[Rank, tuple[Cell | None, ...]], ...]
+    low: float
+    """Left end of the Elo axis."""
+    high: float
+
+    def place(self, elo: float) -> str:
+        """An Elo as a CSS length along the axis."""
+        return f"{100 * (elo - self.low) / (self.high - self.low):.2f}%"
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Scores of one model by one scorer."""
+
+    label: str
+    path: str
+    """Of an SVG of the size `PLOT`."""
+    mean: float
+    place: float
+    """Of the mean, in units of the plot."""
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """Scores of all models by one scorer, on one axis."""
+
+    scorer: str
+    ticks: tuple[float, ...]
+    """Lowest, middle and highest score of all."""
+    rows: tuple[Histogram, ...]
+
+
+@dataclass(frozen=True)
+class CategoryTable:
+    """Win rates by category, by one scorer."""
+
+    scorer: str
+    models: tuple[str, ...]
+    """Each against the baseline."""
+    rows: tuple[tuple[str, tuple[Stratum | None, ...]], ...]
+
+
+def summary_of(result: Comparison | Tournament) -> Summary:
+    """Sum up: two models as the comparison does, many by who leads."""
+    if isinstance(result, Comparison):
+        first = result.results[0]
+        return _summary(result, first, result.verdict, result.headline)
+    return _leader(result)
+
+
+def by_scorer(comparisons: Sequence[Comparison]) -> list[tuple[str, list[tuple[Comparison, ScorerResult]]]]:
+    """Results of all models, scorer by scorer."""
+    found: dict[str, list[tuple[Comparison, ScorerResult]]] = {}
+    for comparison in comparisons:
+        for result in comparison.results:
+            found.setdefault(result.scorer, []).append((comparison, result))
+    return list(found.items())
+
+
+def category_tables(comparisons: Sequence[Comparison]) -> list[CategoryTable]:
+    """Win rates by category, a table per scorer; empty where prompts have no categories."""
+    tables = []
+    for scorer, results in by_scorer(comparisons):
+        strata = [{stratum.category: stratum for stratum in result.strata} for _, result in results]
+        names = sorted({name for of_model in strata for name in of_model})
+        rows = tuple((name, tuple(of_model.get(name) for of_model in strata)) for name in names)
+        if rows:
+            tables.append(CategoryTable(scorer, tuple(comparison.model for comparison, _ in results), rows))
+    return tables
+
+
+def notes_of(comparisons: Sequence[Comparison]) -> tuple[list[str], list[str]]:
+    """Notes that hold for all comparisons, and those of single ones, with the model's label."""
+    shared = [note for note in (comparisons[0].notes if comparisons else ()) if _in_all(note, comparisons)]
+    single = [f"{c.model}: {note}" for c in comparisons for note in c.notes if note not in shared]
+    return shared, single
+
+
+def matrix_of(ranking: Ranking) -> Matrix:
+    """Orient all win rates of a ranking."""
+    labels = [rank.model for rank in ranking.ranks]
+    ends = [end for rank in ranking.ranks for end in (rank.elo_low, rank.elo_high, rank.elo) if end == end]
+    room = 0.05 * (max(ends) - min(ends)) or 1.0
+    return Matrix(
+        ranking=ranking,
+        rows=tuple((rank, tuple(oriented(ranking, rank.model, other) for other in labels)) for rank in ranking.ranks),
+        low=min(ends) - room,
+        high=max(ends) + room,
+    )
+
+
+def oriented(ranking: Ranking, model: str, other: str) -> Cell | None:
+    """The cell of `model` over `other`, in this order; None if the two were not compared."""
+    for cell in ranking.cells:
+        if (cell.model, cell.other) == (model, other):
+            return cell
+        if (cell.other, cell.model) == (model, other):
+            return dataclasses.replace(cell, model=model, other=other, win_rate=_flipped(cell.win_rate))
+    return None
+
+
+def distributions_of(tables: Sequence[ScoreTable], models: Sequence[str], scorers: Sequence[str]) -> list[Distribution]:
+    """Histograms of the scores of every model by every scorer; votes are no scores."""
+    return [_distribution(tables, models, scorer) for scorer in scorers if scorer != HUMAN]
+
+
+def histogram_shares(values: NDArray[np.float64], low: float, high: float) -> NDArray[np.float64]:
+    """Shares of the values in each of `BINS` equal bins from `low` to `high`, `[BINS]`."""
+    counts, _ = np.histogram(values, bins=BINS, range=(low, high))
+    return counts / max(1, len(values))
+
+
+def _distribution(tables: Sequence[ScoreTable], models: Sequence[str], scorer: str) -> Distribution:
+    scores = {
+        label: np.array([r.score for t in tables for r in t.rows if (r.model, r.scorer) == (label, scorer)])
+        for label in models
+    }
+    everything = np.concatenate(list(scores.values()))
+    low, high = float(everything.min()), float(everything.max())
+    width = high - low or max(abs(high), 1.0)
+    start, end = (low, high) if high > low else (low - width / 2, low + width / 2)
+    shares = {label: histogram_shares(values, start, end) for label, values in scores.items()}
+    most = max(share.max() for share in shares.values())
+    return Distribution(
+        scorer=scorer,
+        ticks=(start, (start + end) / 2, end),
+        rows=tuple(
+            Histogram(
+                label=label,
+                path=_steps(shares[label] / most),
+                mean=float(values.mean()),
+                place=PLOT[0] * (float(values.mean()) - start) / (end - start),
+            )
+            for label, values in scores.items()
+        ),
+    )
+
+
+def _steps(heights: NDArray[np.float64]) -> str:
+    """An SVG path of bars side by side, of heights between 0 and 1."""
+    width, height = PLOT
+    step = width / len(heights)
+    tops = "".join(f"V{height * (1 - h):.1f}H{(i + 1) * step:.1f}" for i, h in enumerate(heights))
+    return f"M0 {height}{tops}V{height}Z"
+
+
+def _summary(comparison: Comparison, first: ScorerResult, verdict: str, headline: str) -> Summary:
+    rate = first.win_rate
+    others = [result for result in comparison.results if not result.in_loop]
+    independent = ", ".join(f"{r.scorer} {percent(r.win_rate.estimate)} ({span(r.win_rate, percent)})" for r in others)
+    return Summary(
+        verdict=verdict,
+        headline=headline.removesuffix(f" But {first.in_loop}") if first.in_loop else headline,
+        model=comparison.model,
+        baseline=comparison.baseline,
+        rate=rate,
+        facts=(
+            (span(rate, percent), f"{comparison.level:.0%} interval"),
+            (p_value(first.adjusted_p), "p, by Holm"),
+            (_points(rate), "minimum detectable effect (80% power)"),
+            (f"{rate.n_prompts}", "prompts"),
+        ),
+        caution=first.in_loop,
+        independent=f"Win rate by the scorers without a known part in it: {independent}."
+        if first.in_loop and others
+        else "",
+    )
+
+
+def _leader(tournament: Tournament) -> Summary:
+    """Who leads by the first scorer, and what that is worth."""
+    first = tournament.rankings[0]
+    base = tournament.models[0]
+    leader, *rest = first.ranks
+    shown = next(rank for rank in first.ranks if rank.model != base) if leader.model == base else leader
+    comparison = next((c for c in tournament.comparisons if c.model == shown.model), None)
+    result = next((r for r in comparison.results if r.scorer == first.scorer), None) if comparison else None
+    opening = (
+        f"{leader.model} leads {len(first.ranks)} models by {first.scorer}, {_elo(leader)} ahead of {base}."
+        if leader.model != base
+        else f"No model is ahead of {base} by {first.scorer}; the nearest is {shown.model} ({_elo(shown)})."
+    )
+    second = oriented(first, leader.model, rest[0].model) if rest[0].model not in (base, shown.model) else None
+    headline = opening + (_against_second(second) if second is not None else "")
+    if comparison is None or result is None:
+        return Summary("unclear", headline, shown.model, base, None, (), first.in_loop, "")
+    return _summary(comparison, result, standing(result.win_rate), headline)
+
+
+def _against_second(cell: Cell) -> str:
+    rate = cell.win_rate
+    sure = "It is clearly" if rate.ci_low > 0.5 else "It is not clearly"
+    return f" {sure} ahead of the second, {cell.other}: it wins {percent(rate.estimate)} ({span(rate, percent)})."
+
+
+def _elo(rank: Rank) -> str:
+    return f"{rank.elo:+.0f} Elo ({rank.elo_low:+.0f} to {rank.elo_high:+.0f})"
+
+
+def _points(rate: WinRate) -> str:
+    return "?" if rate.detectable != rate.detectable else f"{100 * rate.detectable:.1f} points"
+
+
+def standing(rate: WinRate) -> str:
+    """`better`, `worse` or `unclear`: on which side of one half the interval lies."""
+    return "better" if rate.ci_low > 0.5 else "worse" if rate.ci_high < 0.5 else "unclear"
+
+
+def _flipped(rate: WinRate) -> WinRate:
+    return dataclasses.replace(
+        rate,
+        estimate=1 - rate.estimate,
+        ci_low=1 - rate.ci_high,
+        ci_high=1 - rate.ci_low,
+        wins=rate.losses,
+        losses=rate.wins,
+    )
+
+
+def _in_all(note: str, comparisons: Sequence[Comparison]) -> bool:
+    return all(note in comparison.notes for comparison in comparisons)

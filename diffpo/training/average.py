@@ -1,0 +1,74 @@
+"""A running average of the trained weights (EMA), kept beside them, sampled and exported in their place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import set_model_state_dict
+from torch.distributed.fsdp import FSDPModule
+
+from diffpo.compat import ensure_torchvision
+from diffpo.training.checkpoint import RESTORE, trained_weights
+
+
+class Average:
+    """diffusers' `EMAModel` over the parameters that are trained, addressed by name."""
+
+    def __init__(self, network: nn.Module, decay: float):
+        """Start at the present weights.
+
+        Args:
+            network: What accelerate returned: its parameters may be shards.
+            decay: The largest decay; the first updates use less, as (1 + n) / (10 + n).
+        """
+        ensure_torchvision()
+        from diffusers.training_utils import EMAModel
+
+        self._model = EMAModel(trained(network), decay=decay)
+
+    @property
+    def updates(self) -> int:
+        """Updates averaged so far: what the decay depends on."""
+        return self._model.optimization_step
+
+    def update(self, network: nn.Module) -> None:
+        """Take the present weights in."""
+        self._model.step(trained(network))
+
+    @contextmanager
+    def applied(self, network: nn.Module) -> Iterator[None]:
+        """Exchange the weights for their average, and back."""
+        parameters = trained(network)
+        before = [p.detach().clone() for p in parameters]
+        with torch.no_grad():
+            for parameter, average in zip(parameters, self._model.shadow_params, strict=True):
+                parameter.copy_(average)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, value in zip(parameters, before, strict=True):
+                    parameter.copy_(value)
+
+    def whole(self, network: nn.Module) -> dict[str, Tensor]:
+        """Collect the average, whole and on the CPU, by name; every process must call this."""
+        with self.applied(network):
+            return trained_weights(network)
+
+    def load(self, network: nn.Module, weights: dict[str, Tensor], updates: int) -> None:
+        """Put back what `whole` collected; every process must call this."""
+        with self.applied(network):
+            set_model_state_dict(network, weights, options=RESTORE)
+            self._model.shadow_params = [p.detach().clone() for p in trained(network)]
+        self._model.optimization_step = updates
+
+
+def trained(network: nn.Module) -> list[nn.Parameter]:
+    """Parameters that learn, in the network's order; a sharded network lets go of what a forward gathered first."""
+    for module in network.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+    return [p for p in network.parameters() if p.requires_grad]

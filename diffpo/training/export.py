@@ -1,0 +1,131 @@
+"""The end of a run: weights that plain diffusers loads, and a model card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from huggingface_hub import HfApi, ModelCard, ModelCardData
+
+from diffpo import __version__
+from diffpo.errors import UserError
+from diffpo.models.load import find_base
+from diffpo.training.checkpoint import trained_weights, write_folder
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from diffpo.config.run import Config
+    from diffpo.models.base import Denoiser
+
+METRICS = ("loss", "rewards/accuracies", "rewards/margins", "error/chosen", "error/rejected", "eval/loss")
+
+
+def export(config: Config, accelerator: Accelerator, policy: Denoiser, folder: Path, push: str | None = None) -> Path:
+    """Write `final/`: an adapter for `pipe.load_lora_weights`, or a network folder for `from_pretrained`.
+
+    Args:
+        config: The run's.
+        accelerator: Knows the first process, which writes.
+        policy: Its weights are what is exported; every process must call this.
+        folder: The run's folder.
+        push: Hub repository (`owner/name`) that gets a copy.
+
+    Raises:
+        UserError: The disk is full, or the Hub cannot be reached; the export on disk stays.
+    """
+    weights = trained_weights(policy.network)
+    final = folder / "final"
+    if accelerator.is_main_process:
+        base = find_base(config.model.path)
+        network: Any = accelerator.unwrap_model(policy.network)
+
+        def write(path: Path) -> None:
+            config.model.save(path, base, network, weights)
+            grid = newest_grid(folder)
+            if grid is not None:
+                shutil.copyfile(grid, path / "grid.png")
+            (path / "README.md").write_text(str(model_card(config, folder, base.family.component, grid is not None)))
+
+        write_folder(final, write)
+        if push is not None:
+            push_folder(final, push)
+    accelerator.wait_for_everyone()
+    return final
+
+
+def newest_grid(folder: Path) -> Path | None:
+    """Return the last sample grid, if one was drawn."""
+    grids = sorted((folder / "samples").glob("step-*.png"))
+    return grids[-1] if grids else None
+
+
+def last_metrics(folder: Path) -> dict[str, float]:
+    """Read the last value of every metric of a run."""
+    file, values = folder / "metrics.jsonl", {}
+    for line in file.read_text().splitlines() if file.exists() else []:
+        values |= json.loads(line)
+    return values
+
+
+def model_card(config: Config, folder: Path, component: str, grid: bool) -> ModelCard:
+    """Write down the base model, the data, the method, the metrics and the exact config."""
+    tree = config.to_dict()
+    method, adapter = tree["method"]["name"], tree["model"]["name"] == "lora"
+    base, dataset = tree["model"]["path"], tree["data"]["path"]
+    tags = ["diffusers", "text-to-image", "diffusers-training", "diffpo", method, *(["lora"] if adapter else [])]
+    # the Hub checks these two: only its own ids may stand there
+    data = ModelCardData(
+        library_name="diffusers",
+        tags=tags,
+        base_model=base if is_hub_id(base) else None,
+        datasets=[dataset] if is_hub_id(dataset) else None,
+    )
+    load = (
+        f'pipe = DiffusionPipeline.from_pretrained("{base}")\npipe.load_lora_weights("PATH/OF/THIS/FOLDER")'
+        if adapter
+        else f"from diffusers import AutoModel\n\n"
+        f'{component} = AutoModel.from_pretrained("PATH/OF/THIS/FOLDER", subfolder="{component}")\n'
+        f'pipe = DiffusionPipeline.from_pretrained("{base}", {component}={component})'
+    )
+    if adapter and config.model.denoiser is not None:
+        load = (
+            "from diffusers import AutoModel\n\n"
+            f'{component} = AutoModel.from_pretrained("{config.model.denoiser}")  # what the adapter was trained on\n'
+            f'pipe = DiffusionPipeline.from_pretrained("{base}", {component}={component})\n'
+            'pipe.load_lora_weights("PATH/OF/THIS/FOLDER")'
+        )
+    values = last_metrics(folder)
+    rows = "\n".join(f"| {name} | {values[name]:.5g} |" for name in METRICS if name in values)
+    text = [
+        f"---\n{data.to_yaml()}\n---\n",
+        f"# {folder.name}\n",
+        f"`{base}` tuned on the preference pairs of `{dataset}` with {method} by diffpo {__version__}.\n",
+        "![base beside tuned](grid.png)\n" if grid else "",
+        f"```python\nfrom diffusers import DiffusionPipeline\n{load}\n```\n",
+        f"## Last update ({values.get('step', 0)})\n\n| metric | value |\n|---|---|\n{rows}\n",
+        f"## Config\n\n```yaml\n{yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)}```\n",
+    ]
+    return ModelCard("\n".join(part for part in text if part))
+
+
+def is_hub_id(path: str) -> bool:
+    """Whether a path looks like `owner/name` and no such folder exists here."""
+    return path.count("/") == 1 and not path.startswith((".", "/", "~")) and not Path(path).exists()
+
+
+def push_folder(final: Path, repo: str) -> None:
+    """Upload an export.
+
+    Raises:
+        UserError: The Hub refuses or cannot be reached; the export on disk stays.
+    """
+    try:
+        api = HfApi()
+        api.create_repo(repo, exist_ok=True)
+        api.upload_folder(repo_id=repo, folder_path=final)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"{final} is complete, but could not be pushed to {repo}: {error}") from error

@@ -1,0 +1,103 @@
+"""The processes' common ground: one device, DDP, FSDP2 or DeepSpeed, as `accelerate launch` or `torchrun` set it up."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin, PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, parse_flag_from_env
+from torch.distributed.fsdp import MixedPrecisionPolicy
+
+from diffpo.errors import UserError
+
+if TYPE_CHECKING:
+    from diffpo.config.run import Config
+
+
+TIMEOUT = timedelta(hours=12)
+"""How long processes wait for each other: one may be encoding, writing a checkpoint, or uploading."""
+
+BUFFERS = DistributedDataParallelKwargs(broadcast_buffers=False)
+"""The networks' buffers are constant tables. DDP would send them around in every forward, also in an inversion's,
+of which each process makes a number of its own."""
+
+
+def make_state() -> PartialState:
+    """Learn which of how many processes this is, for work that they share without training.
+
+    Raises:
+        UserError: The processes do not know of each other.
+    """
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=TIMEOUT)
+    _check_launched(state.num_processes)
+    return state
+
+
+def forget_settings() -> None:
+    """Let another run of this process, which is alone, choose its precision and devices anew."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def make_accelerator(config: Config) -> Accelerator:
+    """Start accelerate, and the trackers' own packages.
+
+    Raises:
+        UserError: A tracker or a precision is not to be had here, the processes do not know of each other, or the
+            sharding asked for is FSDP1.
+    """
+    try:
+        accelerator = Accelerator(
+            mixed_precision=config.train.mixed_precision,
+            log_with=list(config.train.trackers) or None,  # pyright: ignore[reportArgumentType]
+            project_dir=config.train.output,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT), BUFFERS],
+        )
+    except (ValueError, ImportError) as error:
+        raise UserError(f"train.mixed_precision={config.train.mixed_precision} cannot be had here: {error}") from error
+    accelerator.gradient_accumulation_steps = 1  # the loop's own business, whatever a launcher's file says
+    missing = set(config.train.trackers) - {str(tracker) for tracker in accelerator.log_with}
+    if missing:
+        name = sorted(missing)[0]
+        raise UserError(f"train.trackers names {name}, which is not installed: pip install 'diffpo[{name}]'")
+    _check_launched(accelerator.num_processes)
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:  # what accelerate reads off a loader, or guesses
+        settings = accelerator.state.deepspeed_plugin.deepspeed_config
+        settings["train_micro_batch_size_per_gpu"] = config.train.batch
+        settings["gradient_clipping"] = config.train.max_grad_norm or 0.0
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        _shard(accelerator, config)
+    return accelerator
+
+
+def _check_launched(seen: int) -> None:
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if seen != launched:  # each would work alone, all in one folder
+        raise UserError(
+            f"{launched} processes were launched, but accelerate sees {seen}. "
+            "On CPUs set ACCELERATE_USE_CPU=true; on GPUs launch no more processes than there are GPUs"
+        )
+
+
+def _shard(accelerator: Accelerator, config: Config) -> None:
+    """Make sure that FSDP2 was meant, and that it happens: accelerate drops it without a word on CPU processes."""
+    state = accelerator.state
+    if state.distributed_type == DistributedType.MULTI_CPU:
+        state.fsdp_plugin = FullyShardedDataParallelPlugin()
+        state.distributed_type = PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+    if state.distributed_type != DistributedType.FSDP:
+        return
+    if not accelerator.is_fsdp2:
+        raise UserError("diffpo shards with FSDP2: set fsdp_version: 2 (see configs/accelerate/fsdp2.yaml)")
+    if config.train.optimizer == "adafactor":
+        raise UserError("train.optimizer=adafactor does not know sharded weights: use adamw under FSDP2")
+    if accelerator.mixed_precision != "no":
+        # gradients are summed in float32, and times and sizes are not rounded on their way in: denoisers cast
+        state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float16,
+            reduce_dtype=torch.float32,
+            cast_forward_inputs=False,
+        )

@@ -1,0 +1,254 @@
+"""The training loop, top to bottom: read, encode, load, resume, update, checkpoint, export.
+
+It knows no method and no family by name. One update takes the rows of a whole effective batch, on all processes, and
+divides by their number of terms, so that 1 x 8, 2 x 4 and 8 x 1 pairs give the same update:
+
+    loss = sum over micro-batches, processes and rows / total number of terms
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from diffpo.config.run import Config
+from diffpo.core.step import preference_step
+from diffpo.core.types import PairBatch, Rng, StepOutput
+from diffpo.data.cache import EncodingCache
+from diffpo.data.encode import Encodings, LiveEncodings
+from diffpo.data.loader import PairLoader
+from diffpo.data.plan import Schedule
+from diffpo.data.records import Table
+from diffpo.data.splits import check_order, check_requires, load_splits
+from diffpo.errors import UserError
+from diffpo.models.encoders import Encoders, load_encoders
+from diffpo.models.tuning import DTYPES
+from diffpo.training.export import export
+from diffpo.training.learner import Learner, averaged, prepare_learner, resume, save
+from diffpo.training.log import RunLog, mean_metrics
+from diffpo.training.processes import make_accelerator
+from diffpo.training.run import check_devices, claim_folder
+from diffpo.training.samples import Sampler
+from diffpo.training.trajectories import keep_trajectories
+
+
+def train(config: Config, *, fresh: bool = False, push: str | None = None) -> Path:
+    """Run, or resume, a training run.
+
+    Args:
+        config: All there is to say.
+        fresh: Begin anew in a folder that holds another run.
+        push: Hub repository that gets the export.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        UserError: Whatever the user can mend; nothing written before is lost.
+    """
+    accelerator = make_accelerator(config)
+    check_devices(config, accelerator.device)
+    folder = claim_folder(config, accelerator, fresh)
+    if config.train.trackers:
+        accelerator.init_trackers(config.train.project, config={"config": str(config.to_dict())})
+    plan, loader, held_out, encoders = prepare_data(config, accelerator)
+    learner = prepare_learner(config, accelerator)
+    keep_trajectories(learner, [each for each in (loader, held_out) if each is not None])
+    sampler = Sampler(config, learner.policy, encoders, folder) if encoders is not None else None
+    if sampler is not None:
+        sampler.base(accelerator)
+    done = resume(learner, folder, loader.identity)
+    with RunLog(accelerator, folder, done, config.train.steps, f"{folder.name}") as log:
+        if plan.never_used:
+            log.say(f"{plan.never_used} pairs have image sizes too rare to fill a batch: they are never used")
+        for batches in loader.updates(plan, done, config.train.steps, rank=accelerator.process_index):
+            metrics = update(learner, batches, plan.position(done)[0], micro_seed=done)
+            done += 1
+            metrics |= log.timing(plan.effective)
+            judged = due(config.train.eval_every, done, config) and held_out is not None
+            if judged:
+                metrics |= evaluate(learner, held_out)
+            if judged or due(config.train.log_every, done, config):
+                log.write(done, metrics)
+            log.advance(done, metrics)
+            if sampler is not None and due(config.train.sample_every, done, config):
+                with averaged(learner):
+                    sampler.draw(accelerator, done)
+            if due(config.train.checkpoint_every, done, config):
+                save(learner, folder, done, loader.identity)
+    with averaged(learner):
+        export(config, accelerator, learner.policy, folder, push)
+    accelerator.end_training()
+    return folder
+
+
+def due(every: int, done: int, config: Config) -> bool:
+    """Whether something that happens every so many updates happens now; the last update always counts."""
+    return every > 0 and (done % every == 0 or done == config.train.steps)
+
+
+def prepare_data(
+    config: Config, accelerator: Accelerator
+) -> tuple[Schedule, PairLoader, PairLoader | None, Encoders | None]:
+    """Read the tables and encode them; the encoders are let go unless something still needs them."""
+    splits = load_splits(config.data)
+    tables = [splits.train]
+    if splits.validation is not None and config.train.eval_every:
+        tables.append(splits.validation)
+    for table in tables:
+        check_requires(config.method.requires, table, config.method_name)
+        if not config.method.uses_preference:
+            check_order(table, config.method_name)
+    encoders = load_encoders(config.model, accelerator.device)
+    loaders = [
+        PairLoader(
+            table,
+            encode(config, accelerator, table, encoders),
+            seed=config.train.seed,
+            caption_dropout=config.data.caption_dropout if table is splits.train else 0.0,
+            sides=config.method.sides,
+        )
+        for table in tables
+    ]
+    plan = Schedule(
+        config.train.seed,
+        loaders[0].groups,
+        accelerator.num_processes,
+        config.train.accumulate,
+        config.train.batch,
+    )
+    samples = config.train.sample_every > 0 and bool(config.sample.prompts)
+    return plan, loaders[0], loaders[1] if len(loaders) > 1 else None, encoders if samples else None
+
+
+def encode(config: Config, accelerator: Accelerator, table: Table, encoders: Encoders) -> Encodings:
+    """Make a table's encodings available: from the cache, which the processes fill together, or live."""
+    seed, sides, rank = config.train.seed, config.method.sides, accelerator.process_index
+    if not config.data.cache:
+        return LiveEncodings(table, config.data, encoders, seed=seed, sides=sides, rank=rank)
+    cache = EncodingCache(table, config.data, encoders, seed=seed, sides=sides)
+    cache.encode_shards(rank=rank, world=accelerator.num_processes)
+    accelerator.wait_for_everyone()
+    return cache.open()
+
+
+def update(learner: Learner, batches: list[PairBatch], epoch: int, micro_seed: int) -> dict[str, float]:
+    """Learn from one effective batch.
+
+    Args:
+        learner: What learns.
+        batches: This process's micro-batches.
+        epoch: What the rows' draws depend on, besides the rows.
+        micro_seed: Number of the update: seeds the networks' own dropout, where there is any.
+
+    Returns:
+        Values to log, averaged over the rows of all processes.
+    """
+    config, accelerator = learner.config, learner.accelerator
+    counts = torch.stack([config.method.count(batch).sum() for batch in batches]).sum()
+    total = accelerator.reduce(counts.double().to(accelerator.device), "sum")
+    rows, names, index, table = [], [], [], torch.empty(0)
+    for i, batch in enumerate(batches):
+        torch.manual_seed(hash((config.train.seed, micro_seed, i, accelerator.process_index)))
+        last = i == len(batches) - 1
+        with synchronised(learner, last):
+            output = forward(learner, batch, epoch)
+            names = list(output.metrics)
+            values = [output.loss.detach(), *output.metrics.values()]
+            rows.append(torch.stack([v.to(accelerator.device, torch.float64) for v in values], dim=1))
+            index.append(batch.index.to(accelerator.device))
+            if last:  # before the backward: DeepSpeed's is also the optimizer's step
+                table, index = accelerator.gather(torch.cat(rows)), accelerator.gather(torch.cat(index))
+                check_finite(table[:, 0], index, epoch)
+            accelerator.backward(output.loss.sum() * (accelerator.num_processes / total).to(output.loss))
+    norm = clip(learner)
+    metrics = {"loss": (table[:, 0].sum() / total).item(), **mean_metrics(names, table[:, 1:].cpu())}
+    metrics |= {"grad_norm": norm, "learning_rate": learner.schedule.get_last_lr()[0], "epoch": epoch}
+    step_optimizer(learner)
+    return metrics
+
+
+def forward(learner: Learner, batch: PairBatch, epoch: int) -> StepOutput:
+    """Run the method's step on one micro-batch, under autocast if the config says so."""
+    train, device = learner.config.train, learner.accelerator.device
+    with learner.accelerator.autocast():
+        return preference_step(
+            learner.config.method,
+            learner.policy,
+            learner.reference,
+            batch.to(device, DTYPES[train.dtype]),
+            Rng(train.seed, epoch, batch.index),
+            split_forward=train.split_forward,
+        )
+
+
+@contextmanager
+def synchronised(learner: Learner, last: bool) -> Iterator[None]:
+    """Exchange gradients after the last micro-batch only."""
+    accelerator = learner.accelerator
+    accelerator.gradient_state._set_sync_gradients(last)
+    with nullcontext() if last else accelerator.no_sync(learner.policy.network):
+        yield
+
+
+def check_finite(loss: Tensor, index: Tensor, epoch: int) -> None:
+    """Stop, on all processes together and before the optimizer's step, at a loss that is no number.
+
+    Raises:
+        UserError: Names the rows.
+    """
+    bad = index[~loss.isfinite()].tolist()
+    if bad:
+        raise UserError(
+            f"the loss of {len(bad)} row(s) is not finite: rows {', '.join(map(str, bad[:20]))} of the table (epoch "
+            f"{epoch}). Nothing was updated and the checkpoints are whole. Look at these rows, lower "
+            "train.learning_rate, or use mixed_precision=bf16 or no; then run the same command again"
+        )
+
+
+def clip(learner: Learner) -> float:
+    """Clip the gradient, and return its norm before that.
+
+    Raises:
+        UserError: The norm is not finite, and no loss scaler is there to deal with it.
+    """
+    most = learner.config.train.max_grad_norm
+    norm = learner.accelerator.clip_grad_norm_(learner.policy.network.parameters(), math.inf if most is None else most)
+    value = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm) if norm is not None else math.nan
+    if norm is not None and not math.isfinite(value) and learner.accelerator.scaler is None:
+        raise UserError(
+            f"the gradient's norm is {value} although every loss is finite. Nothing was updated and the checkpoints "
+            "are whole. Lower train.learning_rate, or use mixed_precision=bf16 or no; then run the same command again"
+        )
+    return value
+
+
+def step_optimizer(learner: Learner) -> None:
+    """Update the weights, the schedule and the average; an fp16 overflow that the scaler handles updates nothing."""
+    learner.optimizer.step()
+    learner.optimizer.zero_grad()
+    if not learner.accelerator.optimizer_step_was_skipped:
+        learner.schedule.step()
+        if learner.average is not None:
+            learner.average.update(learner.policy.network)
+
+
+@torch.no_grad()
+def evaluate(learner: Learner, held_out: PairLoader) -> dict[str, float]:
+    """Judge the held-out pairs, with the same times and noises every time; every process does the same."""
+    train, rows, names = learner.config.train, [], []
+    learner.policy.network.eval()  # an adapter's dropout would not be the same every time
+    for batch in held_out.held_out(train.batch, limit=train.eval_pairs):
+        output = forward(learner, batch, epoch=0)
+        names = list(output.metrics)
+        rows.append(torch.stack([v.cpu().double() for v in (output.loss, *output.metrics.values())], dim=1))
+    learner.policy.network.train()
+    table = torch.cat(rows)
+    metrics = {"loss": table[:, 0].mean().item(), **mean_metrics(names, table[:, 1:])}
+    return {f"eval/{name}": value for name, value in metrics.items()}

@@ -1,0 +1,1 @@
+"""Small worlds that draw and check: the embedded default, and a real test."""

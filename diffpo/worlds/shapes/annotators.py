@@ -1,0 +1,142 @@
+"""Simulated annotators: people who want what the caption says, and who have taste.
+
+    utility = 2 fidelity + sum over k of weight_k exp(-((x_k - optimum_k) / width_k)^2 / 2)
+
+Fidelity is the verifier's score. The x_k are how much of the image the shapes cover, how saturated they are, and how
+close their common centroid is to the middle. Each optimum lies inside the range: too much of a good thing lowers the
+utility, so over-optimisation shows. The judge (`annotator=None`) is the mean utility of all annotators.
+
+Choices are noisy: a tie where the utilities differ by less than `TIE_THRESHOLD`; else Bradley-Terry with
+`TEMPERATURE`; then, with probability `FLIP_RATE`, the opposite. Nobody here is real.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import exp, hypot
+
+import torch
+
+from diffpo.worlds.shapes.scenes import IMAGE_SIZE, parse_caption
+from diffpo.worlds.shapes.verify import ImageLike, Seen, judge, see
+
+FIDELITY_WEIGHT = 2.0
+WIDTHS = {"coverage": 0.06, "saturation": 0.18, "centring": 0.2}
+TEMPERATURE = 0.2
+TIE_THRESHOLD = 0.15
+FLIP_RATE = 0.04
+
+
+@dataclass(frozen=True)
+class Taste:
+    """What taste looks at. All in [0, 1].
+
+    Attributes:
+        coverage: Share of the image that the objects cover.
+        saturation: HSV saturation of the objects, weighted by area.
+        centring: 1 - distance of the objects' common centroid from the middle, in half image widths.
+    """
+
+    coverage: float
+    saturation: float
+    centring: float
+
+
+@dataclass(frozen=True)
+class Annotator:
+    """One simulated person: where the optimum of each taste lies, and how much it matters."""
+
+    user_id: str
+    optimum: Taste
+    weight: Taste
+
+
+ANNOTATORS = {
+    annotator.user_id: annotator
+    for annotator in (
+        Annotator("ada", Taste(0.27, 0.90, 0.90), Taste(2.0, 0.8, 0.5)),  # large and vivid
+        Annotator("ben", Taste(0.31, 0.80, 0.80), Taste(2.4, 0.4, 0.2)),  # as large as may be, the rest matters little
+        Annotator("chi", Taste(0.25, 0.95, 0.60), Taste(1.2, 1.4, 0.6)),  # colour first, and off the middle
+        Annotator("dee", Taste(0.24, 0.50, 0.95), Taste(1.4, 1.2, 0.8)),  # pale, well centred, not too large
+    )
+}
+
+
+def measure(seen: Seen) -> Taste | None:
+    """What taste looks at, or None where there is no object."""
+    area = sum(item.area for item in seen.objects)
+    if not seen.objects or area <= 0:
+        return None
+    saturation, x, y = (sum(getattr(o, k) * o.area for o in seen.objects) / area for k in ("saturation", "x", "y"))
+    half = IMAGE_SIZE / 2
+    return Taste(area / IMAGE_SIZE**2, saturation, max(0.0, 1 - hypot(x - half, y - half) / half))
+
+
+def taste_utility(taste: Taste | None, annotator: Annotator) -> float:
+    """The taste term of one annotator; 0, its worst value, where there is no object."""
+    if taste is None:
+        return 0.0
+    total = 0.0
+    for name, width in WIDTHS.items():
+        distance = (getattr(taste, name) - getattr(annotator.optimum, name)) / width
+        total += getattr(annotator.weight, name) * exp(-0.5 * distance**2)
+    return total
+
+
+def utility(image: ImageLike, caption: str, annotator: str | None = None) -> float:
+    """How much an annotator likes an image for a caption.
+
+    Args:
+        image: As for `verify`.
+        caption: A caption of the grammar.
+        annotator: A `user_id`, or None for the judge: the mean over all annotators.
+
+    Raises:
+        ValueError: If the annotator is unknown, or as for `verify`.
+    """
+    return utilities([image], [caption], annotator)[0]
+
+
+def utilities(images: Sequence[ImageLike], captions: Sequence[str], annotator: str | None = None) -> list[float]:
+    """`utility` for each image and its caption."""
+    people = _people(annotator)
+    return [_utility(see(i), c, people) for i, c in zip(images, captions, strict=True)]
+
+
+def utility_table(images: Sequence[ImageLike], captions: Sequence[str]) -> list[dict[str, float]]:
+    """For each image: the utility of every annotator by `user_id`, looking at the image only once."""
+    rows = []
+    for image, caption in zip(images, captions, strict=True):
+        seen = see(image)
+        rows.append({name: _utility(seen, caption, [person]) for name, person in ANNOTATORS.items()})
+    return rows
+
+
+def choose(utility_0: float, utility_1: float, generator: torch.Generator) -> float:
+    """One noisy choice between two images: the label of image 0 (1.0 preferred, 0.0 the other is, 0.5 a tie)."""
+    u, flip = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
+    difference = utility_0 - utility_1
+    if abs(difference) < TIE_THRESHOLD:
+        return 0.5
+    prefers_0 = u < preference(utility_0, utility_1)
+    return float(prefers_0 != (flip < FLIP_RATE))
+
+
+def preference(utility_0: float, utility_1: float) -> float:
+    """Bradley-Terry: P(image 0 is preferred) = sigmoid((u_0 - u_1) / temperature), before flips and ties."""
+    return 1 / (1 + exp((utility_1 - utility_0) / TEMPERATURE))
+
+
+def _people(annotator: str | None) -> list[Annotator]:
+    if annotator is None:
+        return list(ANNOTATORS.values())
+    if annotator not in ANNOTATORS:
+        raise ValueError(f"unknown annotator {annotator!r}; choose one of {sorted(ANNOTATORS)}, or None for their mean")
+    return [ANNOTATORS[annotator]]
+
+
+def _utility(seen: Seen, caption: str, people: Sequence[Annotator]) -> float:
+    fidelity = judge(seen, parse_caption(caption)).score
+    taste = measure(seen)
+    return FIDELITY_WEIGHT * fidelity + sum(taste_utility(taste, person) for person in people) / len(people)

@@ -1,0 +1,52 @@
+"""Finds the files of the shapes world: in the source tree first, then in the installed package.
+
+pipeline/   a complete StableDiffusionPipeline      pairs/     train.parquet, validation.parquet (Pick-a-Pic's columns)
+pickscore/  a CLIP in PickScore's format            prompts/   train.txt, validation.txt, heldout.txt
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_PACKAGE = Path(__file__).resolve().parents[2]
+
+
+def candidates() -> tuple[Path, Path]:
+    """Where the assets may be, in the order in which they are looked for."""
+    return _PACKAGE.parent / "assets" / "shapes", _PACKAGE / "assets" / "shapes"
+
+
+def shapes_dir() -> Path:
+    """The folder that holds the assets.
+
+    Raises:
+        FileNotFoundError: If neither the source tree nor the package has them.
+    """
+    for folder in candidates():
+        if folder.is_dir():
+            return folder
+    looked = " and ".join(str(folder) for folder in candidates())
+    raise FileNotFoundError(
+        f"the shapes world's assets are missing (looked in {looked}); make them: python scripts/build_shapes.py"
+    )
+
+
+def asset_path(name: str) -> Path:
+    """The path of one asset, for example "pipeline", "pairs/train.parquet", "prompts/heldout.txt".
+
+    Raises:
+        FileNotFoundError: If it does not exist.
+    """
+    for folder in candidates():
+        if (folder / name).exists():
+            return folder / name
+    raise FileNotFoundError(f"{shapes_dir() / name} is missing; make it: python scripts/build_shapes.py")
+
+
+def read_prompts(split: str) -> list[str]:
+    """The shipped prompts of a split, one per line. The 200 of "heldout" are what the demo is measured on.
+
+    Raises:
+        FileNotFoundError: If there is no such list.
+    """
+    return asset_path(f"prompts/{split}.txt").read_text(encoding="utf-8").splitlines()

@@ -1,0 +1,237 @@
+"""Checks a picture against its caption, exactly, in the manner of GenEval: seven attributes, each right or wrong.
+
+How it sees: backgrounds are grays and objects are not, and mixing a colour with gray keeps its hue, so chroma =
+max(rgb) - min(rgb) separates objects from background and hue separates objects from each other, also where edges are
+blurred. Connected pixels of one hue class are one object; its shape is the template of equal area and centroid that
+overlaps it most (soft IoU).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import permutations
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy import ndimage
+
+from diffpo.worlds.shapes.render import signed_distance, to_uint8
+from diffpo.worlds.shapes.scenes import BACKGROUNDS, COLORS, HUES, IMAGE_SIZE, SHAPES, SceneSpec, parse_caption
+
+ATTRIBUTES = ("objects", "color1", "shape1", "color2", "shape2", "relation", "background")
+UNKNOWN = "unknown"
+
+MIN_CHROMA = 0.15  # below: background
+MIN_AREA = 30  # pixels; smaller specks are no objects (the smallest drawn object has 55)
+MIN_OVERLAP = 0.7  # soft IoU with the best template; below: no shape of this world
+MIN_PLAIN = 0.8  # share of the background pixels that must be close to their median
+PLAIN_TOLERANCE = 0.12
+
+# Area of each shape of size 1, to turn an area into the size of its template.
+UNIT_AREA = {"circle": np.pi, "square": 3.24, "triangle": 0.75 * 3**0.5 * 1.69, "cross": 2 * 2.2 * 0.76 - 0.76**2}
+
+ImageLike = Image.Image | np.ndarray | torch.Tensor
+
+
+@dataclass(frozen=True)
+class FoundObject:
+    """One object as the verifier sees it. Pixels; `saturation` as in HSV."""
+
+    color: str
+    shape: str
+    x: float
+    y: float
+    area: float
+    saturation: float
+    overlap: float
+
+
+@dataclass(frozen=True)
+class Seen:
+    """All that is seen in a picture: its objects, the largest first, and its background (or "unknown")."""
+
+    objects: tuple[FoundObject, ...]
+    background: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Which attributes of the caption the picture shows."""
+
+    objects: bool
+    color1: bool
+    shape1: bool
+    color2: bool
+    shape2: bool
+    relation: bool
+    background: bool
+
+    @property
+    def attributes(self) -> dict[str, bool]:
+        """The seven attributes by name, in the order of `ATTRIBUTES`."""
+        return asdict(self)
+
+    @property
+    def score(self) -> float:
+        """Share of the attributes that are right."""
+        return sum(self.attributes.values()) / len(ATTRIBUTES)
+
+    @property
+    def passed(self) -> bool:
+        """Whether all are right."""
+        return all(self.attributes.values())
+
+
+def verify(image: ImageLike, caption: str) -> Verdict:
+    """Check one picture.
+
+    Args:
+        image: PIL, uint8 `[64 64 3]`, or a float tensor `[3 64 64]` in [0, 1].
+        caption: A caption of the grammar.
+
+    Raises:
+        ValueError: If the caption is not of the grammar or the image is not 64x64 RGB.
+    """
+    return judge(see(image), parse_caption(caption))
+
+
+def verify_batch(images: Sequence[ImageLike], captions: Sequence[str]) -> list[Verdict]:
+    """`verify` for each image and its caption."""
+    return [verify(image, caption) for image, caption in zip(images, captions, strict=True)]
+
+
+def judge(seen: Seen, spec: SceneSpec) -> Verdict:
+    """Compare what is seen with what is asked, in the assignment of objects that is kindest to the picture."""
+    found = list(seen.objects[:2]) + [None] * (2 - len(seen.objects[:2]))
+    background = seen.background == spec.background
+    verdicts = []
+    for first, second in permutations(found):
+        verdicts.append(
+            Verdict(
+                objects=len(seen.objects) == 2,
+                color1=first is not None and first.color == spec.first.color,
+                shape1=first is not None and first.shape == spec.first.shape,
+                color2=second is not None and second.color == spec.second.color,
+                shape2=second is not None and second.shape == spec.second.shape,
+                relation=first is not None and second is not None and _relation(first, second) == spec.relation,
+                background=background,
+            )
+        )
+    return max(verdicts, key=lambda verdict: verdict.score)
+
+
+def see(image: ImageLike) -> Seen:
+    """Find the objects and the background of one picture (same kinds of image as `verify`)."""
+    rgb = to_array(image).astype(np.float32) / 255
+    chroma = rgb.max(-1) - rgb.min(-1)
+    colored = chroma > MIN_CHROMA
+    classes = np.full(chroma.shape, -1)
+    classes[colored] = _nearest_hue(_hue(rgb[colored], chroma[colored]))
+    parts: list[np.ndarray] = []
+    for index in np.unique(classes[colored]):
+        labels, count = ndimage.label(classes == index)
+        sizes = np.bincount(labels.ravel(), minlength=count + 1)
+        parts += [labels == i for i in range(1, count + 1) if sizes[i] >= MIN_AREA]
+    owner = np.full(chroma.shape, -1)
+    for number, part in enumerate(parts):
+        owner[part] = number
+    found = [_describe(rgb, chroma, owner, number) for number in range(len(parts))]
+    found.sort(key=lambda item: -item.area)
+    return Seen(tuple(found), _background(rgb, chroma))
+
+
+def to_array(image: ImageLike) -> np.ndarray:
+    """Any accepted image -> uint8 `[64 64 3]`.
+
+    Raises:
+        ValueError: If it has another size, number of channels or type of number.
+    """
+    if isinstance(image, Image.Image):
+        image = np.asarray(image.convert("RGB"))
+    elif isinstance(image, torch.Tensor):
+        if image.ndim != 3 or not image.is_floating_point():
+            raise ValueError(f"expected a float tensor [3 64 64] in [0, 1], got {tuple(image.shape)} of {image.dtype}")
+        image = to_uint8(image.detach().float().unsqueeze(0))[0]
+    if image.shape != (IMAGE_SIZE, IMAGE_SIZE, 3) or image.dtype != np.uint8:
+        raise ValueError(f"expected a {IMAGE_SIZE}x{IMAGE_SIZE} RGB image of uint8, got {image.shape} of {image.dtype}")
+    return image
+
+
+def _hue(rgb: np.ndarray, chroma: np.ndarray) -> np.ndarray:
+    """HSV hue in degrees, `[...]` for `[... 3]`; 0 where there is no chroma."""
+    red, green, blue = rgb[..., 0], rgb[..., 1], rgb[..., 2]
+    largest = rgb.max(-1)
+    c = np.maximum(chroma, 1e-6)
+    sector = np.where(
+        largest == red,
+        ((green - blue) / c) % 6,
+        np.where(largest == green, (blue - red) / c + 2, (red - green) / c + 4),
+    )
+    return 60 * sector
+
+
+def _nearest_hue(hue: np.ndarray) -> np.ndarray:
+    """Index into `COLORS` of the nearest hue on the circle."""
+    distance = np.abs((hue[..., None] - np.array(list(HUES.values())) + 180) % 360 - 180)
+    return distance.argmin(-1)
+
+
+def _describe(rgb: np.ndarray, chroma: np.ndarray, owner: np.ndarray, number: int) -> FoundObject:
+    """Colour, shape and measures of one object.
+
+    A pixel's share in the object is its chroma relative to the object's own, made a little steeper so that noise in the
+    background counts as nothing and noise inside as full.
+
+    Args:
+        rgb: The picture in [0, 1], `[64 64 3]`.
+        chroma: Its chroma, `[64 64]`.
+        owner: The number of the object that each pixel belongs to, or -1, `[64 64]`.
+        number: Which object.
+    """
+    rows, columns = np.nonzero(owner == number)
+    window = tuple(slice(max(0, axis.min() - 3), axis.max() + 4) for axis in (rows, columns))
+    rgb, chroma, owner = rgb[window], chroma[window], owner[window]
+    part = owner == number
+    full = np.quantile(chroma[part], 0.8)
+    near = ndimage.binary_dilation(part, iterations=2) & ((owner == number) | (owner < 0))
+    alpha = np.clip((chroma / full - 0.15) / 0.7, 0, 1) * near
+    area = float(alpha.sum())
+    grid_y, grid_x = (np.arange(s.start, s.start + n) + 0.5 for s, n in zip(window, alpha.shape, strict=True))
+    x, y = float(alpha.sum(0) @ grid_x) / area, float(alpha.sum(1) @ grid_y) / area
+    shape, overlap = _shape(alpha, grid_x - x, grid_y - y, area)
+    mean = rgb[part & (chroma > 0.8 * full)].mean(0, keepdims=True)
+    spread = mean.max(-1) - mean.min(-1)
+    color = COLORS[int(_nearest_hue(_hue(mean, spread))[0])]
+    return FoundObject(color, shape, x, y, area, float(spread[0] / mean.max()), overlap)
+
+
+def _shape(alpha: np.ndarray, dx: np.ndarray, dy: np.ndarray, area: float) -> tuple[str, float]:
+    """The shape whose template of equal area and centroid overlaps most; the soft IoU (sum of minima / maxima)."""
+    overlaps = {}
+    for name in SHAPES:
+        size = (area / UNIT_AREA[name]) ** 0.5
+        template = np.clip(0.5 - signed_distance(name, dx[None, :], dy[:, None], size), 0, 1)
+        overlaps[name] = float(np.minimum(template, alpha).sum() / np.maximum(template, alpha).sum())
+    best = max(overlaps, key=overlaps.__getitem__)
+    return (best if overlaps[best] >= MIN_OVERLAP else UNKNOWN), overlaps[best]
+
+
+def _background(rgb: np.ndarray, chroma: np.ndarray) -> str:
+    """The nearest gray, or "unknown" where too little is gray or it is not plain."""
+    gray = rgb.mean(-1)[chroma < MIN_CHROMA]
+    if gray.size < 0.2 * chroma.size:
+        return UNKNOWN
+    middle = np.median(gray)
+    if (np.abs(gray - middle) < PLAIN_TOLERANCE).mean() < MIN_PLAIN:
+        return UNKNOWN
+    return min(BACKGROUNDS, key=lambda name: abs(BACKGROUNDS[name] - middle))
+
+
+def _relation(first: FoundObject, second: FoundObject) -> str:
+    """How `first` stands to `second`: along the axis on which their centroids differ more."""
+    dx, dy = first.x - second.x, first.y - second.y
+    if abs(dx) > abs(dy):
+        return "left of" if dx < 0 else "right of"
+    return "above" if dy < 0 else "below"

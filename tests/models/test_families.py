@@ -1,0 +1,193 @@
+"""Each family asks its network exactly as its diffusers pipeline does."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from tiny import PIPELINES
+from tiny_steps import make, moved, pair_batch
+
+from diffpo.core.process import DiscreteProcess, FlowProcess, Time
+from diffpo.core.types import Condition
+from diffpo.errors import UserError
+from diffpo.models import DENOISERS
+from diffpo.models.base import discrete_process
+from diffpo.models.encoders import load_encoders
+from diffpo.models.load import find_base
+from diffpo.models.tuning import Full
+
+SIZE = {"original_size": (96, 80), "crops_coords_top_left": (5, 7), "target_size": (18, 14)}
+"""SDXL's three: all different, so that no two can change places."""
+
+
+def overhear(folder, prompt: str, **more) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """(z, time, answer) of every forward that plain diffusers makes to draw one picture, without guidance."""
+    from diffusers import DiffusionPipeline
+
+    pipeline = DiffusionPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    network = pipeline.components[find_base(str(folder)).family.component]
+    heard = []
+
+    def listen(_, args, kwargs, output):
+        z = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        time = kwargs["timestep"] if "timestep" in kwargs else args[1]
+        heard.append((z.detach(), time.detach(), output[0].detach()))
+
+    network.register_forward_hook(listen, with_kwargs=True)
+    generator = torch.Generator().manual_seed(0)
+    pipeline(prompt, num_inference_steps=3, guidance_scale=1.0, height=16, width=16, generator=generator,
+             output_type="latent", **more)  # fmt: skip
+    return heard
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_predict_asks_as_the_pipeline_does(pipelines, name):
+    """Text, pooled state, sizes and time, with our own encoding of the prompt: the same answers at every step."""
+    denoiser, _ = make(pipelines(name), "full")
+    heard = overhear(pipelines(name), "a red circle", **(SIZE if name == "sdxl" else {}))
+    assert len(heard) == 3
+    encoded = load_encoders(Full(path=str(pipelines(name))), "cpu").encode_prompt("a red circle")
+    size = torch.tensor([[value for pair in SIZE.values() for value in pair]])
+    cond = Condition(
+        encoded["text"][None],
+        encoded["pooled"][None] if "pooled" in encoded else None,
+        extra={"size": size} if name == "sdxl" else {},
+    )
+    for z, time, answer in heard:
+        t = time.reshape(1) / 1000 if name == "sd3" else time.reshape(1)
+        with torch.no_grad():
+            ours = denoiser.predict(z.unsqueeze(2), t, cond)
+        torch.testing.assert_close(ours.squeeze(2), answer, rtol=1e-5, atol=1e-6)
+
+
+def answers(denoiser, batch, t, cond=None):
+    with torch.no_grad():
+        return denoiser.predict(batch.latent.chosen, t, batch.cond.chosen if cond is None else cond)
+
+
+def test_every_one_of_the_six_sizes_counts(pipelines):
+    denoiser, _ = make(pipelines("sdxl"), "full")
+    batch = pair_batch("sdxl", [0])
+    cond, t = batch.cond.chosen, torch.tensor([300])
+    before = answers(denoiser, batch, t)
+    for i in range(6):
+        size = cond.extra["size"].clone()
+        size[0, i] += 100
+        assert not torch.equal(
+            answers(denoiser, batch, t, Condition(cond.text, cond.pooled, extra={"size": size})), before
+        )
+
+
+def test_large_sizes_survive_half_precision(pipelines):
+    """bfloat16 holds 8 bits: 2049 and 2050 would be one number. The embedding's first frequency turns by 1 radian."""
+    denoiser, _ = make(pipelines("sdxl"), "full", torch.bfloat16)
+    batch = pair_batch("sdxl", [0], torch.bfloat16)
+    cond = batch.cond.chosen
+    one, two = (
+        answers(
+            denoiser, batch, torch.tensor([3]), Condition(cond.text, cond.pooled, extra={"size": torch.full((1, 6), s)})
+        )
+        for s in (2049, 2050)
+    )
+    assert not torch.equal(one, two)
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_every_row_has_its_own_time(pipelines, name):
+    """Eight rows at eight times, in float64, are eight batches of one; and the time matters."""
+    denoiser, _ = moved(pipelines(name))
+    rows = list(range(8))
+    batch = pair_batch(name, rows, torch.float64)
+    t = torch.linspace(0.02, 0.98, 8, dtype=torch.float64)
+    t = t if name == "sd3" else (1000 * t).long()
+    together = answers(denoiser, batch, t)
+    for row in rows:
+        alone = answers(denoiser, pair_batch(name, [row], torch.float64), t[row : row + 1])
+        torch.testing.assert_close(alone[0], together[row], rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(answers(denoiser, batch, t.flip(0)), together, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_the_answer_has_the_shape_of_the_question(pipelines, name):
+    denoiser, _ = make(pipelines(name), "full")
+    batch = pair_batch(name, [0, 1])
+    t = torch.tensor([0.5, 0.5]) if name == "sd3" else torch.tensor([5, 5])
+    assert answers(denoiser, batch, t).shape == batch.latent.chosen.shape
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_video_is_refused(pipelines, name):
+    """Image networks: a second frame is our own mistake, and must not be folded into the batch in silence."""
+    denoiser, _ = make(pipelines(name), "full")
+    batch = pair_batch(name, [0])
+    with pytest.raises(AssertionError, match="2 frames"):
+        denoiser.predict(batch.latent.chosen.repeat(1, 1, 2, 1, 1), torch.tensor([0.5]), batch.cond.chosen)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_inputs_are_cast_to_the_weights(pipelines, dtype):
+    """Float32 latents and text from the cache meet weights of whatever dtype."""
+    denoiser, _ = make(pipelines("sd3"), "full", dtype)
+    assert denoiser.dtype == dtype
+    batch = pair_batch("sd3", [0])
+    assert answers(denoiser, batch, torch.tensor([0.5])).dtype == dtype
+
+
+def config(folder) -> dict:
+    return json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+
+
+@pytest.mark.parametrize(("name", "prediction"), [("sd15", "eps"), ("sd2", "v"), ("sdxl", "eps")])
+def test_a_discrete_process_is_the_scheduler(pipelines, name, prediction):
+    """The scheduler's own float32 table, whichever class the pipeline samples with."""
+    from diffusers import DiffusionPipeline
+
+    scheduler = DiffusionPipeline.from_pretrained(pipelines(name)).scheduler
+    process = make(pipelines(name), "full")[0].process
+    assert isinstance(process, DiscreteProcess) and process.prediction == prediction
+    assert process.alphas_cumprod.dtype == torch.float32
+    assert torch.equal(process.alphas_cumprod, scheduler.alphas_cumprod)
+
+
+def test_sd3_has_its_schedulers_shift(pipelines):
+    process = make(pipelines("sd3"), "full")[0].process
+    assert isinstance(process, FlowProcess) and process.prediction == "flow"
+    assert process.shift == config(pipelines("sd3"))["shift"] == 3.0
+
+
+def test_the_network_is_told_1000_sigma(pipelines):
+    denoiser, _ = make(pipelines("sd3"), "full")
+    batch, told = pair_batch("sd3", [0, 1]), []
+    denoiser.network.register_forward_pre_hook(lambda _, args: told.append(args[3]))
+    answers(denoiser, batch, torch.tensor([0.25, 0.999], dtype=torch.float64))
+    torch.testing.assert_close(told[0], torch.tensor([250.0, 999.0]))
+
+
+def test_times_keep_float32_beside_half_weights(pipelines):
+    """bfloat16 would make 999.0 a 1000."""
+    denoiser, _ = make(pipelines("sd3"), "full", torch.bfloat16)
+    told = []
+    denoiser.network.register_forward_pre_hook(lambda _, args: told.append(args[3]))
+    answers(denoiser, pair_batch("sd3", [0]), torch.tensor([0.999], dtype=torch.float64))
+    assert told[0].item() == pytest.approx(999.0, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_times_of_the_config_reach_the_process(pipelines, name):
+    time = Time(density="uniform", low=0.1, high=0.2)
+    assert make(pipelines(name), "full", time=time)[0].process.time == time
+
+
+def test_a_parametrisation_that_is_not_trained_is_refused(pipelines):
+    with pytest.raises(UserError, match="prediction_type is 'sample'; diffpo trains epsilon and v_prediction"):
+        discrete_process(config(pipelines("sd15")) | {"prediction_type": "sample"}, Time())
+
+
+def test_names_are_told_apart():
+    """One pipeline class, one family; a network is looked up by the component's name."""
+    classes = [name for family in DENOISERS.values() for name in family.pipelines]
+    assert len(classes) == len(set(classes))
+    assert {family.component for family in DENOISERS.values()} == {"unet", "transformer"}

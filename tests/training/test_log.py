@@ -1,0 +1,72 @@
+"""Metrics: their means, by quartile of time, and the file that reads as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from diffpo.training.log import RunLog, mean_metrics
+
+
+class Process:
+    """What a log needs to know of accelerate: whether this is the first process; it notes what trackers are told."""
+
+    def __init__(self, first=True):
+        self.is_main_process, self.told = first, []
+
+    def log(self, values, step):
+        self.told.append((step, values))
+
+
+def test_means_and_quartiles_by_hand():
+    """Times 0.1, 0.2, 0.6 and 1.0 lie in quartiles 1, 1, 3 and 4."""
+    rows = torch.tensor([[0.1, 1.0, 3.0], [0.2, 0.0, 5.0], [0.6, 0.5, 0.0], [1.0, 1.0, 0.0]], dtype=torch.float64)
+    assert mean_metrics(["time", "rewards/accuracies", "error/chosen"], rows) == pytest.approx(
+        {
+            "rewards/accuracies": 0.625,
+            "error/chosen": 2.0,
+            "rewards/accuracies/t1": 0.5,
+            "rewards/accuracies/t3": 0.5,
+            "rewards/accuracies/t4": 1.0,
+        }
+    )
+
+
+def test_without_accuracies_there_are_no_quartiles():
+    rows = torch.tensor([[0.1, 3.0], [0.9, 5.0]], dtype=torch.float64)
+    assert mean_metrics(["time", "error/chosen"], rows) == {"error/chosen": 4.0}
+
+
+def write(folder, start, steps, process):
+    with RunLog(process, folder, start, 9, "run") as log:
+        for step in steps:
+            log.write(step, {"loss": float(step)})
+            log.advance(step, {"loss": float(step)})
+
+
+def test_a_resumed_log_is_cut_back_to_the_checkpoint(tmp_path):
+    write(tmp_path, 0, [1, 2, 3], Process())
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')  # as a kill leaves it
+    write(tmp_path, 2, [3, 4], Process())
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [{"step": step, "loss": float(step)} for step in (1, 2, 3, 4)]
+
+
+def test_only_the_first_process_writes(tmp_path):
+    write(tmp_path, 0, [1], Process(first=False))
+    assert not list(tmp_path.iterdir())
+
+
+def test_trackers_are_told(tmp_path):
+    process = Process()
+    write(tmp_path, 0, [1, 2], process)
+    assert process.told == [(1, {"loss": 1.0}), (2, {"loss": 2.0})]
+
+
+def test_timing_is_per_update(tmp_path):
+    with RunLog(Process(), tmp_path, 0, 1, "run") as log:
+        values = log.timing(8)
+    assert values["time/pairs_per_second"] == pytest.approx(8 / values["time/seconds"])
