@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import diffpo.data.cache
+import diffpo.disk.files
 import diffpo.generation.images
 import diffpo.scorers.scores
 import diffpo.training.checkpoint
@@ -42,7 +43,7 @@ def at_call(module: Any, name: str, number: int, instead: Callable[..., Any] = d
 
 
 def half_a_shard(path: Path, write: Callable[[Any], None]) -> None:
-    with path.with_name(f".{path.name}.killed").open("wb") as file:
+    with path.with_name(f".{path.name}.killed.unfinished").open("wb") as file:
         write(file)
         file.truncate(100)
     die()
@@ -55,23 +56,23 @@ def half_a_file(content: Any, path: Path) -> None:
 
 def unrenamed_export() -> None:
     """Die when `final/` is written but does not yet have its name."""
-    sync = diffpo.training.checkpoint._sync
+    put = diffpo.disk.files._put
 
-    def synced(path: Path) -> None:
-        sync(path)
-        if path.name == ".tmp-final":
+    def killed(new: Path, path: Path) -> None:
+        if path.name == "final":
             die()
+        put(new, path)
 
-    diffpo.training.checkpoint._sync = synced
+    diffpo.disk.files._put = killed
 
 
 PLACES: dict[str, Callable[[], None]] = {
-    "encoding": lambda: at_call(diffpo.data.cache, "write_whole", 3, half_a_shard),  # key.json, one shard, and now
+    "encoding": lambda: at_call(diffpo.data.cache, "write_file", 3, half_a_shard),  # key.json, one shard, and now
     "step": lambda: at_call(diffpo.training.train, "step_optimizer", 4),
     "checkpoint": lambda: at_call(
         diffpo.training.checkpoint, "save_file", 5, half_a_file
     ),  # 3 files each: the 2nd of the 2nd
-    "pruning": lambda: at_call(diffpo.training.checkpoint.shutil, "rmtree", 4),  # each save clears its .tmp first
+    "pruning": lambda: at_call(diffpo.training.checkpoint, "remove", 1),
     "export": unrenamed_export,
     "sampling": lambda: at_call(diffpo.generation.images, "sample_images", 3),
     "naming": lambda: at_call(diffpo.generation.images, "_give_names", 2),

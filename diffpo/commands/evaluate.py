@@ -23,7 +23,7 @@ from diffpo.commands.compare import run_compare
 from diffpo.config.evaluation import Evaluation, JudgedModel
 from diffpo.config.options import make_scorer
 from diffpo.config.run import Config, load_config
-from diffpo.disk.files import write_atomic
+from diffpo.disk.files import write_file
 from diffpo.disk.progress import stderr_console
 from diffpo.errors import UserError
 from diffpo.generation.generate import GenerateOptions
@@ -189,7 +189,7 @@ def _compare(evaluation: Evaluation, media: tuple[Path, ...], scorers: list[str]
     """Compare, and write everything that a reader sees."""
     output = Path(evaluation.output)
     text = yaml.safe_dump(_plain(dataclasses.asdict(evaluation)), sort_keys=False, allow_unicode=True)
-    write_atomic(output / "evaluation.yaml", text.encode())
+    write_file(output / "evaluation.yaml", text.encode())
     result = run_compare(
         media,
         models=[],

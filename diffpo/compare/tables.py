@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from diffpo.compare.comparison import Comparison, ScorerResult, number, p_value, percent, plus_minus, signed, span
 from diffpo.compare.stats import Estimate, WinRate
 from diffpo.compare.tournament import Ranking
-from diffpo.disk.files import write_atomic
+from diffpo.disk.files import write_file
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -36,7 +36,7 @@ def write_csv(path: str | Path, comparisons: Sequence[Comparison]) -> None:
     writer = csv.DictWriter(output, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows({k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()} for row in rows)
-    write_atomic(Path(path), output.getvalue().encode())
+    write_file(Path(path), output.getvalue().encode())
 
 
 def write_latex(path: str | Path, comparisons: Sequence[Comparison]) -> None:
@@ -58,7 +58,7 @@ def write_latex(path: str | Path, comparisons: Sequence[Comparison]) -> None:
         lines += [_latex_row(result) for result in comparison.results]
     marks = any(result.in_loop for comparison in comparisons for result in comparison.results)
     lines += [r"\bottomrule", r"\end{tabular}"] + ([r"\par\smallskip $^*$ used in training"] if marks else [])
-    write_atomic(Path(path), ("\n".join(lines) + "\n").encode())
+    write_file(Path(path), ("\n".join(lines) + "\n").encode())
 
 
 def latex(text: str) -> str:

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 from diffpo.data.cache import default_cache_dir
 from diffpo.data.records import digest
 from diffpo.data.splits import load_splits
+from diffpo.disk.files import write_file
 from diffpo.disk.progress import track
-from diffpo.disk.shards import write_whole
 from diffpo.errors import UserError
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def compute_rows(
         for path, rows in missing:
             chunk = list(itertools.islice(results, len(rows)))
             assert len(chunk) == len(rows), f"{len(chunk)} results for {len(rows)} rows"
-            write_whole(path, lambda file, chunk=chunk: file.write(json.dumps(chunk).encode()))
+            write_file(path, json.dumps(chunk))
     found = [row for path, _ in chunks for row in _read(path)]
     return {name: [row[name] for row in found] for name in found[0]}
 
@@ -192,13 +192,13 @@ class Target:
         assert len(added) == len(kept), (len(added), len(kept))
         self.folder.mkdir(parents=True, exist_ok=True)
         self._write_record({})
-        write_whole(self.path, write_parquet)
+        write_file(self.path, write_parquet)
         self._write_record({"rows": len(kept), "columns": list(columns), **(notes or {})})
         return self.path
 
     def _write_record(self, more: Mapping[str, Any]) -> None:
         text = json.dumps(self._provenance() | dict(more), indent=2)
-        write_whole(self.record, lambda file: file.write(text.encode()))
+        write_file(self.record, text)
 
     def _provenance(self) -> dict[str, Any]:
         """What decides the table; a table that was derived itself brings its own provenance along."""

@@ -11,14 +11,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffpo.disk.files import whole_folder
 from diffpo.disk.progress import track
-from diffpo.errors import UserError, disk_is_full
+from diffpo.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Features
@@ -74,28 +73,9 @@ def write_table(
     Raises:
         UserError: The disk is full; what stood there before is untouched.
     """
-    folder = folder.absolute()
-    temporary = folder.with_name(f".tmp-{folder.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
+    with whole_folder(folder.absolute()) as temporary:
         _write_shards(temporary, features, track(rows, "Writing pairs", total))
         (temporary / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        for path in (*temporary.iterdir(), temporary):
-            _sync(path)
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
-        _sync(folder.parent)
-    except OSError as error:
-        if not disk_is_full(error):
-            raise
-        raise UserError(
-            f"The disk is full: {folder} could not be written ({error.strerror}). Make room and run the command again, "
-            "or choose another disk for --out."
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write_shards(folder: Path, features: Features, rows: Iterator[dict[str, Any]]) -> None:
@@ -115,11 +95,3 @@ def _write_shards(folder: Path, features: Features, rows: Iterator[dict[str, Any
             size += content.nbytes
     for number, file in enumerate(files):
         file.rename(folder / f"train-{number:05d}-of-{len(files):05d}.parquet")
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

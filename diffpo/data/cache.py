@@ -36,8 +36,9 @@ from diffpo.data.encode import (
 )
 from diffpo.data.images import BrokenImage, Prepared, target_sizes
 from diffpo.disk.ahead import ahead
+from diffpo.disk.files import write_file
 from diffpo.disk.progress import track
-from diffpo.disk.shards import Shard, cut, entry_tensors, make_entry, read_shards, write_entries, write_whole
+from diffpo.disk.shards import Shard, cut, entry_tensors, make_entry, read_shards, write_entries
 from diffpo.errors import UserError
 
 if TYPE_CHECKING:
@@ -118,12 +119,12 @@ class EncodingCache:
         except OSError as error:
             raise UserError(f"{self.folder} cannot be made ({error.strerror}): set data.cache_dir.") from error
         if mine:
-            write_whole(self.folder / "key.json", lambda file: file.write(json.dumps(self.key, indent=2).encode()))
+            write_file(self.folder / "key.json", json.dumps(self.key, indent=2))
         total = sum(len(shard.entries) for shard in mine)
         with contextlib.closing(track(self._encode(mine), "Encoding", total, shown=rank == 0)) as entries:
             for shard in mine:
                 content = itertools.islice(entries, len(shard.entries))
-                write_whole(shard.path, lambda file, content=content: write_entries(file, content))
+                write_file(shard.path, lambda file, content=content: write_entries(file, content))
 
     def _encode(self, shards: list[Shard]) -> Iterator[dict[str, Any]]:
         """Yield the entries of `shards`; images are decoded and cropped by threads a few rows ahead."""

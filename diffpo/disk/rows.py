@@ -1,8 +1,8 @@
 """Rows by content, on disk: what was computed once is read, whoever asks for it, in whatever order.
 
-A store is a folder whose name is the hash of its *recipe*: all that decides a row besides what the row is made of. A row
-has a *key*, the hash of what it is made of. So a changed setting cannot read a stale row, and another table, another
-order or a moved disk computes nothing again.
+A store is a folder whose name is the hash of its *recipe*: all that decides a row besides what the row is made of. A
+row has a *key*, the hash of what it is made of. So a changed setting cannot read a stale row, and another table,
+another order or a moved disk computes nothing again.
 
     store = RowStore("encodings", {"encoder": ..., "dtype": ...})
     store.fill(keys, compute, "Encoding")          # computes what is missing; any number of processes share the work
@@ -89,20 +89,19 @@ class RowStore:
         """Look again at what is on the disk, such as what other processes have written."""
         self._files = sorted(self.folder.glob("*.arrow"))
         self._tables: dict[int, pyarrow.Table] = {}
-        keys, places = [np.zeros(0, f"V{KEY_BYTES}")], [np.zeros((0, 2), np.int32)]
+        keys, places = [np.zeros((0, 2), ">u8")], [np.zeros((0, 2), np.int32)]
         for number in range(len(self._files)):
             column = self._table(number).column("key").combine_chunks()
-            found = np.frombuffer(column.buffers()[1] or b"", f"V{KEY_BYTES}", len(column), KEY_BYTES * column.offset)
+            found = np.frombuffer(column.buffers()[1], ">u8")[2 * column.offset :][: 2 * len(column)].reshape(-1, 2)
             keys.append(found)
             places.append(np.stack([np.full(len(found), number, np.int32), np.arange(len(found), dtype=np.int32)], 1))
-        whole = np.concatenate(keys).view("S%d" % KEY_BYTES)  # noqa: UP031 - the width of a type code
-        whole = np.concatenate(keys).view([("high", ">u8"), ("low", ">u8")])
-        order = np.argsort(whole, kind="stable", order=("high", "low"))
-        self._keys, self._places = whole[order], np.concatenate(places)[order]
+        high, low = np.concatenate(keys).astype(np.uint64).T
+        order = np.lexsort((low, high))
+        self._high, self._low, self._places = high[order], low[order], np.concatenate(places)[order]
 
     def __len__(self) -> int:
         """Count the rows on disk, those that were computed twice included."""
-        return len(self._keys)
+        return len(self._high)
 
     def __contains__(self, key: bytes) -> bool:
         """Whether a row is there."""
@@ -165,6 +164,7 @@ class RowStore:
         Raises:
             UserError: The disk is full, or whatever `compute` raises. Finished files stay.
         """
+        sweep(self.folder)
         pieces = self.pending(keys, rank=rank, world=world)
         rows = itertools.chain.from_iterable(compute(piece) for piece in pieces)
         with contextlib.closing(track(rows, title, sum(map(len, pieces)), shown=rank == 0)) as computed:
@@ -185,17 +185,16 @@ class RowStore:
                 f"{self.folder} cannot be made ({error.strerror}): set DIFFPO_CACHE to another folder."
             ) from error
         if not (self.folder / RECIPE).exists():
-            sweep(self.folder)
             write_json(self.folder / RECIPE, self.recipe)
         packed = (_pack(key, row) for key, row in zip(keys, rows, strict=True))
         write_file(self.folder / f"{secrets.token_hex(8)}.arrow", lambda file: _write(file, packed))
 
     def _find(self, key: bytes) -> tuple[int, int] | None:
-        wanted = np.frombuffer(key, [("high", ">u8"), ("low", ">u8")])[0]
-        start, stop = np.searchsorted(self._keys["high"], wanted["high"], "left"), 0
-        stop = np.searchsorted(self._keys["high"], wanted["high"], "right")
-        for i in range(start, stop):
-            if self._keys["low"][i] == wanted["low"]:
+        high, low = np.frombuffer(key, ">u8").astype(np.uint64)
+        for i in range(int(np.searchsorted(self._high, high)), len(self._high)):
+            if self._high[i] != high:
+                break
+            if self._low[i] == low:
                 number, row = self._places[i]
                 return int(number), int(row)
         return None

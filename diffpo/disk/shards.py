@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import os
-import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -14,7 +11,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import torch
 from torch import Tensor
 
-from diffpo.errors import UserError, disk_is_full
+from diffpo.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow
@@ -97,43 +94,6 @@ def write_entries(file: BinaryIO, entries: Iterator[dict[str, Any]]) -> None:
     with pyarrow.ipc.new_stream(file, schema) as writer:
         while batch := list(itertools.islice(entries, BATCH_ROWS)):
             writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
-
-
-def write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Write a file that is there completely or not at all, whatever happens meanwhile.
-
-    Raises:
-        UserError: The disk is full.
-    """
-    unfinished = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}")
-    try:
-        with unfinished.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        with contextlib.suppress(FileNotFoundError):  # another process finished the same file and cleared ours away
-            unfinished.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        if not disk_is_full(error):
-            raise
-        raise UserError(
-            f"The disk is full: {path} could not be written ({error.strerror}). Finished files stay; make room and run "
-            "the command again, or set data.cache_dir to another disk, data.cache_dtype=float16 for half the size, or "
-            "data.cache=false to do without."
-        ) from error
-    finally:
-        unfinished.unlink(missing_ok=True)
-    for left in path.parent.glob(f".{path.name}.*"):  # by processes that were killed
-        left.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def read_shards(shards: list[Shard]) -> Dataset:

@@ -24,8 +24,8 @@ import torch
 from diffpo.compat import pick_device
 from diffpo.core.types import Block
 from diffpo.disk.ahead import chunks
-from diffpo.disk.files import write_atomic, write_json
-from diffpo.disk.progress import progress_bar, stderr_console
+from diffpo.disk.files import write_file, write_json
+from diffpo.disk.progress import progress, stderr_console
 from diffpo.errors import UserError
 from diffpo.generation.sampling import sample_images
 from diffpo.media.folder import MANIFEST, SCORES, SETTINGS, Media, manifest_line, read_settings, write_manifest
@@ -150,8 +150,10 @@ def generate(
 def _run(
     pipeline: DiffusionPipeline, options: GenerateOptions, todo: list[list[Media]], out: Path, console: Console
 ) -> None:
-    with progress_bar(console) as bar, open(out / MANIFEST, "a", encoding="utf-8") as manifest:
-        task = bar.add_task("generate", total=sum(map(len, todo)))
+    with (
+        progress("Generating", sum(map(len, todo)), console=console) as advance,
+        open(out / MANIFEST, "a", encoding="utf-8") as manifest,
+    ):
         for batch in todo:
             images = sample_images(
                 pipeline,
@@ -166,10 +168,10 @@ def _run(
             for job, image in zip(batch, images, strict=True):
                 buffer = io.BytesIO()
                 image.save(buffer, format="PNG")
-                write_atomic(out / job.file, buffer.getvalue())
+                write_file(out / job.file, buffer.getvalue())
                 manifest.write(manifest_line(job))
             manifest.flush()
-            bar.advance(task, len(batch))
+            advance(len(batch))
 
 
 def _label(options: GenerateOptions) -> str:

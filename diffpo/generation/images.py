@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from diffpo.compat import pick_device
 from diffpo.disk.ahead import chunks
 from diffpo.disk.files import write_json
-from diffpo.disk.progress import progress_bar
+from diffpo.disk.progress import progress
 from diffpo.generation.generate import DTYPES, GenerateOptions, describe
 from diffpo.generation.sampling import sample_images
 from diffpo.media.folder import SETTINGS, Media, write_manifest
@@ -117,8 +117,7 @@ def make_images(work: Work, console: Console, *, rank: int = 0, world: int = 1) 
 def _sample(work: Work, batches: Sequence[Sequence[Media]], console: Console) -> None:
     options = work.options
     pipeline = open_pipeline(work.model, dtype=DTYPES[options.dtype], device=work.device)
-    with progress_bar(console) as bar:
-        task = bar.add_task(f"generate {work.settings['label']}", total=sum(map(len, batches)))
+    with progress(f"Generating {work.settings['label']}", sum(map(len, batches)), console=console) as advance:
         for batch in batches:
             images = sample_images(
                 pipeline,
@@ -131,7 +130,7 @@ def _sample(work: Work, batches: Sequence[Sequence[Media]], console: Console) ->
                 negative_prompt=options.negative_prompt,
             )
             _write_batch(work.folder, batch, images)
-            bar.advance(task, len(batch))
+            advance(len(batch))
 
 
 def finish_images(work: Work, prompts: PromptSet) -> None:

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffpo.disk.files import write_atomic
+from diffpo.disk.files import write_file
 from diffpo.errors import UserError
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def scores_file(source: str | Path) -> Path:
 
 def write_manifest(folder: Path, media: Iterable[Media]) -> None:
     """Write the whole manifest."""
-    write_atomic(folder / MANIFEST, "".join(map(manifest_line, media)).encode())
+    write_file(folder / MANIFEST, "".join(map(manifest_line, media)).encode())
 
 
 def manifest_line(media: Media) -> str:

@@ -179,7 +179,7 @@ def _from_hub(name: str, repo: str, pattern: str) -> Path:
 def _from_web(name: str, url: str) -> Path:
     from huggingface_hub import constants
 
-    from diffpo.disk.files import write_atomic
+    from diffpo.disk.files import write_file
 
     cache = Path(os.environ.get("DIFFPO_CACHE") or "~/.cache/diffpo").expanduser()
     path = cache / "prompts" / name / url.rsplit("/", 1)[1]
@@ -193,7 +193,7 @@ def _from_web(name: str, url: str) -> Path:
     except OSError as error:
         raise UserError(_absent(name, url)) from error
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, data)
+    write_file(path, data)
     return path
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffpo.disk.files import write_atomic
+from diffpo.disk.files import write_file
 from diffpo.errors import UserError
 from diffpo.media.prompt_files import READERS, PromptRecord, read_prompt_file
 from diffpo.media.prompt_sets import BENCHMARKS, benchmark_records, local_copy
@@ -81,7 +81,7 @@ def write_prompts(folder: str | Path, prompts: PromptSet) -> None:
     )
     if lines:
         text = "".join(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in lines)
-        write_atomic(Path(folder) / PROMPTS, text.encode())
+        write_file(Path(folder) / PROMPTS, text.encode())
 
 
 def read_prompts(folder: str | Path) -> dict[str, dict[str, Any]]:

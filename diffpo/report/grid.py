@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffpo.compare.comparison import number
-from diffpo.disk.files import write_atomic, write_json
+from diffpo.disk.files import write_file, write_json
 from diffpo.errors import UserError
 from diffpo.media.folder import SCORES, Media, open_image, read_media
 from diffpo.media.sheet import Cell, Row, draw_grid
@@ -117,4 +117,4 @@ def _save(image: Image, out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", optimize=True)
-    write_atomic(out, buffer.getvalue())
+    write_file(out, buffer.getvalue())

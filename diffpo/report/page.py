@@ -23,7 +23,7 @@ from diffpo.compare.comparison import WHAT, Comparison, number, p_value, percent
 from diffpo.compare.evidence import Evidence, read_evidence
 from diffpo.compare.tournament import Tournament, compare_all_evidence
 from diffpo.compare.votes import HUMAN
-from diffpo.disk.files import write_atomic
+from diffpo.disk.files import write_file
 from diffpo.errors import UserError
 from diffpo.media.folder import read_settings
 from diffpo.media.prompts import PromptSet
@@ -132,7 +132,7 @@ def write_report(
     )
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(out, page.encode())
+    write_file(out, page.encode())
     return out
 
 

@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffpo.disk.files import write_atomic
-from diffpo.disk.progress import progress_bar, stderr_console
+from diffpo.disk.files import write_file
+from diffpo.disk.progress import progress, stderr_console
 from diffpo.errors import UserError
 from diffpo.media.folder import SCORES, BrokenImage, Media, decode, home_of, read_file, read_media, scores_file
 
@@ -112,12 +112,11 @@ def score_folder(
     rows: Rows = {}
     left_out: dict[str, str] = {}
     saved, cost = time.monotonic(), 0.0
-    with progress_bar(console) as bar:
-        task = bar.add_task("score", total=len(media))
+    with progress("Scoring", len(media), console=console) as advance:
         for start in range(0, len(media), _CHUNK):
             chunk = media[start : start + _CHUNK]
             rows.update(_score_chunk(home_of(source), chunk, scorers, kept, left_out))
-            bar.advance(task, len(chunk))
+            advance(len(chunk))
             if time.monotonic() - saved > _SAVE_EVERY * cost:
                 began = time.monotonic()
                 kept.save(path, media, kept.rows | rows)  # what is ahead is checked when it is reached
@@ -177,7 +176,7 @@ def write_scores(path: Path, table: ScoreTable) -> None:
     )
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist([asdict(row) for row in table.rows], schema=schema), buffer)
-    write_atomic(path, buffer.getvalue())
+    write_file(path, buffer.getvalue())
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,15 @@
 """Checkpoints: safetensors plus JSON, keyed by parameter name, the same files for one device, DDP and FSDP2.
 
-A checkpoint is written into `.tmp-...`, synced to disk and renamed, so a folder with a final name is always complete;
-the newest one is found by listing. Nothing is pickled.
+A folder with a final name is always complete; the newest one is found by listing. Nothing is pickled.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -26,7 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
-from diffpo.errors import UserError, disk_is_full
+from diffpo.disk.files import UNFINISHED, remove, sweep, whole_folder
 
 NAME = "step-{:06d}"
 PATTERN = re.compile(r"step-(\d+)")
@@ -92,20 +87,16 @@ def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], values:
     Raises:
         UserError: The disk is full; the checkpoints before this one are untouched.
     """
-
-    def write(temporary: Path) -> None:
+    path = folder / NAME.format(step)
+    folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
+    with whole_folder(path) as temporary:
         for name, content in tensors.items():
             save_file(content, temporary / f"{name}.safetensors")
         (temporary / "state.json").write_text(json.dumps(values))
-
-    path = folder / NAME.format(step)
-    for left in folder.glob(".tmp-step-*"):  # by a kill
-        shutil.rmtree(left)
-    write_folder(path, write)
     complete = sorted(p for p in folder.iterdir() if PATTERN.fullmatch(p.name))
     for old in complete[:-keep]:
-        doomed = old.rename(old.with_name(f".tmp-{old.name}"))  # never half a folder under a final name
-        shutil.rmtree(doomed)
+        remove(old.rename(old.with_name(f".{old.name}{UNFINISHED}")))  # never half a folder under a final name
     return path
 
 
@@ -113,42 +104,6 @@ def load(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     """Read what `save` wrote."""
     tensors = {file.stem: load_file(file) for file in path.glob("*.safetensors")}
     return tensors, json.loads((path / "state.json").read_text())
-
-
-def write_folder(path: Path, write: Callable[[Path], None]) -> None:
-    """Fill a folder under a temporary name, sync it, and rename it; a folder that stood there is replaced.
-
-    Raises:
-        UserError: The disk is full.
-    """
-    temporary = path.with_name(f".tmp-{path.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        write(temporary)
-        for item in sorted(temporary.rglob("*"), reverse=True):
-            _sync(item)
-        _sync(temporary)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if disk_is_full(error):
-            raise UserError(
-                f"the disk is full: {path} could not be written. What was complete before is untouched; "
-                "free some space and run the same command again"
-            ) from error
-        raise
-    if path.exists():
-        shutil.rmtree(path)
-    temporary.rename(path)
-    _sync(path.parent)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a small file whole or not at all."""
-    temporary = path.with_name(f".tmp-{path.name}")
-    temporary.write_text(text)
-    _sync(temporary)
-    temporary.replace(path)
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -161,11 +116,3 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _own(x: Tensor) -> Tensor:
     return x.detach().cpu().contiguous().clone()  # safetensors refuses tensors that share memory
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

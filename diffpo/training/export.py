@@ -11,9 +11,10 @@ import yaml
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 
 from diffpo import __version__
+from diffpo.disk.files import whole_folder
 from diffpo.errors import UserError
 from diffpo.models.load import find_base
-from diffpo.training.checkpoint import trained_weights, write_folder
+from diffpo.training.checkpoint import trained_weights
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -43,14 +44,13 @@ def export(config: Config, accelerator: Accelerator, policy: Denoiser, folder: P
         base = find_base(config.model.path)
         network: Any = accelerator.unwrap_model(policy.network)
 
-        def write(path: Path) -> None:
+        with whole_folder(final) as path:
             config.model.save(path, base, network, weights)
             grid = newest_grid(folder)
             if grid is not None:
                 shutil.copyfile(grid, path / "grid.png")
             (path / "README.md").write_text(str(model_card(config, folder, base.family.component, grid is not None)))
 
-        write_folder(final, write)
         if push is not None:
             push_folder(final, push)
     accelerator.wait_for_everyone()

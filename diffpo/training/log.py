@@ -15,7 +15,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from diffpo.training.checkpoint import write_text
+from diffpo.disk.files import write_file
 
 QUARTILES = 4
 
@@ -58,7 +58,7 @@ class RunLog:
             path = folder / "metrics.jsonl"
             lines = path.read_text().splitlines() if path.exists() else []
             kept = [line for line in lines if _step(line) is not None and (_step(line) or 0) <= start]
-            write_text(path, "".join(f"{line}\n" for line in kept))
+            write_file(path, "".join(f"{line}\n" for line in kept))
             self._file = path.open("a")
         columns = ("[bold]{task.description}", "{task.fields[status]}")
         self._bar = Progress(

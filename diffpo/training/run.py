@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 import yaml
 
+from diffpo.disk.files import write_file
 from diffpo.errors import UserError
-from diffpo.training.checkpoint import newest, write_text
+from diffpo.training.checkpoint import newest
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -81,7 +82,7 @@ def claim_folder(config: Config, accelerator: Accelerator, fresh: bool) -> Path:
             _clear(folder)
         folder.mkdir(parents=True, exist_ok=True)
         tree = config.to_dict() | {"pairs per update": wanted["pairs per update"]}
-        write_text(file, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+        write_file(file, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
     accelerator.wait_for_everyone()
     return folder
 

@@ -22,8 +22,9 @@ from diffpo.core.noising import Inversion, trajectory
 from diffpo.core.types import Pair
 from diffpo.data.cache import CachedEncodings
 from diffpo.data.loader import PairLoader
+from diffpo.disk.files import write_file
 from diffpo.disk.progress import track
-from diffpo.disk.shards import cut, entry_tensors, make_entry, read_shards, write_entries, write_whole
+from diffpo.disk.shards import cut, entry_tensors, make_entry, read_shards, write_entries
 from diffpo.models import pipelines
 from diffpo.models.tuning import DTYPES
 from diffpo.training.learner import Learner
@@ -82,13 +83,13 @@ class KeptTrajectories:
         calls = learner.reference.lockstep(len(rows))
         self.folder.mkdir(parents=True, exist_ok=True)
         if mine:
-            write_whole(self.folder / "key.json", lambda file: file.write(json.dumps(self.key, indent=2).encode()))
+            write_file(self.folder / "key.json", json.dumps(self.key, indent=2))
         with contextlib.closing(
             track(self._entries(learner, rows), "Inverting", len(rows), shown=rank == 0)
         ) as entries:
             for shard in mine:
                 content = itertools.islice(entries, len(shard.entries))
-                write_whole(shard.path, lambda file, content=content: write_entries(file, content))
+                write_file(shard.path, lambda file, content=content: write_entries(file, content))
         for _ in range(calls - len(rows)):  # a sharded reference must be called equally often by all processes
             self._compute(learner, int(self._loader.groups[0][0]))
 

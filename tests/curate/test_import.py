@@ -486,7 +486,7 @@ def test_the_same_call_again_reads_what_is_there(twins, tmp_path, out):
 
 def die_at(source, out, number):
     """Import, and be killed when so many files have been written."""
-    whole, done = imports.write_whole, []
+    whole, done = imports.write_file, []
 
     def write(path, content):
         if len(done) == number:
@@ -494,7 +494,7 @@ def die_at(source, out, number):
         whole(path, content)
         done.append(path)
 
-    imports.write_whole = write
+    imports.write_file = write
     import_table(source, Path(out), ImportOptions())
 
 

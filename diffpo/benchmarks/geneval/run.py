@@ -20,7 +20,7 @@ from diffpo.benchmarks.geneval.decide import Rules, decide, keep
 from diffpo.benchmarks.geneval.tasks import GENEVAL_TASKS, ColorNamer, Detector, Task
 from diffpo.disk.ahead import chunks
 from diffpo.disk.files import write_json
-from diffpo.disk.progress import progress_bar, stderr_console
+from diffpo.disk.progress import progress
 from diffpo.errors import UserError
 from diffpo.media.folder import SCORES, Media, decode, read_file, read_media
 from diffpo.media.prompts import read_prompts
@@ -159,11 +159,10 @@ def run_geneval(
     done = _read_earlier(folder / GENEVAL, provenance)
     rows: dict[tuple[str, str], Judged] = {}
     saved = time.monotonic()
-    with progress_bar(console or stderr_console()) as bar:
-        bar_task = bar.add_task("geneval", total=len(media))
+    with progress("Judging", len(media), console=console) as advance:
         for chunk in chunks(media, _CHUNK):
             rows.update(_judge_chunk(folder, chunk, tasks, detector, colors, rules, done))
-            bar.advance(bar_task, len(chunk))
+            advance(len(chunk))
             if time.monotonic() - saved > _SAVE_SECONDS:
                 _write(folder, provenance, {**done, **rows}.values())
                 saved = time.monotonic()

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from diffpo.compat import pick_device
 from diffpo.core.types import Block
 from diffpo.disk.ahead import chunks
-from diffpo.disk.files import write_atomic
-from diffpo.disk.progress import progress_bar, stderr_console
+from diffpo.disk.files import write_file
+from diffpo.disk.progress import progress
 from diffpo.disk.weights import Weights
 from diffpo.errors import ConfigError, UserError
 from diffpo.media.folder import decode
@@ -181,8 +181,7 @@ def folder_features(folder: Path, files: Sequence[str], makers: Sequence[Feature
     stores = [_Store(folder, maker) for maker in makers]
     digests: list[str] = []
     saved = time.monotonic()
-    with progress_bar(stderr_console()) as bar:
-        task = bar.add_task(f"features of {folder.name}", total=len(files))
+    with progress(f"Features of {folder.name}", len(files)) as advance:
         for rows in chunks(list(files), _CHUNK):
             data = [_read(folder / file) for file in rows]
             keys = [hashlib.blake2b(content, digest_size=16).hexdigest() for content in data]
@@ -191,7 +190,7 @@ def folder_features(folder: Path, files: Sequence[str], makers: Sequence[Feature
             for store in stores:
                 store.add({keys[i]: image for i, image in images.items()})
             digests += keys
-            bar.advance(task, len(rows))
+            advance(len(rows))
             if time.monotonic() - saved > _SAVE_SECONDS:
                 for store in stores:
                     store.save()
@@ -234,7 +233,7 @@ class _Store:
         np.savez(buffer, digests=np.array(list(self.known)), values=np.stack(list(self.known.values())))
         try:
             self.path.parent.mkdir(exist_ok=True)
-            write_atomic(self.path, buffer.getvalue())
+            write_file(self.path, buffer.getvalue())
         except OSError as error:
             _log.warning("%s cannot be written (%s): features will be made again", self.path, error.strerror)
         self.new = False

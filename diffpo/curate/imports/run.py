@@ -25,8 +25,8 @@ from diffpo.curate.imports.report import Report, name_some
 from diffpo.data.encode import WORKERS
 from diffpo.data.images import BrokenImage, decode
 from diffpo.disk.ahead import ahead
+from diffpo.disk.files import write_file
 from diffpo.disk.progress import track
-from diffpo.disk.shards import write_whole
 from diffpo.errors import UserError
 
 if TYPE_CHECKING:
@@ -115,13 +115,13 @@ def import_table(source: str, out: Path, options: ImportOptions) -> Report:
     for part, name in zip(track(plan.parts, "Importing", len(plan.parts)), names, strict=True):
         path, identity = folder / name, identity_of(settings, part.identity)
         if not path.exists():
-            write_whole(path, partial(_write_part, part=part, schema=schema, options=options, identity=identity))
+            write_file(path, partial(_write_part, part=part, schema=schema, options=options, identity=identity))
         report.add(_read_note(path, identity))
     if not report.pairs:
         shutil.rmtree(folder)
         raise UserError(f"No pair of {source} can be used: {'; '.join(report.lines())}.")
     about = {"source": source, "options": asdict(options), "report": asdict(report)}
-    write_whole(folder / ABOUT, lambda file: file.write(json.dumps(about, indent=2, ensure_ascii=False).encode()))
+    write_file(folder / ABOUT, json.dumps(about, indent=2, ensure_ascii=False))
     if folder != out:
         folder.rename(out)
     return report
