@@ -107,7 +107,8 @@ def check(case: Path) -> dict[str, float]:
     rng = Recorded(tensors["timesteps"][: batch.size], noise.chosen if shared else None)
     method = make_method(meta)
     output = preference_step(method, policy, reference, batch, rng)
-    noised = method.add_noise(policy, reference, batch, policy.process.sample_time(rng), rng)  # as the step did
+    t = policy.process.sample_time(rng, batch.shape)
+    noised = method.add_noise(policy, reference, batch, t, rng)  # as the step did
     recovered = torch.cat(
         [(x.z - expand(x.alpha, x.z) * x0) / expand(x.sigma, x.z) for x, x0 in zip(noised, batch.latent, strict=True)]
     )

@@ -52,11 +52,11 @@ ROOMS = {
     "captioners": Room(never="datasets accelerate torch.optim diffpo.models diffpo.core.step diffpo.methods"),
     "data": Room(
         never=f"accelerate {NETWORKS} diffpo.models diffpo.scorers diffpo.captioners diffpo.methods"
-        " diffpo.core.objectives diffpo.core.step diffpo.core.noising"
+        " diffpo.core.objectives diffpo.core.step diffpo.core.noising diffpo.core.inversion"
     ),
     "curate": Room(
         never=f"accelerate {NETWORKS} diffpo.models diffpo.methods diffpo.captioners diffpo.core.objectives"
-        " diffpo.core.step diffpo.core.noising"
+        " diffpo.core.step diffpo.core.noising diffpo.core.inversion"
     ),
     "compare": Room(never=f"torch {NETWORKS} diffpo.core diffpo.methods diffpo.models diffpo.data diffpo.curate"),
     "benchmarks": Room(never="diffpo.methods diffpo.models diffpo.data diffpo.curate diffpo.core.step"),
@@ -64,11 +64,11 @@ ROOMS = {
     "generation": Room(never="datasets torch.optim diffpo.methods diffpo.data diffpo.curate diffpo.core.step"),
     "config": Room(never="torch numpy"),
     "training": Room(
-        never="datasets diffpo.methods diffpo.models diffpo.core.objectives diffpo.core.noising diffpo.scorers"
-        " diffpo.compare diffpo.report diffpo.benchmarks diffpo.curate",
+        never="datasets diffpo.methods diffpo.models diffpo.core.objectives diffpo.core.noising diffpo.core.inversion"
+        " diffpo.scorers diffpo.compare diffpo.report diffpo.benchmarks diffpo.curate",
         except_for="diffpo.models.base diffpo.models.Denoiser diffpo.models.load diffpo.models.reference"
         " diffpo.models.tuning diffpo.models.encoders diffpo.models.pipelines"
-        " diffpo.core.noising.trajectory diffpo.core.noising.Inversion",
+        " diffpo.core.inversion.trajectory diffpo.core.inversion.Inversion",
         asks_names=False,
     ),
     "commands": Room(never="torch numpy"),

@@ -71,6 +71,6 @@ def draws(batch: PairBatch, seed: int = 3, epoch: int = 0) -> Rng:
 
 def ask(denoiser, batch: PairBatch, t: torch.Tensor | None = None) -> torch.Tensor:
     """What a denoiser answers about the clean chosen images at some time."""
-    t = denoiser.process.sample_time(draws(batch)) if t is None else t
+    t = denoiser.process.sample_time(draws(batch), batch.shape) if t is None else t
     with torch.no_grad():
         return denoiser.predict(batch.latent.chosen, t, batch.cond.chosen)

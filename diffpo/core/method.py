@@ -13,7 +13,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from diffpo.core.noising import Inversion, Predictor, random_noise
+from diffpo.core.inversion import Inversion
+from diffpo.core.noising import Predictor, random_noise
 from diffpo.core.types import Block, Denoised, Noised, Pair, PairBatch, Rng, StepOutput
 
 

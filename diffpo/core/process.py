@@ -11,6 +11,7 @@ rectified flow (arXiv:2209.03003; logit-normal times and the shift: arXiv:2403.0
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -95,8 +96,13 @@ class NoiseProcess(ABC):
         """Signal and noise level at time t `[b]`, both `[b]` float64."""
 
     @abstractmethod
-    def sample_time(self, rng: Rng) -> Tensor:
-        """Draw one training time for each row of `rng`, `[b]` on the CPU."""
+    def sample_time(self, rng: Rng, shape: Sequence[int]) -> Tensor:
+        """Draw one training time for each row of `rng`, `[b]` on the CPU.
+
+        Args:
+            rng: The draws of these rows.
+            shape: `[c f h w]` of the latents. Some flow models shift their times the further, the larger an image is.
+        """
 
     @abstractmethod
     def relative(self, t: Tensor) -> Tensor:
@@ -108,7 +114,7 @@ class NoiseProcess(ABC):
         """The last time, a scalar."""
 
     @abstractmethod
-    def path(self, t: Tensor, steps: int, landing: Landing) -> Path:
+    def path(self, t: Tensor, steps: int, landing: Landing, shape: Sequence[int]) -> Path:
         """Plan an inversion to the times t `[b]` along a grid of `steps` steps over the whole range.
 
         Args:
@@ -116,6 +122,7 @@ class NoiseProcess(ABC):
             steps: Steps that the whole range takes; a row takes those below its t.
             landing: `exact`: start at alpha = 1, with a last, partial step onto t. `released`: what InPO's and SmPO's
                 code does on diffusers 0.20, whose last step ends on the grid, at t or up to a whole step beyond.
+            shape: `[c f h w]` of the latents, as for `sample_time`.
 
         Raises:
             ConfigError: `released` has no meaning here.
@@ -196,27 +203,23 @@ class DiscreteProcess(NoiseProcess):
     """Cumulative alpha that the released inversion gives the clean latent. None: that of t = 0 (Stable Diffusion)."""
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Look up sqrt(abar_t) and sqrt(1 - abar_t)."""
         abar = self.alphas_cumprod.double()[t.long().cpu()]
         return abar.sqrt(), (1 - abar).sqrt()
 
-    def sample_time(self, rng: Rng) -> Tensor:
-        """Draw integers, uniform unless the config says otherwise."""
+    def sample_time(self, rng: Rng, shape: Sequence[int]) -> Tensor:
+        """Draw integers, uniform unless the config says otherwise; the shape does not matter."""
         relative = draw(self.time, rng.uniform("time"), self.time.density or "uniform")
         steps = len(self.alphas_cumprod)
         return (relative * steps).long().clamp(max=steps - 1)  # the sigmoid of a large logit rounds to one
 
     def relative(self, t: Tensor) -> Tensor:
-        """T / T."""
         return t / len(self.alphas_cumprod)
 
     @property
     def end(self) -> Tensor:
-        """T - 1."""
         return torch.tensor(len(self.alphas_cumprod) - 1)
 
-    def path(self, t: Tensor, steps: int, landing: Landing) -> Path:
-        """See `NoiseProcess.path`."""
+    def path(self, t: Tensor, steps: int, landing: Landing, shape: Sequence[int]) -> Path:
         count = len(self.alphas_cumprod)
         if landing == "released":  # origins such as -99, 1, 101, ..., 801; the network is told the origin
             grid = self.offset + (count // steps) * torch.arange(-1, steps)
@@ -231,18 +234,15 @@ class DiscreteProcess(NoiseProcess):
         return Path(time, alpha, sigma, n)
 
     def slope(self, prediction: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """Eps."""
         return self._split(prediction, z, alpha, sigma)[1]
 
     def move(self, z: Tensor, slope: Tensor, here: tuple[Tensor, Tensor], there: tuple[Tensor, Tensor]) -> Tensor:
-        """Alpha' (z - sigma eps) / alpha + sigma' eps."""
         (alpha, sigma), (alpha_there, sigma_there) = ((expand(x, z) for x in level) for level in (here, there))
         return alpha_there * (z - sigma * slope) / alpha + sigma_there * slope
 
     def slope_between(
         self, z: Tensor, z_there: Tensor, here: tuple[Tensor, Tensor], there: tuple[Tensor, Tensor]
     ) -> Tensor:
-        """(z' - alpha'/alpha z) / (sigma' - alpha'/alpha sigma)."""
         (alpha, sigma), (alpha_there, sigma_there) = ((expand(x, z) for x in level) for level in (here, there))
         return (z_there - alpha_there / alpha * z) / (sigma_there - alpha_there / alpha * sigma)
 
@@ -252,53 +252,47 @@ class FlowProcess(NoiseProcess):
     """The straight line from data (t = 0) to noise (t = 1): alpha = 1 - t, sigma = t."""
 
     prediction: Prediction = "flow"
-    shift: float = 1.0
-    """The model's own shift, towards noise for large images."""
+    shift: float | Callable[[Sequence[int]], float] = 1.0
+    """The model's own shift towards noise: a number, or a function of the latents' shape `[c f h w]`."""
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(1 - t, t)."""
         sigma = t.double().cpu()
         return 1 - sigma, sigma
 
-    def sample_time(self, rng: Rng) -> Tensor:
+    def sample_time(self, rng: Rng, shape: Sequence[int]) -> Tensor:
         """Draw real numbers in (0, 1), logit-normal unless the config says otherwise, then shifted."""
-        return self._shifted(draw(self.time, rng.uniform("time"), self.time.density or "logit_normal"))
+        return self._shifted(draw(self.time, rng.uniform("time"), self.time.density or "logit_normal"), shape)
 
     def relative(self, t: Tensor) -> Tensor:
-        """Time is its own fraction."""
         return t
 
     @property
     def end(self) -> Tensor:
-        """1, pure noise."""
         return torch.tensor(1.0, dtype=torch.float64)
 
-    def path(self, t: Tensor, steps: int, landing: Landing) -> Path:
-        """See `NoiseProcess.path`; the grid is even before the shift."""
+    def path(self, t: Tensor, steps: int, landing: Landing, shape: Sequence[int]) -> Path:
         if landing == "released":
             raise ConfigError(
                 "landing=released is what the authors' code does to discrete models: use landing=exact here"
             )
-        grid = self._shifted(torch.arange(steps + 1, dtype=torch.float64) / steps)
+        grid = self._shifted(torch.arange(steps + 1, dtype=torch.float64) / steps, shape)  # even before the shift
         n, time = _walk(grid, t.double().cpu(), landing)
         return Path(time, 1 - time, time, n)
 
     def slope(self, prediction: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """The velocity itself."""
         return prediction
 
     def move(self, z: Tensor, slope: Tensor, here: tuple[Tensor, Tensor], there: tuple[Tensor, Tensor]) -> Tensor:
-        """Z + (sigma' - sigma) velocity."""
         return z + expand(there[1] - here[1], z) * slope
 
     def slope_between(
         self, z: Tensor, z_there: Tensor, here: tuple[Tensor, Tensor], there: tuple[Tensor, Tensor]
     ) -> Tensor:
-        """(z' - z) / (sigma' - sigma)."""
         return (z_there - z) / expand(there[1] - here[1], z)
 
-    def _shifted(self, t: Tensor) -> Tensor:
-        shift = self.shift if self.time.shift is None else self.time.shift
+    def _shifted(self, t: Tensor, shape: Sequence[int]) -> Tensor:
+        own = self.shift(shape) if callable(self.shift) else self.shift
+        shift = own if self.time.shift is None else self.time.shift
         return shift * t / (1 + (shift - 1) * t)
 
 

@@ -33,7 +33,7 @@ def preference_step(
     Returns:
         Loss `[b]` (with graph) and metrics, among them `time`, the relative time of each row.
     """
-    t = policy.process.sample_time(rng)
+    t = policy.process.sample_time(rng, batch.shape)
     noised = method.add_noise(policy, reference, batch, t, rng)
     judged = None
     if reference is not None:  # before the policy, so that no graph is alive while adapters are switched

@@ -103,6 +103,11 @@ class PairBatch:
         """Number of pairs."""
         return len(self.index)
 
+    @property
+    def shape(self) -> torch.Size:
+        """`[c f h w]` of every latent of the batch."""
+        return next(x for x in self.latent if x is not None).shape[1:]
+
     def to(self, device: torch.device | str, dtype: torch.dtype) -> PairBatch:
         """Move to `device`, floating tensors to `dtype`; `index` stays on the CPU, where the random draws are made."""
         return replace(

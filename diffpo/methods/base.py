@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from diffpo.core import objectives
+from diffpo.core.inversion import Inversion, follow, invert
 from diffpo.core.method import Method
-from diffpo.core.noising import Inversion, Predictor, follow, invert, random_noise
+from diffpo.core.noising import Predictor, random_noise
 from diffpo.core.types import Denoised, Noised, Pair, PairBatch, Rng, StepOutput
 from diffpo.errors import ConfigError
 

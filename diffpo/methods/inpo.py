@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from diffpo.core.noising import Inversion
+from diffpo.core.inversion import Inversion
 from diffpo.methods.dpo import DPO
 
 

@@ -16,7 +16,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from diffpo.core import objectives
-from diffpo.core.noising import Inversion
+from diffpo.core.inversion import Inversion
 from diffpo.core.types import PairBatch
 from diffpo.errors import ConfigError
 from diffpo.methods.base import PairwiseMethod

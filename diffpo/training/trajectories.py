@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from diffpo.core.noising import Inversion, trajectory
+from diffpo.core.inversion import Inversion, trajectory
 from diffpo.core.types import Pair
 from diffpo.data.cache import CachedEncodings
 from diffpo.data.loader import PairLoader

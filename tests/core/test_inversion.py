@@ -6,10 +6,10 @@ import itertools
 
 import pytest
 import torch
-from test_process import process, some
+from processes import process, some
 from torch import Tensor
 
-from diffpo.core.noising import Inversion, invert
+from diffpo.core.inversion import Inversion, invert
 from diffpo.core.process import expand
 from diffpo.core.types import Condition, Noised, Pair, Rng
 from diffpo.errors import ConfigError

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_steps import draws, make, move, moved, pair_batch
 
-from diffpo.core.noising import Inversion
+from diffpo.core.inversion import Inversion
 from diffpo.core.step import preference_step
 from diffpo.methods import METHODS
 
@@ -59,7 +59,7 @@ def test_who_inverts(pipelines, method, asked):
     policy, reference = (Counted(x) for x in moved(pipelines("sd15")))
     batch = pair_batch("sd15", [0, 1, 2], torch.float64)
     preference_step(chosen, policy, reference if chosen.needs_reference else None, batch, draws(batch))
-    t = policy.process.sample_time(draws(batch))
+    t = policy.process.sample_time(draws(batch), batch.shape)
     steps = 2 * ((t + 99) // 100).clamp(min=1).sum().item()
     assert policy.rows == 6 + steps * (asked == "policy")
     assert reference.rows == 6 * chosen.needs_reference + steps * (asked == "reference")
@@ -80,7 +80,7 @@ def test_no_gradient_flows_through_the_inversion(pipelines):
     policy, reference = moved(pipelines("sd15"))
     batch = pair_batch("sd15", [0, 1], torch.float64)
     rng = draws(batch)
-    noised = INPO.add_noise(policy, reference, batch, policy.process.sample_time(rng), rng)
+    noised = INPO.add_noise(policy, reference, batch, policy.process.sample_time(rng, batch.shape), rng)
     assert not any(x.requires_grad for side in noised for x in (side.z, side.target))
     assert torch.is_grad_enabled()
 

@@ -25,7 +25,7 @@ def latents() -> Pair[torch.Tensor]:
 
 @pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 def test_both_sides_get_the_same_noise_at_the_same_time(process):
-    latent, t = latents(), process.sample_time(RNG)
+    latent, t = latents(), process.sample_time(RNG, (4, 2, 8, 8))
     noised = random_noise(process, latent, t, RNG)
     noise = []
     for side, x0 in zip(noised, latent, strict=True):
@@ -49,7 +49,7 @@ def test_rows_have_noise_of_their_own():
 @pytest.mark.parametrize("missing", ["chosen", "rejected"])
 def test_a_side_that_is_not_there_is_not_noised(missing):
     """The other side is the same to the bit as with both."""
-    process, t = PROCESSES["flow"], PROCESSES["flow"].sample_time(RNG)
+    process, t = PROCESSES["flow"], PROCESSES["flow"].sample_time(RNG, (4, 2, 8, 8))
     both = random_noise(process, latents(), t, RNG)
     sides = {"chosen": latents().chosen, "rejected": latents().rejected, missing: None}
     one = random_noise(process, Pair(**sides), t, RNG)

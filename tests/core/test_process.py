@@ -11,24 +11,15 @@ from diffpo.compat import ensure_torchvision
 
 ensure_torchvision()
 
-from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler  # noqa: E402
+from diffusers import FlowMatchEulerDiscreteScheduler  # noqa: E402
+from processes import DDPM, process, some  # noqa: E402
 
 from diffpo.core.process import DiscreteProcess, FlowProcess, Time, draw  # noqa: E402
 from diffpo.core.types import Rng  # noqa: E402
 from diffpo.errors import ConfigError  # noqa: E402
 
-DDPM = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 PREDICTIONS = ("eps", "v", "flow")
-
-
-def process(prediction: str, **more):
-    if prediction == "flow":
-        return FlowProcess(**more)
-    return DiscreteProcess(prediction=prediction, alphas_cumprod=DDPM.alphas_cumprod, **more)
-
-
-def some(seed: int, rows: int = 5) -> torch.Tensor:
-    return torch.randn(rows, 4, 1, 8, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+SHAPE = (4, 1, 8, 8)
 
 
 def times(prediction: str) -> torch.Tensor:
@@ -100,7 +91,7 @@ def test_the_shift_is_diffusers_shift():
     plain, shifted = (FlowMatchEulerDiscreteScheduler(shift=s).sigmas.double() for s in (1.0, 3.0))
     torch.testing.assert_close(3 * plain / (1 + 2 * plain), shifted, rtol=1e-6, atol=1e-6)
     uniform = many().uniform("time")
-    t = FlowProcess(shift=3.0, time=Time(density="uniform")).sample_time(many())
+    t = FlowProcess(shift=3.0, time=Time(density="uniform")).sample_time(many(), SHAPE)
     torch.testing.assert_close(t, 3 * uniform / (1 + 2 * uniform), rtol=1e-14, atol=0)
 
 
@@ -124,7 +115,7 @@ def test_the_computation_keeps_its_dtype(prediction):
 
 def test_discrete_times_are_uniform_integers():
     """Twenty bins of 500 expected each, five standard deviations are 109; and both ends are reached."""
-    t = process("eps").sample_time(many())
+    t = process("eps").sample_time(many(), SHAPE)
     assert t.dtype == torch.int64 and t.min() == 0 and t.max() == 999
     assert (torch.bincount(t // 50, minlength=20) - 500).abs().max() < 109
     assert torch.equal(t, (many().uniform("time") * 1000).long())
@@ -132,7 +123,7 @@ def test_discrete_times_are_uniform_integers():
 
 def test_flow_times_are_logit_normal():
     """The logit has mean 0 and standard deviation 1: half of all t in sigmoid(+-0.6745) = (0.3375, 0.6625)."""
-    t = process("flow").sample_time(many())
+    t = process("flow").sample_time(many(), SHAPE)
     assert t.dtype == torch.float64 and t.min() > 0 and t.max() < 1
     logit = torch.logit(t)
     assert logit.mean().item() == pytest.approx(0, abs=0.04) and logit.std().item() == pytest.approx(1, abs=0.04)
@@ -151,24 +142,41 @@ def test_low_and_high():
     """Quarter to half: 0.25 + 0.25 u, for either process."""
     time = Time(density="uniform", low=0.25, high=0.5)
     assert draw(time, torch.tensor([0.0, 0.5]), "uniform").tolist() == [0.25, 0.375]
-    t = process("eps", time=time).sample_time(many())
+    t = process("eps", time=time).sample_time(many(), SHAPE)
     assert (t.min(), t.max()) == (250, 499)
-    t = process("flow", time=time).sample_time(many())
+    t = process("flow", time=time).sample_time(many(), SHAPE)
     assert 0.25 <= t.min() < 0.2502 and 0.4998 < t.max() < 0.5
 
 
 def test_the_config_may_change_density_and_shift():
-    relative = process("eps", time=Time(density="logit_normal", mean=1.0)).sample_time(many()).double() / 1000
+    relative = process("eps", time=Time(density="logit_normal", mean=1.0)).sample_time(many(), SHAPE).double() / 1000
     assert relative.median().item() == pytest.approx(1 / (1 + math.exp(-1)), abs=0.02)
-    own = process("flow", shift=3.0, time=Time(density="uniform", shift=1.0)).sample_time(many())
+    own = process("flow", shift=3.0, time=Time(density="uniform", shift=1.0)).sample_time(many(), SHAPE)
     assert torch.equal(own, many().uniform("time")), "a shift of 1 is no shift, whatever the model's is"
 
 
 def test_the_shift_by_hand():
     """t = 1/2, shift 3: 3/2 / (1 + 2/2) = 3/4. The median of the logit-normal density is 1/2."""
-    t = process("flow", shift=3.0).sample_time(many())
+    t = process("flow", shift=3.0).sample_time(many(), SHAPE)
     assert t.median().item() == pytest.approx(0.75, abs=0.02)
     assert t.max() < 1
+
+
+def by_area(shape) -> float:
+    """A shift that grows with the number of tokens: 2 at 64, 5 at 256."""
+    return 1 + shape[1] * shape[2] * shape[3] / 64
+
+
+def test_the_shift_may_depend_on_the_shape():
+    """t = 1/2 becomes s / (s + 1): 2/3 where s = 2, 5/6 where s = 5; the config's own shift is the same for all."""
+    one = process("flow", shift=by_area, time=Time(density="uniform"))
+    uniform = many().uniform("time")
+    for shape, s in ((SHAPE, 2), ((4, 1, 16, 16), 5), ((4, 4, 8, 8), 5)):
+        torch.testing.assert_close(one.sample_time(many(), shape), s * uniform / (1 + (s - 1) * uniform))
+        points = one.path(torch.tensor([1.0], dtype=torch.float64), 2, "exact", shape).time
+        assert points.flatten().tolist() == pytest.approx([0, s / (s + 1), 1])
+    fixed = process("flow", shift=by_area, time=Time(density="uniform", shift=3.0))
+    assert torch.equal(fixed.sample_time(many(), SHAPE), fixed.sample_time(many(), (4, 1, 16, 16)))
 
 
 @pytest.mark.parametrize("density", ["uniform", "logit_normal"])
@@ -176,7 +184,7 @@ def test_the_shift_by_hand():
 def test_no_time_lies_outside_the_schedule(prediction, density):
     """Even with logits so large that their sigmoid rounds to one."""
     one = process(prediction, time=Time(density=density, mean=60.0, std=1.0))
-    t = one.sample_time(Rng(0, 0, torch.arange(50)))
+    t = one.sample_time(Rng(0, 0, torch.arange(50)), SHAPE)
     alpha, sigma = one.alpha_sigma(t)
     assert alpha.isfinite().all() and sigma.max() <= 1
     assert one.relative(t).max() <= 1
@@ -185,8 +193,8 @@ def test_no_time_lies_outside_the_schedule(prediction, density):
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_times_depend_on_the_row_alone(prediction):
     one = process(prediction)
-    together = one.sample_time(Rng(2, 1, torch.tensor([5, 6, 7])))
-    assert torch.equal(one.sample_time(Rng(2, 1, torch.tensor([7, 5]))), together[[2, 0]])
+    together = one.sample_time(Rng(2, 1, torch.tensor([5, 6, 7])), SHAPE)
+    assert torch.equal(one.sample_time(Rng(2, 1, torch.tensor([7, 5])), SHAPE), together[[2, 0]])
 
 
 def test_relative_time():

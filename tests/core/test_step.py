@@ -148,7 +148,7 @@ def test_sft_never_touches_the_rejected_side(pipelines, name):
     output = step((policy, None), one_sided, SFT)
     assert not SFT.needs_reference and SFT.sides == ("chosen",)
     assert set(output.metrics) == {"error/chosen", "time"}
-    t, rng = policy.process.sample_time(draws(batch)), draws(batch)
+    t, rng = policy.process.sample_time(draws(batch), batch.shape), draws(batch)
     eps = rng.normal(batch.latent.chosen.shape[1:], "noise").double()
     prediction = policy.predict(policy.process.mix(batch.latent.chosen, eps, t), t, batch.cond.chosen)
     target = policy.process.target(batch.latent.chosen, eps, t)
@@ -179,7 +179,7 @@ def test_noise_and_time_are_shared_within_the_pair_only(pipelines, name):
 
 def test_the_time_is_logged_and_drawn_from_the_row(pipelines):
     models, batch = make(pipelines("sd15"), "full"), pair_batch("sd15", [8, 9])
-    t = models[0].process.sample_time(draws(batch))
+    t = models[0].process.sample_time(draws(batch), batch.shape)
     assert torch.equal(step(models, batch).metrics["time"], t / 1000)
     other = preference_step(DPO, *models, batch, draws(batch, epoch=1))
     assert not torch.equal(other.metrics["time"], t / 1000)
@@ -230,7 +230,7 @@ def test_denoise_leaves_out_a_side_that_is_none(pipelines):
     policy, _ = make(pipelines("sd15"), "full")
     batch = pair_batch("sd15", [0, 1])
     rng = draws(batch)
-    noised = SFT.add_noise(policy, None, batch, policy.process.sample_time(rng), rng)
+    noised = SFT.add_noise(policy, None, batch, policy.process.sample_time(rng, batch.shape), rng)
     both = denoise(policy, noised, batch.cond)
     one = denoise(with_network(policy, policy.network), Pair(None, noised.rejected), batch.cond)
     assert one.chosen is None

@@ -7,7 +7,7 @@ import math
 import pytest
 from hand import answers, gradients, judge
 
-from diffpo.core.noising import Inversion
+from diffpo.core.inversion import Inversion
 from diffpo.methods import METHODS
 
 BOTH = answers(math.sqrt(2 * math.log(2)), math.sqrt(2 * math.log(3)))

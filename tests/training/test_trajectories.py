@@ -9,7 +9,7 @@ import torch
 from runs import World, contents, metrics
 from tiny_steps import draws, make, move, pair_batch
 
-from diffpo.core.noising import Inversion, follow, invert, trajectory
+from diffpo.core.inversion import Inversion, follow, invert, trajectory
 from diffpo.errors import ConfigError
 from diffpo.methods import METHODS
 
