@@ -76,17 +76,17 @@ def small_scorers(folder: Path) -> dict[str, list[str]]:
 @contextmanager
 def counted() -> Iterator[Counter[str]]:
     """Count how often each file is decoded."""
-    decode, seen = scoring.decode, Counter[str]()
+    decode, seen = scoring.decode_file, Counter[str]()
 
     def counting(data: bytes, path: Path) -> Image.Image:
         seen[path.name] += 1
         return decode(data, path)
 
-    scoring.decode = counting
+    scoring.decode_file = counting
     try:
         yield seen
     finally:
-        scoring.decode = decode
+        scoring.decode_file = decode
 
 
 def call(folder: Path, calls: Sequence[Sequence[str]]) -> dict[str, Any]:

@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from diffpo.curate.derived import Target, compute_rows, read_tables
 from diffpo.data.encode import BOTH, WORKERS, decode_row
-from diffpo.data.images import BrokenImage
 from diffpo.disk.ahead import ahead
 from diffpo.errors import UserError
+from diffpo.media.frames import BrokenImage
 
 if TYPE_CHECKING:
     from PIL.Image import Image

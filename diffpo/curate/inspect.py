@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from diffpo.data.encode import BOTH, WORKERS, decode_row
-from diffpo.data.images import BrokenImage
 from diffpo.data.read import read_table
 from diffpo.data.records import Counts, Source, Table
 from diffpo.data.splits import fitting_layouts, normalise, read_splits, shared_prompts
 from diffpo.disk.ahead import ahead
 from diffpo.disk.progress import track
 from diffpo.errors import UserError
+from diffpo.media.frames import BrokenImage
 
 if TYPE_CHECKING:
     from rich.console import Group

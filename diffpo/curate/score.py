@@ -22,9 +22,9 @@ import numpy as np
 from diffpo.curate.derived import Target, compute_rows, read_tables
 from diffpo.curate.labels import Bounds, Labelling, other_side, preferences
 from diffpo.data.encode import BOTH, WORKERS, decode_row
-from diffpo.data.images import BrokenImage
 from diffpo.disk.ahead import ahead
 from diffpo.errors import UserError
+from diffpo.media.frames import BrokenImage
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -34,12 +34,13 @@ from diffpo.data.encode import (
     log_cut_captions,
     prepare_row,
 )
-from diffpo.data.images import BrokenImage, Prepared, target_sizes
+from diffpo.data.images import Prepared, target_sizes
 from diffpo.disk.ahead import ahead
 from diffpo.disk.files import write_file
 from diffpo.disk.progress import track
 from diffpo.disk.shards import Shard, cut, entry_tensors, make_entry, read_shards, write_entries
 from diffpo.errors import UserError
+from diffpo.media.frames import BrokenImage
 
 if TYPE_CHECKING:
     from datasets import Dataset

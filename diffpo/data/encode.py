@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffpo.data.images import BrokenImage, Prepared, choose_target, decode, name_of, prepare, target_sizes
+from diffpo.data.images import Prepared, choose_target, prepare, target_sizes
 from diffpo.disk.ahead import ahead
 from diffpo.disk.progress import track
 from diffpo.errors import UserError
+from diffpo.media.frames import BrokenImage, decode, name_of
 
 if TYPE_CHECKING:
     from PIL import Image

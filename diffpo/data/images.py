@@ -1,4 +1,4 @@
-"""From a table's image cell to the pixels that an encoder takes: decode, resize, flip, crop.
+"""From a decoded picture to the pixels that an encoder takes: resize, flip, crop.
 
 Both images of a pair are treated alike: the same target size, the same relative crop window, flipped together or not at
 all. Flip and window depend on (seed, row) alone, so they are the same in every epoch and part of the key of the
@@ -9,11 +9,10 @@ encoding cache.
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -29,15 +28,6 @@ if TYPE_CHECKING:
 
 ASPECTS = (1 / 2, 9 / 16, 2 / 3, 3 / 4, 1.0, 4 / 3, 3 / 2, 16 / 9, 2.0)
 """Width over height of the buckets."""
-MOST_EXTREME = 16
-"""Images longer than so many times their width (or the reverse) are broken: resizing them would take gigabytes."""
-
-TRANSPARENT = ("RGBA", "RGBa", "LA", "La", "PA")
-"""Pillow's modes with an alpha channel."""
-
-
-class BrokenImage(ValueError):
-    """An image that cannot be used; its whole row is dropped."""
 
 
 @dataclass(frozen=True)
@@ -49,64 +39,6 @@ class Prepared:
     size: Tensor
     """`[6]` int64: original height and width, top and left of the crop in the resized (and flipped) image, target
     height and width."""
-
-
-def decode(cell: Any) -> Image.Image:
-    """Decode an image to RGB, as it is meant to be looked at.
-
-    EXIF orientation is applied, transparency is laid on white, 16-bit grey loses its low byte, an animation gives its
-    first frame.
-
-    Args:
-        cell: Bytes, a path, or `{"bytes": ..., "path": ...}`, as `datasets.Image(decode=False)` gives it.
-
-    Raises:
-        BrokenImage: It cannot be decoded, or it is extremely long.
-    """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    try:
-        with Image.open(_open(cell)) as opened:
-            image = _to_rgb(ImageOps.exif_transpose(opened))
-    except MemoryError:
-        raise
-    except UnidentifiedImageError as error:
-        raise BrokenImage("not an image in a format that Pillow reads") from error
-    except OSError as error:
-        raise BrokenImage(error.strerror or str(error)) from error
-    except Exception as error:  # decoders raise nearly anything on damaged files (SyntaxError, struct.error, ...)
-        raise BrokenImage(f"{type(error).__name__}: {error}") from error
-    if max(image.size) > MOST_EXTREME * min(image.size):
-        raise BrokenImage(f"{image.width}x{image.height} pixels is longer than {MOST_EXTREME}:1")
-    return image
-
-
-def name_of(cell: Any) -> str:
-    """Name an image cell in a message."""
-    path = cell.get("path") if isinstance(cell, dict) else cell
-    return path if isinstance(path, str) else "(embedded)"
-
-
-def _open(cell: Any) -> io.BytesIO | str:
-    data = cell
-    if isinstance(cell, dict):
-        data = cell.get("path") if cell.get("bytes") is None else cell["bytes"]
-    if data is None:
-        raise ValueError("the cell is empty")
-    if isinstance(data, str):
-        return data
-    return io.BytesIO(data)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    from PIL import Image
-
-    if image.mode.startswith("I"):
-        return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode in TRANSPARENT or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
 
 
 def target_sizes(source: Source, multiple: int) -> list[tuple[int, int]]:

@@ -1,6 +1,6 @@
 """The media folder: what `generate` writes and `score`, `compare`, `grid` and `report` read.
 
-    DIR/manifest.jsonl   one line per image: file, prompt, prompt_id, seed, model
+    DIR/manifest.jsonl   one line per image or clip: file, prompt, prompt_id, seed, model; of clips also frames, fps
     DIR/settings.json    how the images were made
     DIR/scores.parquet   added by `score`
 
@@ -11,15 +11,18 @@ Whatever is here under its final name is whole: files are written under another 
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+import math
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffpo.disk.files import write_file
 from diffpo.errors import UserError
+from diffpo.media.frames import BrokenImage, Clip, decode, decode_clip, read_bytes
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -27,12 +30,11 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.jsonl"
 SETTINGS = "settings.json"
 SCORES = "scores.parquet"
-_REMEDY = "`diffpo generate` with the same settings makes what is missing."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Media:
-    """One image of a media folder: a line of its manifest."""
+    """One image or clip of a media folder: a line of its manifest."""
 
     file: str
     """Path relative to the folder."""
@@ -43,10 +45,13 @@ class Media:
     """What the image's initial noise was drawn with."""
     model: str
     """Label of the model that made it."""
+    frames: int = 1
+    """An image is a clip of one frame."""
+    fps: float | None = None
+    """Frames per second of a clip."""
 
 
-class BrokenImage(UserError):
-    """A file that is there and cannot be decoded."""
+_DEFAULTS = {field.name: field.default for field in fields(Media)}
 
 
 def read_media(folder: str | Path) -> list[Media]:
@@ -67,6 +72,7 @@ def read_media(folder: str | Path) -> list[Media]:
     media = [_parse_line(path, number, line) for number, line in _numbered_lines(path)]
     if not media:
         raise UserError(f"{path} names no image. Run `diffpo generate` again.")
+    check_inside(folder, (item.file for item in media), path)
     return media
 
 
@@ -87,8 +93,9 @@ def write_manifest(folder: Path, media: Iterable[Media]) -> None:
 
 
 def manifest_line(media: Media) -> str:
-    """One line of a manifest, with its line break."""
-    return json.dumps(asdict(media), ensure_ascii=False) + "\n"
+    """One line of a manifest, with its line break; what an image has not is left away."""
+    said = {key: value for key, value in asdict(media).items() if value != _DEFAULTS.get(key, ...)}
+    return json.dumps(said, ensure_ascii=False) + "\n"
 
 
 def read_settings(folder: str | Path) -> dict[str, Any]:
@@ -107,40 +114,78 @@ def read_settings(folder: str | Path) -> dict[str, Any]:
 
 
 def open_image(folder: str | Path, media: Media) -> Image:
-    """Read one image as RGB, fully decoded.
+    """Read an image as RGB, fully decoded; of a clip the first frame.
 
     Raises:
         UserError: If the file is missing, or broken (`BrokenImage`).
     """
-    return decode(read_file(folder, media), Path(folder) / media.file)
+    return decode_file(read_file(folder, media), Path(folder) / media.file)
+
+
+def open_clip(folder: str | Path, media: Media) -> Clip:
+    """Read all frames that the manifest says, RGB; an image has one.
+
+    Raises:
+        UserError: If the file is missing, or broken (`BrokenImage`).
+    """
+    path = Path(folder) / media.file
+    with _naming(path):
+        clip = decode_clip(read_file(folder, media), media.frames)
+    return Clip(clip.frames, media.fps or clip.fps)
 
 
 def read_file(folder: str | Path, media: Media) -> bytes:
     """The encoded image.
 
     Raises:
-        UserError: If the file is missing.
+        UserError: If the file is missing, or no file to read (`BrokenImage`).
     """
     path = Path(folder) / media.file
     try:
-        return path.read_bytes()
+        with _naming(path):
+            return read_bytes(path)
     except OSError as error:
-        raise UserError(f"{path} cannot be read, though {MANIFEST} names it ({error.strerror}). {_REMEDY}") from error
+        raise UserError(f"{path} cannot be read ({error.strerror}). {_remedy(path)}") from error
 
 
-def decode(data: bytes, path: Path) -> Image:
-    """Decode an image to RGB; `path` is where it came from.
+def decode_file(data: bytes, path: Path) -> Image:
+    """Decode the content of a file to RGB; `path` is where it came from.
 
     Raises:
-        BrokenImage: If it cannot be.
+        BrokenImage: If it cannot be; the message names the file.
     """
-    from PIL import Image
+    with _naming(path):
+        return decode(data)
 
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Name the file in what is said of a broken one."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
-        raise BrokenImage(f"{path} is no readable image ({type(error).__name__}). Delete it. {_REMEDY}") from error
+        yield
+    except BrokenImage as error:
+        raise BrokenImage(f"{path} is no readable image: {error}. {_remedy(path)}") from error
+
+
+def _remedy(path: Path) -> str:
+    if (path.parent / SETTINGS).is_file():
+        return "Where it is deleted or missing, `diffpo generate` with the same settings makes it again."
+    return "Put a whole image there, or leave it out."
+
+
+def check_inside(folder: Path, files: Iterable[str], where: str | Path) -> None:
+    """Refuse files outside a folder: by an absolute path, by `..`, or by a link.
+
+    Raises:
+        UserError: It names the first one.
+    """
+    home = os.path.realpath(folder)
+    for file in files:
+        if os.path.commonpath([home, os.path.realpath(os.path.join(home, file))]) != home:
+            raise UserError(
+                f"{where}: {file!r} is not inside the folder {folder}, by its path or by a link. Copy the image into "
+                "the folder; a table given by itself may name images anywhere."
+            )
 
 
 def _numbered_lines(path: Path) -> list[tuple[int, str]]:
@@ -161,11 +206,30 @@ def _parse_line(path: Path, number: int, line: str) -> Media:
             f"{path}, line {number} ({record.get('file', 'no file name')}) lacks {', '.join(missing)}: "
             "every image needs it."
         )
-    file = str(record["file"])
-    if Path(file).is_absolute() or ".." in Path(file).parts:
-        raise UserError(f"{path}, line {number}: {file!r} is not inside the folder.")
     try:
-        prompt_id, seed = int(record["prompt_id"]), int(record["seed"])
+        return Media(
+            file=str(record["file"]),
+            prompt=str(record["prompt"]),
+            prompt_id=int(record["prompt_id"]),
+            seed=int(record["seed"]),
+            model=str(record["model"]),
+            **clip_fields(record),
+        )
     except (TypeError, ValueError):
-        raise UserError(f"{path}, line {number}: prompt_id and seed must be integers.") from None
-    return Media(file=file, prompt=str(record["prompt"]), prompt_id=prompt_id, seed=seed, model=str(record["model"]))
+        raise UserError(
+            f"{path}, line {number}: prompt_id, seed and frames must be integers, fps a number above 0."
+        ) from None
+
+
+def clip_fields(record: dict[str, Any]) -> dict[str, Any]:
+    """What a row says of a clip: `frames` and `fps`, if it says anything.
+
+    Raises:
+        ValueError: If they are no numbers above 0.
+        TypeError: Likewise.
+    """
+    known = {key: record[key] for key in ("frames", "fps") if record.get(key) not in (None, "")}
+    found = {key: {"frames": int, "fps": float}[key](value) for key, value in known.items()}
+    if not all(0 < value < math.inf for value in found.values()):
+        raise ValueError(found)
+    return found

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from diffpo.errors import UserError
-from diffpo.media.folder import MANIFEST, Media, home_of
+from diffpo.media.folder import MANIFEST, Media, check_inside, clip_fields, home_of
+from diffpo.media.frames import find_pictures, name_others
 from diffpo.media.prompt_files import COLUMNS
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 FILES = ("file_name", "file", "image", "image_path", "path", "filename", "file_path")
 """Where a row's path is looked for, in this order; its prompt: in `prompt_files.COLUMNS`."""
 METADATA = tuple(f"metadata.{kind}" for kind in ("jsonl", "csv", "json", "parquet"))
@@ -60,13 +60,14 @@ def find_media(source: Path) -> list[Media]:
 
 
 def _rows_of_folder(folder: Path) -> list[Row]:
-    images = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    images = find_pictures(folder)
+    name_others(folder)
+    check_inside(folder, (str(path.relative_to(folder)) for path in images), folder)
     table = next((folder / name for name in METADATA if (folder / name).is_file()), None)
     if table is None:
         return [{"file": str(path.relative_to(folder)), "prompt": _caption(path)} for path in images]
     rows = [_row(table, number, row) for number, row in enumerate(_read_table(table), start=1)]
-    outside = [row["file"] for row in rows if Path(row["file"]).is_absolute() or ".." in Path(row["file"]).parts]
-    _refuse(outside, f"a path outside {folder}", "Give the table itself to score images anywhere.")
+    check_inside(folder, (row["file"] for row in rows), table)
     named = {Path(row["file"]) for row in rows}
     unnamed = [str(path.relative_to(folder)) for path in images if path.relative_to(folder) not in named]
     _refuse(unnamed, f"no prompt in {table}", PROMPTS)
@@ -119,9 +120,11 @@ def _row(table: Path, number: int, row: Row) -> Row:
     prompt = next((row[name] for name in COLUMNS if isinstance(row.get(name), str)), "")
     known = {key: row[key] for key in ("seed", "prompt_id", "model") if row.get(key) not in (None, "")}
     try:
-        known |= {key: int(known[key]) for key in ("seed", "prompt_id") if key in known}
+        known |= {key: int(known[key]) for key in ("seed", "prompt_id") if key in known} | clip_fields(row)
     except (TypeError, ValueError):
-        raise UserError(f"{table}, row {number} ({file}): seed and prompt_id must be integers.") from None
+        raise UserError(
+            f"{table}, row {number} ({file}): seed, prompt_id and frames must be integers, fps a number above 0."
+        ) from None
     return {"file": file, "prompt": prompt, **known}
 
 
@@ -133,11 +136,9 @@ def _number(rows: Sequence[Row], label: str) -> list[Media]:
     for row in rows:
         prompt, model = row["prompt"], str(row.get("model", label))
         number = prompts.setdefault(prompt, len(prompts))
-        seed = row.get("seed", images[model, prompt])
+        filled = {"prompt_id": number, "seed": images[model, prompt], **row, "model": model}
         images[model, prompt] += 1
-        media.append(
-            Media(file=row["file"], prompt=prompt, prompt_id=row.get("prompt_id", number), seed=seed, model=model)
-        )
+        media.append(Media(**filled))
     return media
 
 

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 from diffpo.disk.files import write_file
 from diffpo.disk.progress import progress, stderr_console
 from diffpo.errors import UserError
-from diffpo.media.folder import SCORES, BrokenImage, Media, decode, home_of, read_file, read_media, scores_file
+from diffpo.media.folder import SCORES, Media, check_inside, decode_file, home_of, read_file, read_media, scores_file
+from diffpo.media.frames import BrokenImage
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -50,6 +51,20 @@ class ScoreRow:
     score: float
     digest: str = ""
     """Of the image file: a row of another image under the same name is not reused."""
+
+    @staticmethod
+    def of(item: Media, scorer: str, score: float, digest: str = "") -> ScoreRow:
+        """Score an image."""
+        return ScoreRow(
+            file=item.file,
+            prompt=item.prompt,
+            prompt_id=item.prompt_id,
+            seed=item.seed,
+            model=item.model,
+            scorer=scorer,
+            score=score,
+            digest=digest,
+        )
 
 
 @dataclass(frozen=True)
@@ -159,6 +174,8 @@ def read_scores(path: str | Path) -> ScoreTable:
     if missing:
         raise UserError(f"{file} lacks the columns {', '.join(missing)}; it has {', '.join(table.column_names)}.")
     rows = [ScoreRow(**record) for record in table.select(wanted).to_pylist()]
+    if path.is_dir():
+        check_inside(path, {row.file for row in rows}, file)
     for row in rows:
         _check_number(row.score, row.scorer, file.parent / row.file)
     return ScoreTable(rows, json.loads((table.schema.metadata or {}).get(_METADATA, b"{}")))
@@ -240,7 +257,7 @@ def _score_chunk(
         for item, digest in zip(chunk, digests, strict=True):
             row = kept.rows.get((name, item.file))
             if row is not None and (row.digest, row.prompt) == (digest, item.prompt):
-                rows[name, item.file] = _row(item, name, row.score, digest)
+                rows[name, item.file] = ScoreRow.of(item, name, row.score, digest)
     missing = [i for i, item in enumerate(chunk) if any((scorer.name, item.file) not in rows for scorer in scorers)]
     images = _decode_all({i: (data[i], home / chunk[i].file) for i in missing}, left_out)
     for scorer in scorers:
@@ -250,7 +267,7 @@ def _score_chunk(
         scores = scorer.score([images[i] for i in todo], [chunk[i].prompt for i in todo]).tolist()
         for i, score in zip(todo, scores, strict=True):
             _check_number(score, scorer.name, home / chunk[i].file)
-            rows[scorer.name, chunk[i].file] = _row(chunk[i], scorer.name, score, digests[i])
+            rows[scorer.name, chunk[i].file] = ScoreRow.of(chunk[i], scorer.name, score, digests[i])
     return rows
 
 
@@ -259,7 +276,7 @@ def _decode_all(files: dict[int, tuple[bytes, Path]], left_out: dict[str, str]) 
 
     def attempt(data: bytes, path: Path) -> Image | BrokenImage:
         try:
-            return decode(data, path)
+            return decode_file(data, path)
         except BrokenImage as error:
             return error
 
@@ -277,10 +294,6 @@ def _check_names(scorers: Sequence[Scorer]) -> None:
         raise UserError(
             f"each scorer can be asked once, got {', '.join(names)}: a table holds one score of a scorer per image."
         )
-
-
-def _row(item: Media, scorer: str, score: float, digest: str) -> ScoreRow:
-    return ScoreRow(**asdict(item), scorer=scorer, score=score, digest=digest)
 
 
 def _check_number(score: float | None, scorer: str, file: Path) -> None:

@@ -12,9 +12,9 @@ from diffpo.curate import write
 from diffpo.curate.build import Output, build_by_choices, build_by_scores
 from diffpo.curate.ranking import Candidate, Ranking, all_against_all
 from diffpo.data import Pairs, load_splits
-from diffpo.data.images import decode
 from diffpo.errors import UserError
 from diffpo.media.folder import Media, read_media, write_manifest
+from diffpo.media.frames import decode
 from diffpo.scorers import ShapesUtility, ShapesVerifier
 from diffpo.scorers.scores import ScoreRow, ScoreTable, score_folder, write_scores
 from diffpo.worlds.shapes.annotators import utility
@@ -45,9 +45,7 @@ def media(tmp_path):
 
 def set_scores(folder: Path, scores: list[float], name: str = "taste") -> None:
     """Give the images of a folder scores by hand, in the order of its manifest."""
-    rows = [
-        ScoreRow(**vars(item), scorer=name, score=score) for item, score in zip(read_media(folder), scores, strict=True)
-    ]
+    rows = [ScoreRow.of(item, name, score) for item, score in zip(read_media(folder), scores, strict=True)]
     write_scores(folder / "scores.parquet", ScoreTable(rows, {name: {"scorer": name}}))
 
 

@@ -189,7 +189,7 @@ def test_the_shapes_worlds_hybrid(tmp_path):
     captioned = replace(guess_source(str(tmp_path / "captioned")), limit=40)
     perturb_pairs(captioned, ShapesPerturber(level="strong"), tmp_path / "out", "hybrid")
     table = read(tmp_path / "out")
-    from diffpo.data.images import decode
+    from diffpo.media.frames import decode
 
     right, before = [], []
     for i in range(40):

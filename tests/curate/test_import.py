@@ -15,8 +15,8 @@ from PIL import Image
 import diffpo.curate.imports.run as imports
 from diffpo.curate.imports.run import LAYOUTS, ImportOptions, fitting_imports, import_table
 from diffpo.data import Pairs, load_splits
-from diffpo.data.images import decode
 from diffpo.errors import UserError
+from diffpo.media.frames import decode
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
 

@@ -13,8 +13,8 @@ from diffpo.curate.derived import CHUNK_ROWS
 from diffpo.curate.labels import Labelling, preferences
 from diffpo.curate.score import score_pairs
 from diffpo.data import Pairs, PickAPic, check_requires, load_splits
-from diffpo.data.images import decode
 from diffpo.errors import UserError
+from diffpo.media.frames import decode
 
 SHAPES = PickAPic(path="shapes:pairs", validation_split="validation", limit=6)
 COSINE = "pickscore,path=shapes:pickscore,scale=cosine,device=cpu"

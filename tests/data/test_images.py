@@ -9,8 +9,9 @@ import torch
 from PIL import Image, ImageOps
 
 from diffpo.data import Pairs
-from diffpo.data.images import BrokenImage, choose_target, decode, prepare, target_sizes
+from diffpo.data.images import choose_target, prepare, target_sizes
 from diffpo.errors import UserError
+from diffpo.media.frames import BrokenImage, decode
 
 
 def encoded(image, kind="PNG", **options):

@@ -12,9 +12,9 @@ import datasets
 import pytest
 
 from diffpo.data import PickAPic, load_splits
-from diffpo.data.images import decode
 from diffpo.data.sources.pairs import Pairs
 from diffpo.errors import UserError
+from diffpo.media.frames import decode
 
 ROWS = 5
 MESSAGES = {"prompt": "a", "chosen": [{"role": "user"}], "rejected": [{"role": "user"}]}

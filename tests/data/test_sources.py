@@ -8,9 +8,9 @@ import datasets
 import pytest
 
 from diffpo.data import HPDv3, Pairs, PickAPic, check_requires, load_splits
-from diffpo.data.images import decode
 from diffpo.data.splits import normalise
 from diffpo.errors import ConfigError, UserError
+from diffpo.media.frames import decode
 
 LABELS = [1.0, 0.0, 0.5, None, 1.0, 0.0]
 

@@ -134,9 +134,9 @@ def test_the_command_says_what_comes_next(tmp_path, monkeypatch, capsys):
         (lambda r: r[1].update(text=None), r"1\.png has no prompt"),
         (lambda r: r.append(dict(r[0])), r"0\.png has more than one row"),
         (lambda r: r.append({"file_name": "9.png", "text": "x"}), r"9\.png has a row in .*but no file"),
-        (lambda r: r[0].update(file_name="../0.png"), r"\.\./0\.png has a path outside"),
+        (lambda r: r[0].update(file_name="../0.png"), r"\.\./0\.png.* is not inside the folder"),
         (lambda r: r[0].pop("file_name"), r"row 1 names no image: it needs a path under file_name.*it has text"),
-        (lambda r: r[0].update(seed="x"), r"row 1 \(0\.png\): seed and prompt_id must be integers"),
+        (lambda r: r[0].update(seed="x"), r"row 1 \(0\.png\): seed, prompt_id and frames must be integers"),
         (lambda r: r.clear(), r"0\.png, 1\.png, 2\.png, 3\.png have no prompt"),
     ],
 )

@@ -22,7 +22,7 @@ from diffpo.disk.ahead import chunks
 from diffpo.disk.files import write_json
 from diffpo.disk.progress import progress
 from diffpo.errors import UserError
-from diffpo.media.folder import SCORES, Media, decode, read_file, read_media
+from diffpo.media.folder import SCORES, Media, decode_file, read_file, read_media
 from diffpo.media.prompts import read_prompts
 from diffpo.scorers.scores import ScoreRow, ScoreTable, read_scores, write_scores
 
@@ -210,7 +210,7 @@ def _judge_chunk(
                 rows[item.file, _digest(task)] = _judged(item, task, earlier.correct, earlier.reasons, digests[number])
         if any((item.file, _digest(task)) not in rows for task in tasks[item.prompt]):
             todo.append(number)
-    images = [decode(data[number], folder / chunk[number].file) for number in todo]
+    images = [decode_file(data[number], folder / chunk[number].file) for number in todo]
     seen = detector.detect(images, min(rules.threshold, rules.counting_threshold)) if images else []
     for number, image, objects in zip(todo, images, seen, strict=True):
         item = chunk[number]

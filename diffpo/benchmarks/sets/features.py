@@ -28,7 +28,8 @@ from diffpo.disk.files import write_file
 from diffpo.disk.progress import progress
 from diffpo.disk.weights import Weights
 from diffpo.errors import ConfigError, UserError
-from diffpo.media.folder import decode
+from diffpo.media.folder import decode_file
+from diffpo.media.frames import read_bytes
 from diffpo.scorers.checkpoints import find_file
 from diffpo.scorers.clip import Clip
 
@@ -186,7 +187,7 @@ def folder_features(folder: Path, files: Sequence[str], makers: Sequence[Feature
             data = [_read(folder / file) for file in rows]
             keys = [hashlib.blake2b(content, digest_size=16).hexdigest() for content in data]
             missing = [i for i, key in enumerate(keys) if any(key not in store.known for store in stores)]
-            images = {i: decode(data[i], folder / rows[i]) for i in missing}
+            images = {i: decode_file(data[i], folder / rows[i]) for i in missing}
             for store in stores:
                 store.add({keys[i]: image for i, image in images.items()})
             digests += keys
@@ -261,6 +262,6 @@ def _looks(image: Image) -> list[float]:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_bytes(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}).") from error

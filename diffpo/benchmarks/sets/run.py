@@ -22,7 +22,7 @@ from diffpo.benchmarks.sets.features import LOOKS, Features, Looks, folder_featu
 from diffpo.compare.stats import Estimate, mean_difference, per_prompt_means
 from diffpo.errors import UserError
 from diffpo.media.folder import MANIFEST, Media, read_media
-from diffpo.media.found import SUFFIXES
+from diffpo.media.frames import SUFFIXES, find_pictures, name_others
 
 LIMIT = 0.1
 ENOUGH = 10_000
@@ -182,7 +182,8 @@ def _load_reference(folder: Path, makers: Sequence[Features]) -> _Loaded:
     if (folder / MANIFEST).is_file():
         media = read_media(folder)
     else:
-        files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+        name_others(folder)
+        files = [str(path.relative_to(folder)) for path in find_pictures(folder)]
         media = [Media(file=file, prompt=file, prompt_id=i, seed=0, model="") for i, file in enumerate(files)]
     if len(media) < 2:
         raise UserError(f"{folder} is no reference: it needs at least two images ({', '.join(SUFFIXES)}).")

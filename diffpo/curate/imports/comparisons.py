@@ -16,7 +16,6 @@ from diffpo.errors import UserError
 
 PART_PAIRS = 256
 """Comparisons per part, where a layout does not come in parts of its own."""
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif")
 NAMINGS = (("chosen", "rejected"), ("jpg_0", "jpg_1"), ("image_0", "image_1"))
 """How the two images are called: by TRL, by Pick-a-Pic, in lists of pairs."""
 PROMPTS = ("prompt", "caption", "original_prompt")

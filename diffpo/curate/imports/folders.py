@@ -20,7 +20,6 @@ from itertools import combinations, product
 from pathlib import Path
 
 from diffpo.curate.imports.comparisons import (
-    IMAGE_SUFFIXES,
     PROMPTS,
     Comparison,
     Plan,
@@ -32,6 +31,7 @@ from diffpo.curate.imports.comparisons import (
     read_json_list,
 )
 from diffpo.errors import UserError
+from diffpo.media.frames import find_pictures
 
 TWINS = (("w", "l"), ("win", "lose"), ("chosen", "rejected"))
 MARKED = re.compile(r"(?P<stem>.+)_(?P<mark>[wle])")
@@ -69,14 +69,10 @@ def _twin_folders(root: Path) -> list[tuple[Path, Path]]:
     return [(first, second) for first, second in pairs if first.is_dir() and second.is_dir()]
 
 
-def _images_below(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-
-
 def _by_name(folder: Path) -> dict[str, Path]:
     """Images by their path within the folder, without the suffix."""
     found: dict[str, Path] = {}
-    for file in _images_below(folder):
+    for file in find_pictures(folder):
         name = str(file.relative_to(folder).with_suffix(""))
         if name in found:
             raise UserError(f"{found[name]} and {file} have the same name: which of them is meant? Remove one.")
@@ -87,14 +83,14 @@ def _by_name(folder: Path) -> dict[str, Path]:
 def fits_suffixes(source: str) -> bool:
     """Whether images with such suffixes lie below a folder."""
     root = Path(source).expanduser()
-    return root.is_dir() and any(MARKED.fullmatch(file.stem) for file in _images_below(root))
+    return root.is_dir() and any(MARKED.fullmatch(file.stem) for file in find_pictures(root))
 
 
 def plan_suffixes(source: str) -> Plan:
     """Pair the images whose names differ in the suffix, and in a number before it, alone."""
     root = Path(source).expanduser().absolute()
     exact: dict[Path, Marks] = defaultdict(lambda: defaultdict(list))
-    for file in _images_below(root):
+    for file in find_pictures(root):
         if marked := MARKED.fullmatch(file.stem):
             exact[file.parent / marked["stem"]][marked["mark"]].append(file)
     # Where some name has both suffixes, the number before them tells pairs apart: its neighbours are other pairs.

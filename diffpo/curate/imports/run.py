@@ -23,11 +23,11 @@ from diffpo.curate.imports import folders, hpdv2, open_image_preferences, webdat
 from diffpo.curate.imports.comparisons import Comparison, Part, Plan, identity_of
 from diffpo.curate.imports.report import Report, name_some
 from diffpo.data.encode import WORKERS
-from diffpo.data.images import BrokenImage, decode
 from diffpo.disk.ahead import ahead
 from diffpo.disk.files import write_file
 from diffpo.disk.progress import track
 from diffpo.errors import UserError
+from diffpo.media.frames import BrokenImage, decode, read_bytes
 
 if TYPE_CHECKING:
     import pyarrow
@@ -255,7 +255,7 @@ def _cell(image: Any, options: ImportOptions) -> dict[str, Any]:
         return {"bytes": None, "path": path}
     if content is None and path is not None:
         try:
-            content = Path(path).read_bytes()
+            content = read_bytes(path)
         except OSError as error:
             raise BrokenImage(error.strerror or str(error)) from error
     decode(content)

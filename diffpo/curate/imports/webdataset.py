@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from diffpo.curate.imports.comparisons import (
-    IMAGE_SUFFIXES,
     Comparison,
     Part,
     Plan,
@@ -31,6 +30,7 @@ from diffpo.curate.imports.comparisons import (
     identity_of,
 )
 from diffpo.errors import UserError
+from diffpo.media.frames import SUFFIXES
 
 TARS = (".tar", ".tar.gz", ".tgz")
 KEYED = re.compile(r"(?P<key>(?:.*/)?[^/.]+)\.(?P<field>[^/]+)")
@@ -116,7 +116,7 @@ def _values(field: str, file: IO[bytes] | None, name: str) -> dict[str, Any]:
     stem, _, suffix = field.rpartition(".")
     suffix = suffix.lower()
     content = file.read()
-    if f".{suffix}" in IMAGE_SUFFIXES:
+    if f".{suffix}" in SUFFIXES:
         return {stem or suffix: content}
     if suffix not in ("txt", "json"):
         return {}
