@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import set_model_state_dict
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from diffpo.compat import ensure_torchvision
 from diffpo.training.checkpoint import RESTORE, trained_weights
@@ -27,7 +27,7 @@ class Average:
         ensure_torchvision()
         from diffusers.training_utils import EMAModel
 
-        self._model = EMAModel(trained(network), decay=decay)
+        self._model = EMAModel(trained(network), decay=decay, foreach=True)
 
     @property
     def updates(self) -> int:
@@ -41,17 +41,12 @@ class Average:
     @contextmanager
     def applied(self, network: nn.Module) -> Iterator[None]:
         """Exchange the weights for their average, and back."""
-        parameters = trained(network)
-        before = [p.detach().clone() for p in parameters]
-        with torch.no_grad():
-            for parameter, average in zip(parameters, self._model.shadow_params, strict=True):
-                parameter.copy_(average)
+        self._model.store(trained(network))
+        self._model.copy_to(trained(network))
         try:
             yield
         finally:
-            with torch.no_grad():
-                for parameter, value in zip(parameters, before, strict=True):
-                    parameter.copy_(value)
+            self._model.restore(trained(network))
 
     def whole(self, network: nn.Module) -> dict[str, Tensor]:
         """Collect the average, whole and on the CPU, by name; every process must call this."""
@@ -66,9 +61,14 @@ class Average:
         self._model.optimization_step = updates
 
 
-def trained(network: nn.Module) -> list[nn.Parameter]:
-    """Parameters that learn, in the network's order; a sharded network lets go of what a forward gathered first."""
+def trained(network: nn.Module) -> list[Tensor]:
+    """Collect what learns, in the network's order; of a sharded parameter, the piece that this process holds.
+
+    The average works on the pieces, because torch's foreach operations know no shards. A sharded network lets go of what
+    a forward gathered first.
+    """
     for module in network.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
-    return [p for p in network.parameters() if p.requires_grad]
+    learning = [p for p in network.parameters() if p.requires_grad]
+    return [p.to_local() if isinstance(p, DTensor) else p for p in learning]

@@ -10,6 +10,7 @@ import torch
 from runs import command
 from torch import nn
 
+from diffpo.disk.files import UNFINISHED
 from diffpo.errors import UserError
 from diffpo.training import checkpoint
 
@@ -39,12 +40,12 @@ def test_the_last_ones_are_kept(tmp_path):
 def test_unfinished_folders_are_no_checkpoints(tmp_path):
     assert checkpoint.newest(tmp_path / "nowhere") is None
     write(tmp_path, 1)
-    for left in (".tmp-step-000002", "step-", "step-3-old"):
+    for left in (f".step-000002.0123{UNFINISHED}", "step-", "step-3-old"):
         (tmp_path / left).mkdir()
     assert checkpoint.newest(tmp_path).name == "step-000001"
     write(tmp_path, 2)
     assert checkpoint.load(checkpoint.newest(tmp_path))[1] == {"step": 2}
-    assert ".tmp-step-000002" not in names(tmp_path)
+    assert names(tmp_path) == ["step-", "step-000001", "step-000002", "step-3-old"]
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, monkeypatch):
@@ -67,7 +68,7 @@ def test_a_real_limit_on_file_sizes_leaves_the_last_checkpoint_whole(tmp_path):
     """The kernel refuses the write, inside safetensors: no patch of ours decides what is raised."""
     code = (
         "import resource, signal, torch, pathlib\n"
-        "from diffpo import checkpoint\n"
+        "from diffpo.training import checkpoint\n"
         f"folder = pathlib.Path({str(tmp_path)!r})\n"
         "checkpoint.save(folder, 1, {'weights': {'a': torch.ones(9)}}, {'step': 1}, 1)\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
@@ -117,15 +118,3 @@ def test_a_network_and_its_optimizer_come_back(kind):
     step(again, other)
     for a, b in zip(network.parameters(), again.parameters(), strict=True):
         assert a.equal(b)
-
-
-def test_a_folder_is_replaced_as_a_whole(tmp_path):
-    for text in ("old", "new"):
-        checkpoint.write_folder(tmp_path / "final", lambda path, text=text: (path / text).write_text(text))
-    assert names(tmp_path) == ["final"] and names(tmp_path / "final") == ["new"]
-
-
-def test_a_text_is_replaced_as_a_whole(tmp_path):
-    checkpoint.write_text(tmp_path / "a", "old")
-    checkpoint.write_text(tmp_path / "a", "new")
-    assert names(tmp_path) == ["a"] and (tmp_path / "a").read_text() == "new"

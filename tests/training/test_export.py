@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
+import time
 
 import diffusers
 import pytest
@@ -10,6 +14,7 @@ import torch
 import yaml
 from runs import World, difference, weights
 
+from diffpo.disk.files import whole_folder
 from diffpo.errors import UserError
 from diffpo.training.export import export, is_hub_id
 from diffpo.training.processes import make_accelerator
@@ -127,6 +132,30 @@ def test_ids_of_the_hub(tmp_path, monkeypatch):
     (tmp_path / "here" / "model").mkdir()
     ids = {"owner/model": True, "here/model": False, "/a/b": False, "./a": False, "shapes:base": False, "a/b/c": False}
     assert {path: is_hub_id(path) for path in ids} == ids
+
+
+def test_a_kill_during_the_replacement_leaves_one_whole_export(tuned):
+    """A process that does nothing but export is killed 20 times, whatever it is doing."""
+    final, _ = tuned("sd15", "killed", {"model.rank": 4, "train.sample_every": 0})
+    run, whole = final.parent, {file.name: file.read_bytes() for file in final.iterdir()}
+    inodes = set()
+    for moment in range(20):
+        child = os.fork()
+        if child == 0:
+            torch.set_num_threads(1)
+            try:
+                for _ in range(1000):
+                    shutil.copytree(final, run / "next", dirs_exist_ok=True)
+                    with whole_folder(final) as folder:
+                        shutil.copytree(run / "next", folder, dirs_exist_ok=True)
+            finally:
+                os._exit(1)
+        time.sleep(0.002 + 0.0037 * moment)
+        os.kill(child, signal.SIGKILL)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        assert {file.name: file.read_bytes() for file in final.iterdir()} == whole
+        inodes.add(final.stat().st_ino)
+    assert len(inodes) > 5, "the kills came before anything was replaced"
 
 
 def test_a_push_without_network_leaves_the_export(world, run):

@@ -8,6 +8,7 @@ and when the export is written but not yet renamed.
 from __future__ import annotations
 
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -36,8 +37,8 @@ UPDATES = {"encoding": 0, "step": 3, "checkpoint": 4, "pruning": 6, "export": 6}
 HELD = {
     "encoding": None,
     "step": ["step-000002"],
-    "checkpoint": [".tmp-step-000004", "step-000002"],
-    "pruning": [".tmp-step-000002", "step-000004", "step-000006"],
+    "checkpoint": [".step-000004.KEY.unfinished", "step-000002"],
+    "pruning": [".step-000002.unfinished", "step-000004", "step-000006"],
     "export": ["step-000004", "step-000006"],
 }
 """What lies in `checkpoints/` at the kill."""
@@ -67,7 +68,9 @@ def after_kill(world):
     for place, answer in zip(KILLED, done[1:], strict=True):
         run = world.folder / place
         lines = (run / "metrics.jsonl").read_text().splitlines() if (run / "metrics.jsonl").exists() else []
-        names = checkpoints(run) if (run / "checkpoints").exists() else None
+        names = None
+        if (run / "checkpoints").exists():
+            names = [re.sub(r"\.[0-9a-f]{8}\.unfinished", ".KEY.unfinished", name) for name in checkpoints(run)]
         seen[place] = {"code": answer["code"], "lines": len(lines), "names": names, "final": (run / "final").exists()}
     seen["encoding"]["shards"] = shards(world.folder / "cache-encoding")
     return seen
@@ -102,7 +105,7 @@ def test_ends_as_if_nothing_had_happened(world, resumed, place):
     assert "final/unet/diffusion_pytorch_model.safetensors" in whole
     assert [line["step"] for line in whole["metrics"]] == [1, 2, 3, 4, 5, 6]
     assert {"samples/step-000003.png", "samples/step-000006.png"} <= whole.keys()
-    assert_same(whole, {name: value for name, value in again.items() if ".tmp-" not in name})
+    assert_same(whole, {name: value for name, value in again.items() if "unfinished" not in name})
 
 
 @pytest.mark.slow
