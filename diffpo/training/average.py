@@ -64,8 +64,8 @@ class Average:
 def trained(network: nn.Module) -> list[Tensor]:
     """Collect what learns, in the network's order; of a sharded parameter, the piece that this process holds.
 
-    The average works on the pieces, because torch's foreach operations know no shards. A sharded network lets go of what
-    a forward gathered first.
+    The average works on the pieces, because torch's foreach operations know no shards. A sharded network first lets go
+    of what a forward gathered.
     """
     for module in network.modules():
         if isinstance(module, FSDPModule):
