@@ -1,4 +1,4 @@
-"""Human votes: a CSV of choices between images of two models. They enter comparisons as the scorer `human`.
+"""Human votes: choices between images of two models, in a CSV file. They enter comparisons as the scorer `human`.
 
     column            what it holds
     model_a           label of one model
@@ -14,7 +14,6 @@ one prompt: the prompt stays the unit, and its share of votes won is its value.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from diffpo.compare.pairing import PairedScores
+from diffpo.disk.tables import read_rows
 from diffpo.errors import UserError
 
 HUMAN = "human"
@@ -98,38 +98,30 @@ class Votes:
 
 
 def read_votes(path: str | Path) -> Votes:
-    """Read a CSV of votes.
+    """Read a table of votes.
 
     Raises:
-        UserError: If there is no such file, it lacks a column, or a row is not a vote; the message names the line.
+        UserError: If it cannot be read, lacks a column, or a row is not a vote; the message names the line.
     """
     path = Path(path)
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            prompt = _check_columns(path, reader.fieldnames or ())
-            votes = tuple(_vote(f"{path}, line {reader.line_num}", row, prompt) for row in reader)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}).") from error
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no CSV in UTF-8: {error}.") from error
+    votes = tuple(_vote(place, row, _check_columns(place, list(row))) for place, row in read_rows(path))
     if not votes:
         raise UserError(f"{path} holds no vote.")
     return Votes(path, votes)
 
 
-def _check_columns(path: Path, names: Sequence[str]) -> str:
+def _check_columns(place: str, names: Sequence[str]) -> str:
     """The column that names the prompt."""
     prompt = next((name for name in ("prompt", "prompt_id") if name in names), None)
     missing = [name for name in ("model_a", "model_b", "choice") if name not in names]
     if prompt is None or missing:
         missing += [] if prompt else ["prompt (or prompt_id)"]
-        raise UserError(f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(names) or 'none'}.")
+        raise UserError(f"{place} lacks the columns {', '.join(missing)}; it has {', '.join(names) or 'none'}.")
     return prompt
 
 
-def _vote(where: str, row: Mapping[str, str | None], prompt: str) -> Vote:
-    cells = {name: (value or "").strip() for name, value in row.items() if isinstance(name, str)}
+def _vote(where: str, row: Mapping[str, Any], prompt: str) -> Vote:
+    cells = {name: "" if value is None else str(value).strip() for name, value in row.items()}
     empty = [name for name in ("model_a", "model_b", prompt) if not cells[name]]
     if empty:
         raise UserError(f"{where} has no {', '.join(empty)}.")

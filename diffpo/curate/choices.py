@@ -1,4 +1,4 @@
-"""What people chose between generated images: a CSV table with one line per choice.
+"""What people chose between generated images: a table, usually CSV, with one line per choice.
 
     prompt_id,file_0,file_1,choice,user_id
     0,base/000000-s0.png,tuned/000000-s0.png,1,ada
@@ -12,11 +12,12 @@ user_id          may be left out
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from diffpo.curate.ranking import Candidate, Judged
+from diffpo.disk.tables import read_rows
 from diffpo.errors import UserError
 
 NEEDED = ("file_0", "file_1", "choice")
@@ -30,27 +31,11 @@ def read_choices(file: str | Path, candidates: Sequence[Candidate]) -> list[Judg
     Raises:
         UserError: It cannot be read, or names what is not there, or a line contradicts itself or the manifests.
     """
-    file = Path(file)
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            reader = csv.DictReader(lines, restkey="more")
-            _check_header(file, reader.fieldnames or ())
-            numbered = [(reader.line_num, row) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"the choices {file} cannot be read: {error}") from error
-    if not numbered:
-        raise UserError(f"{file} lists no choice.")
     named = _names(candidates)
-    return [_read_line(f"{file}, line {number}", row, named) for number, row in numbered]
-
-
-def _check_header(file: Path, found: Sequence[str]) -> None:
-    missing, unknown = [n for n in NEEDED if n not in found], [n for n in found if n not in ALLOWED]
-    if missing or unknown:
-        raise UserError(
-            f"{file} has the columns {', '.join(found) or 'none'}; needed are {', '.join(NEEDED)}, allowed are also "
-            "prompt_id, prompt and user_id."
-        )
+    judged = [_read_line(place, row, named) for place, row in read_rows(Path(file))]
+    if not judged:
+        raise UserError(f"{file} lists no choice.")
+    return judged
 
 
 def _names(candidates: Sequence[Candidate]) -> dict[str, list[Candidate]]:
@@ -65,10 +50,14 @@ def _names(candidates: Sequence[Candidate]) -> dict[str, list[Candidate]]:
     return named
 
 
-def _read_line(where: str, row: Mapping[str, str | None], named: Mapping[str, list[Candidate]]) -> Judged:
-    if "more" in row or None in row.values():
-        raise UserError(f"{where} has more or fewer values than the header.")
-    cells = {name: value.strip() for name, value in row.items()}
+def _read_line(where: str, row: Mapping[str, Any], named: Mapping[str, list[Candidate]]) -> Judged:
+    missing, unknown = [n for n in NEEDED if n not in row], [n for n in row if n not in ALLOWED]
+    if missing or unknown:
+        raise UserError(
+            f"{where} has the columns {', '.join(row) or 'none'}; needed are {', '.join(NEEDED)}, allowed are also "
+            "prompt_id, prompt and user_id."
+        )
+    cells = {name: "" if value is None else str(value).strip() for name, value in row.items()}
     choice = cells["choice"].lower()
     if choice not in CHOICES:
         raise UserError(f"{where}: choice is {cells['choice']!r}; allowed are 0, 1 (which file was preferred) and tie.")

@@ -1,22 +1,22 @@
 """Every form in which a table may be given, read as a memory-mapped `datasets.Dataset` whose images are not decoded.
 
-A form answers two questions: the rows, and the identity of the files they came from (names, sizes, modification times;
-for the Hub the commit). The identity goes into the key of the encoding cache, so it must change whenever an image could
-have changed: image files that a table merely points at are part of it.
+A form answers two questions: the rows, and the identity of the files that hold them (names, sizes, modification times;
+for the Hub the commit). Image files that a table merely points at are not part of it: `contents` looks at those.
 """
 
 from __future__ import annotations
 
 import glob
-import hashlib
-import json
+import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from diffpo.disk.rows import digest
+from diffpo.disk.tables import TABLES, files_below, is_hidden, join_tables, read_columns
 from diffpo.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,10 +25,14 @@ if TYPE_CHECKING:
 
 FORMS = (
     "a Hub id (owner/name), a folder written by `datasets` save_to_disk, a parquet file, folder or glob, a .jsonl, "
-    ".json or .csv table (image paths relative to the table), a folder holding metadata.jsonl, metadata.csv or "
+    ".json, .csv or .tsv table (image paths relative to the table), a folder holding metadata.jsonl, metadata.csv or "
     "metadata.parquet, or shapes:pairs; `diffpo data import` makes one of tars, folders of images and other layouts"
 )
-SUFFIXES = (".parquet", ".jsonl", ".csv", ".json")
+TEXTS = (
+    *("prompt", "chosen_prompt", "rejected_prompt", "caption", "caption_0", "caption_1", "user_id"),
+    *("chosen", "rejected", "jpg_0", "jpg_1", "path1", "path2"),
+)
+"""Columns that hold texts, whatever they look like in a CSV file."""
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
@@ -44,7 +48,7 @@ class Raw:
 
     rows: Dataset
     fingerprint: str
-    """Changes whenever the content may have changed."""
+    """Changes whenever the content of the table's files may have changed."""
 
 
 def read_table(path: str, split: str, images: Sequence[str]) -> Raw:
@@ -61,32 +65,36 @@ def read_table(path: str, split: str, images: Sequence[str]) -> Raw:
     rows, identity, root = _open(path, split)
     if not len(rows):
         raise UserError(f"The table {path} (split {split}) has no rows.")
-    digest = hashlib.blake2b("\n".join([split, *identity]).encode(), digest_size=16)
     for name in (name for name in images if name in rows.column_names):
-        rows, paths = _leave_undecoded(rows, name, root)
-        digest.update("\n".join([name, *_identity([Path(p) for p in paths if p], root)]).encode())
-    return Raw(rows, digest.hexdigest())
+        rows = _leave_undecoded(rows, name, root)
+        if rows.features[name].dtype == "string":
+            paths = rows.data.column(name).to_pylist()
+            identity = [*identity, name, *_identity([Path(path) for path in paths if path], root)]
+    return Raw(rows, digest(split, *identity).hex())
 
 
 def _open(path: str, split: str) -> tuple[Dataset, list[str], Path]:
     """Rows, one line of identity per file, and the folder that relative image paths start from."""
     if path.startswith("shapes:"):
         path = _shapes_path(path)
-    local = Path(path).expanduser()
+    local = Path(os.path.expanduser(path))
     if local.is_file():
         return _open_files(_pick(path, {"train": [local]}, split), path)
     if local.is_dir():
         return _open_folder(local, split)
+    if local.exists():
+        raise UserError(f"{path} is neither a file nor a folder. A table can be given as {FORMS}.")
     if glob.has_magic(path):
-        return _open_files(
-            _pick(path, {"train": [Path(p) for p in sorted(glob.glob(str(local), recursive=True))]}, split), path
-        )
-    if HUB_ID.fullmatch(path) and local.suffix not in SUFFIXES:
+        found = [Path(name) for name in sorted(glob.glob(str(local), recursive=True)) if "__MACOSX" not in name]
+        return _open_files(_pick(path, {"train": found}, split), path)
+    if HUB_ID.fullmatch(path) and local.suffix.lower() not in TABLES:
         return _open_hub(path, split)
     raise UserError(f"There is nothing at {path}. A table can be given as {FORMS}.")
 
 
 def _pick(path: str | Path, splits: dict[str, list[Path]], split: str) -> list[Path]:
+    if split == "train" and len(splits) == 1:  # a table without splits needs no data.split
+        return next(iter(splits.values()))
     if split not in splits:
         raise UserError(
             f"{path} has no split `{split}`; it has {', '.join(sorted(splits))}. "
@@ -115,21 +123,24 @@ def _open_folder(folder: Path, split: str) -> tuple[Dataset, list[str], Path]:
         _pick(folder, {"train": [folder]}, split)
     if (folder / "state.json").is_file():
         rows = datasets.load_from_disk(str(folder))
-        return rows, _identity(sorted(p for p in folder.iterdir() if p.is_file()), folder), folder
+        return (
+            rows,
+            _identity(sorted(p for p in folder.iterdir() if p.is_file() and not is_hidden(p, folder)), folder),
+            folder,
+        )
     for place in (folder / split, folder):
-        metadata = [place / f"metadata{suffix}" for suffix in SUFFIXES if (place / f"metadata{suffix}").is_file()]
+        metadata = [file for suffix in TABLES if (file := place / f"metadata{suffix}").is_file()]
         if metadata:
             return _open_files(
                 metadata[:1] if place.name == split else _pick(folder, {"train": metadata[:1]}, split), folder
             )
-    for suffix in SUFFIXES[:-1]:
-        files = sorted(folder.rglob(f"*{suffix}"))
-        if files:
+    for suffix in TABLES[:-1]:  # .json files are often something else than tables
+        if files := files_below(folder, [suffix]):
             splits = defaultdict(list)
             for file in files:
                 splits[_split_of(file.relative_to(folder))].append(file)
             return _open_files(_pick(folder, splits, split), folder)
-    found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
+    found = ", ".join(sorted(p.name for p in folder.iterdir() if not is_hidden(p, folder))[:8]) or "nothing"
     raise UserError(f"The folder {folder} holds no table: found {found}. A table can be given as {FORMS}.")
 
 
@@ -150,75 +161,77 @@ def _open_files(files: list[Path], path: str | Path) -> tuple[Dataset, list[str]
 
     if not files:
         raise UserError(f"No file matches {path}.")
-    suffixes = {file.suffix for file in files}
-    if len(suffixes) > 1 or not suffixes <= set(SUFFIXES):
+    suffixes = {file.suffix.lower() for file in files}
+    if len(suffixes) > 1 or not suffixes <= set(TABLES):
         raise UserError(
-            f"{path} is not a table that can be read: found {', '.join(sorted(suffixes))}, "
-            f"allowed {', '.join(SUFFIXES)}."
+            f"{path} is not a table that can be read: found {', '.join(sorted(suffixes))}, allowed {', '.join(TABLES)}."
         )
-    try:
-        if suffixes == {".parquet"}:
-            rows = datasets.load_dataset("parquet", data_files=[str(f) for f in files], split="train")
-        else:
-            rows = datasets.concatenate_datasets([_read_text(file) for file in files])
-    except (
-        pyarrow.ArrowException,
-        datasets.exceptions.DatasetGenerationError,
-        UnicodeDecodeError,
-        json.JSONDecodeError,
-    ) as error:
-        raise UserError(f"{path} cannot be read as a {suffixes.pop()} table: {error.__cause__ or error}") from error
+    if suffixes == {".parquet"}:
+        rows = _map_parquet(files, path)
+    else:
+        parts = [read_columns(file, TEXTS) for file in files]
+        try:
+            rows = datasets.Dataset(datasets.table.InMemoryTable(join_tables(parts)))
+        except pyarrow.ArrowException as error:
+            raise _different(files, [part.schema for part in parts], error) from error
     root = files[0].parent.absolute()
     return rows, _identity([file.absolute() for file in files], root), root
 
 
-def _read_text(file: Path) -> Dataset:
-    """Read a CSV, JSON (a list of objects) or JSONL table into memory: it holds paths, not images."""
+def _map_parquet(files: Sequence[Path], path: str | Path) -> Dataset:
+    """Map parquet files as one table; where a column is of different types, it gets the one that holds them all."""
     import datasets
-
-    if file.suffix == ".csv":
-        return datasets.Dataset(datasets.table.InMemoryTable(_read_csv(file)))
-    records = json.loads(file.read_text("utf-8")) if file.suffix == ".json" else list(_json_lines(file))
-    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-        raise UserError(
-            f"{file} must hold one object per pair, {'in a list' if file.suffix == '.json' else 'each on a line'}."
-        )
-    names = list(dict.fromkeys(name for record in records for name in record))
-    return datasets.Dataset.from_dict({name: [record.get(name) for record in records] for name in names})
-
-
-def _json_lines(file: Path) -> Iterator[Any]:
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                if line.strip():
-                    yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{file}, line {number}, is not JSON: {error}") from error
-
-
-def _read_csv(file: Path) -> pyarrow.Table:
     import pyarrow
-    from pyarrow import csv
+    from pyarrow import parquet
 
-    texts = (
-        "prompt",
-        "chosen_prompt",
-        "rejected_prompt",
-        "caption",
-        "caption_0",
-        "caption_1",
-        "chosen",
-        "rejected",
-        "jpg_0",
-        "jpg_1",
-        "user_id",
+    def load(some: Sequence[Path]) -> Dataset:
+        return datasets.load_dataset("parquet", data_files=[glob.escape(str(f)) for f in some], split="train")
+
+    try:
+        schemas = [parquet.read_schema(file) for file in files]
+    except (OSError, pyarrow.ArrowException) as error:
+        raise UserError(f"{path} cannot be read as a .parquet table: {error}") from error
+    for file, schema in zip(files, schemas, strict=True):
+        if twice := {name for name in schema.names if schema.names.count(name) > 1}:
+            raise UserError(f"{file} has the column {min(twice)} twice: give each column a name of its own.")
+    try:
+        if all(schema.equals(schemas[0]) for schema in schemas):
+            return load(files)
+        whole = pyarrow.unify_schemas(schemas, promote_options="permissive")
+        parts = [load([file]) for file in files]
+        features = {k: v for part in parts for k, v in part.features.items() if v.dtype != "null"}
+        plain = datasets.Features.from_arrow_schema(whole.remove_metadata())
+        # What `datasets` knows of a column, such as that it holds images, stays; only plain types are promoted.
+        features = datasets.Features(
+            {
+                name: plain[name] if isinstance(features.get(name), datasets.Value | None) else features[name]
+                for name in plain
+            }
+        )
+        for i, part in enumerate(parts):
+            lacking = [name for name in features if name not in part.column_names]
+            for name in lacking:
+                part = part.add_column(name, pyarrow.nulls(len(part), features[name]()).to_pylist())
+            parts[i] = part.select_columns(list(features)).cast(features)
+        return datasets.concatenate_datasets(parts)
+    except (pyarrow.ArrowException, ValueError, TypeError, datasets.exceptions.DatasetGenerationError) as error:
+        if not all(schema.equals(schemas[0]) for schema in schemas):
+            raise _different(files, schemas, error) from error
+        raise UserError(f"{path} cannot be read as a .parquet table: {error.__cause__ or error}") from error
+
+
+def _different(files: Sequence[Path], schemas: Sequence[pyarrow.Schema], error: Exception) -> UserError:
+    """Say which column is of types that have nothing in common, and in which files."""
+    kinds = defaultdict(dict)
+    for file, schema in zip(files, schemas, strict=True):
+        for field in schema:
+            kinds[field.name].setdefault(str(field.type), file.name)
+    odd = {name: found for name, found in kinds.items() if len(found.keys() - {"null"}) > 1}
+    said = "; ".join(
+        f"`{name}` is " + " and ".join(f"{kind} in {file}" for kind, file in found.items())
+        for name, found in odd.items()
     )
-    return csv.read_csv(
-        file,
-        parse_options=csv.ParseOptions(newlines_in_values=True),
-        convert_options=csv.ConvertOptions(column_types=dict.fromkeys(texts, pyarrow.string())),
-    )
+    return UserError(f"The files of a table hold different things: {said or error}. Give each column one type.")
 
 
 def _open_hub(path: str, split: str) -> tuple[Dataset, list[str], Path]:
@@ -253,26 +266,31 @@ def _identity(files: Sequence[Path], root: Path) -> list[str]:
     return lines
 
 
-def _leave_undecoded(rows: Dataset, name: str, root: Path) -> tuple[Dataset, list[str | None]]:
-    """Switch decoding off for an image column and make its paths absolute; also return the paths, if it holds any."""
+def _leave_undecoded(rows: Dataset, name: str, root: Path) -> Dataset:
+    """Switch decoding off for an image column, and make its paths absolute if it holds any."""
     import datasets
+    import pyarrow
+    from pyarrow import compute
 
     if isinstance(rows.features[name], datasets.Image):
         rows = rows.cast_column(name, datasets.Image(decode=False))
-    paths = _read_paths(rows.data.column(name), name)
+    paths = _find_paths(rows.with_format("arrow")[:][name] if rows._indices else rows.data.column(name), name)
     if paths is None:
-        return rows, []
-    paths = [None if path is None else str(root / Path(path).expanduser()) for path in paths]
-    return rows.remove_columns([name]).add_column(name, paths), paths
+        return rows
+    if compute.any(compute.match_substring_regex(paths, "^[/~]")).as_py():
+        whole = [None if path is None else str(root / os.path.expanduser(path)) for path in paths.to_pylist()]
+    else:
+        whole = compute.binary_join_element_wise(f"{root}/", paths.cast(pyarrow.string()), "")
+    return rows.remove_columns([name]).add_column(name, whole)
 
 
-def _read_paths(cells: pyarrow.ChunkedArray, name: str) -> list[str | None] | None:
+def _find_paths(cells: pyarrow.ChunkedArray, name: str) -> pyarrow.ChunkedArray | None:
     """Read the paths in an image column; None if it holds the files themselves, which are not read."""
     from pyarrow import compute, types
 
     kind = cells.type
     if types.is_string(kind) or types.is_large_string(kind):
-        return cells.to_pylist()
+        return cells
     if types.is_binary(kind) or types.is_large_binary(kind):
         return None
     fields = {field.name for field in kind} if types.is_struct(kind) else set()
@@ -282,4 +300,4 @@ def _read_paths(cells: pyarrow.ChunkedArray, name: str) -> list[str | None] | No
             "and paths."
         )
     embedded = "bytes" in fields and compute.any(compute.is_valid(compute.struct_field(cells, "bytes"))).as_py()
-    return None if embedded or "path" not in fields else compute.struct_field(cells, "path").to_pylist()
+    return None if embedded or "path" not in fields else compute.struct_field(cells, "path")

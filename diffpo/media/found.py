@@ -12,13 +12,12 @@ images of two models meet in a comparison; a model is called like the folder or 
 
 from __future__ import annotations
 
-import csv
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from diffpo.disk.tables import TABLES, read_json, read_rows, read_text
 from diffpo.errors import UserError
 from diffpo.media.folder import MANIFEST, Media, check_inside, clip_fields, home_of
 from diffpo.media.frames import find_pictures, name_others
@@ -47,7 +46,7 @@ def find_media(source: Path) -> list[Media]:
         rows = _rows_of_folder(source)
         label = source.resolve().name
     else:
-        rows = [_row(source, number, row) for number, row in enumerate(_read_table(source), start=1)]
+        rows = [_row(place, row) for place, row in _read_table(source)]
         label = source.stem
     if not rows:
         reason = f"it has no {MANIFEST}, and no image" if source.is_dir() else "it has no rows"
@@ -66,7 +65,7 @@ def _rows_of_folder(folder: Path) -> list[Row]:
     table = next((folder / name for name in METADATA if (folder / name).is_file()), None)
     if table is None:
         return [{"file": str(path.relative_to(folder)), "prompt": _caption(path)} for path in images]
-    rows = [_row(table, number, row) for number, row in enumerate(_read_table(table), start=1)]
+    rows = [_row(place, row) for place, row in _read_table(table)]
     check_inside(folder, (row["file"] for row in rows), table)
     named = {Path(row["file"]) for row in rows}
     unnamed = [str(path.relative_to(folder)) for path in images if path.relative_to(folder) not in named]
@@ -77,44 +76,27 @@ def _rows_of_folder(folder: Path) -> list[Row]:
 def _caption(image: Path) -> str:
     """The text beside an image, empty if there is none."""
     file = next((image.with_suffix(suffix) for suffix in CAPTIONS if image.with_suffix(suffix).is_file()), None)
-    return file.read_text(encoding="utf-8").strip() if file is not None else ""
+    return read_text(file).strip() if file is not None else ""
 
 
-def _read_table(path: Path) -> Iterable[Row]:
-    """The rows of a table, as they are."""
-    if path.suffix not in (".jsonl", ".json", ".csv", ".tsv", ".parquet"):
+def _read_table(path: Path) -> Iterable[tuple[str, Row]]:
+    """The rows of a table, as they are, each with its place for messages."""
+    if path.suffix not in TABLES:
         raise UserError(
             f"{path}: cannot read images from a {path.suffix or 'nameless'} file; give a folder, or a table of paths "
-            "and prompts ending in .jsonl, .json, .csv, .tsv or .parquet."
+            f"and prompts ending in {', '.join(TABLES)}."
         )
-    try:
-        if path.suffix == ".parquet":
-            import pyarrow.parquet as pq
-
-            rows: Any = pq.read_table(path).to_pylist()
-        elif path.suffix in (".csv", ".tsv"):
-            with open(path, newline="", encoding="utf-8-sig") as file:
-                rows = list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
-        elif path.suffix == ".jsonl":
-            lines = path.read_text(encoding="utf-8").split("\n")
-            rows = [json.loads(line) for line in lines if line.strip()]
-        else:
-            rows = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, csv.Error) as error:  # pyarrow's errors are ValueErrors and OSErrors
-        raise UserError(f"{path} cannot be read as {path.suffix}: {error}") from error
-    if isinstance(rows, dict):
-        rows = [{"file": file, "prompt": prompt} for file, prompt in rows.items()]
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise UserError(f"{path} must hold rows, each an object with an image's path and its prompt.")
-    return rows
+    if path.suffix == ".json" and isinstance(found := read_json(path), dict):
+        return [(f"{path}, {file}", {"file": file, "prompt": prompt}) for file, prompt in found.items()]
+    return read_rows(path)
 
 
-def _row(table: Path, number: int, row: Row) -> Row:
+def _row(place: str, row: Row) -> Row:
     """One row, by our names."""
     file = next((row[name] for name in FILES if isinstance(row.get(name), str) and row[name]), None)
     if file is None:
         raise UserError(
-            f"{table}, row {number} names no image: it needs a path under {', '.join(FILES[:3])} or {FILES[3]}; it has "
+            f"{place} names no image: it needs a path under {', '.join(FILES[:3])} or {FILES[3]}; it has "
             f"{', '.join(map(str, row))}."
         )
     prompt = next((row[name] for name in COLUMNS if isinstance(row.get(name), str)), "")
@@ -123,7 +105,7 @@ def _row(table: Path, number: int, row: Row) -> Row:
         known |= {key: int(known[key]) for key in ("seed", "prompt_id") if key in known} | clip_fields(row)
     except (TypeError, ValueError):
         raise UserError(
-            f"{table}, row {number} ({file}): seed, prompt_id and frames must be integers, fps a number above 0."
+            f"{place} ({file}): seed, prompt_id and frames must be integers, fps a number above 0."
         ) from None
     return {"file": file, "prompt": prompt, **known}
 

@@ -43,11 +43,11 @@ def test_a_file_of_a_spreadsheet_program(write):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "lacks the columns model_a, model_b, choice, prompt .or prompt_id.; it has none"),
+        ("a\nb\n", "lacks the columns model_a, model_b, choice, prompt .or prompt_id.; it has a"),
         ("model_a,model_b,prompt,choice\n", "holds no vote"),
         ("model_a,model_b,prompt\nx,y,p\n", "lacks the columns choice"),
         ("model_a,model_b,prompt,choice\nx,y,p,a\nx,y,p,left\n", "line 3: choice must be a, tie or b, got 'left'"),
-        ("model_a,model_b,prompt,choice\nx,y,p\n", "line 2: choice must be"),
+        ("model_a,model_b,prompt,choice\nx,y,p\n", "line 2 has more or fewer values"),
         ("model_a,model_b,prompt,choice\nx,x,p,a\n", "line 2 compares x with itself"),
         ("model_a,model_b,prompt,choice\nx,y,,a\n", "line 2 has no prompt"),
         ("model_a,model_b,prompt,choice,seed\nx,y,p,a,one\n", "line 2: seed must be a whole number or empty"),

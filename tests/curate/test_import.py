@@ -380,7 +380,7 @@ def test_nothing_is_written_under_a_name_inside_a_tar(tmp_path, out):
         ({"0.jpg": b"x", "0.txt": "a"}, "0 of a.tar has jpg, prompt; a pair has chosen and rejected, or jpg_0"),
         (pickapic_sample("0", 1) | {"0.label_0.txt": "yes"}, "label_0 is 'yes'; it must be a number"),
         (pickapic_sample("0", 1) | {"0.label_0.txt": "1.5"}, "the preference is 1.5; allowed are numbers from 0 to 1"),
-        (pickapic_sample("0", 1) | {"0.json": "{"}, "0.json of a.tar is no json file"),
+        (pickapic_sample("0", 1) | {"0.json": "{"}, "0.json of a.tar is not JSON"),
         (pickapic_sample("0", 1) | {"0.label_0.json": "1"}, "label_0 a second time"),
     ],
 )

@@ -135,8 +135,8 @@ def test_the_command_says_what_comes_next(tmp_path, monkeypatch, capsys):
         (lambda r: r.append(dict(r[0])), r"0\.png has more than one row"),
         (lambda r: r.append({"file_name": "9.png", "text": "x"}), r"9\.png has a row in .*but no file"),
         (lambda r: r[0].update(file_name="../0.png"), r"\.\./0\.png.* is not inside the folder"),
-        (lambda r: r[0].pop("file_name"), r"row 1 names no image: it needs a path under file_name.*it has text"),
-        (lambda r: r[0].update(seed="x"), r"row 1 \(0\.png\): seed, prompt_id and frames must be integers"),
+        (lambda r: r[0].pop("file_name"), r"line 1 names no image: it needs a path under file_name.*it has text"),
+        (lambda r: r[0].update(seed="x"), r"line 1 \(0\.png\): seed, prompt_id and frames must be integers"),
         (lambda r: r.clear(), r"0\.png, 1\.png, 2\.png, 3\.png have no prompt"),
     ],
 )
@@ -158,11 +158,11 @@ def test_what_cannot_be_read(tmp_path):
     with pytest.raises(UserError, match=r"cannot read images from a \.xlsx file"):
         read_media(tmp_path / "table.xlsx")
     (tmp_path / "bad.jsonl").write_text("{")
-    with pytest.raises(UserError, match=r"cannot be read as \.jsonl"):
+    with pytest.raises(UserError, match=r"bad.jsonl, line 1 is not JSON"):
         read_media(tmp_path / "bad.jsonl")
     (tmp_path / "bad.parquet").write_text("PAR1")
     with pytest.raises(UserError, match=r"cannot be read as \.parquet"):
         read_media(tmp_path / "bad.parquet")
     (tmp_path / "bad.json").write_text("3")
-    with pytest.raises(UserError, match="must hold rows"):
+    with pytest.raises(UserError, match="must hold a list of rows"):
         read_media(tmp_path / "bad.json")

@@ -94,9 +94,9 @@ def test_unknown_sets(spec, message):
         ("a.txt", "\n  \n", "holds no prompt"),
         ("a.json", '{"prompt": "x"}', "must hold a list"),
         ("a.json", "[1]", "row 1 must be a text"),
-        ("a.jsonl", '{"prompt": "x"}\n{"promt": "y"}', "row 2 has no text under prompt"),
-        ("a.jsonl", '{"prompt": ', r"cannot be read as \.jsonl"),
-        ("a.csv", "id,name\n1,x\n", "row 1 has no text"),
+        ("a.jsonl", '{"prompt": "x"}\n{"promt": "y"}', "line 2 has no text under prompt"),
+        ("a.jsonl", '{"prompt": ', "line 1 is not JSON"),
+        ("a.csv", "id,name\n1,x\n", "line 2 has no text"),
         ("a.xlsx", "x", r"\.xlsx file; use one of"),
     ],
 )

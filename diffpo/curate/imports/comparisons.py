@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from diffpo.disk.tables import UTF16, read_text
 from diffpo.errors import UserError
 
 PART_PAIRS = 256
@@ -153,25 +155,12 @@ def _label(name: str, fields: Mapping[str, Any]) -> float | None:
 
 
 def _number(value: Any, what: str) -> float | None:
+    """Read a number; NaN, null and an empty text are missing ones."""
     try:
-        return None if value is None else float(value)
+        number = math.nan if value in (None, "") else float(value)
+        return None if math.isnan(number) else number
     except (TypeError, ValueError):
         raise UserError(f"{what} is {value!r}; it must be a number.") from None
-
-
-def read_json_list(path: Path) -> list[dict[str, Any]]:
-    """Read a JSON file that holds a list of objects.
-
-    Raises:
-        UserError: It does not.
-    """
-    try:
-        records = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
-    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
-        raise UserError(f"{path} must hold one object per pair, in a list.")
-    return records
 
 
 def first_record(source: str) -> dict[str, Any]:
@@ -179,9 +168,11 @@ def first_record(source: str) -> dict[str, Any]:
     path = Path(source).expanduser()
     if path.suffix != ".json" or not path.is_file():
         return {}
-    with path.open(encoding="utf-8", errors="replace") as file:
-        text = file.read(1 << 20).lstrip().removeprefix("[").lstrip()
+    with path.open("rb") as file:
+        start = file.read(1 << 20)
     try:
+        text = start.decode("utf-16" if start.startswith(UTF16) else "utf-8-sig", "ignore")
+        text = text.lstrip().removeprefix("[").lstrip()
         record, _ = json.JSONDecoder().raw_decode(text)
     except ValueError:
         return {}
@@ -194,5 +185,5 @@ def read_caption(*stems: Path) -> str | None:
         for suffix in (".txt", ".caption"):
             file = stem.with_name(stem.name + suffix)
             if file.is_file():
-                return file.read_text("utf-8", errors="replace").strip()
+                return read_text(file).strip()
     return None

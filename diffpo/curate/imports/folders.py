@@ -28,8 +28,8 @@ from diffpo.curate.imports.comparisons import (
     from_fields,
     plan_of,
     read_caption,
-    read_json_list,
 )
+from diffpo.disk.tables import read_rows
 from diffpo.errors import UserError
 from diffpo.media.frames import find_pictures
 
@@ -137,7 +137,7 @@ def plan_list(source: str) -> Plan:
     """Read the list; paths are relative to it."""
     path = Path(source).expanduser().absolute()
     comparisons = []
-    for number, record in enumerate(read_json_list(path)):
+    for number, record in enumerate(record for _, record in read_rows(path)):
         fields = dict(record)
         if not any(fields.get(key) is not None for key in PROMPTS):
             stems = [(path.parent / str(record.get(f"image_{i}"))).with_suffix("") for i in (0, 1)]

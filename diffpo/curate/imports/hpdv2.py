@@ -15,7 +15,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from diffpo.curate.imports.comparisons import Comparison, Plan, Side, first_record, plan_of, read_json_list
+from diffpo.curate.imports.comparisons import Comparison, Plan, Side, first_record, plan_of
+from diffpo.disk.tables import read_rows
 from diffpo.errors import UserError
 
 IMAGES = ("file_path", "image_path")
@@ -34,7 +35,7 @@ def plan(source: str) -> Plan:
         UserError: A row does not have as many labels as images.
     """
     path = Path(source).expanduser().absolute()
-    rows = read_json_list(path)
+    rows = [row for _, row in read_rows(path)]
     names = [name for row in rows[:1] for name in _images(row, f"row 0 of {path.name}")]
     inside = path.parent / path.stem
     root = inside if names and not (path.parent / names[0]).is_file() and inside.is_dir() else path.parent

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import glob
 import gzip
-import json
 import os
 import re
 import tarfile
@@ -29,6 +28,7 @@ from diffpo.curate.imports.comparisons import (
     from_fields,
     identity_of,
 )
+from diffpo.disk.tables import decode_text, parse_json
 from diffpo.errors import UserError
 from diffpo.media.frames import SUFFIXES
 
@@ -120,12 +120,10 @@ def _values(field: str, file: IO[bytes] | None, name: str) -> dict[str, Any]:
         return {stem or suffix: content}
     if suffix not in ("txt", "json"):
         return {}
-    try:
-        if suffix == "txt":
-            return {stem or "prompt": content.decode("utf-8").strip()}
-        found = json.loads(content)
-    except ValueError as error:
-        raise UserError(f"{name} is no {suffix} file: {error}") from error
+    text = decode_text(content, name)
+    if suffix == "txt":
+        return {stem or "prompt": text.strip()}
+    found = parse_json(text, name)
     if stem:
         return {stem: found}
     if not isinstance(found, dict):
