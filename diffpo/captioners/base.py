@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from diffpo.core.types import Block
-from diffpo.errors import ConfigError
+from diffpo.core.block import Block, Count
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -20,17 +19,8 @@ Level = Literal["weak", "medium", "strong"]
 class Batched(Block, ABC):
     """What works on several rows at once."""
 
-    batch: int = 8
+    batch: Count = 8
     """Images or texts at a time: the caller hands over so many."""
-
-    def __post_init__(self) -> None:
-        """Refuse an empty batch.
-
-        Raises:
-            ConfigError: It is below 1.
-        """
-        if self.batch < 1:
-            raise ConfigError(f"batch is {self.batch}; it must be at least 1.")
 
 
 @dataclass(frozen=True, kw_only=True)

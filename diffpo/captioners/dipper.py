@@ -12,10 +12,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
 from diffpo.captioners.base import Level, Perturber
 from diffpo.captioners.language import FILES, SAFETENSORS, SEQUENCE, LanguageModel, find, load_part, stable_hash, tidy
+from diffpo.core.block import Count, NotNegative, Place, Range
 from diffpo.disk.weights import Weights
 from diffpo.errors import ConfigError
 
@@ -35,37 +36,34 @@ class Dipper(LanguageModel, Perturber):
     kind = SEQUENCE
     weight_files = (*SAFETENSORS, "pytorch_model*.bin*")
 
-    path: str = HUB_MODEL
+    path: Place = HUB_MODEL
     """Hub id or local folder of the model."""
     tokenizer: str | None = None
     """Where the tokenizer is; None is the model's folder if it is in there, else T5's on the Hub."""
     level: Level = "medium"
     """Lexical diversity: 40 (weak), 60 (medium) or 80 (strong)."""
-    order: int = 0
+    order: Annotated[int, Range(least=0, most=100)] = 0
     """Diversity of the order of words: 0, 20, ... 100."""
     prefix: str = "Paraphrase the caption of an image and perturb what it says."
     """What stands before the text that is rewritten."""
-    window: int = 3
+    window: Count = 3
     """Sentences at a time."""
-    max_new_tokens: int = 256
+    max_new_tokens: Annotated[int, Range(least=1, most=65536)] = 256
     """Where a window is cut off."""
-    temperature: float = 1.0
+    temperature: NotNegative = 1.0
     """0 takes the likeliest token each time; above, tokens are drawn, the more evenly the higher."""
-    top_p: float = 0.75
+    top_p: Annotated[float, Range(above=0, most=1)] = 0.75
     """Draw from the likeliest tokens that have this probability together."""
 
     def __post_init__(self) -> None:
         """Refuse what DIPPER does not know.
 
         Raises:
-            ConfigError: No such code, or a window without sentences.
+            ConfigError: It was trained on no such code.
         """
         super().__post_init__()
-        if self.order not in CODES or self.window < 1:
-            raise ConfigError(
-                f"order is {self.order}; allowed are {', '.join(map(str, CODES))}. window is {self.window}; it must be "
-                "at least 1."
-            )
+        if self.order not in CODES:
+            raise ConfigError(f"order is {self.order}; allowed are {', '.join(map(str, CODES))}.")
 
     @property
     def provenance(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from diffpo.captioners.base import Captioner
 from diffpo.captioners.language import IMAGE_TEXT, LanguageModel, load_part, pad_left, require_template, tidy
+from diffpo.core.block import Place
 from diffpo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class ImageTextCaptioner(LanguageModel, Captioner):
     name = "transformers"
     kind = IMAGE_TEXT
 
-    path: str = "llava-hf/llava-v1.6-34b-hf"
+    path: Place = "llava-hf/llava-v1.6-34b-hf"
     """Hub id or local folder of the model; the default is the paper's."""
     sees: Literal["image+prompt", "image"] = "image+prompt"
     """What the model is shown: the image and the prompt that it was made for, or the image alone."""

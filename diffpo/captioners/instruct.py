@@ -9,6 +9,7 @@ from typing import Any
 
 from diffpo.captioners.base import Level, Perturber
 from diffpo.captioners.language import CAUSAL, LanguageModel, load_part, pad_left, require_template, tidy
+from diffpo.core.block import Place
 
 CHANGES: dict[Level, str] = {
     "weak": "Change one small detail, such as a colour or an adjective, and leave everything else as it is.",
@@ -28,7 +29,7 @@ class Instruct(LanguageModel, Perturber):
     name = "instruct"
     kind = CAUSAL
 
-    path: str = "Qwen/Qwen2.5-7B-Instruct"
+    path: Place = "Qwen/Qwen2.5-7B-Instruct"
     """Hub id or local folder of the model."""
     level: Level = "medium"
     """How much the caption is changed."""

@@ -14,11 +14,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from diffpo.captioners.base import Batched
+from diffpo.core.block import NotNegative, Place, Range, Seed
 from diffpo.disk.weights import Weights, locate, snapshot
-from diffpo.errors import ConfigError, UserError
+from diffpo.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,35 +54,20 @@ class LanguageModel(Batched):
     weight_files: ClassVar[tuple[str, ...]] = SAFETENSORS
     """Patterns of what is fetched from the Hub."""
 
-    path: str
+    path: Place
     """Hub id or local folder of the model."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """Of weights and computation; `auto` is what the files hold."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, ..."""
-    max_new_tokens: int = 128
+    max_new_tokens: Annotated[int, Range(least=1, most=65536)] = 128
     """Where a text is cut off."""
-    temperature: float = 0.0
+    temperature: NotNegative = 0.0
     """0 takes the likeliest token each time; above, tokens are drawn, the more evenly the higher."""
-    top_p: float = 1.0
+    top_p: Annotated[float, Range(above=0, most=1)] = 1.0
     """Draw from the likeliest tokens that have this probability together."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the draws; they depend on it and on the row, not on the batch."""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot run.
-
-        Raises:
-            ConfigError: A value lies outside its range.
-        """
-        super().__post_init__()
-        wrong = [
-            (self.max_new_tokens < 1, f"max_new_tokens is {self.max_new_tokens}; it must be at least 1."),
-            (self.temperature < 0, f"temperature is {self.temperature}; it must not be negative."),
-            (not 0 < self.top_p <= 1, f"top_p is {self.top_p}; allowed is 0 < x <= 1."),
-        ]
-        if any(bad for bad, _ in wrong):
-            raise ConfigError(" ".join(message for bad, message in wrong if bad))
 
     @property
     def model_provenance(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from diffpo.captioners.base import Captioner, Level, Perturber
 from diffpo.captioners.language import stable_hash
+from diffpo.core.block import Seed
 from diffpo.errors import UserError
 from diffpo.scorers.shapes import ShapesVerifier
 
@@ -127,7 +128,7 @@ class ShapesPerturber(Perturber):
 
     level: Level = "medium"
     """How many of the six attributes are changed: 1, 2 or 3."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the draws; they depend on it and on the row."""
     splits: Splits = "keep"
     """`keep`: a training caption becomes another training caption. `ignore`: any caption."""

@@ -17,12 +17,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from diffpo.compare.compare import Judging
 from diffpo.config.options import make_scorer
 from diffpo.config.run import close_match, read_tree, validate
-from diffpo.core.types import Block
+from diffpo.core.block import Block, Count, Guidance, Pixels, Place, Range, SamplingSteps, Seed
 from diffpo.errors import ConfigError, UserError
 from diffpo.generation.generate import GenerateOptions
 
@@ -34,25 +34,26 @@ SHORT = "a model is a pipeline (folder or Hub id), or a block of keys"
 class JudgedModel(Block):
     """One model: a pipeline and what was tuned of it, or the run of a training configuration."""
 
-    path: str | None = None
+    path: Place | None = None
     """Folder of a diffusers pipeline, Hub id, or `shapes:base`; with `train` it is the configuration's."""
-    lora: str | None = None
+    lora: Place | None = None
     """LoRA on top: folder, file or Hub id."""
-    denoiser: str | None = None
+    denoiser: Place | None = None
     """Fully tuned UNet or transformer in place of the pipeline's: folder or Hub id."""
-    tuned: str | None = None
+    tuned: Place | None = None
     """Run folder of `diffpo train`, or its `final/`."""
-    train: str | None = None
+    train: Place | None = None
     """A configuration of `diffpo train`. Its run is judged; where that is not finished, it is trained first."""
     overrides: tuple[str, ...] = ()
     """Of that configuration, as on the command line: `method.beta=2000`."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         """Check that it is clear which model is meant.
 
         Raises:
             ValueError: It is not.
         """
+        super().__post_init__()
         if (self.path is None) == (self.train is None):
             raise ValueError(
                 "say either path (a pipeline) or train (a training configuration); "
@@ -68,13 +69,13 @@ class JudgedModel(Block):
 class Sampling(Block):
     """How images are made, the same for all models."""
 
-    steps: int = 50
+    steps: SamplingSteps = 50
     """Sampling steps."""
-    guidance: float = 7.5
+    guidance: Guidance = 7.5
     """Classifier-free guidance scale."""
-    batch: int = 4
+    batch: Count = 4
     """Images at a time, per process."""
-    size: tuple[int, int] | None = None
+    size: tuple[Pixels, Pixels] | None = None
     """Height and width in pixels; null is the model's own."""
     negative_prompt: str | None = None
     """What to guide away from."""
@@ -97,9 +98,9 @@ class Comparing(Block):
     """Scorer that chooses the median or the best image."""
     used_in_training: tuple[str, ...] = ()
     """Scorers that had a hand in training or selection, beside those that runs tell."""
-    level: float = 0.95
+    level: Annotated[float, Range(above=0, below=1)] = 0.95
     """Of the intervals."""
-    resamples: int = 10_000
+    resamples: Count = 10_000
     """Of the bootstrap and the permutation test."""
 
     @property
@@ -118,11 +119,11 @@ class Evaluation(Block):
 
     models: Mapping[str, JudgedModel]
     """By label, the baseline first unless `baseline` names it."""
-    prompts: str
+    prompts: Place
     """A file of prompts, or a named set such as `partiprompts` or `shapes:heldout:100`."""
     scorers: tuple[str, ...]
     """As `--scorer` of `diffpo score`: `pickscore,scale=cosine`; the first one makes the headline."""
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[Seed, ...] = (0,)
     """One image per prompt and seed."""
     sampling: Sampling = field(default_factory=Sampling)
     """How images are made."""
@@ -132,7 +133,7 @@ class Evaluation(Block):
     """Label of the model that the others are compared with; the first by default."""
     title: str | None = None
     """Heading of the report."""
-    output: str
+    output: Place
     """Folder of all that is written. Default: `runs/<name of the config file>`."""
 
     def options(self, path: str, **tuned: str | None) -> GenerateOptions:

@@ -6,10 +6,12 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 
+from diffpo.core.block import FINITE, Range, hints_of
 from diffpo.errors import UserError
 
 T = TypeVar("T")
@@ -72,7 +74,7 @@ def from_spec(spec: str, known: Mapping[str, type[T]], what: str) -> T:
         close = difflib.get_close_matches(name, known, n=1)
         hint = f" Did you mean {close[0]}?" if close else ""
         raise UserError(f"unknown {what} {name!r}.{hint} There are {', '.join(known)}.")
-    texts = {field.name for field in dataclasses.fields(known[name]) if re.search(r"\bstr\b", str(field.type))}
+    texts = {field.name for field in dataclasses.fields(known[name]) if re.search(r"\b(str|Place)\b", str(field.type))}
     given = {}
     for option in options:
         key, _, text = (part.strip() for part in option.partition("="))
@@ -115,11 +117,27 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
 
 
 def describe_fields(block: type) -> list[str]:
-    """One line per field of a config dataclass: name, type, default."""
-    lines = []
+    """One line per field of a config dataclass: name, type, default, and the range where there is one."""
+    hints, lines = hints_of(block), []
     for field in dataclasses.fields(block):
         default = field.default if field.default is not dataclasses.MISSING else None
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             default = "required"
-        lines.append(f"{field.name}: {field.type} = {default}")
+        kind, limits = describe_type(hints[field.name])
+        lines.append(f"{field.name}: {kind} = {default}" + (f" ({', '.join(limits)})" if limits else ""))
     return lines
+
+
+def describe_type(hint: Any) -> tuple[str, list[str]]:
+    """A field's type in words, and the ranges of its numbers."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        limits = [str(part) for part in parts[1:] if isinstance(part, Range)]
+        return describe_type(parts[0])[0], [limit for limit in limits if limit != str(FINITE)]
+    if origin is Literal:
+        return f"Literal[{', '.join(map(repr, parts))}]", []
+    if not parts:
+        return "None" if hint is NoneType else "..." if hint is Ellipsis else getattr(hint, "__name__", str(hint)), []
+    inner = [describe_type(part) for part in parts]
+    names, limits = [name for name, _ in inner], list(dict.fromkeys(limit for _, found in inner for limit in found))
+    return (" | ".join(names) if origin in (Union, UnionType) else f"{origin.__name__}[{', '.join(names)}]"), limits

@@ -19,7 +19,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from diffpo.config.settings import Sample, Train
-from diffpo.core.types import Block
+from diffpo.core.block import Block
 from diffpo.data import SOURCES
 from diffpo.data.records import Source
 from diffpo.errors import ConfigError
@@ -146,7 +146,7 @@ def validate(cls: type[T], given: Mapping[str, Any], where: str, mistakes: list[
     """Make one dataclass from plain values; what is wrong is appended to `mistakes` (and None returned)."""
     given = _with_defaults(cls, given)
     texts = {
-        f.name for f in dataclasses.fields(cls) if re.search(r"\bstr\b", str(f.type))
+        f.name for f in dataclasses.fields(cls) if re.search(r"\b(str|Place)\b", str(f.type))
     }  # a folder may be named 1e-5
     try:
         return TypeAdapter(cls).validate_python({k: v if k in texts else _lenient(v) for k, v in given.items()})

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
+from diffpo.core.block import Block, NotNegative, Range, SamplingSteps
 from diffpo.core.noising import Predictor
 from diffpo.core.process import Landing, NoiseProcess, Path, expand
-from diffpo.core.types import Block, Condition, Noised, Pair, Rng
+from diffpo.core.types import Condition, Noised, Pair, Rng
 from diffpo.errors import ConfigError
 
 
@@ -27,11 +28,11 @@ class Inversion(Block):
     stops at its own t.
     """
 
-    steps: int = 10
+    steps: SamplingSteps = 10
     """Steps over the whole range of times; a pair takes those below its t, on average (steps + 1) / 2."""
-    renoise: int = 0
+    renoise: Annotated[int, Range(least=0, most=1000)] = 0
     """Corrections per step: ask again at the point reached, and go from the old point along the mean of the answers."""
-    eta: float = 0.0
+    eta: NotNegative = 0.0
     """Random noise added after each step, in units of DDIM's posterior deviation. InPO's released code has 0.1."""
     landing: Landing = "exact"
     """`exact` lands on t; `released` ends on the grid and calls it t, as the code of InPO and SmPO does."""
@@ -47,16 +48,12 @@ class Inversion(Block):
         return (self.steps + 1) * (1 + self.renoise)
 
     def __post_init__(self):
-        """Refuse what cannot be walked.
+        """Refuse what cannot be kept on disk.
 
         Raises:
-            ConfigError: A count or eta is out of range.
+            ConfigError: A count or eta is out of range, or what changes shall be kept.
         """
-        if self.steps < 1 or self.renoise < 0 or not self.eta >= 0:  # NaN included
-            raise ConfigError(
-                f"inversion steps are {self.steps}, renoise {self.renoise} and eta {self.eta}; there must be at "
-                "least one step, and the others must not be negative"
-            )
+        super().__post_init__()
         if self.cache and (self.invert_with != "reference" or self.eta):
             raise ConfigError(
                 f"inversion.cache keeps what does not change: it needs invert_with=reference and eta=0, not "
@@ -177,7 +174,7 @@ def _step(
     return Pair(*process.move(start, torch.stack(slopes).mean(0), here, there).chunk(2))
 
 
-def _disturb(z: Pair[Tensor], rows: Tensor, path: Path, k: int, eta: float, rng: Rng) -> Pair[Tensor]:
+def _disturb(z: Pair[Tensor], rows: Tensor, path: Path, k: int, eta: NotNegative, rng: Rng) -> Pair[Tensor]:
     """Add eta times the deviation of q(z here | z there, x0) after step k, drawn for each side by itself."""
     (alpha, sigma), (alpha_there, sigma_there) = ((path.alpha[i, rows], path.sigma[i, rows]) for i in (k, k + 1))
     variance = (sigma / sigma_there).square() * (sigma_there.square() - (alpha_there / alpha * sigma).square())

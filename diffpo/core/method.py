@@ -13,9 +13,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from diffpo.core.block import Block
 from diffpo.core.inversion import Inversion
 from diffpo.core.noising import Predictor, random_noise
-from diffpo.core.types import Block, Denoised, Noised, Pair, PairBatch, Rng, StepOutput
+from diffpo.core.types import Denoised, Noised, Pair, PairBatch, Rng, StepOutput
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from diffpo.core.types import Block, Rng
+from diffpo.core.block import Block, Finite, Fraction, Positive
+from diffpo.core.types import Rng
 from diffpo.errors import ConfigError
 
 Prediction = Literal["eps", "v", "flow"]
@@ -31,15 +32,15 @@ class Time(Block):
 
     density: Literal["uniform", "logit_normal"] | None = None
     """Density of the relative time in (0, 1). Default: uniform for discrete models, logit-normal for flow."""
-    mean: float = 0.0
+    mean: Finite = 0.0
     """Mean of the logit, for the logit-normal density."""
-    std: float = 1.0
+    std: Positive = 1.0
     """Standard deviation of the logit."""
-    shift: float | None = None
+    shift: Positive | None = None
     """Flow only: t becomes shift t / (1 + (shift - 1) t). Default: the model's scheduler."""
-    low: float = 0.0
+    low: Fraction = 0.0
     """Least relative time."""
-    high: float = 1.0
+    high: Fraction = 1.0
     """Largest relative time."""
 
     def __post_init__(self):
@@ -48,10 +49,9 @@ class Time(Block):
         Raises:
             ConfigError: The range is empty or outside [0, 1], or a scale is not positive.
         """
-        if not 0.0 <= self.low < self.high <= 1.0:
+        super().__post_init__()
+        if not self.low < self.high:
             raise ConfigError(f"time range is [{self.low}, {self.high}]; it needs 0 <= low < high <= 1")
-        if self.std <= 0 or (self.shift is not None and self.shift <= 0):
-            raise ConfigError(f"time std is {self.std} and shift {self.shift}; both must be positive")
 
 
 def draw(time: Time, uniform: Tensor, density: str) -> Tensor:
@@ -252,7 +252,7 @@ class FlowProcess(NoiseProcess):
     """The straight line from data (t = 0) to noise (t = 1): alpha = 1 - t, sigma = t."""
 
     prediction: Prediction = "flow"
-    shift: float | Callable[[Sequence[int]], float] = 1.0
+    shift: Positive | Callable[[Sequence[int]], float] = 1.0
     """The model's own shift towards noise: a number, or a function of the latents' shape `[c f h w]`."""
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:

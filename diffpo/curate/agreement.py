@@ -16,12 +16,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from diffpo.core.types import Block
+from diffpo.core.block import Block, Count, Fraction, Range, Seed
 from diffpo.curate.score import Scorer, score_rows
 from diffpo.data.splits import load_splits
 from diffpo.errors import UserError
@@ -38,27 +38,15 @@ _CELLS = 1 << 22  # random numbers held at a time
 class Counting(Block):
     """How agreement is counted."""
 
-    tie_threshold: float = 0.0
+    tie_threshold: Fraction = 0.0
     """Scores whose probabilities differ by no more are a tie of the scorer's; 0: equal scores only. It means what
     PickScore's authors mean only for scores that are log odds, as PickScore's logits are."""
-    level: float = 0.95
+    level: Annotated[float, Range(above=0, below=1)] = 0.95
     """Of the intervals."""
-    resamples: int = 10_000
+    resamples: Count = 10_000
     """Of the bootstrap over prompts."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the resampling."""
-
-    def __post_init__(self) -> None:
-        """Check the ranges.
-
-        Raises:
-            UserError: A value is out of range.
-        """
-        if not 0 <= self.tie_threshold <= 1 or not 0 < self.level < 1 or self.resamples < 1:
-            raise UserError(
-                f"tie_threshold is from 0 to 1, level between 0 and 1, resamples at least 1; got "
-                f"{self.tie_threshold:g}, {self.level:g} and {self.resamples}."
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +130,7 @@ def credits(labels: NDArray[np.int8], verdicts: NDArray[np.int8]) -> NDArray[np.
     return np.where(labels == verdicts, 1.0, np.where((labels == 0) | (verdicts == 0), 0.5, 0.0))
 
 
-def verdicts_of(scores: NDArray[np.float64], tie_threshold: float) -> NDArray[np.int8]:
+def verdicts_of(scores: NDArray[np.float64], tie_threshold: Fraction) -> NDArray[np.int8]:
     """What scores `[n 2]`, chosen first, say: 1 for chosen, -1 for rejected, 0 for a tie."""
     difference = scores[:, 0] - scores[:, 1]
     tie = np.abs(np.tanh(difference / 2)) <= tie_threshold  # p - (1 - p)
@@ -150,7 +138,7 @@ def verdicts_of(scores: NDArray[np.float64], tie_threshold: float) -> NDArray[np
 
 
 def prompt_interval(
-    values: NDArray[np.float64], prompts: Sequence[str], level: float, resamples: int, seed: int
+    values: NDArray[np.float64], prompts: Sequence[str], level: float, resamples: Count, seed: int
 ) -> tuple[float, float]:
     """Interval of the mean of `values` `[n]` by resampling prompts with all that belongs to them.
 

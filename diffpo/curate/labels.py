@@ -11,14 +11,13 @@ greatest raw cosine of PickScore on its data, and T = 1; any other scorer needs 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from diffpo.core.types import Block
+from diffpo.core.block import Block, Fraction, Positive
 from diffpo.errors import UserError
 
 OTHER = {"chosen": "rejected", "rejected": "chosen"}
@@ -46,23 +45,22 @@ class Labelling(Block):
     (`quantiles`: a few outliers do not matter), the constants of SmPO's released code (`released`, for
     pickscore,scale=cosine), or nothing is changed (`none`: right for PickScore's logits with temperature 1, whose
     difference is the log odds that it was trained on)."""
-    quantiles: tuple[float, float] = (0.01, 0.99)
+    quantiles: tuple[Fraction, Fraction] = (0.01, 0.99)
     """Shares of the scores below what becomes 0 and 1, for `quantiles`."""
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     """Divides the difference of the normalised scores; smaller means more certain."""
     order: Literal["human", "scorer"] = "human"
     """`human` keeps the order of the table, so that a preference below 0.5 says that the scorer disagrees; `scorer`
     puts the image with the higher score first, as SmPO's released code does."""
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
+        """Check the order of the quantiles."""
+        super().__post_init__()
         low, high = self.quantiles
-        if not 0 <= low < high <= 1:
+        if not low < high:
             raise UserError(
                 f"quantiles are {low:g} and {high:g}; allowed is 0 <= first < second <= 1, such as 0.01 0.99."
             )
-        if not (self.temperature > 0 and math.isfinite(self.temperature)):
-            raise UserError(f"temperature is {self.temperature:g}; it must be positive.")
 
     def check_scorer(self, provenance: Mapping[str, Any]) -> None:
         """Check that the constants suit the scorer.
@@ -106,7 +104,7 @@ class Labelling(Block):
         return Bounds(low, high)
 
 
-def preferences(scores: np.ndarray, bounds: Bounds, temperature: float) -> np.ndarray:
+def preferences(scores: np.ndarray, bounds: Bounds, temperature: Positive) -> np.ndarray:
     """`[n]` P(chosen > rejected) of `[n 2]` scores, chosen first; exactly 0.5 where they are equal."""
     from scipy.special import expit
 

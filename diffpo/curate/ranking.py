@@ -8,15 +8,13 @@ Two images whose scores are equal, or differ by less than the margin, are a tie.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
-from diffpo.core.types import Block
-from diffpo.errors import UserError
+from diffpo.core.block import Block, NotNegative
 from diffpo.media.folder import Media
 
 
@@ -48,13 +46,8 @@ class Ranking(Block):
 
     strategy: Literal["best-worst", "all"] = "best-worst"
     """One pair per prompt, or every two images of it."""
-    margin: float = 0.0
+    margin: NotNegative = 0.0
     """Scores that differ by less are a tie."""
-
-    def __post_init__(self) -> None:
-        """Check the range."""
-        if not (self.margin >= 0 and math.isfinite(self.margin)):
-            raise UserError(f"margin is {self.margin:g}; it must be 0 or more.")
 
     def rank(self, candidates: Iterable[Candidate]) -> list[Judged]:
         """Make pairs of scored candidates, prompt by prompt in the order in which the prompts first come."""

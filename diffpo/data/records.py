@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from diffpo.core.types import Block
+from diffpo.core.block import Block, Count, Fraction, Pixels, Place, Sharing
 from diffpo.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Table:
     fingerprint: str
     """Identity of the content: files, split, rows, order."""
     counts: Counts
-    path: str
+    path: Place
 
     def __len__(self) -> int:
         """Count the pairs."""
@@ -119,24 +119,24 @@ class Source(Block, ABC):
     columns: ClassVar[tuple[str, ...]]
     """The columns that a table of this layout must have; the first two hold the images."""
 
-    path: str
+    path: Place
     """A Hub id, a folder written by `save_to_disk`, a parquet file, folder or glob, a JSONL, JSON or CSV table (image
     paths relative to it), a folder holding `metadata.{jsonl,csv,parquet}`, or `shapes:pairs`, the table that comes with
     diffpo."""
-    split: str = "train"
+    split: Place = "train"
     """Split to learn from."""
-    validation_path: str | None = None
+    validation_path: Place | None = None
     """Another table to hold out, in the same layout. None: `path`, if `validation_split` is set."""
-    validation_split: str | None = None
+    validation_split: Place | None = None
     """Split to hold out. None: `train` of `validation_path`, if that is set."""
-    validation_fraction: float = 0.0
+    validation_fraction: Sharing = 0.0
     """Hold out this share of the prompts, chosen by a hash of the prompt: always the same ones, all pairs of a prompt
     together."""
     ties: Literal["drop", "keep"] = "drop"
     """Pairs of which neither was preferred: `drop` them, or `keep` them with preference 0.5."""
-    limit: int | None = None
+    limit: Count | None = None
     """Use only the first so many usable pairs of a table (before `validation_fraction` divides it)."""
-    resolution: int = 512
+    resolution: Pixels = 512
     """Height and width in pixels; with `buckets` the square root of the area."""
     crop: Literal["center", "random"] = "center"
     """Where the crop lies after the shorter edge was resized. `random` depends on seed and row: the same window for
@@ -146,36 +146,27 @@ class Source(Block, ABC):
     buckets: bool = False
     """Keep aspects: nine shapes of about the same area, from 1:2 to 2:1. Both images get the one that suits the chosen
     image."""
-    caption_dropout: float = 0.1
+    caption_dropout: Fraction = 0.1
     """Probability that both captions of a pair become empty, drawn anew in each epoch. Keeps guidance working."""
     cache: bool = True
     """Encode everything once, to disk. False: encode each time, with the encoders in memory."""
-    cache_dir: str | None = None
+    cache_dir: Place | None = None
     """Where encodings are kept. None: $DIFFPO_CACHE, or ~/.cache/diffpo."""
     cache_dtype: Literal["float32", "float16"] = "float32"
     """Precision of the encodings, cached or not. float16 halves the disk space and rounds the latents' moments and the
     text states."""
 
     def __post_init__(self) -> None:
-        """Check values against each other and against their ranges."""
-        wrong = [
-            (
-                not 0 <= self.validation_fraction < 1,
-                f"validation_fraction is {self.validation_fraction}; allowed is 0 <= x < 1.",
-            ),
-            (not 0 <= self.caption_dropout <= 1, f"caption_dropout is {self.caption_dropout}; allowed is 0 <= x <= 1."),
-            (
-                self.limit is not None and self.limit < 1,
-                f"limit is {self.limit}; it must be positive, or null for all rows.",
-            ),
-            (self.resolution < 8, f"resolution is {self.resolution} pixels; it must be at least 8."),
-            (
-                bool(self.validation_fraction) and bool(self.validation_path or self.validation_split),
-                "validation_fraction excludes validation_path and validation_split: choose one way to hold pairs out.",
-            ),
-        ]
-        if any(bad for bad, _ in wrong):
-            raise ConfigError(" ".join(message for bad, message in wrong if bad))
+        """Check the ranges, and that one way to hold pairs out is chosen.
+
+        Raises:
+            ConfigError: A value is out of range, or two ways are chosen.
+        """
+        super().__post_init__()
+        if self.validation_fraction and (self.validation_path or self.validation_split):
+            raise ConfigError(
+                "validation_fraction excludes validation_path and validation_split: choose one way to hold pairs out."
+            )
 
     @abstractmethod
     def adapt(self, raw: Dataset, path: str) -> Layout:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from diffpo.compat import pick_device
-from diffpo.core.types import Block
+from diffpo.core.block import Block, Count, Guidance, Pixels, Place, SamplingSteps, Seed
 from diffpo.disk.ahead import chunks
 from diffpo.disk.files import write_file, write_json
 from diffpo.disk.progress import progress, stderr_console
@@ -48,26 +48,26 @@ _NAMES = frozenset({"model", "tuned", "prompts", "versions", "safety_checker"})
 class GenerateOptions(Block):
     """What to sample with."""
 
-    model: str
+    model: Place
     """Folder of a diffusers pipeline, Hub id, or `shapes:base` (the embedded one)."""
-    lora: str | None = None
+    lora: Place | None = None
     """LoRA on top of `model`: a folder or file that diffusers' `load_lora_weights` reads, or a Hub id."""
-    denoiser: str | None = None
+    denoiser: Place | None = None
     """Fully tuned UNet or transformer in place of the model's own: a folder, or a Hub id."""
-    tuned: str | None = None
+    tuned: Place | None = None
     """Run folder of `diffpo train`, or its `final/`: a LoRA or a denoiser, whichever it holds."""
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[Seed, ...] = (0,)
     """Seeds of the images of each prompt."""
     distinct_seeds: bool = False
     """Shift the seeds from prompt to prompt (prompt i of k consecutive seeds gets seed + i k), so that no noise is
     used twice: right for statistics. Otherwise every prompt gets `seeds`."""
-    steps: int = 50
+    steps: SamplingSteps = 50
     """Sampling steps."""
-    guidance: float = 7.5
+    guidance: Guidance = 7.5
     """Classifier-free guidance scale."""
-    batch: int = 4
+    batch: Count = 4
     """Images at a time. Another batch size changes the last bits of an image, not its noise."""
-    size: tuple[int, int] | None = None
+    size: tuple[Pixels, Pixels] | None = None
     """Height and width in pixels; None is the model's own."""
     negative_prompt: str | None = None
     """What to guide away from."""
@@ -77,11 +77,10 @@ class GenerateOptions(Block):
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
 
     def __post_init__(self):
-        """Check values that no type can check."""
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds) or min(self.seeds) < 0:
+        """Check the ranges, and that no seed stands there twice."""
+        super().__post_init__()
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise UserError(f"seeds must be different numbers from 0, got {list(self.seeds)}.")
-        if self.steps < 1 or self.batch < 1:
-            raise UserError(f"steps and batch must be at least 1, got steps={self.steps}, batch={self.batch}.")
 
     def seeds_of(self, prompt_id: int) -> tuple[int, ...]:
         """The seeds of one prompt."""

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from diffpo.core import objectives
+from diffpo.core.block import Fraction, NotNegative, Positive
 from diffpo.core.inversion import Inversion, follow, invert
 from diffpo.core.method import Method
 from diffpo.core.noising import Predictor, random_noise
 from diffpo.core.types import Denoised, Noised, Pair, PairBatch, Rng, StepOutput
-from diffpo.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,9 @@ class TwoSidedMethod(Method):
     so p = 1 is the published loss, and for DPO this is the cross entropy with label p.
     """
 
-    sft_weight: float = 0.0
+    sft_weight: NotNegative = 0.0
     """Weight of the denoising error of the better image, added to the loss: an anchor against forgetting."""
-    guard: float | None = None
+    guard: Fraction | None = None
     """Diffusion-SDPO's safeguard (arXiv:2511.03317), its mu in [0, 1]: 0.9 for SD1.5, 0.6 for SDXL; null is off.
     The worse image's pull is damped, pair by pair, so that to first order it cannot raise the error of the better
     one. (The released
@@ -81,17 +81,6 @@ class TwoSidedMethod(Method):
     """Walk the images back to noise along the network, in the place of adding random noise; null is off."""
 
     uses_preference: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        """Refuse weights out of range.
-
-        Raises:
-            ConfigError: `sft_weight` is negative, or `guard` no fraction.
-        """
-        if not 0 <= self.sft_weight < float("inf"):
-            raise ConfigError(f"sft_weight is {self.sft_weight}; it must not be negative")
-        if self.guard is not None and not 0 <= self.guard <= 1:
-            raise ConfigError(f"guard is {self.guard}; it must lie between 0 and 1, or be null")
 
     @property
     def needs_reference(self) -> bool:
@@ -194,17 +183,8 @@ def output_gradient(answer: Denoised) -> Tensor:
 class PairwiseMethod(TwoSidedMethod):
     """A method that looks at the margin alone: errors -> guard -> margin -> objective."""
 
-    beta: float
+    beta: Positive
     """Strength of the pull towards the reference, for the *mean* squared error and the factor 1/2 (docs/beta.md)."""
-
-    def __post_init__(self) -> None:
-        """Refuse a beta that turns the preference around.
-
-        Raises:
-            ConfigError: beta is not positive, or as for `TwoSidedMethod`.
-        """
-        super().__post_init__()
-        check_beta(self.beta)
 
     @abstractmethod
     def objective(self, margin: Tensor, batch: PairBatch) -> Tensor:
@@ -225,23 +205,3 @@ class PairwiseMethod(TwoSidedMethod):
     def logit(self, answers: Answers) -> Tensor:
         """U = beta margin."""
         return self.beta * answers.margin
-
-
-def check_beta(beta: float) -> None:
-    """Refuse a beta that is not positive.
-
-    Raises:
-        ConfigError: It is not.
-    """
-    if not 0 < beta < float("inf"):
-        raise ConfigError(f"beta is {beta}; it must be positive and finite (papers use 500 to 5000)")
-
-
-def check_fraction(name: str, value: float, below: float = 1.0) -> None:
-    """Refuse a probability that is negative or not below a limit.
-
-    Raises:
-        ConfigError: It is.
-    """
-    if not 0 <= value < below:
-        raise ConfigError(f"{name} is {value}; it must be at least 0 and below {below:g}")

@@ -6,31 +6,24 @@ loss = -(1 - e) log sigmoid(u) - e log sigmoid(-u)        u = beta margin
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor
 
 from diffpo.core import objectives
+from diffpo.core.block import Positive, Range
 from diffpo.core.types import PairBatch
-from diffpo.methods.base import PairwiseMethod, check_fraction
+from diffpo.methods.base import PairwiseMethod
 
 
 @dataclass(frozen=True, kw_only=True)
 class CDPO(PairwiseMethod):
     """Conservative DPO: labels are wrong with a known probability, and the policy should stay unsure."""
 
-    beta: float = 2000.0
+    beta: Positive = 2000.0
     """As for `dpo`."""
-    label_smoothing: float = 0.1
+    label_smoothing: Annotated[float, Range(least=0, below=0.5)] = 0.1
     """Probability e that a label is wrong, below 1/2; 0 is DPO."""
-
-    def __post_init__(self) -> None:
-        """Refuse labels that are wrong more often than not.
-
-        Raises:
-            ConfigError: `label_smoothing` is not in [0, 1/2), or as for `PairwiseMethod`.
-        """
-        super().__post_init__()
-        check_fraction("label_smoothing", self.label_smoothing, below=0.5)
 
     def objective(self, margin: Tensor, batch: PairBatch) -> Tensor:
         """Cross entropy with the smoothed label, `[b]`."""

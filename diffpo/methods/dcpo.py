@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from diffpo.core.block import Positive
 from diffpo.methods.dpo import DPO
 
 
@@ -22,5 +23,5 @@ class DCPO(DPO):
 
     requires: ClassVar[frozenset[str]] = frozenset({"chosen_prompt", "rejected_prompt"})
 
-    beta: float = 5000.0
+    beta: Positive = 5000.0
     """5000 in the paper's main tables, 500 in its run script."""

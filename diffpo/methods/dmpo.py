@@ -6,12 +6,13 @@ loss = KL( sigmoid(u) || 1 - alpha )        u = beta margin; a reverse KL of two
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor
 
 from diffpo.core import objectives
+from diffpo.core.block import Positive, Range
 from diffpo.core.types import PairBatch
-from diffpo.errors import ConfigError
 from diffpo.methods.base import PairwiseMethod
 
 
@@ -19,20 +20,10 @@ from diffpo.methods.base import PairwiseMethod
 class DMPO(PairwiseMethod):
     """DMPO: the policy's preference is pulled to 1 - alpha by a reverse KL."""
 
-    beta: float = 2000.0
+    beta: Positive = 2000.0
     """2000 for SD1.5, 6000 for SDXL."""
-    alpha: float = 0.01
+    alpha: Annotated[float, Range(above=0, below=0.5)] = 0.01
     """Probability that is left to the rejected image, in (0, 1/2)."""
-
-    def __post_init__(self) -> None:
-        """Refuse targets that do not prefer the chosen image, or are certain.
-
-        Raises:
-            ConfigError: alpha is not in (0, 1/2), or as for `PairwiseMethod`.
-        """
-        super().__post_init__()
-        if not 0 < self.alpha < 0.5:
-            raise ConfigError(f"alpha is {self.alpha}; it must lie between 0 and 1/2, both excluded")
 
     def objective(self, margin: Tensor, batch: PairBatch) -> Tensor:
         """KL divergence of the policy's coin from the target's, `[b]`."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from diffpo.core import objectives
+from diffpo.core.block import Positive
 from diffpo.core.types import PairBatch
 from diffpo.methods.base import PairwiseMethod
 
@@ -20,7 +21,7 @@ from diffpo.methods.base import PairwiseMethod
 class DPO(PairwiseMethod):
     """Diffusion-DPO."""
 
-    beta: float = 2000.0
+    beta: Positive = 2000.0
     """2000 for SD1.5 (paper), 5000 for SDXL; flow models use about 100."""
 
     def objective(self, margin: Tensor, batch: PairBatch) -> Tensor:

@@ -16,24 +16,16 @@ import torch
 from torch import Tensor
 
 from diffpo.core import objectives
-from diffpo.methods.base import Answers, TwoSidedMethod, check_beta
+from diffpo.core.block import Positive
+from diffpo.methods.base import Answers, TwoSidedMethod
 
 
 @dataclass(frozen=True, kw_only=True)
 class DSPO(TwoSidedMethod):
     """DSPO: learn the chosen image's score, corrected by how far the pair is from being preferred."""
 
-    beta: float = 0.01
+    beta: Positive = 0.01
     """0.001 to 0.05 for SD1.5; larger ones outweigh the regression."""
-
-    def __post_init__(self) -> None:
-        """Refuse a beta that turns the preference around.
-
-        Raises:
-            ConfigError: beta is not positive, or as for `TwoSidedMethod`.
-        """
-        super().__post_init__()
-        check_beta(self.beta)
 
     def compare(self, answers: Answers) -> Tensor:
         """Mean squared distance from the corrected target, `[b]`."""

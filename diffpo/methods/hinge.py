@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from diffpo.core import objectives
+from diffpo.core.block import Positive
 from diffpo.core.types import PairBatch
 from diffpo.methods.base import PairwiseMethod
 
@@ -18,7 +19,7 @@ from diffpo.methods.base import PairwiseMethod
 class Hinge(PairwiseMethod):
     """Hinge: a constant pull until u reaches 1, then none."""
 
-    beta: float = 2000.0
+    beta: Positive = 2000.0
     """As for `dpo`."""
 
     def objective(self, margin: Tensor, batch: PairBatch) -> Tensor:

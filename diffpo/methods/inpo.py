@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from diffpo.core.block import Positive
 from diffpo.core.inversion import Inversion
 from diffpo.methods.dpo import DPO
 
@@ -20,7 +21,7 @@ from diffpo.methods.dpo import DPO
 class InPO(DPO):
     """DDIM-InPO: Diffusion-DPO at the latents that would draw the images."""
 
-    beta: float = 2000.0
+    beta: Positive = 2000.0
     """2000 for SD1.5, 5000 for SDXL, as released."""
     inversion: Inversion | None = field(default_factory=Inversion)
     """10 steps; the released code adds eta = 0.1, which the paper does not mention."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from diffpo.core import objectives
+from diffpo.core.block import Positive
 from diffpo.core.types import PairBatch
 from diffpo.methods.base import PairwiseMethod
 
@@ -22,7 +23,7 @@ from diffpo.methods.base import PairwiseMethod
 class IPO(PairwiseMethod):
     """IPO: regression of the margin onto a target, so that clear pairs do not pull for ever."""
 
-    beta: float = 2000.0
+    beta: Positive = 2000.0
     """The margin to reach is 1 / (2 beta)."""
 
     def objective(self, margin: Tensor, batch: PairBatch) -> Tensor:

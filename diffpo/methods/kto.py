@@ -16,34 +16,20 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from diffpo.core import objectives
-from diffpo.errors import ConfigError
-from diffpo.methods.base import Answers, TwoSidedMethod, check_beta
+from diffpo.core.block import NotNegative, Positive
+from diffpo.methods.base import Answers, TwoSidedMethod
 
 
 @dataclass(frozen=True, kw_only=True)
 class KTO(TwoSidedMethod):
     """Diffusion-KTO: each image is judged by itself, against what the policy gains on average."""
 
-    beta: float = 2000.0
+    beta: Positive = 2000.0
     """Twice the released code's, whose SD1.5 recipe has 5000."""
-    desirable_weight: float = 1.0
+    desirable_weight: NotNegative = 1.0
     """Weight of the chosen image's term."""
-    undesirable_weight: float = 1.0
+    undesirable_weight: NotNegative = 1.0
     """Weight of the rejected image's term."""
-
-    def __post_init__(self) -> None:
-        """Refuse weights that turn the preference around.
-
-        Raises:
-            ConfigError: beta is not positive, a weight is negative, or as for `TwoSidedMethod`.
-        """
-        super().__post_init__()
-        check_beta(self.beta)
-        if not (self.desirable_weight >= 0 and self.undesirable_weight >= 0):
-            raise ConfigError(
-                f"desirable_weight is {self.desirable_weight} and undesirable_weight {self.undesirable_weight}; "
-                "they must not be negative"
-            )
 
     def compare(self, answers: Answers) -> Tensor:
         """Mean of the two images' terms, `[b]`."""

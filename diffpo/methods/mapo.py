@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from diffpo.core import objectives
-from diffpo.errors import ConfigError
+from diffpo.core.block import Positive
 from diffpo.methods.base import Answers, TwoSidedMethod
 
 
@@ -21,22 +21,12 @@ from diffpo.methods.base import Answers, TwoSidedMethod
 class MaPO(TwoSidedMethod):
     """MaPO: denoise the chosen image well, and better than the rejected one; nothing is kept frozen."""
 
-    weight: float = 0.1
+    weight: Positive = 0.1
     """Weight of the comparison beside the chosen image's error, the released `beta_mapo`."""
-    snr: float = 0.5
+    snr: Positive = 0.5
     """s of the link, the released `snr_value`."""
-    scale: float = 1000.0
+    scale: Positive = 1000.0
     """What multiplies the difference of the links: the number of training times, as released."""
-
-    def __post_init__(self) -> None:
-        """Refuse weights that turn the preference around.
-
-        Raises:
-            ConfigError: One is not positive, or as for `TwoSidedMethod`.
-        """
-        super().__post_init__()
-        if not all(x > 0 for x in (self.weight, self.snr, self.scale)):
-            raise ConfigError(f"weight is {self.weight}, snr {self.snr} and scale {self.scale}; all must be positive")
 
     @property
     def needs_reference(self) -> bool:

@@ -6,31 +6,24 @@ loss = [ -(1 - e) log sigmoid(u) + e log sigmoid(-u) ] / (1 - 2 e)        u = be
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor
 
 from diffpo.core import objectives
+from diffpo.core.block import Positive, Range
 from diffpo.core.types import PairBatch
-from diffpo.methods.base import PairwiseMethod, check_fraction
+from diffpo.methods.base import PairwiseMethod
 
 
 @dataclass(frozen=True, kw_only=True)
 class RDPO(PairwiseMethod):
     """Robust DPO: an unbiased loss where a known share of the labels is flipped. It may be negative."""
 
-    beta: float = 2000.0
+    beta: Positive = 2000.0
     """As for `dpo`."""
-    flip_rate: float = 0.1
+    flip_rate: Annotated[float, Range(least=0, below=0.5)] = 0.1
     """Share e of flipped labels, below 1/2; 0 is DPO."""
-
-    def __post_init__(self) -> None:
-        """Refuse a share at which labels say nothing.
-
-        Raises:
-            ConfigError: `flip_rate` is not in [0, 1/2), or as for `PairwiseMethod`.
-        """
-        super().__post_init__()
-        check_fraction("flip_rate", self.flip_rate, below=0.5)
 
     def objective(self, margin: Tensor, batch: PairBatch) -> Tensor:
         """The unbiased estimate of the clean label's loss, `[b]`."""

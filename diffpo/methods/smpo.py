@@ -16,9 +16,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from diffpo.core import objectives
+from diffpo.core.block import Positive
 from diffpo.core.inversion import Inversion
 from diffpo.core.types import PairBatch
-from diffpo.errors import ConfigError
 from diffpo.methods.base import PairwiseMethod
 
 
@@ -28,22 +28,12 @@ class SmPO(PairwiseMethod):
 
     requires: ClassVar[frozenset[str]] = frozenset({"preference"})
 
-    beta: float = 2000.0
+    beta: Positive = 2000.0
     """2000 for SD1.5, 5000 for SDXL, as released."""
-    gamma: float = 10.0
+    gamma: Positive = 10.0
     """Sum of the two exponents that mix chosen and rejected; with p = 0.55 the factor is 1. 10 is released."""
     inversion: Inversion | None = field(default_factory=lambda: Inversion(steps=5, renoise=1))
     """5 steps for SD1.5, 10 for SDXL, each with one ReNoise correction."""
-
-    def __post_init__(self) -> None:
-        """Refuse a gamma that turns the preference around.
-
-        Raises:
-            ConfigError: gamma is not positive, or as for `PairwiseMethod`.
-        """
-        super().__post_init__()
-        if not 0 < self.gamma < float("inf"):
-            raise ConfigError(f"gamma is {self.gamma}; it must be positive and finite (10 as released)")
 
     def objective(self, margin: Tensor, batch: PairBatch) -> Tensor:
         """-log sigmoid(gamma (2 p - 1) beta margin), `[b]`: the same whichever side is called chosen."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from diffpo.core.block import Block, Place, Positive, Range, Sharing
 from diffpo.core.process import Time
-from diffpo.core.types import Block
 from diffpo.errors import UserError
 from diffpo.models.base import Denoiser
 from diffpo.models.pipelines import find_lora
@@ -36,19 +36,19 @@ class Tuning(Block, ABC):
     trains_base: ClassVar[bool]
     """Whether the base's own weights are trained: then they are not rounded to `dtype`."""
 
-    path: str
+    path: Place
     """Base model in diffusers format: a Hub id, a local folder, or `shapes:base`."""
-    vae: str | None = None
+    vae: Place | None = None
     """Another VAE (Hub id or folder), such as madebyollin/sdxl-vae-fp16-fix."""
-    denoiser: str | None = None
+    denoiser: Place | None = None
     """Start policy *and* reference from this network, not the base's: a diffusers network folder, or a run's."""
-    lora: str | None = None
+    lora: Place | None = None
     """Continue this adapter (folder, file or run); the reference is the base with it."""
     dtype: DtypeName | None = None
     """Dtype of frozen weights. Default: `train.dtype`, so that policy and reference start exactly equal."""
     encoder_dtype: DtypeName = "float32"
     """Dtype of the VAE and the text encoders, which run before training only."""
-    attention: str = "native"
+    attention: Place = "native"
     """Attention implementation: native, xformers, or what the network's family offers."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: a third more time for far less memory."""
@@ -103,25 +103,16 @@ class LoRA(Tuning):
 
     trains_base: ClassVar[bool] = False
 
-    rank: int = 16
+    rank: Annotated[int, Range(least=1, most=4096)] = 16
     """Rank of the two factors."""
-    alpha: float | None = None
+    alpha: Positive | None = None
     """The adapter is scaled by alpha / rank. Default: the rank."""
-    dropout: float = 0.0
+    dropout: Sharing = 0.0
     """Must be 0 for a method with a reference, or the two networks no longer see the same input."""
     targets: tuple[str, ...] | None = None
     """Endings of the adapted modules' names. Default: the attention projections of the model's family."""
     init: Literal["gaussian", "default"] = "gaussian"
     """How the first factor starts; the second starts at zero."""
-
-    def __post_init__(self):
-        """Refuse an adapter that cannot exist.
-
-        Raises:
-            ValueError: The rank is not positive, or the dropout no probability.
-        """
-        if self.rank < 1 or not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"rank is {self.rank} and dropout {self.dropout}; rank >= 1 and 0 <= dropout < 1")
 
     def prepare(self, network: Any, family: type[Denoiser], dtype: torch.dtype) -> None:
         """Add (or load) the adapter; the base keeps its dtype, the adapter gets `dtype`.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from diffpo.core.types import Block
+from diffpo.core.block import Block
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
+from diffpo.core.block import Sharing
 from diffpo.disk.weights import Weights, locate, snapshot
-from diffpo.errors import ConfigError, UserError
+from diffpo.errors import UserError
 from diffpo.scorers.checkpoints import describe, describe_folder, find_file, load_state, read_json, read_state
 from diffpo.scorers.networks import JointScorer
 from diffpo.scorers.towers import versions
@@ -55,18 +56,8 @@ class MPS(JointScorer):
     the Hub id that MPS uses."""
     condition: str = OVERALL
     """What to look at; the released weights know the authors' condition for overall preference."""
-    threshold: float = 0.01
+    threshold: Sharing = 0.01
     """How relevant to the condition a token of the prompt must be, compared with the most relevant one."""
-
-    def __post_init__(self) -> None:
-        """Refuse a threshold that leaves no token.
-
-        Raises:
-            ConfigError: It is not below 1, or negative; or the batch is empty.
-        """
-        super().__post_init__()
-        if not 0 <= self.threshold < 1:
-            raise ConfigError(f"threshold is {self.threshold}; allowed is 0 <= x < 1: from 1 on no token remains.")
 
     @property
     def provenance(self) -> dict[str, Any]:

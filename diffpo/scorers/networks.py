@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from diffpo.errors import ConfigError, UserError
+from diffpo.core.block import Count
+from diffpo.errors import UserError
 from diffpo.scorers.base import Scorer
 
 if TYPE_CHECKING:
@@ -23,17 +24,8 @@ class NetworkScorer(Scorer, ABC):
     """Of weights and computation; half precision makes artificial ties."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, ..."""
-    batch: int = 32
+    batch: Count = 32
     """Images at a time."""
-
-    def __post_init__(self) -> None:
-        """Refuse an empty batch.
-
-        Raises:
-            ConfigError: It is below 1.
-        """
-        if self.batch < 1:
-            raise ConfigError(f"batch is {self.batch}; it must be at least 1.")
 
     def score(self, images: Sequence[Image], prompts: Sequence[str]) -> Tensor:
         """Score each image for its prompt: `[n]` float32. See `Scorer.score`."""

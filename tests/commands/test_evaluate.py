@@ -217,7 +217,7 @@ BAD = [
     ({"scorers": []}, "scorers: give a list of scorers"),
     ({"baseline": "bas"}, "baseline: there is no model bas. Did you mean base?"),
     ({"sampling": {"stepz": 1, "dtype": "fp16"}}, "sampling.stepz: unknown key. Did you mean steps?"),
-    ({"sampling": {"steps": 0}}, "sampling: steps and batch must be at least 1"),
+    ({"sampling": {"steps": 0}}, "sampling: steps is 0; it must be at least 1"),
     ({"seeds": [1, 1]}, "sampling: seeds must be different numbers"),
     ({"compare": {"mode": "same"}}, "compare.mode: input should be 'same-seed'"),
     ({"compare": {"chosen_by": "shapes"}}, "compare: mode same-seed chooses no image"),

@@ -285,10 +285,10 @@ def test_released_has_no_meaning_for_flow():
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        ({"steps": 0}, "at least one step"),
-        ({"renoise": -1}, "renoise -1"),
-        ({"eta": -0.1}, "must not be negative"),
-        ({"eta": float("nan")}, "must not be negative"),
+        ({"steps": 0}, "steps is 0; it must be at least 1"),
+        ({"renoise": -1}, "renoise is -1"),
+        ({"eta": -0.1}, "must be at least 0"),
+        ({"eta": float("nan")}, "finite and at least 0"),
     ],
 )
 def test_bad_inversions_are_refused(given, told):

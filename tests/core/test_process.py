@@ -206,10 +206,10 @@ def test_relative_time():
     ("wrong", "word"),
     [
         ({"low": 0.5, "high": 0.5}, "low < high"),
-        ({"low": -0.1}, "range"),
-        ({"high": 1.5}, "range"),
-        ({"std": 0.0}, "positive"),
-        ({"shift": -1.0}, "positive"),
+        ({"low": -0.1}, "low is -0.1; it must be at least 0 and at most 1"),
+        ({"high": 1.5}, "high is 1.5"),
+        ({"std": 0.0}, "above 0"),
+        ({"shift": -1.0}, "above 0"),
     ],
 )
 def test_impossible_times_are_refused(wrong, word):

@@ -8,7 +8,8 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from diffpo.core.types import Block, Condition, Denoised, Noised, Pair, PairBatch, Rng
+from diffpo.core.block import Block
+from diffpo.core.types import Condition, Denoised, Noised, Pair, PairBatch, Rng
 
 
 def noised(target: torch.Tensor) -> Noised:

@@ -126,5 +126,5 @@ def test_what_is_refused(records, jsonl):
         agreement(source, [Told([]), Told([])])
     with pytest.raises(UserError, match="got none"):
         agreement(source, [])
-    with pytest.raises(UserError, match="tie_threshold is from 0 to 1"):
+    with pytest.raises(UserError, match=r"tie_threshold is 2\.0; it must be at least 0 and at most 1"):
         Counting(tie_threshold=2.0)

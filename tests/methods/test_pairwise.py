@@ -189,29 +189,29 @@ def test_dcpo_with_equal_captions_is_dpo(step):
     assert not torch.isclose(step(METHODS["dcpo"](beta=50.0)).loss, plain.loss).any()
 
 
-BELOW = "must be positive and finite"
 REFUSED = [
-    *((name, {"beta": beta}, f"beta is {beta}; it {BELOW}") for name in JUDGING for beta in (0.0, -1.0, math.inf)),
-    *((name, {"beta": math.nan}, BELOW) for name in JUDGING),
-    *((name, {"sft_weight": -0.1}, "sft_weight is -0.1; it must not be negative") for name in TWO_SIDED),
-    *((name, {"guard": 1.5}, "guard is 1.5; it must lie between 0 and 1, or be null") for name in TWO_SIDED),
-    ("dpo", {"guard": -0.1}, "between 0 and 1"),
-    ("dpo", {"guard": math.nan}, "between 0 and 1"),
-    ("dpo", {"sft_weight": math.nan}, "must not be negative"),
+    *((name, {"beta": beta}, f"beta is {beta}; it must be above 0") for name in JUDGING for beta in (0.0, -1.0)),
+    *((name, {"beta": math.inf}, "beta is inf; it must be finite and above 0") for name in JUDGING),
+    *((name, {"beta": math.nan}, "beta is nan; it must be finite and above 0") for name in JUDGING),
+    *((name, {"sft_weight": -0.1}, "sft_weight is -0.1; it must be at least 0") for name in TWO_SIDED),
+    *((name, {"guard": 1.5}, "guard is 1.5; it must be at least 0 and at most 1") for name in TWO_SIDED),
+    ("dpo", {"guard": -0.1}, "at least 0 and at most 1"),
+    ("dpo", {"guard": math.nan}, "finite and at least 0"),
+    ("dpo", {"sft_weight": math.nan}, "finite and at least 0"),
     ("cdpo", {"label_smoothing": 0.5}, r"label_smoothing is 0\.5; it must be at least 0 and below 0\.5"),
     ("cdpo", {"label_smoothing": -0.1}, "at least 0"),
     ("rdpo", {"flip_rate": 0.5}, r"flip_rate is 0\.5; it must be at least 0 and below 0\.5"),
-    ("dmpo", {"alpha": 0.0}, r"alpha is 0\.0; it must lie between 0 and 1/2, both excluded"),
-    ("dmpo", {"alpha": 0.5}, "both excluded"),
-    ("smpo", {"gamma": 0.0}, f"gamma is 0.0; it {BELOW}"),
-    ("smpo", {"gamma": math.nan}, BELOW),
-    ("kto", {"desirable_weight": -1.0}, r"desirable_weight is -1\.0 and undesirable_weight 1\.0; they must not be neg"),
-    ("kto", {"undesirable_weight": -1.0}, "must not be negative"),
-    ("mapo", {"weight": 0.0}, r"weight is 0\.0, snr 0\.5 and scale 1000\.0; all must be positive"),
-    ("mapo", {"snr": -1.0}, "all must be positive"),
-    ("mapo", {"scale": 0.0}, "all must be positive"),
-    ("kto", {"desirable_weight": math.nan}, "must not be negative"),
-    ("mapo", {"scale": math.nan}, "must be positive"),
+    ("dmpo", {"alpha": 0.0}, r"alpha is 0\.0; it must be above 0 and below 0\.5"),
+    ("dmpo", {"alpha": 0.5}, "below 0.5"),
+    ("smpo", {"gamma": 0.0}, r"gamma is 0\.0; it must be above 0"),
+    ("smpo", {"gamma": math.nan}, "finite and above 0"),
+    ("kto", {"desirable_weight": -1.0}, r"desirable_weight is -1\.0; it must be at least 0"),
+    ("kto", {"undesirable_weight": -1.0}, r"undesirable_weight is -1\.0; it must be at least 0"),
+    ("mapo", {"weight": 0.0}, r"weight is 0\.0; it must be above 0"),
+    ("mapo", {"snr": -1.0}, r"snr is -1\.0; it must be above 0"),
+    ("mapo", {"scale": 0.0}, r"scale is 0\.0; it must be above 0"),
+    ("kto", {"desirable_weight": math.nan}, "finite and at least 0"),
+    ("mapo", {"scale": math.nan}, "finite and above 0"),
 ]
 
 

@@ -260,5 +260,5 @@ def test_without_network_the_message_names_repository_file_and_local_way():
 
 
 def test_a_threshold_that_leaves_no_token():
-    with pytest.raises(ConfigError, match=r"threshold is 1\.0; allowed is 0 <= x < 1"):
+    with pytest.raises(ConfigError, match=r"threshold is 1\.0; it must be at least 0 and below 1"):
         MPS(threshold=1.0)

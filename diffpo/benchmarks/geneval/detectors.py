@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from diffpo.benchmarks.geneval.tasks import COLORS, SeenObject
 from diffpo.compat import pick_device
-from diffpo.core.types import Block
+from diffpo.core.block import Block, Count
 from diffpo.disk.weights import Weights, locate, snapshot
-from diffpo.errors import ConfigError, UserError
+from diffpo.errors import UserError
 from diffpo.scorers.clip import Clip
 
 if TYPE_CHECKING:
@@ -48,17 +48,8 @@ class Mask2Former(Block):
     """Hub id or local folder."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, ..."""
-    batch: int = 8
+    batch: Count = 8
     """Images at a time."""
-
-    def __post_init__(self) -> None:
-        """Refuse an empty batch.
-
-        Raises:
-            ConfigError: It is below 1.
-        """
-        if self.batch < 1:
-            raise ConfigError(f"batch is {self.batch}; it must be at least 1.")
 
     @property
     def provenance(self) -> dict[str, Any]:

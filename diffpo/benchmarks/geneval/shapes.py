@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from diffpo.benchmarks.geneval.tasks import Requirement, SeenObject, Task
-from diffpo.core.types import Block
+from diffpo.core.block import Block
 from diffpo.errors import UserError
 from diffpo.scorers.shapes import ShapesVerifier
 

@@ -22,12 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffpo.compat import pick_device
-from diffpo.core.types import Block
+from diffpo.core.block import Block, Count
 from diffpo.disk.ahead import chunks
 from diffpo.disk.files import write_file
 from diffpo.disk.progress import progress
 from diffpo.disk.weights import Weights
-from diffpo.errors import ConfigError, UserError
+from diffpo.errors import UserError
 from diffpo.media.folder import decode_file
 from diffpo.media.frames import read_bytes
 from diffpo.scorers.checkpoints import find_file
@@ -73,7 +73,7 @@ class ClipFeatures(Block):
     """As there."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, ..."""
-    batch: int = 32
+    batch: Count = 32
     """Images at a time."""
 
     @property
@@ -107,17 +107,8 @@ class Inception(Block):
     """A local file, or an address."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, ..."""
-    batch: int = 32
+    batch: Count = 32
     """Images at a time."""
-
-    def __post_init__(self) -> None:
-        """Refuse an empty batch.
-
-        Raises:
-            ConfigError: It is below 1.
-        """
-        if self.batch < 1:
-            raise ConfigError(f"batch is {self.batch}; it must be at least 1.")
 
     @property
     def provenance(self) -> dict[str, Any]:

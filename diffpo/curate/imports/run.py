@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
-from diffpo.core.types import Block
+from diffpo.core.block import Block
 from diffpo.curate.imports import folders, hpdv2, open_image_preferences, webdataset
 from diffpo.curate.imports.comparisons import Comparison, Part, Plan, identity_of
 from diffpo.curate.imports.report import Report, name_some

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
+from diffpo.core.block import Fraction
 from diffpo.data.records import Counts, Layout, Source, has_text, read_column
 from diffpo.errors import UserError
 
@@ -29,7 +30,7 @@ class HPDv3(Source):
     labels: Literal["hard", "soft"] = "hard"
     """`soft`: the majority's share of the votes becomes `preference` (1 where nobody was counted). `hard`: it does not;
     equal votes are a tie either way."""
-    min_confidence: float = 0.0
+    min_confidence: Fraction = 0.0
     """Rows with a smaller `confidence` count as unlabelled; the authors train HPSv3 with 0.95."""
 
     def adapt(self, raw: Dataset, path: str) -> Layout:
