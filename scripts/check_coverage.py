@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import exponnorm, norm
 
-from diffpo.compare.stats import Estimate, mean_difference, win_rate
+from diffpo.compare.stats import Estimate, Resampling, mean_difference, win_rate
 from diffpo.compare.users import user_win_rate
 
 COVERAGE, LEVEL = (0.93, 0.97), (0.035, 0.065)
@@ -48,10 +48,10 @@ class Images:
         a, b = (difficulty + gain + noise[0]).ravel(), (difficulty + noise[1]).ravel()
         if self.whole:
             a, b = a.round(), b.round()
-        names, seed = np.repeat(np.arange(prompts), seeds).tolist(), int(generator.integers(1 << 31))
+        names, resampling = np.repeat(np.arange(prompts), seeds).tolist(), _resampling(generator)
         return {
-            "win rate": (win_rate(a, b, names, resamples=RESAMPLES, seed=seed), self.win_rate),
-            "difference": (mean_difference(a, b, names, resamples=RESAMPLES, seed=seed), self.difference),
+            "win rate": (win_rate(a, b, names, resampling=resampling), self.win_rate),
+            "difference": (mean_difference(a, b, names, resampling=resampling), self.difference),
         }
 
 
@@ -67,8 +67,7 @@ class Users:
         tastes, sizes = generator.beta(self.alpha, self.beta, USERS), generator.integers(3, 16, USERS)
         shares = generator.random(int(sizes.sum())) < np.repeat(tastes, sizes)
         users, judged = np.repeat(np.arange(USERS), sizes).tolist(), [i for size in sizes for i in range(size)]
-        seed = int(generator.integers(1 << 31))
-        found = user_win_rate(shares, judged, users, resamples=RESAMPLES, seed=seed)
+        found = user_win_rate(shares, judged, users, resampling=_resampling(generator))
         return {"win rate over users": (found.macro, self.alpha / (self.alpha + self.beta))}
 
 
@@ -98,6 +97,10 @@ class Tally:
         self.covered += estimate.ci_low <= truth <= estimate.ci_high
         self.found += estimate.p_value <= 0.05
         self.width += estimate.ci_high - estimate.ci_low
+
+
+def _resampling(generator: np.random.Generator) -> Resampling:
+    return Resampling(resamples=RESAMPLES, seed=int(generator.integers(1 << 31)))
 
 
 def simulate(name: str, simulations: int, prompts: int, seeds: int) -> dict[str, Tally]:

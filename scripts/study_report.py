@@ -12,7 +12,8 @@ from pathlib import Path
 import study_shapes as study
 from study_plan import HELD_OUT, SEEDS, UPDATES, VARIANTS, Variant
 
-from diffpo.compare.stats import Estimate, WinRate, holm, mean_difference, win_rate
+from diffpo.compare.p_values import holm
+from diffpo.compare.stats import Estimate, WinRate, mean_difference, win_rate
 
 REPO = Path(__file__).resolve().parents[1]
 PAGE, PLOT = REPO / "docs" / "study.md", REPO / "docs" / "study.png"

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from diffpo.compare.compare import compare
+from diffpo.compare.export import write_result
+from diffpo.compare.result import Tournament
 from diffpo.scorers.scores import ScoreRow, ScoreTable, write_scores
 
 
@@ -20,3 +23,14 @@ def write_folder(folder: Path, model: str, scores: dict[str, dict[str, list[floa
     write_scores(folder / "scores.parquet", ScoreTable(rows, {name: {"scorer": name} for name in scores}))
     (folder / "settings.json").write_text(json.dumps({"label": model, **(settings or {})}))
     return folder
+
+
+def compare_two(sources, *, model=None, **options):
+    """The comparison of two models."""
+    (found,) = compare(sources, models=[] if model is None else [model], **options).comparisons
+    return found
+
+
+def write_comparison(path, found):
+    """Write one comparison as `diffpo compare` does."""
+    write_result(path, Tournament(models=(found.baseline, found.model), comparisons=(found,)))

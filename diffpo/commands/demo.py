@@ -14,7 +14,8 @@ from typing import Any
 from rich.console import Console
 
 from diffpo.compare.compare import compare
-from diffpo.compare.comparison import comparison_table, write_comparison
+from diffpo.compare.export import write_result
+from diffpo.compare.terminal import comparison_table
 from diffpo.config.run import Config, load_config
 from diffpo.disk.files import write_json
 from diffpo.generation.generate import GenerateOptions, generate
@@ -57,10 +58,11 @@ def run_demo(
         for folder in folders:
             score_folder(folder, scorers)
     with _timed("report", seconds):
-        comparison = compare(folders, scorers=[scorer.name for scorer in scorers])
-        write_comparison(output / "comparison.json", comparison)
+        found = compare(folders, scorers=[scorer.name for scorer in scorers])
+        write_result(output / "comparison.json", found)
         write_grid(output / "grid.png", folders, shuffle=0, scorer=scorers[0].name)
-        write_report(output / "report.html", comparison, folders, run=output, title="Diffusion-DPO on the shapes world")
+        write_report(output / "report.html", found, folders, run=output, title="Diffusion-DPO on the shapes world")
+    (comparison,) = found.comparisons
     Console().print(comparison_table(comparison))
     headline = comparison.results[0]
     summary = {

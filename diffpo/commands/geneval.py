@@ -12,7 +12,7 @@ from diffpo.benchmarks.geneval.detectors import ClipColors, Mask2Former
 from diffpo.benchmarks.geneval.run import GenEvalResult, Judged, read_tasks, run_geneval
 from diffpo.benchmarks.geneval.shapes import ShapesEyes, shapes_tasks
 from diffpo.benchmarks.geneval.tasks import ColorNamer, Detector, Task
-from diffpo.compare.comparison import percent
+from diffpo.compare.numbers import percent
 from diffpo.compare.stats import bootstrap_interval, constant_interval, per_prompt_means
 from diffpo.media.folder import read_media
 from diffpo.media.prompts import load_prompts, read_prompts

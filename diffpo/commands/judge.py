@@ -234,10 +234,11 @@ def report(
     """Write one self-contained HTML file about scored models: two, or many, which are ranked."""
     from diffpo.commands.compare import read_categories
     from diffpo.compare.compare import Judging
-    from diffpo.report.page import compare_folders, write_report
+    from diffpo.compare.compare import compare as compare_models
+    from diffpo.report.page import write_report
 
     categories = read_categories(category) if category else None
     judging = Judging(used_in_training=tuple(used_in_training or ()), categories=categories)
-    result = compare_folders(folders, baseline=baseline, scorers=scorer or None, votes=human, judging=judging)
-    write_report(out, result, folders, run=run, title=title, categories=categories)
+    found = compare_models(folders, baseline=baseline, scorers=scorer or None, votes=human, judging=judging)
+    write_report(out, found, folders, run=run, title=title, categories=categories)
     say(f"wrote {out}", f"open {out} in a browser")

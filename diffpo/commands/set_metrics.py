@@ -11,7 +11,7 @@ from rich.console import Console
 
 from diffpo.benchmarks.sets.features import ClipFeatures, Features, Inception
 from diffpo.benchmarks.sets.run import SetReport, compare_sets
-from diffpo.compare.comparison import number, signed, span
+from diffpo.compare.numbers import number, signed, span
 from diffpo.disk.files import without_nan, write_json
 from diffpo.errors import UserError
 

@@ -1,61 +1,26 @@
-"""Compares two models on the same prompts, scorer by scorer, human votes among them."""
+"""Compares models on the same prompts, scorer by scorer, human votes among them.
+
+sources, votes -> Evidence -> PairedScores -> Comparison (a model with the baseline), Ranking (all) -> Tournament
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
-import numpy as np
-
-from diffpo.compare.comparison import (
-    Comparison,
-    ScorerResult,
-    Stratum,
-    comparison_table,
-    percent,
-    read_comparison,
-    write_comparison,
-)
 from diffpo.compare.evidence import Evidence, read_evidence
-from diffpo.compare.exact import benjamini_hochberg, is_pass_fail, mcnemar
-from diffpo.compare.pairing import CHOOSING, MODES, Mode, PairedScores, ScoredPair, pair_scores
-from diffpo.compare.power import ALPHA, least_p_value
-from diffpo.compare.stats import Estimate, Interval, WinRate, holm, mean_difference, win_rate
+from diffpo.compare.notes import notes_on
+from diffpo.compare.p_values import benjamini_hochberg, holm
+from diffpo.compare.pairing import CHOOSING, MODES, Mode, PairedScores
+from diffpo.compare.ranking import FEWER, rank_models
+from diffpo.compare.result import Cell, Comparison, Ranking, ScorerResult, Stratum, Tournament
+from diffpo.compare.stats import Resampling, WinRate, mean_difference, per_prompt_means, shares_won, win_rate
 from diffpo.compare.users import UserWinRate, user_win_rate
-from diffpo.compare.votes import HUMAN, Votes
+from diffpo.compare.votes import HUMAN
 from diffpo.errors import UserError
-from diffpo.media.folder import read_settings
-
-__all__ = [
-    "Comparison",
-    "Judging",
-    "ScoredPair",
-    "ScorerResult",
-    "compare",
-    "compare_evidence",
-    "comparison_table",
-    "pair_scores",
-    "read_comparison",
-    "write_comparison",
-]
-
-TIE_TOLERANCE = 1e-6
-"""Relative to the largest score: what rounding in float32 makes of the same image is no win."""
-FEW_PROMPTS = 30
-_SAMPLING = (
-    "weights",
-    "prompts_hash",
-    "scheduler",
-    "steps",
-    "guidance",
-    "size",
-    "negative_prompt",
-    "dtype",
-    "device",
-    "batch",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,93 +35,103 @@ class Judging:
     """Scorers that had a hand in training or selection, beside those that the runs name."""
     categories: Mapping[str, str] | None = None
     """Prompt -> category; None: what the media folders know."""
-    level: float = 0.95
-    """Of the intervals."""
-    resamples: int = 10_000
-    """Of the bootstrap over prompts, and of the permutation test."""
-    interval: Interval = "percentile"
-    """`percentile` or `bca`."""
-    seed: int = 0
-    """Of the resampling."""
+    resampling: Resampling = dataclasses.field(default_factory=Resampling)
+    """How intervals and p-values are drawn."""
 
     def __post_init__(self):
-        """Check the values before anything is read."""
+        """Check the values before anything is read.
+
+        Raises:
+            UserError: There is no such mode, or it chooses no image.
+        """
         if self.mode not in MODES:
             raise UserError(f"unknown mode {self.mode!r}: choose one of {', '.join(MODES)}.")
         if self.chosen_by is not None and self.mode not in CHOOSING:
             raise UserError(f"mode {self.mode} chooses no image: only {' and '.join(CHOOSING)} do.")
-        if not 0 < self.level < 1 or self.resamples < 1:
-            raise UserError(f"level is between 0 and 1, resamples at least 1; got {self.level:g} and {self.resamples}.")
 
 
 def compare(
     sources: Sequence[str | Path],
     *,
-    model: str | None = None,
+    models: Sequence[str] = (),
     baseline: str | None = None,
     scorers: Sequence[str] | None = None,
     votes: str | Path | None = None,
     judging: Judging | None = None,
-) -> Comparison:
-    """Compare two models.
+) -> Tournament:
+    """Compare two models, or many, which are ranked as well.
 
     Args:
-        sources: Scored media folders or parquet tables. Where they hold two models, the first is the baseline.
-        model: Label of the model.
-        baseline: Label of what it is compared with.
-        scorers: Which, the first for the headline; by default human votes, then all that scored both.
-        votes: A CSV of human votes; see `votes`.
+        sources: Scored media folders or parquet tables.
+        models: Labels; all by default.
+        baseline: The one that each other is compared with, and that is at Elo 0; the first by default.
+        scorers: Which, the first for the headline; by default human votes, then all that scored every model.
+        votes: A CSV of human votes; see `votes`. Of many models, pairs without a vote stay empty.
         judging: How they are compared.
 
     Raises:
-        UserError: If a label or a scorer is unknown, the two were not scored on the same prompts (and seeds, where
-            these are paired) by the same scorer, or there is one prompt only.
+        UserError: If a label or a scorer is unknown, models were not scored on the same prompts (and seeds, where
+            these are paired) by the same scorer, or there is one model or one prompt only.
     """
-    evidence = read_evidence(sources, votes)
-    baseline, model = evidence.two_models(baseline, model)
-    return compare_evidence(evidence, baseline, model, scorers, judging or Judging())
-
-
-def compare_evidence(
-    evidence: Evidence, baseline: str, model: str, scorers: Sequence[str] | None, judging: Judging
-) -> Comparison:
-    """Compare two models of what has been read; see `compare`."""
-    labels = (baseline, model)
+    evidence, judging = read_evidence(sources, votes), judging or Judging()
+    if judging.categories is None:
+        judging = dataclasses.replace(judging, categories=evidence.categories())
+    labels = evidence.choose(models, baseline)
     names = evidence.common_scorers(labels, scorers)
-    pairs = {name: evidence.pairs(name, model, baseline, judging.mode, judging.chosen_by) for name in names}
-    categories = evidence.categories() if judging.categories is None else judging.categories
+    many = max(len(labels) - 1, len(models)) > 1
+    comparisons = []
+    for label in labels[1:]:
+        known = [name for name in names if not many or evidence.compared(name, label, labels[0])]
+        if known:
+            comparisons.append(_compare(evidence, labels[0], label, known, judging))
+    return Tournament(
+        models=labels,
+        comparisons=_adjusted(comparisons),
+        rankings=tuple(_rank(evidence, name, labels, judging) for name in names) if many else (),
+    )
+
+
+def _compare(evidence: Evidence, baseline: str, model: str, names: Sequence[str], judging: Judging) -> Comparison:
+    """A model with the baseline, by these scorers."""
+    labels = (baseline, model)
     warnings = evidence.warnings(labels, judging.used_in_training)
-    results = [
-        dataclasses.replace(
-            judge(name, pairs[name], judging),
-            provenance=evidence.provenance(name, labels),
-            in_loop=warnings.get(name, ""),
-            strata=_strata(pairs[name], categories, judging),
-            users=_users(evidence.votes, labels, judging) if name == HUMAN else None,
-        )
-        for name in names
-    ]
+    results = [_judge(evidence, name, labels, judging, warnings.get(name, "")) for name in names]
     first = results[0].win_rate
     return Comparison(
         model=model,
         baseline=baseline,
         n_prompts=first.n_prompts,
         n_pairs=first.n_pairs,
-        level=judging.level,
-        results=tuple(adjust(results)),
-        notes=(
-            *warnings_on(results),
-            *_notes_on_size(results[0]),
-            *_notes_on_pairs(evidence, labels, names, judging),
-            *_notes_on_sampling(evidence, labels),
-        ),
+        level=judging.resampling.level,
+        results=tuple(results),
+        notes=tuple(notes_on(evidence, labels, results, itself=judging.chosen_by is None, mode=judging.mode)),
         mode=judging.mode,
         prompt_set=evidence.prompt_set(labels),
     )
 
 
-def judge(name: str, pairs: PairedScores, judging: Judging) -> ScorerResult:
-    """What one scorer says, on all prompts.
+def _judge(evidence: Evidence, name: str, labels: tuple[str, str], judging: Judging, in_loop: str) -> ScorerResult:
+    """What one scorer says, on all prompts and by category."""
+    baseline, model = labels
+    pairs = evidence.pairs(name, model, baseline, judging.mode, judging.chosen_by)
+    rate = _win_rate(name, pairs, judging)
+    difference = mean_difference(pairs.model, pairs.baseline, pairs.prompts, resampling=judging.resampling)
+    baseline_mean = float(per_prompt_means(pairs.baseline, pairs.prompts).mean())
+    return ScorerResult(
+        scorer=name,
+        model_mean=baseline_mean + difference.estimate,
+        baseline_mean=baseline_mean,
+        difference=difference,
+        win_rate=rate,
+        provenance=evidence.provenance(name, labels),
+        in_loop=in_loop,
+        strata=_strata(pairs, judging),
+        users=_users(evidence, labels, judging) if name == HUMAN else None,
+    )
+
+
+def _win_rate(name: str, pairs: PairedScores, judging: Judging) -> WinRate:
+    """The win rate on all prompts.
 
     Raises:
         UserError: If there is one prompt only.
@@ -166,129 +141,90 @@ def judge(name: str, pairs: PairedScores, judging: Judging) -> ScorerResult:
             f"{name} judged one prompt only ({pairs.prompts[0]!r}): nothing tells how another would come out. Generate "
             "for more prompts; a few hundred tell something."
         )
-    difference, rate = _estimates(pairs, judging)
-    baseline_mean = mean_difference(pairs.baseline, np.zeros(len(pairs.prompts)), pairs.prompts, resamples=1).estimate
-    return ScorerResult(
-        scorer=name,
-        model_mean=baseline_mean + difference.estimate,
-        baseline_mean=baseline_mean,
-        difference=difference,
-        win_rate=rate,
+    return _rate_of(pairs, judging)
+
+
+def _rate_of(pairs: PairedScores, judging: Judging) -> WinRate:
+    return win_rate(
+        pairs.model, pairs.baseline, pairs.prompts, tie_tolerance=pairs.tie_tolerance, resampling=judging.resampling
     )
 
 
-def adjust(results: Sequence[ScorerResult]) -> list[ScorerResult]:
-    """Fill in the p-values by Holm of results that make one claim."""
-    adjusted = holm([result.win_rate.p_value for result in results])
-    return [dataclasses.replace(result, adjusted_p=p) for result, p in zip(results, adjusted, strict=True)]
-
-
-def tolerance_of(pairs: PairedScores) -> float:
-    """How near two scores are a tie."""
-    return TIE_TOLERANCE * float(np.abs(np.concatenate([pairs.model, pairs.baseline])).max())
-
-
-def warnings_on(results: Sequence[ScorerResult]) -> list[str]:
-    """Notes on scorers that had a hand in training."""
-    return [result.in_loop[0].upper() + result.in_loop[1:] for result in results if result.in_loop]
-
-
-def _estimates(pairs: PairedScores, judging: Judging) -> tuple[Estimate, WinRate]:
-    a, b, prompts = pairs.model, pairs.baseline, pairs.prompts
-    resampling = {
-        "level": judging.level,
-        "resamples": judging.resamples,
-        "interval": judging.interval,
-        "seed": judging.seed,
-    }
-    rate = win_rate(a, b, prompts, tie_tolerance=tolerance_of(pairs), **resampling)
-    if rate.n_pairs == rate.n_prompts and rate.test == "sign-flip" and is_pass_fail(np.concatenate([a, b])):
-        rate = dataclasses.replace(rate, p_value=mcnemar(a, b).p_value, test="mcnemar")
-    return mean_difference(a, b, prompts, **resampling), rate
-
-
-def _strata(pairs: PairedScores, categories: Mapping[str, str], judging: Judging) -> tuple[Stratum, ...]:
+def _strata(pairs: PairedScores, judging: Judging) -> tuple[Stratum, ...]:
     """Results per category, if there are two at least."""
-    prompts: dict[str, list[str]] = {}
+    categories, prompts = judging.categories or {}, dict[str, list[str]]()
     for prompt in dict.fromkeys(pairs.prompts):
         if prompt in categories:
             prompts.setdefault(categories[prompt], []).append(prompt)
     if len(prompts) < 2:
         return ()
-    found = [(name, *_estimates(pairs.only(prompts[name]), judging)) for name in sorted(prompts)]
-    adjusted = benjamini_hochberg([rate.p_value for _, _, rate in found])
+    parts = {name: pairs.only(prompts[name]) for name in sorted(prompts)}
+    rates = {name: _rate_of(part, judging) for name, part in parts.items()}
+    adjusted = benjamini_hochberg([rate.p_value for rate in rates.values()])
     return tuple(
-        Stratum(category=name, difference=difference, win_rate=rate, adjusted_p=p)
-        for (name, difference, rate), p in zip(found, adjusted, strict=True)
+        Stratum(
+            category=name,
+            difference=mean_difference(part.model, part.baseline, part.prompts, resampling=judging.resampling),
+            win_rate=rates[name],
+            adjusted_p=p,
+        )
+        for (name, part), p in zip(parts.items(), adjusted, strict=True)
     )
 
 
-def _users(votes: Votes | None, labels: tuple[str, str], judging: Judging) -> UserWinRate | None:
+def _users(evidence: Evidence, labels: tuple[str, str], judging: Judging) -> UserWinRate | None:
+    """Win rates over users, where it is known who chose and there are two at least."""
+    assert evidence.votes is not None
     baseline, model = labels
-    found = votes.between(model, baseline) if votes else []
-    if len({vote.user for vote in found}) < 2 or any(vote.user is None for vote in found):
+    votes = evidence.votes.between(model, baseline)
+    users = [vote.user for vote in votes]
+    if None in users or len(set(users)) < 2:
         return None
-    return user_win_rate(
-        [vote.share_of(model) for vote in found],
-        [vote.prompt for vote in found],
-        [vote.user for vote in found],
-        level=judging.level,
-        resamples=judging.resamples,
-        seed=judging.seed,
+    shares = [vote.share_of(model) for vote in votes]
+    return user_win_rate(shares, [vote.prompt for vote in votes], users, resampling=judging.resampling)
+
+
+def _adjusted(comparisons: Sequence[Comparison]) -> tuple[Comparison, ...]:
+    """Holm over all scorers and models: together they are one claim."""
+    results = [result for comparison in comparisons for result in comparison.results]
+    adjusted = iter(holm([result.win_rate.p_value for result in results]))
+    return tuple(
+        dataclasses.replace(
+            comparison,
+            results=tuple(dataclasses.replace(result, adjusted_p=next(adjusted)) for result in comparison.results),
+        )
+        for comparison in comparisons
     )
 
 
-def _notes_on_size(first: ScorerResult) -> list[str]:
-    rate = first.win_rate
-    notes = [f"Only {rate.n_prompts} prompts: the intervals are rough."] if rate.n_prompts < FEW_PROMPTS else []
-    if least_p_value(rate.n_prompts) > ALPHA:
-        notes.append(f"{rate.n_prompts} prompts cannot tell: p is {least_p_value(rate.n_prompts):.2f} at the least.")
-    if rate.detectable == rate.detectable:
-        notes.append(
-            f"{rate.n_prompts} prompts find a win rate by {first.scorer} that is {100 * rate.detectable:.1f} points "
-            "from even in 80% of such comparisons (two-sided, 5%); smaller effects are often missed."
-        )
-    if first.users is not None:
-        users = first.users
-        notes.append(
-            f"Over {users.n_users} users, each counting the same: {percent(users.macro.estimate)} "
-            f"({percent(users.macro.ci_low)} to {percent(users.macro.ci_high)}); "
-            f"{percent(users.share_above_half)} of them like the model better."
-        )
-    return notes
-
-
-def _notes_on_pairs(evidence: Evidence, labels: tuple[str, str], names: Sequence[str], judging: Judging) -> list[str]:
-    notes = []
-    if judging.mode == "best-of-n" and judging.chosen_by is None:
-        notes.append("Each scorer chose the best images itself, which rewards spread; name another one to choose by.")
-    rows = [row for table in evidence.tables for row in table.rows if row.model in labels and row.scorer in names]
-    images = {(row.prompt, row.seed) for row in rows}
-    prompts, seeds = {prompt for prompt, _ in images}, {seed for _, seed in images}
-    if len(prompts) > 1 and len(seeds) * len(prompts) == len(images):
-        shared = "seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
-        notes.append(
-            f"All prompts share the same {shared}, hence the same noise: the intervals tell how other prompts would "
-            "differ, not how other seeds would. Generating with --distinct-seeds gives each prompt its own noise."
-        )
-    if len(names) > 1:
-        notes.append(
-            f"{len(names)} scorers were asked: a claim that names the best of them needs its p-value adjusted (Holm)."
-        )
-    return notes
-
-
-def _notes_on_sampling(evidence: Evidence, labels: tuple[str, str]) -> list[str]:
-    """Say where the two models were sampled differently, as far as their folders tell."""
-    settings = {
-        label: read_settings(source)
-        for source, table in zip(evidence.sources, evidence.tables, strict=True)
-        for label in labels
-        if source.is_dir() and label in table.models
+def _rank(evidence: Evidence, name: str, models: Sequence[str], judging: Judging) -> Ranking:
+    """All models on one scale, by one scorer."""
+    evidence.provenance(name, models)  # scores that were made differently are not ranked
+    found = {
+        (model, other): evidence.pairs(name, model, other, judging.mode, judging.chosen_by)
+        for other, model in combinations(models, 2)
+        if evidence.compared(name, model, other)
     }
-    if len(settings) < 2:
-        return []
-    first, second = (settings[label] for label in labels)
-    changed = [key for key in _SAMPLING if first.get(key) != second.get(key)]
-    listed = "; ".join(f"{key} {first.get(key)} and {second.get(key)}" for key in changed)
-    return [f"{' and '.join(labels)} were sampled differently, and the scores show both: {listed}."] if changed else []
+    rates = {pair: _win_rate(name, scores, judging) for pair, scores in found.items()}
+    adjusted = benjamini_hochberg([rate.p_value for rate in rates.values()])
+    resampling = judging.resampling
+    ranks = rank_models(
+        {pair: _shares(scores) for pair, scores in found.items()},
+        models,
+        resampling=dataclasses.replace(resampling, resamples=min(FEWER.resamples, resampling.resamples)),
+    )
+    return Ranking(
+        scorer=name,
+        ranks=tuple(ranks),
+        cells=tuple(
+            Cell(model=model, other=other, win_rate=rate, adjusted_p=p)
+            for ((model, other), rate), p in zip(rates.items(), adjusted, strict=True)
+        ),
+        in_loop=evidence.warnings(models, judging.used_in_training).get(name, ""),
+    )
+
+
+def _shares(pairs: PairedScores) -> dict[str, float]:
+    """Share of each prompt's comparisons that the model won."""
+    won = shares_won(pairs.model, pairs.baseline, pairs.tie_tolerance)
+    return dict(zip(dict.fromkeys(pairs.prompts), per_prompt_means(won, pairs.prompts).tolist(), strict=True))

@@ -4,74 +4,98 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from diffpo.compare.in_loop import scorers_in_training, warning
-from diffpo.compare.pairing import Mode, PairedScores, check_same_images, pair_values, rows_by_image, scores_by_prompt
+from diffpo.compare.pairing import Key, Mode, PairedScores, Scores, check_same_images, pair_values
 from diffpo.compare.votes import HUMAN, Votes, read_votes
 from diffpo.errors import UserError
-from diffpo.media.folder import read_settings
+from diffpo.media.folder import home_of, read_settings
 from diffpo.media.prompts import category_of, read_prompts
-from diffpo.scorers.scores import ScoreTable, read_scores
+from diffpo.scorers.scores import ScoreRow, ScoreTable, read_scores
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One place with scores: a media folder, or a parquet table."""
+
+    path: Path
+    table: ScoreTable
+    settings: Mapping[str, Any]
+    """How its images were made; empty where that is not known."""
+
+    @property
+    def home(self) -> Path:
+        """What the names of its images are relative to."""
+        return home_of(self.path)
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Tables and votes."""
+    """Scores and votes."""
 
-    sources: tuple[Path, ...]
-    tables: tuple[ScoreTable, ...]
+    scored: tuple[Scored, ...]
     votes: Votes | None = None
+
+    @cached_property
+    def _rows(self) -> dict[tuple[str, str], list[ScoreRow]]:
+        """By scorer and model."""
+        found: dict[tuple[str, str], list[ScoreRow]] = {}
+        for place in self.scored:
+            for row in place.table.rows:
+                found.setdefault((row.scorer, row.model), []).append(row)
+        return found
+
+    @cached_property
+    def of_model(self) -> dict[str, Scored]:
+        """Where each model's scores are.
+
+        Raises:
+            UserError: If two places use the same label.
+        """
+        owners: dict[str, Scored] = {}
+        for place in self.scored:
+            for label in place.table.models:
+                if label in owners:
+                    raise UserError(
+                        f"{owners[label].path} and {place.path} both call their model {label!r}. Give them different "
+                        "labels: `diffpo generate --label`."
+                    )
+                owners[label] = place
+        return owners
 
     @property
     def models(self) -> list[str]:
-        """Labels of all models.
+        """Labels of all models."""
+        return list(self.of_model) if self.scored else self.votes.models if self.votes else []
 
-        Raises:
-            UserError: If two sources use the same one.
-        """
-        owners: dict[str, list[str]] = {}
-        for source, table in zip(self.sources, self.tables, strict=True):
-            for label in table.models:
-                owners.setdefault(label, []).append(str(source))
-        for label, places in owners.items():
-            if len(places) > 1:
-                raise UserError(
-                    f"{' and '.join(places)} both call their model {label!r}. Give them different labels: "
-                    "`diffpo generate --label`."
-                )
-        return list(owners) if self.tables else self.votes.models if self.votes else []
+    def choose(self, models: Sequence[str], baseline: str | None) -> tuple[str, ...]:
+        """Labels of the models to compare, the baseline first.
 
-    def two_models(self, baseline: str | None, model: str | None) -> tuple[str, str]:
-        """Choose (baseline, model): what is not named is what is left, the baseline first.
+        Args:
+            models: Those asked for; none: all. One alone is compared with `baseline`, or with the only other model.
+            baseline: By default the first of the models.
 
         Raises:
             UserError: If a label is unknown, or it is not clear which are meant.
         """
         known = self.models
-        self.check_labels([label for label in (baseline, model) if label is not None])
-        rest = [label for label in known if label not in (baseline, model)]
-        wanted = [baseline, model].count(None)
-        if len(rest) < wanted or (len(rest) > wanted and wanted):
+        for label in (*models, *([baseline] if baseline is not None else ())):
+            if label not in known:
+                raise UserError(f"there are no scores of {label!r}; there are those of {', '.join(known)}.")
+        if baseline is not None and list(models) == [baseline]:
+            raise UserError(f"{baseline!r} cannot be compared with itself.")
+        first = [] if baseline is None else [baseline]
+        if not first and len(models) == 1:
+            first = [label for label in known if label not in models]
+        chosen = tuple(dict.fromkeys([*first, *(models or known)]))
+        if len(chosen) < 2 or (len(models) == 1 and len(chosen) > 2):
             raise UserError(
                 f"need two models to compare, found {', '.join(known) or 'none'}: name the model and the baseline."
             )
-        baseline = baseline or rest.pop(0)
-        model = model or rest.pop(0)
-        if model == baseline:
-            raise UserError(f"{model!r} cannot be compared with itself.")
-        return baseline, model
-
-    def check_labels(self, labels: Iterable[str]) -> None:
-        """Check that models are there.
-
-        Raises:
-            UserError: If one is not.
-        """
-        for label in labels:
-            if label not in self.models:
-                raise UserError(f"there are no scores of {label!r}; there are those of {', '.join(self.models)}.")
+        return chosen
 
     def common_scorers(self, labels: Sequence[str], wanted: Sequence[str] | None = None) -> list[str]:
         """Scorers of all these models: human votes first, then in the order of the rows.
@@ -79,10 +103,8 @@ class Evidence:
         Raises:
             UserError: If there is none, or one of `wanted` is not among them.
         """
-        by_model = {
-            label: {row.scorer for table in self.tables for row in table.rows if row.model == label} for label in labels
-        }
-        known = list(dict.fromkeys(name for table in self.tables for name in table.scorers))
+        by_model = {label: {scorer for scorer, model in self._rows if model == label} for label in labels}
+        known = dict.fromkeys(name for place in self.scored for name in place.table.scorers)
         common = [HUMAN] if self.votes else []
         common += [name for name in known if all(name in names for names in by_model.values())]
         unknown = [name for name in wanted or () if name not in common]
@@ -94,25 +116,41 @@ class Evidence:
             )
         return list(wanted or common)
 
+    def compared(self, scorer: str, model: str, other: str) -> bool:
+        """Whether a scorer has both models: only votes may lack a pair."""
+        votes = self.votes.votes if self.votes and scorer == HUMAN else ()
+        return scorer != HUMAN or any({vote.model_a, vote.model_b} == {model, other} for vote in votes)
+
+    def images(self, scorer: str, labels: Sequence[str]) -> list[dict[Key, ScoreRow]]:
+        """Each model's rows of a scorer, by prompt and seed; where a seed is unknown, by prompt and place among them.
+
+        Raises:
+            UserError: If an image has two scores.
+        """
+        of_models = [self._rows.get((scorer, label), []) for label in labels]
+        in_order = any(row.seed is None for rows in of_models for row in rows)
+        return [_by_place(rows) if in_order else _by_seed(rows) for rows in of_models]
+
     def pairs(self, scorer: str, model: str, baseline: str, mode: Mode, chosen_by: str | None = None) -> PairedScores:
         """The scores of two models, paired; votes are pairs as they are.
 
         Raises:
             UserError: If the two do not fit; see `pair_values`.
         """
+        labels = (model, baseline)
         if scorer == HUMAN:
             assert self.votes is not None
-            return self.votes.pairs(model, baseline)
-        rows = [rows_by_image(self.tables, scorer, label) for label in (model, baseline)]
+            return self.votes.pairs(*labels)
+        first, second = self.images(scorer, labels)
         if mode == "same-seed":
-            check_same_images(*rows, (model, baseline), scorer)
+            check_same_images(first.keys(), second.keys(), labels, scorer)
         choosers = None
         if chosen_by is not None:
-            self.common_scorers((model, baseline), [chosen_by])
-            self.provenance(chosen_by, (model, baseline))
-            choosing = [rows_by_image(self.tables, chosen_by, label) for label in (model, baseline)]
-            choosers = scores_by_prompt(choosing[0]), scores_by_prompt(choosing[1])
-        return pair_values(scores_by_prompt(rows[0]), scores_by_prompt(rows[1]), mode, chosen_by=choosers)
+            self.common_scorers(labels, [chosen_by])
+            self.provenance(chosen_by, labels)
+            one, other = self.images(chosen_by, labels)
+            choosers = _scores(one), _scores(other)
+        return pair_values(_scores(first), _scores(second), mode, chosen_by=choosers)
 
     def provenance(self, scorer: str, labels: Sequence[str]) -> dict[str, Any]:
         """How a scorer's scores were made.
@@ -123,45 +161,32 @@ class Evidence:
         if scorer == HUMAN:
             assert self.votes is not None
             return self.votes.provenance
-        records = [
-            table.provenance.get(scorer, {})
-            for table in self.tables
-            if any(row.scorer == scorer and row.model in labels for row in table.rows)
-        ]
-        for other in records[1:]:
-            if other != records[0]:
-                keys = sorted(key for key in {*records[0], *other} if records[0].get(key) != other.get(key))
+        first, *rest = (self.of_model[label].table.provenance.get(scorer, {}) for label in labels)
+        for other in rest:
+            if other != first:
+                keys = sorted(key for key in {*first, *other} if first.get(key) != other.get(key))
                 raise UserError(
                     f"the scores of {scorer} were made differently for the models ({', '.join(keys)}). Score all again."
                 )
-        return records[0]
+        return first
 
     def warnings(self, labels: Sequence[str], declared: Sequence[str] = ()) -> dict[str, str]:
         """By scorer: that it had a hand in making one of the models, as far as runs tell or the user says."""
         found = {name: warning(name, ()) for name in declared}
-        return found | {name: warning(name, of) for name, of in scorers_in_training(self.sources, labels).items()}
+        settings = [place.settings for place in self.scored]
+        return found | {name: warning(name, of) for name, of in scorers_in_training(settings, labels).items()}
 
     def prompt_set(self, labels: Sequence[str]) -> str:
         """Name and hash of the prompts of these models, as far as their folders know; empty if they do not."""
-        settings = [
-            read_settings(source)
-            for source, table in zip(self.sources, self.tables, strict=True)
-            if source.is_dir() and any(label in table.models for label in labels)
-        ]
-        named = [
-            f"{record['prompts']}, hash {record['prompts_hash']}" for record in settings if "prompts_hash" in record
-        ]
+        settings = [place.settings for place in self.scored if any(label in place.table.models for label in labels)]
+        named = [f"{known['prompts']}, hash {known['prompts_hash']}" for known in settings if "prompts_hash" in known]
         return "; ".join(dict.fromkeys(named))
 
     def categories(self) -> dict[str, str]:
         """Prompt -> category, as far as the media folders know."""
-        found: Mapping[str, Any] = {
-            prompt: category_of(detail)
-            for source in self.sources
-            if source.is_dir()
-            for prompt, detail in read_prompts(source).items()
-        }
-        return {prompt: category for prompt, category in found.items() if category}
+        folders = [place.path for place in self.scored if place.path.is_dir()]
+        details = [item for folder in folders for item in read_prompts(folder).items()]
+        return {prompt: category for prompt, detail in details if (category := category_of(detail))}
 
 
 def read_evidence(sources: Sequence[str | Path], votes: str | Path | None = None) -> Evidence:
@@ -176,5 +201,35 @@ def read_evidence(sources: Sequence[str | Path], votes: str | Path | None = None
     """
     if not sources and votes is None:
         raise UserError("nothing to compare: give scored media folders, or a CSV of human votes (`--human`).")
-    paths = tuple(Path(source) for source in sources)
-    return Evidence(paths, tuple(read_scores(path) for path in paths), read_votes(votes) if votes is not None else None)
+    scored = tuple(
+        Scored(path, read_scores(path), read_settings(path) if path.is_dir() else {}) for path in map(Path, sources)
+    )
+    return Evidence(scored, read_votes(votes) if votes is not None else None)
+
+
+def _by_seed(rows: Iterable[ScoreRow]) -> dict[Key, ScoreRow]:
+    found: dict[Key, ScoreRow] = {}
+    for row in rows:
+        if (row.prompt, row.seed) in found:
+            raise UserError(
+                f"{row.model} has two scores of {row.scorer} for the prompt {row.prompt!r}, seed {row.seed}."
+            )
+        found[row.prompt, row.seed] = row
+    return found
+
+
+def _by_place(rows: Iterable[ScoreRow]) -> dict[Key, ScoreRow]:
+    """The n-th row of a prompt has the number n, from 0."""
+    count: dict[str, int] = {}
+    found: dict[Key, ScoreRow] = {}
+    for row in rows:
+        count[row.prompt] = count.get(row.prompt, -1) + 1
+        found[row.prompt, count[row.prompt]] = row
+    return found
+
+
+def _scores(rows: Mapping[Key, ScoreRow]) -> Scores:
+    scores: dict[str, dict[int, float]] = {}
+    for (prompt, seed), row in rows.items():
+        scores.setdefault(prompt, {})[seed] = row.score
+    return scores

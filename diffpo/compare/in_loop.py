@@ -10,25 +10,25 @@ Whatever is missing on that way is not known, and is not guessed: a user adds it
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from diffpo.errors import UserError
-from diffpo.media.folder import read_settings
 
 LABELLED_BY = {"shapes:pairs": "shapes-utility"}
 """Tables that come with the package: their annotators are simulated."""
 _LEVELS = 3  # a run's `final/unet` lies two below it
 
 
-def scorers_in_training(sources: Sequence[str | Path], labels: Sequence[str]) -> dict[str, list[str]]:
+def scorers_in_training(settings: Iterable[Mapping[str, Any]], labels: Sequence[str]) -> dict[str, list[str]]:
     """Find the scorers that labelled the training pairs of models.
 
     Args:
-        sources: Media folders; parquet files tell nothing.
+        settings: Of the media folders.
         labels: Of the models in question.
 
     Returns:
@@ -38,11 +38,11 @@ def scorers_in_training(sources: Sequence[str | Path], labels: Sequence[str]) ->
         UserError: If a run's config or a table's provenance is damaged.
     """
     found: dict[str, list[str]] = {}
-    for source in sources:
-        settings = read_settings(source) if Path(source).is_dir() else {}
-        if settings.get("label") in labels:
-            for name in dict.fromkeys(_of_model(settings)):
-                found.setdefault(name, []).append(settings["label"])
+    for known in settings:
+        if known.get("label") in labels:
+            runs = (_of_run(known.get(key), seen=set()) for key in ("tuned", "denoiser", "lora"))
+            for name in dict.fromkeys(chain.from_iterable(runs)):
+                found.setdefault(name, []).append(known["label"])
     return found
 
 
@@ -57,11 +57,6 @@ def warning(scorer: str, labels: Sequence[str]) -> str:
         return f"{scorer} was used in training or selection: a gain on it is no independent evidence."
     of = f" of {' and '.join(labels)}"
     return f"{scorer} labelled the training pairs{of}: a gain on it is no independent evidence."
-
-
-def _of_model(settings: Mapping[str, Any]) -> Iterator[str]:
-    for key in ("tuned", "denoiser", "lora"):
-        yield from _of_run(settings.get(key), seen=set())
 
 
 def _of_run(place: str | None, seen: set[Path]) -> Iterator[str]:

@@ -12,7 +12,7 @@ Which image is the median or the best one may be chosen by another scorer than t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -20,11 +20,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffpo.errors import UserError
-from diffpo.scorers.scores import ScoreRow, ScoreTable
 
 Mode = Literal["same-seed", "all-pairs", "median-image", "best-of-n", "mean-over-seeds"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 CHOOSING: tuple[Mode, ...] = ("median-image", "best-of-n")
+WHAT: dict[Mode, str] = {
+    "same-seed": "comparisons on the same prompts and seeds",
+    "all-pairs": "comparisons of all images of the same prompts",
+    "median-image": "comparisons of the median images of a prompt",
+    "best-of-n": "comparisons of the best images of a prompt",
+    "mean-over-seeds": "comparisons of the mean scores of a prompt",
+}
+"""What is counted."""
+TIE_TOLERANCE = 1e-6
+"""Relative to the largest score: what rounding in float32 makes of the same image is no win."""
+
+Key = tuple[str, int]
+"""Which image of a model: its prompt and its seed."""
 
 Scores = Mapping[str, Mapping[int, float]]
 """One model's scores by one scorer: prompt -> seed -> score."""
@@ -47,22 +59,10 @@ class PairedScores:
         rows = [i for i, prompt in enumerate(self.prompts) if prompt in wanted]
         return PairedScores(self.model[rows], self.baseline[rows], tuple(self.prompts[i] for i in rows))
 
-    def flipped(self) -> PairedScores:
-        """The same with the models exchanged."""
-        return PairedScores(self.baseline, self.model, self.prompts)
-
-
-@dataclass(frozen=True)
-class ScoredPair:
-    """The images of two models for one prompt and seed, as one scorer sees them."""
-
-    model: ScoreRow
-    baseline: ScoreRow
-
     @property
-    def gain(self) -> float:
-        """How much better the model's image is."""
-        return self.model.score - self.baseline.score
+    def tie_tolerance(self) -> float:
+        """How near two scores are a tie."""
+        return TIE_TOLERANCE * float(np.abs([self.model, self.baseline]).max())
 
 
 def pair_values(
@@ -89,8 +89,8 @@ def pair_values(
     first, second = chosen_by or (model, baseline)
     a, b, prompts = [], [], []
     for prompt in sorted(model):  # resampling must not depend on the order of rows
-        mine = _prompt_values(model[prompt], first.get(prompt, {}), mode, prompt)
-        other = _prompt_values(baseline[prompt], second.get(prompt, {}), mode, prompt)
+        mine = _values_of_prompt(model[prompt], first.get(prompt, {}), mode, prompt)
+        other = _values_of_prompt(baseline[prompt], second.get(prompt, {}), mode, prompt)
         if mode == "all-pairs":
             mine, other = [x for x in mine for _ in other], other * len(mine)
         a += mine
@@ -99,29 +99,13 @@ def pair_values(
     return PairedScores(np.array(a), np.array(b), tuple(prompts))
 
 
-def pair_scores(tables: Sequence[ScoreTable], scorer: str, *, model: str, baseline: str) -> list[ScoredPair]:
-    """Bring one scorer's rows of two models together by prompt and seed.
-
-    Raises:
-        UserError: If the two do not have the same prompts and seeds; it says how many match.
-    """
-    first, second = (rows_by_image(tables, scorer, label) for label in (model, baseline))
-    check_same_images(first, second, (model, baseline), scorer)
-    return [ScoredPair(first[key], second[key]) for key in sorted(first)]
-
-
-def check_same_images(
-    first: Mapping[tuple[str, int], object],
-    second: Mapping[tuple[str, int], object],
-    labels: tuple[str, str],
-    scorer: str,
-) -> None:
+def check_same_images(first: Set[Key], second: Set[Key], labels: Sequence[str], scorer: str) -> None:
     """Check that two models were scored on the same prompts and seeds.
 
     Raises:
         UserError: If not; it says how many match.
     """
-    common = len(first.keys() & second.keys())
+    common = len(first & second)
     if common < max(len(first), len(second)):
         raise UserError(
             f"{' and '.join(labels)} were not scored on the same prompts and seeds by {scorer}: {common} match; "
@@ -130,33 +114,9 @@ def check_same_images(
         )
 
 
-def rows_by_image(tables: Sequence[ScoreTable], scorer: str, label: str) -> dict[tuple[str, int], ScoreRow]:
-    """One model's rows of one scorer by (prompt, seed).
-
-    Raises:
-        UserError: If an image has two scores.
-    """
-    rows: dict[tuple[str, int], ScoreRow] = {}
-    for table in tables:
-        for row in table.rows:
-            if (row.scorer, row.model) == (scorer, label):
-                if (row.prompt, row.seed) in rows:
-                    raise UserError(
-                        f"{label} has two scores of {scorer} for the prompt {row.prompt!r}, seed {row.seed}."
-                    )
-                rows[row.prompt, row.seed] = row
-    return rows
-
-
-def scores_by_prompt(rows: Mapping[tuple[str, int], ScoreRow]) -> dict[str, dict[int, float]]:
-    """The scores of one model as `pair_values` takes them."""
-    scores: dict[str, dict[int, float]] = {}
-    for (prompt, seed), row in rows.items():
-        scores.setdefault(prompt, {})[seed] = row.score
-    return scores
-
-
-def _prompt_values(scores: Mapping[int, float], choices: Mapping[int, float], mode: Mode, prompt: str) -> list[float]:
+def _values_of_prompt(
+    scores: Mapping[int, float], choices: Mapping[int, float], mode: Mode, prompt: str
+) -> list[float]:
     """What one model enters with for one prompt."""
     if mode in ("same-seed", "all-pairs"):
         return [scores[seed] for seed in sorted(scores)]

@@ -21,10 +21,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from diffpo.compare.stats import Resampling
 from diffpo.errors import UserError
 
 ELO = 400 / math.log(10)
 PSEUDO_WINS = 0.5
+FEWER = Resampling(resamples=1000)
+"""Each resample is a fit."""
 _ITERATIONS = 10_000
 _CLOSE = 1e-9  # of a log-strength
 
@@ -50,9 +53,7 @@ def rank_models(
     models: Sequence[str],
     *,
     anchor: str | None = None,
-    level: float = 0.95,
-    resamples: int = 1000,
-    seed: int = 0,
+    resampling: Resampling = FEWER,
 ) -> list[Rank]:
     """Rank models, strongest first.
 
@@ -60,9 +61,7 @@ def rank_models(
         shares: What was won. Pairs of models may be missing as long as all hang together.
         models: Their labels.
         anchor: The one at Elo 0; the first by default.
-        level: Of the intervals.
-        resamples: Of the bootstrap over prompts.
-        seed: Of the resampling.
+        resampling: How the intervals are drawn; each resample is a fit.
 
     Raises:
         UserError: If models were not compared, directly or through others.
@@ -73,16 +72,17 @@ def rank_models(
     base = list(models).index(models[0] if anchor is None else anchor)
     prompts = len(won)
     ones = np.ones((1, prompts))
-    generator, shape = np.random.default_rng([seed, 3]), (resamples, *won.shape[1:])
+    generator, shape = np.random.default_rng([resampling.seed, 3]), (resampling.resamples, *won.shape[1:])
     fits = []
     for rows, pseudo in (
         (ones, np.array(PSEUDO_WINS)),
-        (generator.exponential(size=(resamples, prompts)), generator.gamma(PSEUDO_WINS, size=shape)),
+        (generator.exponential(size=(resampling.resamples, prompts)), generator.gamma(PSEUDO_WINS, size=shape)),
     ):
         wins = (rows @ won.reshape(prompts, -1)).reshape(-1, *won.shape[1:])
         strengths = bradley_terry(wins + pseudo * pairs)
         fits.append(strengths - strengths[:, base, None])
-    strengths, (low, high) = fits[0][0], np.quantile(fits[1], [(1 - level) / 2, (1 + level) / 2], axis=0)
+    tail = (1 - resampling.level) / 2
+    strengths, (low, high) = fits[0][0], np.quantile(fits[1], [tail, 1 - tail], axis=0)
     ranks = [
         Rank(
             model=model,

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from diffpo.compare.p_values import sign_flip_p_value
 from diffpo.compare.power import minimum_detectable_effect
-from diffpo.compare.stats import Estimate, constant_interval, per_prompt_means, sign_flip_p_value
+from diffpo.compare.stats import USUAL, Estimate, Resampling, constant_interval, per_prompt_means
 from diffpo.errors import UserError
 
 _SLOTS = 1 << 20  # drawn prompts held at a time
@@ -46,9 +47,7 @@ def user_win_rate(
     prompt_ids: Sequence[Hashable],
     user_ids: Sequence[Hashable],
     *,
-    level: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
+    resampling: Resampling = USUAL,
 ) -> UserWinRate:
     """Aggregate comparisons per user.
 
@@ -56,9 +55,7 @@ def user_win_rate(
         shares: `[n]` 1 for a win, 1/2 for a tie, 0 for a loss.
         prompt_ids: `[n]`
         user_ids: `[n]` who judged.
-        level: Of the interval.
-        resamples: Of the bootstrap, and of the permutation test.
-        seed: Of both.
+        resampling: How the interval and the p-value are drawn.
 
     Raises:
         UserError: If there is one user only, whom no interval over users can be made of.
@@ -78,17 +75,18 @@ def user_win_rate(
     if len(means) < 2:
         raise UserError("win rates per user need at least two users.")
     sizes = np.unique(owners, return_counts=True)[1]
-    drawn = _two_level_means(values, sizes, resamples, seed)
-    tail = ndtr(stdtrit(len(means) - 1, (1 - level) / 2))  # of t: few users know little of how much users differ
+    drawn = _two_level_means(values, sizes, resampling.resamples, resampling.seed)
+    # Of t: few users know little of how much users differ.
+    tail = ndtr(stdtrit(len(means) - 1, (1 - resampling.level) / 2))
     low, high = np.quantile(drawn, [tail, 1 - tail])
     if np.ptp(drawn) == 0:
-        low, high = constant_interval(float(means[0]), len(means), level)
+        low, high = constant_interval(float(means[0]), len(means), resampling.level)
     return UserWinRate(
         macro=Estimate(
             estimate=float(means.mean()),
             ci_low=float(low),
             ci_high=float(high),
-            p_value=sign_flip_p_value(means - 0.5, permutations=resamples, seed=seed),
+            p_value=sign_flip_p_value(means - 0.5, permutations=resampling.resamples, seed=resampling.seed),
             n_prompts=len(values),
             n_pairs=len(shares),
             detectable=minimum_detectable_effect(means),

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from diffpo.compare.compare import Judging
+from diffpo.compare.stats import Resampling
 from diffpo.config.options import make_scorer
 from diffpo.config.run import close_match, read_tree, validate
 from diffpo.core.block import Block, Count, Guidance, Pixels, Place, Range, SamplingSteps, Seed
@@ -110,7 +111,12 @@ class Comparing(Block):
         Raises:
             UserError: Values do not go together.
         """
-        return Judging(**dataclasses.asdict(self))
+        return Judging(
+            mode=self.mode,
+            chosen_by=self.chosen_by,
+            used_in_training=self.used_in_training,
+            resampling=Resampling(level=self.level, resamples=self.resamples),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,14 +12,14 @@ import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from diffpo.compare.comparison import number
-from diffpo.compare.pairing import rows_by_image
+from diffpo.compare.evidence import Evidence
+from diffpo.compare.numbers import number
+from diffpo.compare.pairing import Key
 from diffpo.media.folder import Media, open_image
 from diffpo.media.sheet import fit
-from diffpo.scorers.scores import ScoreRow, ScoreTable
+from diffpo.scorers.scores import ScoreRow
 
 LARGEST_EDGE = 448
 """Pixels; larger images are embedded at this size."""
@@ -27,9 +27,6 @@ TINY = 128
 """Images up to this size are embedded exactly."""
 CATEGORY_IMAGES = 600
 """About how many images may be added so that every category has some; each has one example at least."""
-
-Key = tuple[str, int]
-"""Prompt and seed."""
 
 
 @dataclass(frozen=True)
@@ -104,17 +101,10 @@ class Choice:
 class Gallery:
     """The images of some models and their scores by one scorer; each image is read once."""
 
-    def __init__(
-        self,
-        tables: Sequence[ScoreTable],
-        folders: Sequence[str | Path],
-        models: Sequence[str],
-        scorer: str,
-        categories: Mapping[str, str],
-    ):
+    def __init__(self, evidence: Evidence, models: Sequence[str], scorer: str, categories: Mapping[str, str]):
         self.models, self.scorer, self.categories = tuple(models), scorer, categories
-        self._homes = _homes(tables, folders)
-        self._rows = {label: rows_by_image(tables, scorer, label) for label in models}
+        self._homes = {label: evidence.of_model[label].home for label in models}
+        self._rows = dict(zip(models, evidence.images(scorer, models), strict=True))
         self._sources: dict[tuple[str, str], str] = {}
         self.keys: list[Key] = sorted(set.intersection(*(set(rows) for rows in self._rows.values())))
         """What all models drew."""
@@ -207,9 +197,3 @@ def data_uri(image: Any) -> str:
         kind = "webp"
         image.save(buffer, format="WEBP", quality=85)
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _homes(tables: Sequence[ScoreTable], folders: Sequence[str | Path]) -> dict[str, Path]:
-    """The folder of each model's images: for a parquet file, the one it lies in."""
-    places = [Path(folder) if Path(folder).is_dir() else Path(folder).parent for folder in folders]
-    return {label: place for table, place in zip(tables, places, strict=True) for label in table.models}

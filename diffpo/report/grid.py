@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from diffpo.compare.comparison import number
+from diffpo.compare.numbers import number
 from diffpo.disk.files import write_file, write_json
 from diffpo.errors import UserError
 from diffpo.media.folder import SCORES, Media, open_image, read_media

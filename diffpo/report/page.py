@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffpo import __version__
-from diffpo.compare.compare import Judging, compare_evidence
-from diffpo.compare.comparison import WHAT, Comparison, number, p_value, percent, signed
 from diffpo.compare.evidence import Evidence, read_evidence
-from diffpo.compare.tournament import Tournament, compare_all_evidence
+from diffpo.compare.numbers import number, p_value, percent, points, signed
+from diffpo.compare.pairing import WHAT
+from diffpo.compare.result import Comparison, Tournament
+from diffpo.compare.stats import USUAL
 from diffpo.compare.votes import HUMAN
 from diffpo.disk.files import write_file
 from diffpo.errors import UserError
-from diffpo.media.folder import read_settings
 from diffpo.media.prompts import PromptSet
 from diffpo.report.curves import draw_panels, read_metrics
 from diffpo.report.examples import Choice, Gallery, Section
@@ -36,7 +36,6 @@ from diffpo.report.views import (
     distributions_of,
     matrix_of,
     notes_of,
-    standing,
     summary_of,
 )
 
@@ -46,37 +45,9 @@ if TYPE_CHECKING:
 TEMPLATE, STYLE, SCRIPT = "report.html.j2", "report.css", "report.js"
 
 
-def compare_folders(
-    folders: Sequence[str | Path],
-    *,
-    baseline: str | None = None,
-    scorers: Sequence[str] | None = None,
-    votes: str | Path | None = None,
-    judging: Judging | None = None,
-) -> Comparison | Tournament:
-    """Compare the models of media folders: two with each other, more by ranking them.
-
-    Args:
-        folders: Scored media folders or parquet tables, the baseline first.
-        baseline: Label; the first by default.
-        scorers: Which, the first for the headline; by default human votes, then all that scored every model.
-        votes: A CSV of human votes.
-        judging: How they are compared.
-
-    Raises:
-        UserError: As `compare`.
-    """
-    evidence = read_evidence(folders, votes)
-    judging = judging or Judging()
-    if len(evidence.models) > 2:
-        return compare_all_evidence(evidence, (), baseline, scorers, judging)
-    baseline, model = evidence.two_models(baseline, None)
-    return compare_evidence(evidence, baseline, model, scorers, judging)
-
-
 def write_report(
     out: str | Path,
-    result: Comparison | Tournament,
+    found: Tournament,
     folders: Sequence[str | Path],
     *,
     run: str | Path | Sequence[str | Path] | None = None,
@@ -90,7 +61,7 @@ def write_report(
 
     Args:
         out: The HTML file.
-        result: What `compare`, `compare_all` or `compare_folders` found.
+        found: What `compare` found.
         folders: The scored media folders it was found in.
         run: Run folders of `diffpo train`, for the curves and the configurations.
         title: Heading; made from the labels by default.
@@ -109,21 +80,19 @@ def write_report(
     for path in runs:
         if not path.is_dir():
             raise UserError(f"there is no run folder {path}.")
-    comparisons = [result] if isinstance(result, Comparison) else list(result.comparisons)
-    rankings = [] if isinstance(result, Comparison) else result.rankings
-    models = [result.baseline, result.model] if isinstance(result, Comparison) else list(result.models)
-    scorers = [r.scorer for r in (result.results if isinstance(result, Comparison) else rankings)]
-    evidence = read_evidence(folders) if folders else Evidence((), ())
+    models, comparisons = found.models, found.comparisons
+    scorers = [result.scorer for result in found.rankings or comparisons[0].results]
+    evidence = read_evidence(folders) if folders else Evidence(())
     page = _render(
         title=title or (f"{models[1]} against {models[0]}" if len(models) == 2 else f"{len(models)} models compared"),
         models=models,
-        summary=summary_of(result),
+        summary=summary_of(found),
         comparisons=comparisons,
-        level=comparisons[0].level if comparisons else Judging().level,
+        level=comparisons[0].level if comparisons else USUAL.level,
         scorers=by_scorer(comparisons),
         notes=notes_of(comparisons),
-        matrices=[matrix_of(ranking) for ranking in rankings],
-        distributions=distributions_of(evidence.tables, models, scorers),
+        matrices=[matrix_of(ranking) for ranking in found.rankings],
+        distributions=distributions_of(evidence, models, scorers),
         categories=category_tables(comparisons),
         sections=_sections(evidence, models, scorers, categories, Choice(examples, extremes, seed)),
         runs=_curves(runs),
@@ -167,7 +136,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "number": number, "signed": signed, "p_value": p_value, "axis": _axis}
-    environment.filters |= {"standing": standing, "points": _points}
+    environment.filters |= {"points": points}
     return environment
 
 
@@ -186,7 +155,7 @@ def _sections(
     if scorer is None:
         return []
     known = evidence.categories() if categories is None else categories
-    return Gallery(evidence.tables, evidence.sources, models, scorer, known).sections(choice)
+    return Gallery(evidence, models, scorer, known).sections(choice)
 
 
 def _curves(runs: Sequence[Path]) -> list[tuple[str, list[tuple[Any, str]]]]:
@@ -198,11 +167,10 @@ def _curves(runs: Sequence[Path]) -> list[tuple[str, list[tuple[Any, str]]]]:
 def _facts(evidence: Evidence, models: Sequence[str], comparisons: Sequence[Comparison]) -> list[tuple[str, str]]:
     """What a reader needs first to do it again: (what, value)."""
     sets: dict[str, None] = {}
-    for source, table in zip(evidence.sources, evidence.tables, strict=True):
-        settings = read_settings(source) if source.is_dir() else {}
-        prompts = PromptSet.of(row.prompt for row in sorted(table.rows, key=lambda row: row.prompt_id))
-        name = settings.get("prompts", "named by no set")
-        sets[f"{name}: {len(prompts.prompts)} prompts, hash {settings.get('prompts_hash') or prompts.hash}"] = None
+    for place in evidence.scored:
+        prompts = PromptSet.of(row.prompt for row in sorted(place.table.rows, key=lambda row: row.prompt_id))
+        name, known = place.settings.get("prompts", "named by no set"), place.settings.get("prompts_hash")
+        sets[f"{name}: {len(prompts.prompts)} prompts, hash {known or prompts.hash}"] = None
     modes = dict.fromkeys(f"{comparison.mode}: {WHAT[comparison.mode]}" for comparison in comparisons)
     packages = ", ".join(f"{name} {version(name)}" for name in ("numpy", "scipy"))
     return [
@@ -221,9 +189,9 @@ def _provenance(evidence: Evidence, comparisons: Sequence[Comparison], runs: Seq
         if (path := run / "config.yaml").is_file()
     ]
     images = {
-        f"Images of {settings.get('label', source)}": settings
-        for source in evidence.sources
-        if source.is_dir() and (settings := read_settings(source))
+        f"Images of {place.settings.get('label', place.path)}": place.settings
+        for place in evidence.scored
+        if place.settings
     }
     scorers = {f"Scorer {result.scorer}": result.provenance for c in comparisons for result in c.results}
     records = [(name, json.dumps(record, indent=2, ensure_ascii=False)) for name, record in (images | scorers).items()]
@@ -233,8 +201,3 @@ def _provenance(evidence: Evidence, comparisons: Sequence[Comparison], runs: Seq
 def _axis(share: float) -> str:
     """A share as a CSS length along an axis; an unknown one lies in the middle."""
     return f"{100 * share:.2f}%" if share == share else "50%"
-
-
-def _points(share: float) -> str:
-    """A difference of shares in points."""
-    return f"{100 * share:.1f}" if share == share else "?"

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from diffpo.compare.comparison import Comparison, ScorerResult, Stratum, p_value, percent, span
+from diffpo.compare.evidence import Evidence
+from diffpo.compare.numbers import p_value, percent, points, span
 from diffpo.compare.ranking import Rank
+from diffpo.compare.result import Cell, Comparison, Ranking, ScorerResult, Stratum, Tournament
 from diffpo.compare.stats import WinRate
-from diffpo.compare.tournament import Cell, Ranking, Tournament
 from diffpo.compare.votes import HUMAN
-from diffpo.scorers.scores import ScoreTable
 
 BINS = 40
 PLOT = (400, 40)
@@ -87,12 +86,12 @@ class CategoryTable:
     rows: tuple[tuple[str, tuple[Stratum | None, ...]], ...]
 
 
-def summary_of(result: Comparison | Tournament) -> Summary:
-    """Sum up: two models as the comparison does, many by who leads."""
-    if isinstance(result, Comparison):
-        first = result.results[0]
-        return _summary(result, first, result.verdict, result.headline)
-    return _leader(result)
+def summary_of(found: Tournament) -> Summary:
+    """Sum up: two models as their comparison does, many by who leads."""
+    if found.rankings:
+        return _leader(found)
+    (comparison,) = found.comparisons
+    return _summary(comparison, comparison.results[0], comparison.verdict, comparison.headline)
 
 
 def by_scorer(comparisons: Sequence[Comparison]) -> list[tuple[str, list[tuple[Comparison, ScorerResult]]]]:
@@ -118,7 +117,11 @@ def category_tables(comparisons: Sequence[Comparison]) -> list[CategoryTable]:
 
 def notes_of(comparisons: Sequence[Comparison]) -> tuple[list[str], list[str]]:
     """Notes that hold for all comparisons, and those of single ones, with the model's label."""
-    shared = [note for note in (comparisons[0].notes if comparisons else ()) if _in_all(note, comparisons)]
+    shared = [
+        note
+        for note in (comparisons[0].notes if comparisons else ())
+        if all(note in comparison.notes for comparison in comparisons)
+    ]
     single = [f"{c.model}: {note}" for c in comparisons for note in c.notes if note not in shared]
     return shared, single
 
@@ -130,25 +133,15 @@ def matrix_of(ranking: Ranking) -> Matrix:
     room = 0.05 * (max(ends) - min(ends)) or 1.0
     return Matrix(
         ranking=ranking,
-        rows=tuple((rank, tuple(oriented(ranking, rank.model, other) for other in labels)) for rank in ranking.ranks),
+        rows=tuple((rank, tuple(ranking.cell(rank.model, other) for other in labels)) for rank in ranking.ranks),
         low=min(ends) - room,
         high=max(ends) + room,
     )
 
 
-def oriented(ranking: Ranking, model: str, other: str) -> Cell | None:
-    """The cell of `model` over `other`, in this order; None if the two were not compared."""
-    for cell in ranking.cells:
-        if (cell.model, cell.other) == (model, other):
-            return cell
-        if (cell.other, cell.model) == (model, other):
-            return dataclasses.replace(cell, model=model, other=other, win_rate=_flipped(cell.win_rate))
-    return None
-
-
-def distributions_of(tables: Sequence[ScoreTable], models: Sequence[str], scorers: Sequence[str]) -> list[Distribution]:
+def distributions_of(evidence: Evidence, models: Sequence[str], scorers: Sequence[str]) -> list[Distribution]:
     """Histograms of the scores of every model by every scorer; votes are no scores."""
-    return [_distribution(tables, models, scorer) for scorer in scorers if scorer != HUMAN]
+    return [_distribution(evidence, models, scorer) for scorer in scorers if scorer != HUMAN]
 
 
 def histogram_shares(values: NDArray[np.float64], low: float, high: float) -> NDArray[np.float64]:
@@ -157,11 +150,9 @@ def histogram_shares(values: NDArray[np.float64], low: float, high: float) -> ND
     return counts / max(1, len(values))
 
 
-def _distribution(tables: Sequence[ScoreTable], models: Sequence[str], scorer: str) -> Distribution:
-    scores = {
-        label: np.array([r.score for t in tables for r in t.rows if (r.model, r.scorer) == (label, scorer)])
-        for label in models
-    }
+def _distribution(evidence: Evidence, models: Sequence[str], scorer: str) -> Distribution:
+    rows = zip(models, evidence.images(scorer, models), strict=True)
+    scores = {label: np.array([row.score for row in of_model.values()]) for label, of_model in rows}
     everything = np.concatenate(list(scores.values()))
     low, high = float(everything.min()), float(everything.max())
     width = high - low or max(abs(high), 1.0)
@@ -204,7 +195,7 @@ def _summary(comparison: Comparison, first: ScorerResult, verdict: str, headline
         facts=(
             (span(rate, percent), f"{comparison.level:.0%} interval"),
             (p_value(first.adjusted_p), "p, by Holm"),
-            (_points(rate), "minimum detectable effect (80% power)"),
+            (f"{points(rate.detectable)} points", "minimum detectable effect (80% power)"),
             (f"{rate.n_prompts}", "prompts"),
         ),
         caution=first.in_loop,
@@ -227,11 +218,11 @@ def _leader(tournament: Tournament) -> Summary:
         if leader.model != base
         else f"No model is ahead of {base} by {first.scorer}; the nearest is {shown.model} ({_elo(shown)})."
     )
-    second = oriented(first, leader.model, rest[0].model) if rest[0].model not in (base, shown.model) else None
+    second = first.cell(leader.model, rest[0].model) if rest[0].model not in (base, shown.model) else None
     headline = opening + (_against_second(second) if second is not None else "")
     if comparison is None or result is None:
         return Summary("unclear", headline, shown.model, base, None, (), first.in_loop, "")
-    return _summary(comparison, result, standing(result.win_rate), headline)
+    return _summary(comparison, result, result.win_rate.standing, headline)
 
 
 def _against_second(cell: Cell) -> str:
@@ -242,27 +233,3 @@ def _against_second(cell: Cell) -> str:
 
 def _elo(rank: Rank) -> str:
     return f"{rank.elo:+.0f} Elo ({rank.elo_low:+.0f} to {rank.elo_high:+.0f})"
-
-
-def _points(rate: WinRate) -> str:
-    return "?" if rate.detectable != rate.detectable else f"{100 * rate.detectable:.1f} points"
-
-
-def standing(rate: WinRate) -> str:
-    """`better`, `worse` or `unclear`: on which side of one half the interval lies."""
-    return "better" if rate.ci_low > 0.5 else "worse" if rate.ci_high < 0.5 else "unclear"
-
-
-def _flipped(rate: WinRate) -> WinRate:
-    return dataclasses.replace(
-        rate,
-        estimate=1 - rate.estimate,
-        ci_low=1 - rate.ci_high,
-        ci_high=1 - rate.ci_low,
-        wins=rate.losses,
-        losses=rate.wins,
-    )
-
-
-def _in_all(note: str, comparisons: Sequence[Comparison]) -> bool:
-    return all(note in comparison.notes for comparison in comparisons)

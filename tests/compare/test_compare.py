@@ -6,10 +6,12 @@ import shutil
 from dataclasses import replace
 
 import pytest
+from judged import compare_two, write_comparison
 from rich.console import Console
 
-from diffpo.compare.compare import compare, pair_scores
-from diffpo.compare.comparison import comparison_table, read_comparison, write_comparison
+from diffpo.compare.evidence import read_evidence
+from diffpo.compare.export import read_comparison
+from diffpo.compare.terminal import comparison_table
 from diffpo.errors import UserError
 from diffpo.scorers.scores import read_scores, write_scores
 
@@ -34,7 +36,7 @@ def printed(table) -> str:
 
 
 def test_means_and_win_rate_by_hand(folders):
-    comparison = compare(folders)
+    comparison = compare_two(folders)
     assert (comparison.baseline, comparison.model) == ("base", "tuned")
     assert (comparison.n_prompts, comparison.n_pairs) == (6, 12)
     assert [result.scorer for result in comparison.results] == ["shapes-utility", "shapes"]
@@ -48,35 +50,35 @@ def test_means_and_win_rate_by_hand(folders):
 
 
 def test_the_headline_says_who_how_much_how_sure(folders):
-    forth, back = compare(folders), compare(folders, model="base", baseline="tuned")
+    forth, back = compare_two(folders), compare_two(folders, model="base", baseline="tuned")
     assert forth.verdict == "better" and forth.headline.startswith(
         "tuned beats base. Judged by shapes-utility, tuned wins"
     )
     assert "95% interval" in forth.headline and "12 comparisons" in forth.headline
     assert back.verdict == "worse" and back.headline.startswith("base loses to tuned.")
-    even = compare(folders, scorers=["shapes"])
+    even = compare_two(folders, scorers=["shapes"])
     assert even.verdict == "unclear" and even.headline.startswith("No clear difference")
 
 
 def test_notes_say_what_limits_the_numbers(folders, edited):
-    notes = " ".join(compare(folders).notes)
+    notes = " ".join(compare_two(folders).notes)
     assert "Only 6 prompts" in notes and "share the same 2 seeds" in notes and "2 scorers" in notes
     assert "sampled differently" not in notes
     copies = edited(1, lambda table: table)
     settings = json.loads((copies[1] / "settings.json").read_text())
     (copies[1] / "settings.json").write_text(json.dumps({**settings, "steps": 50}))
     assert "base and tuned were sampled differently, and the scores show both: steps 25 and 50." in " ".join(
-        compare(copies).notes
+        compare_two(copies).notes
     )
 
 
 def test_rounding_is_no_win(edited):
     copies = edited(1, lambda t: replace(t, rows=[replace(r, score=r.score * (1 + 1e-8)) for r in t.rows]))
-    assert compare(copies, scorers=["shapes"]).results[0].win_rate.ties == 12
+    assert compare_two(copies, scorers=["shapes"]).results[0].win_rate.ties == 12
 
 
 def test_json_and_back(folders, tmp_path):
-    comparison = compare(folders)
+    comparison = compare_two(folders)
     write_comparison(tmp_path / "comparison.json", comparison)
     assert read_comparison(tmp_path / "comparison.json") == comparison
     assert json.loads((tmp_path / "comparison.json").read_text())["verdict"] == "better"
@@ -86,14 +88,14 @@ def test_json_and_back(folders, tmp_path):
 
 
 def test_what_is_not_known_is_null_in_json(folders, tmp_path):
-    comparison = compare(folders, scorers=["shapes"])  # all ties: the spread is not known
+    comparison = compare_two(folders, scorers=["shapes"])  # all ties: the spread is not known
     write_comparison(tmp_path / "even.json", comparison)
     assert json.loads((tmp_path / "even.json").read_text())["results"][0]["difference"]["detectable"] is None
     assert repr(read_comparison(tmp_path / "even.json")) == repr(comparison)
 
 
 def test_the_table_for_the_terminal(folders):
-    text = printed(comparison_table(compare(folders)))
+    text = printed(comparison_table(compare_two(folders)))
     assert "tuned against base: 6 prompts, 12 comparisons" in text
     assert "shapes-utility" in text and "0/12/0" in text
     assert "…" not in text, "80 columns must be enough"
@@ -101,21 +103,22 @@ def test_the_table_for_the_terminal(folders):
 
 def test_labels_are_text_not_markup(edited):
     copies = edited(1, lambda t: replace(t, rows=[replace(r, model="[bold]x[/nothing]") for r in t.rows]))
-    assert "[bold]x[/nothing]" in printed(comparison_table(compare(copies)))
+    assert "[bold]x[/nothing]" in printed(comparison_table(compare_two(copies)))
 
 
 def test_sets_that_do_not_match(edited):
     copies = edited(1, lambda t: replace(t, rows=[r for r in t.rows if (r.prompt_id, r.seed) != (4, 1)]))
     with pytest.raises(UserError, match="11 match; others: 0 of tuned, 1 of base"):
-        compare(copies)
+        compare_two(copies)
 
 
 def test_pairs_are_by_prompt_and_seed_whatever_the_order(edited, folders):
     copies = edited(1, lambda t: replace(t, rows=t.rows[::-1]))
-    tables = [read_scores(copy) for copy in copies]
-    for pair in pair_scores(tables, "shapes-utility", model="tuned", baseline="base"):
-        assert (pair.model.prompt, pair.model.seed) == (pair.baseline.prompt, pair.baseline.seed)
-    assert compare(copies).results[0].win_rate == compare(folders).results[0].win_rate
+    mixed, as_before = (
+        read_evidence(places).pairs("shapes-utility", "tuned", "base", "same-seed") for places in (copies, folders)
+    )
+    assert mixed.prompts == as_before.prompts and mixed.model.tolist() == as_before.model.tolist()
+    assert compare_two(copies).results[0].win_rate == compare_two(folders).results[0].win_rate
 
 
 @pytest.mark.parametrize(
@@ -129,17 +132,17 @@ def test_pairs_are_by_prompt_and_seed_whatever_the_order(edited, folders):
 )
 def test_names(folders, options, message):
     if message is None:  # one name is enough: the other is the one that is left
-        assert compare(folders, **options).baseline == "tuned"
+        assert compare_two(folders, **options).baseline == "tuned"
         return
     with pytest.raises(UserError, match=message):
-        compare(folders, **options)
+        compare_two(folders, **options)
 
 
 def test_sources_that_cannot_be_compared(folders, edited):
     with pytest.raises(UserError, match="need two models"):
-        compare(folders[:1])
+        compare_two(folders[:1])
     with pytest.raises(UserError, match="both call their model 'base'"):
-        compare([folders[0], folders[0]])
+        compare_two([folders[0], folders[0]])
     copies = edited(1, lambda t: replace(t, provenance={**t.provenance, "shapes": {"code": "older"}}))
     with pytest.raises(UserError, match=r"scores of shapes were made differently.*code"):
-        compare(copies)
+        compare_two(copies)

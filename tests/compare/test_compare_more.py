@@ -4,11 +4,12 @@ import json
 
 import pytest
 import yaml
-from judged import write_folder
+from judged import compare_two, write_comparison, write_folder
 
-from diffpo.compare.compare import Judging, compare
-from diffpo.compare.comparison import read_comparison, write_comparison
-from diffpo.compare.stats import holm
+from diffpo.compare.compare import Judging
+from diffpo.compare.export import read_comparison
+from diffpo.compare.p_values import holm
+from diffpo.compare.stats import Resampling
 from diffpo.errors import UserError
 from diffpo.scorers.scores import ScoreTable, read_scores, write_scores
 
@@ -40,44 +41,44 @@ def two(tmp_path):
     ],
 )
 def test_modes_by_hand(two, mode, estimate, wins, pairs):
-    found = compare(two, scorers=["taste"], judging=Judging(mode=mode))
+    found = compare_two(two, scorers=["taste"], judging=Judging(mode=mode))
     assert found.results[0].win_rate.estimate == pytest.approx(estimate)
     assert (found.results[0].win_rate.wins, found.n_pairs, found.mode) == (wins, pairs, mode)
 
 
 def test_another_scorer_chooses(two):
     """`distaste` likes best what `taste` likes least: 1 of 1, 4 against 5, 1 against 0."""
-    found = compare(two, scorers=["taste"], judging=Judging(mode="best-of-n", chosen_by="distaste"))
+    found = compare_two(two, scorers=["taste"], judging=Judging(mode="best-of-n", chosen_by="distaste"))
     rate = found.results[0].win_rate
     assert (rate.wins, rate.ties, rate.losses) == (1, 1, 1)
     with pytest.raises(UserError, match="same-seed chooses no image"):
         Judging(chosen_by="distaste")
     with pytest.raises(UserError, match=r"same scorer \(nobody\)"):
-        compare(two, judging=Judging(mode="best-of-n", chosen_by="nobody"))
-    assert "rewards spread" in " ".join(compare(two, judging=Judging(mode="best-of-n")).notes)
+        compare_two(two, judging=Judging(mode="best-of-n", chosen_by="nobody"))
+    assert "rewards spread" in " ".join(compare_two(two, judging=Judging(mode="best-of-n")).notes)
 
 
 def test_the_scorer_that_chooses_must_be_one_and_the_same(two):
     table = read_scores(two[1])
     other = {**table.provenance, "distaste": {"scorer": "distaste", "weights": "of another day"}}
     write_scores(two[1] / "scores.parquet", ScoreTable(table.rows, other))
-    assert compare(two, scorers=["taste"], judging=Judging(mode="best-of-n", chosen_by="taste"))
+    assert compare_two(two, scorers=["taste"], judging=Judging(mode="best-of-n", chosen_by="taste"))
     with pytest.raises(UserError, match=r"scores of distaste were made differently for the models \(weights\)"):
-        compare(two, scorers=["taste"], judging=Judging(mode="best-of-n", chosen_by="distaste"))
+        compare_two(two, scorers=["taste"], judging=Judging(mode="best-of-n", chosen_by="distaste"))
 
 
 def test_holm_over_the_scorers(two):
-    results = compare(two).results
+    results = compare_two(two).results
     assert [result.adjusted_p for result in results] == holm([result.win_rate.p_value for result in results])
 
 
 def test_what_could_have_been_found_is_in_the_notes(two, tmp_path):
-    few = compare(two, scorers=["taste"])
+    few = compare_two(two, scorers=["taste"])
     assert "3 prompts cannot tell: p is 0.25 at the least" in " ".join(few.notes)
     scores = {f"{prompt}{i}": values for i in range(4) for prompt, values in TUNED.items()}
     base = {f"{prompt}{i}": values for i in range(4) for prompt, values in BASE.items()}
     folders = [write_folder(tmp_path / name, name, {"x": each}) for name, each in (("a", base), ("b", scores))]
-    found = compare(folders)
+    found = compare_two(folders)
     points = 100 * found.results[0].win_rate.detectable
     assert points > 0 and f"{points:.1f} points from even in 80%" in " ".join(found.notes)
 
@@ -91,7 +92,7 @@ def test_three_prompts_are_no_verdict(tmp_path):
             )
             for name, score in (("base", 1.0), ("tuned", 1.5))
         ]
-        found = compare(folders)
+        found = compare_two(folders)
         assert found.results[0].win_rate.ci_low > 0.5 and found.verdict == verdict
 
 
@@ -102,22 +103,22 @@ def test_one_image_passed_or_failed_is_mcnemars(tmp_path):
         write_folder(tmp_path / name, name, {"pass": {f"p{i}": [float(x)] for i, x in enumerate(values)}})
         for name, values in (("b", b), ("a", a))
     ]
-    rate = compare(folders).results[0].win_rate
+    rate = compare_two(folders).results[0].win_rate
     assert (rate.test, rate.p_value) == ("mcnemar", pytest.approx(14 / 64))
 
 
 def test_categories_of_the_folders_and_of_the_caller(two, tmp_path):
     lines = [{"prompt": "p", "category": "cats"}, {"prompt": "q", "category": "dogs"}, {"prompt": "r"}]
     (two[0] / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    cats, dogs = compare(two, scorers=["taste"]).results[0].strata
+    cats, dogs = compare_two(two, scorers=["taste"]).results[0].strata
     assert (cats.category, cats.win_rate.estimate, cats.difference.estimate) == ("cats", pytest.approx(2 / 3), 2.0)
     assert (dogs.category, dogs.win_rate.estimate, dogs.win_rate.n_prompts) == ("dogs", 0.5, 1)
     named = Judging(categories={"p": "x", "q": "y", "r": "x"})
-    found = compare(two, scorers=["taste"], judging=named)
+    found = compare_two(two, scorers=["taste"], judging=named)
     assert [stratum.win_rate.n_prompts for stratum in found.results[0].strata] == [2, 1]
     write_comparison(tmp_path / "c.json", found)
     assert repr(read_comparison(tmp_path / "c.json")) == repr(found)
-    assert compare(two, judging=Judging(categories={"p": "all"})).results[0].strata == ()
+    assert compare_two(two, judging=Judging(categories={"p": "all"})).results[0].strata == ()
 
 
 VOTES = "model_a,model_b,prompt,choice,user_id\n" + "".join(
@@ -135,7 +136,7 @@ VOTES = "model_a,model_b,prompt,choice,user_id\n" + "".join(
 def test_people_are_asked_first(two, tmp_path):
     """Shares of the tuned model: p 1, 1; q 1; r 0, 1/2. Means 1, 1, 1/4; users ann 1, bob 1/2, cyd 1/2."""
     (tmp_path / "votes.csv").write_text(VOTES)
-    found = compare(two, votes=tmp_path / "votes.csv")
+    found = compare_two(two, votes=tmp_path / "votes.csv")
     assert [result.scorer for result in found.results] == ["human", "taste", "distaste"]
     human = found.results[0]
     assert human.win_rate.estimate == pytest.approx(2.25 / 3) and found.n_pairs == 5
@@ -149,14 +150,14 @@ def test_people_are_asked_first(two, tmp_path):
 
 def test_votes_alone_are_a_comparison(tmp_path):
     (tmp_path / "votes.csv").write_text(VOTES)
-    found = compare([], votes=tmp_path / "votes.csv")
+    found = compare_two([], votes=tmp_path / "votes.csv")
     assert (found.baseline, found.model, len(found.results)) == ("base", "tuned", 1)
     with pytest.raises(UserError, match="nothing to compare"):
-        compare([])
+        compare_two([])
 
 
 def test_a_file_of_before_these_fields_is_read(two, tmp_path):
-    found = compare(two)
+    found = compare_two(two)
     write_comparison(tmp_path / "c.json", found)
     old = json.loads((tmp_path / "c.json").read_text())
     del old["mode"]
@@ -201,13 +202,13 @@ def test_the_scorer_that_labelled_the_pairs_is_flagged(tmp_path):
         write_folder(tmp_path / "b", "base", scores),
         write_folder(tmp_path / "t", "tuned", scores, {"tuned": str(run / "final")}),
     ]
-    found = compare(folders, judging=Judging(used_in_training=("clean",)))
+    found = compare_two(folders, judging=Judging(used_in_training=("clean",)))
     warned = {result.scorer: result.in_loop for result in found.results}
     assert warned["taste"] == "taste labelled the training pairs of tuned: a gain on it is no independent evidence."
     assert all(warned[name].startswith(f"{name} labelled") for name in ("older", "elder", "shapes-utility"))
     assert warned["clean"].startswith("clean was used in training or selection")
     assert "But taste labelled" in found.headline and "Taste labelled the training pairs" in found.notes[0]
-    assert compare(folders[:1] + folders[1:], scorers=["clean"]).results[0].in_loop == ""
+    assert compare_two(folders[:1] + folders[1:], scorers=["clean"]).results[0].in_loop == ""
 
 
 def test_runs_that_tell_nothing_and_one_that_is_damaged(tmp_path):
@@ -215,42 +216,44 @@ def test_runs_that_tell_nothing_and_one_that_is_damaged(tmp_path):
         write_folder(tmp_path / "b", "base", {"taste": BASE}, {"tuned": None}),
         write_folder(tmp_path / "t", "tuned", {"taste": TUNED}, {"tuned": str(tmp_path / "moved")}),
     ]
-    assert compare(gone).results[0].in_loop == ""
+    assert compare_two(gone).results[0].in_loop == ""
     write_folder(tmp_path / "t", "tuned", {"taste": TUNED}, {"tuned": str(trained(tmp_path / "run", "human/pairs"))})
-    assert compare(gone).results[0].in_loop == ""
+    assert compare_two(gone).results[0].in_loop == ""
     (tmp_path / "run" / "config.yaml").write_text("data: [")
     with pytest.raises(UserError, match=r"config.yaml is damaged"):
-        compare(gone)
+        compare_two(gone)
 
 
 def test_one_prompt_only(tmp_path):
     folders = [write_folder(tmp_path / name, name, {"taste": {"p": [1.0, 2.0]}}) for name in ("base", "tuned")]
     with pytest.raises(UserError, match=r"taste judged one prompt only \('p'\)"):
-        compare(folders)
+        compare_two(folders)
 
 
 def test_other_prompts_in_modes_that_pair_no_seeds(two, tmp_path):
     more = write_folder(tmp_path / "more", "more", {"taste": {**TUNED, "s": [1.0]}})
     with pytest.raises(UserError, match="3 are common, 1 only the model's"):
-        compare([two[0], more], judging=Judging(mode="all-pairs"))
+        compare_two([two[0], more], judging=Judging(mode="all-pairs"))
     with pytest.raises(UserError, match="9 match; others: 1 of more, 0 of base"):
-        compare([two[0], more])
+        compare_two([two[0], more])
 
 
-@pytest.mark.parametrize("options", [{"mode": "worst"}, {"level": 1.0}, {"resamples": 0}])
-def test_ways_that_there_are_not(options):
+@pytest.mark.parametrize(
+    "make", [lambda: Judging(mode="worst"), lambda: Resampling(level=1.0), lambda: Resampling(resamples=0)]
+)
+def test_ways_that_there_are_not(make):
     with pytest.raises(UserError, match=r"unknown mode|between 0 and 1"):
-        Judging(**options)
+        make()
 
 
 def test_the_prompt_sets_hash_is_in_the_result(tmp_path):
     known = {"prompts": "drawbench", "prompts_hash": "abc"}
     folders = [write_folder(tmp_path / name, name, {"x": BASE}, known) for name in ("a", "b")]
-    assert compare(folders).prompt_set == "drawbench, hash abc"
+    assert compare_two(folders).prompt_set == "drawbench, hash abc"
     write_folder(tmp_path / "b", "b", {"x": BASE}, {**known, "prompts_hash": "def"})
-    found = compare(folders)
+    found = compare_two(folders)
     assert found.prompt_set == "drawbench, hash abc; drawbench, hash def"
     write_comparison(tmp_path / "c.json", found)
     assert read_comparison(tmp_path / "c.json") == found
     write_folder(tmp_path / "a", "a", {"x": BASE})
-    assert compare(folders).prompt_set == "drawbench, hash def"
+    assert compare_two(folders).prompt_set == "drawbench, hash def"

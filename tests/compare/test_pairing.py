@@ -57,10 +57,9 @@ def test_seeds_may_differ_where_they_are_not_paired():
     assert pair_values(MODEL, other, "mean-over-seeds").baseline.tolist() == [2.5, 6]
 
 
-def test_some_prompts_and_the_other_way_round():
+def test_some_prompts():
     paired = pair_values(MODEL, BASELINE)
     assert paired.only(["b"]).model.tolist() == [5] and paired.only(["b"]).prompts == ("b",)
-    assert paired.flipped().model.tolist() == paired.baseline.tolist()
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from diffpo.compare.ranking import ELO, bradley_terry, rank_models
+from diffpo.compare.stats import Resampling
 from diffpo.errors import UserError
 
 
@@ -26,7 +27,9 @@ def test_two_models_by_hand():
 
 def test_ties_are_halves_and_the_anchor_can_be_chosen():
     even = {("a", "b"): {"p": 0.5, "q": 0.5}, ("b", "c"): {"p": 1.0, "q": 1.0}, ("a", "c"): {"p": 1.0, "q": 1.0}}
-    ranks = {rank.model: rank for rank in rank_models(even, ["a", "b", "c"], anchor="c", resamples=50)}
+    ranks = {
+        rank.model: rank for rank in rank_models(even, ["a", "b", "c"], anchor="c", resampling=Resampling(resamples=50))
+    }
     assert ranks["a"].strength == pytest.approx(ranks["b"].strength)
     assert ranks["c"].elo == 0.0 and ranks["a"].elo > 0
 
@@ -42,7 +45,9 @@ def test_strengths_that_hang_together_are_found_again():
 
 def test_a_chain_is_enough():
     """a and c never met: odds 3 and 3 multiply (with the pseudo-wins 30.5 / 10.5 each)."""
-    ranks = rank_models(shares({("a", "b"): (30, 10), ("b", "c"): (30, 10)}), ["c", "b", "a"], resamples=50)
+    ranks = rank_models(
+        shares({("a", "b"): (30, 10), ("b", "c"): (30, 10)}), ["c", "b", "a"], resampling=Resampling(resamples=50)
+    )
     assert [rank.model for rank in ranks] == ["a", "b", "c"]
     assert ranks[0].strength == pytest.approx(2 * math.log(30.5 / 10.5), abs=1e-6)
 
@@ -54,9 +59,11 @@ def test_a_model_that_never_lost_has_a_strength():
 
 def test_intervals_come_from_prompts():
     """Log-odds of 60 of 100: the delta method's half-width 1.96 / sqrt(100 x 0.6 x 0.4), times 400 / ln 10."""
-    first = rank_models(shares({("a", "b"): (60, 40)}), ["b", "a"], resamples=4000)[0]
+    first = rank_models(shares({("a", "b"): (60, 40)}), ["b", "a"], resampling=Resampling(resamples=4000))[0]
     assert (first.elo_high - first.elo_low) / 2 == pytest.approx(ELO * 1.96 / math.sqrt(24), rel=0.08)
-    assert math.isnan(rank_models({("a", "b"): {"p": 1.0}}, ["b", "a"], resamples=9)[0].elo_low)  # one prompt
+    assert math.isnan(
+        rank_models({("a", "b"): {"p": 1.0}}, ["b", "a"], resampling=Resampling(resamples=9))[0].elo_low
+    )  # one prompt
 
 
 def test_thirty_of_thirty_is_not_certainty():
@@ -64,7 +71,7 @@ def test_thirty_of_thirty_is_not_certainty():
     from scipy.stats import beta
 
     low, high = (ELO * math.log(x / (1 - x)) for x in beta.ppf([0.025, 0.975], 30.5, 0.5))
-    first = rank_models(shares({("a", "b"): (30, 0)}), ["b", "a"], resamples=4000)[0]
+    first = rank_models(shares({("a", "b"): (30, 0)}), ["b", "a"], resampling=Resampling(resamples=4000))[0]
     assert first.elo_low == pytest.approx(low, rel=0.05) and first.elo_high == pytest.approx(high, rel=0.2)
     three = shares({("a", "b"): (30, 0), ("a", "c"): (30, 0), ("c", "b"): (15, 15)})
     wide = rank_models(three, ["b", "a", "c"])[0]
@@ -82,7 +89,9 @@ def test_intervals_cover():
         for i, j in ((1, 0), (2, 0), (2, 1)):
             share = 1 / (1 + math.exp(strengths[j] - strengths[i]))
             found["abc"[i], "abc"[j]] = dict(enumerate((generator.random(60) < share).astype(float)))
-        ranks = {rank.model: rank for rank in rank_models(found, "abc", resamples=200, seed=seed)}
+        ranks = {
+            rank.model: rank for rank in rank_models(found, "abc", resampling=Resampling(resamples=200, seed=seed))
+        }
         truth = ELO * strengths
         covered += [ranks[model].elo_low <= truth[k] <= ranks[model].elo_high for k, model in enumerate("abc")][1:]
     assert (covered / runs).min() >= 0.9 and (covered / runs).max() <= 0.985

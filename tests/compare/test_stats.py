@@ -6,12 +6,12 @@ import math
 import numpy as np
 import pytest
 
+from diffpo.compare.p_values import holm, sign_flip_p_value
 from diffpo.compare.stats import (
+    Resampling,
     bootstrap_interval,
-    holm,
     mean_difference,
     per_prompt_means,
-    sign_flip_p_value,
     win_rate,
 )
 
@@ -83,6 +83,19 @@ def test_the_exact_permutation_test_counts_all_patterns():
     assert sign_flip_p_value(values) == expected
 
 
+def test_the_permutation_test_agrees_with_scipy():
+    from scipy.stats import permutation_test
+
+    def distance(values, axis):
+        return np.abs(values.sum(axis))
+
+    options = {"permutation_type": "samples", "alternative": "greater", "vectorized": True}
+    for n, tolerance in ((9, 1e-12), (40, 0.015)):
+        values = np.random.default_rng(n).normal(0.2, 1, size=n)
+        reference = permutation_test((values,), distance, n_resamples=9999, rng=np.random.default_rng(0), **options)
+        assert sign_flip_p_value(values) == pytest.approx(reference.pvalue, abs=tolerance)
+
+
 def test_random_patterns_agree_with_all_of_them():
     values = np.random.default_rng(1).normal(0.3, 1, size=14)
     exact = sign_flip_p_value(values)
@@ -92,8 +105,10 @@ def test_random_patterns_agree_with_all_of_them():
 
 def test_the_bootstrap_is_seeded_and_agrees_with_theory():
     values = np.random.default_rng(2).normal(size=400)
-    low, high = bootstrap_interval(values, seed=3)
-    assert (low, high) == bootstrap_interval(values, seed=3) != bootstrap_interval(values, seed=4)
+    low, high = bootstrap_interval(values, Resampling(seed=3))
+    assert (
+        (low, high) == bootstrap_interval(values, Resampling(seed=3)) != bootstrap_interval(values, Resampling(seed=4))
+    )
     half = 1.96 * values.std() / 20
     assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.01)
 
@@ -103,7 +118,7 @@ def test_bca_agrees_with_scipy():
 
     values = np.random.default_rng(5).exponential(size=40)
     reference = bootstrap((values,), np.mean, method="BCa", n_resamples=20_000, rng=np.random.default_rng(0))
-    low, high = bootstrap_interval(values, interval="bca", resamples=20_000)
+    low, high = bootstrap_interval(values, Resampling(interval="bca", resamples=20_000))
     assert (low, high) == pytest.approx(tuple(reference.confidence_interval), abs=0.02)
     assert low > bootstrap_interval(values)[0]  # skewed to the right: both bounds move up
 
@@ -114,7 +129,7 @@ def test_the_interval_covers_where_counting_images_does_not():
     prompts = np.repeat(np.arange(100), 4)
     for _ in range(simulations):
         difference = np.repeat(generator.normal(size=100), 4) + generator.normal(size=400)
-        rate = win_rate(difference, np.zeros(400), prompts, resamples=500)
+        rate = win_rate(difference, np.zeros(400), prompts, resampling=Resampling(resamples=500))
         covered += rate.ci_low <= 0.5 <= rate.ci_high
         share = (difference > 0).mean()
         naive += abs(share - 0.5) <= 1.96 * math.sqrt(share * (1 - share) / 400)

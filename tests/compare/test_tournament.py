@@ -5,20 +5,20 @@ import io
 import json
 
 import pytest
-from judged import write_folder
+from judged import compare_two, write_comparison, write_folder
 from rich.console import Console
 from typer.testing import CliRunner
 
 from diffpo.commands.app import app
 from diffpo.compare.compare import Judging, compare
-from diffpo.compare.comparison import read_comparison
+from diffpo.compare.export import latex, read_comparison, write_result
+from diffpo.compare.p_values import holm
 from diffpo.compare.ranking import rank_models
-from diffpo.compare.stats import holm
-from diffpo.compare.tables import latex, ranking_table, strata_table, write_csv, write_latex
-from diffpo.compare.tournament import compare_all, write_tournament
+from diffpo.compare.stats import Resampling
+from diffpo.compare.terminal import ranking_table, strata_table
 from diffpo.errors import UserError
 
-QUICK = Judging(resamples=200)
+QUICK = Judging(resampling=Resampling(resamples=200))
 LEVELS = {"base": 0.0, "sft": 0.4, "dpo": 1.5}
 PROMPTS = [f"p{i}" for i in range(8)]
 
@@ -44,41 +44,40 @@ def printed(table):
 
 
 def test_every_pair_and_one_scale(three):
-    found = compare_all(three, judging=QUICK)
+    found = compare(three, judging=QUICK)
     assert found.models == ("base", "sft", "dpo")
     assert [(c.model, c.baseline) for c in found.comparisons] == [("sft", "base"), ("dpo", "base")]
     ranking = found.rankings[0]
-    assert ranking.win_rate("dpo", "sft") == pytest.approx(
-        compare(three, model="dpo", baseline="sft").results[0].win_rate.estimate
-    )
-    assert ranking.win_rate("sft", "dpo") == pytest.approx(1 - ranking.win_rate("dpo", "sft"))
-    assert ranking.win_rate("dpo", "dpo") is None and len(ranking.cells) == 3
+    over = ranking.cell("dpo", "sft").win_rate
+    assert over == compare_two(three, model="dpo", baseline="sft", judging=QUICK).results[0].win_rate
+    assert ranking.cell("sft", "dpo").win_rate.estimate == pytest.approx(1 - over.estimate)
+    assert ranking.cell("dpo", "dpo") is None and len(ranking.cells) == 3
     assert ranking.ranks[0].model == "dpo" and {r.model: r.elo for r in ranking.ranks}["base"] == 0.0
     assert found.headline.startswith("By taste, from the strongest, in Elo against base: dpo +")
 
 
 def test_the_ranking_is_of_prompt_shares(three):
     """Two models only: the odds of the win rate, with half a prompt won for each."""
-    found = compare_all(three[:2], judging=QUICK)
-    share = found.rankings[0].win_rate("sft", "base")
-    by_hand = rank_models({("sft", "base"): dict.fromkeys(PROMPTS, share)}, ["base", "sft"], resamples=10)
+    found = compare(three, models=["base", "sft"], judging=QUICK)
+    share = found.rankings[0].cell("sft", "base").win_rate.estimate
+    by_hand = rank_models({("sft", "base"): dict.fromkeys(PROMPTS, share)}, ["base", "sft"])
     elo = {rank.model: rank.elo for rank in found.rankings[0].ranks}
-    assert elo["sft"] == pytest.approx(by_hand[0].elo if by_hand[0].model == "sft" else by_hand[1].elo)
+    assert elo["sft"] == pytest.approx({rank.model: rank.elo for rank in by_hand}["sft"])
 
 
 def test_holm_over_all_models_and_scorers(three):
-    results = [result for c in compare_all(three, judging=QUICK).comparisons for result in c.results]
+    results = [result for c in compare(three, judging=QUICK).comparisons for result in c.results]
     assert len(results) == 4
     assert [r.adjusted_p for r in results] == holm([r.win_rate.p_value for r in results])
 
 
 def test_baseline_and_models_by_name(three):
-    found = compare_all(three, models=["dpo"], baseline="sft", judging=QUICK)
+    found = compare(three, models=["dpo"], baseline="sft", judging=QUICK)
     assert found.models == ("sft", "dpo")
     with pytest.raises(UserError, match="no scores of 'dpoo'"):
-        compare_all(three, models=["dpoo", "base"], judging=QUICK)
-    with pytest.raises(UserError, match="two models at least"):
-        compare_all(three[:1], judging=QUICK)
+        compare(three, models=["dpoo", "base"], judging=QUICK)
+    with pytest.raises(UserError, match="need two models to compare, found base"):
+        compare(three[:1], judging=QUICK)
 
 
 def test_a_model_without_some_prompts(three, tmp_path):
@@ -86,14 +85,14 @@ def test_a_model_without_some_prompts(three, tmp_path):
     write_folder(three[1], "sft", {"taste": fewer})
     for mode, count in (("same-seed", "12 match"), ("all-pairs", "6 are common")):
         with pytest.raises(UserError, match=count):
-            compare_all(three, judging=Judging(mode=mode, resamples=200))
-    assert compare_all(three, models=["base", "dpo"], judging=QUICK).models == ("base", "dpo")
+            compare(three, judging=Judging(mode=mode, resampling=Resampling(resamples=200)))
+    assert compare(three, models=["base", "dpo"], judging=QUICK).models == ("base", "dpo")
 
 
 def test_models_that_score_alike_are_even(tmp_path):
     """All ties: even, no model ahead, and no certainty of that."""
     folders = [write_folder(tmp_path / name, name, {"x": wave("base", 0)}) for name in ("a", "b", "c")]
-    ranking = compare_all(folders, judging=QUICK).rankings[0]
+    ranking = compare(folders, judging=QUICK).rankings[0]
     assert [rank.elo for rank in ranking.ranks] == pytest.approx([0, 0, 0])
     assert all(rank.elo_low < 0 < rank.elo_high for rank in ranking.ranks if rank.model != "a")
     assert all(
@@ -105,9 +104,9 @@ def test_votes_between_some(three, tmp_path):
     """No vote between base and dpo: they are ranked through sft, and not compared directly."""
     lines = ["model_a,model_b,prompt,choice", *(f"base,sft,{p},b" for p in "abc"), *(f"sft,dpo,{p},b" for p in "abd")]
     (tmp_path / "votes.csv").write_text("\n".join([*lines, "sft,dpo,e,a", "base,sft,d,a", ""]))
-    found = compare_all(three, votes=tmp_path / "votes.csv", judging=QUICK)
+    found = compare(three, votes=tmp_path / "votes.csv", judging=QUICK)
     human = found.rankings[0]
-    assert (human.scorer, human.win_rate("dpo", "base")) == ("human", None)
+    assert (human.scorer, human.cell("dpo", "base")) == ("human", None)
     assert [rank.model for rank in human.ranks] == ["dpo", "sft", "base"]
     assert [[r.scorer for r in c.results] for c in found.comparisons] == [
         ["human", "taste", "size_%"],
@@ -115,12 +114,12 @@ def test_votes_between_some(three, tmp_path):
     ]
     (tmp_path / "few.csv").write_text("model_a,model_b,prompt,choice\nbase,sft,a,b\nbase,sft,b,b\n")
     with pytest.raises(UserError, match="never compared with each other: base, sft; dpo"):
-        compare_all(three, votes=tmp_path / "few.csv", judging=QUICK)
+        compare(three, votes=tmp_path / "few.csv", judging=QUICK)
 
 
 def test_json_holds_comparisons_as_before(three, tmp_path):
-    found = compare_all(three, judging=QUICK)
-    write_tournament(tmp_path / "all.json", found)
+    found = compare(three, judging=QUICK)
+    write_result(tmp_path / "all.json", found)
     value = json.loads((tmp_path / "all.json").read_text())
     assert value["models"] == list(found.models) and len(value["rankings"]) == 2
     (tmp_path / "one.json").write_text(json.dumps(value["comparisons"][0]))
@@ -128,9 +127,11 @@ def test_json_holds_comparisons_as_before(three, tmp_path):
 
 
 def test_csv_by_hand(three, tmp_path):
-    judging = Judging(resamples=200, categories={p: "even" if i % 2 else "odd" for i, p in enumerate(PROMPTS)})
-    found = compare(three[:2], judging=judging)
-    write_csv(tmp_path / "c.csv", [found])
+    judging = Judging(
+        resampling=Resampling(resamples=200), categories={p: "even" if i % 2 else "odd" for i, p in enumerate(PROMPTS)}
+    )
+    found = compare_two(three[:2], judging=judging)
+    write_comparison(tmp_path / "c.csv", found)
     rows = list(csv.DictReader((tmp_path / "c.csv").open()))
     assert [(row["scorer"], row["category"]) for row in rows] == [
         (name, category) for name in ("taste", "size_%") for category in ("", "even", "odd")
@@ -140,12 +141,12 @@ def test_csv_by_hand(three, tmp_path):
     assert float(rows[0]["difference_detectable"]) == first.difference.detectable
     assert (rows[0]["adjustment"], rows[1]["adjustment"]) == ("holm", "benjamini-hochberg")
     assert (rows[1]["prompts"], rows[1]["model_mean"], rows[0]["model"]) == ("4", "", "sft")
-    assert "even" in printed(strata_table(found)) and strata_table(compare(three[:2], judging=QUICK)) is None
+    assert "even" in printed(strata_table(found))
 
 
 def test_latex(three, tmp_path):
-    judging = Judging(resamples=200, used_in_training=("size_%",))
-    write_latex(tmp_path / "c.tex", compare_all(three, judging=judging).comparisons)
+    judging = Judging(resampling=Resampling(resamples=200), used_in_training=("size_%",))
+    write_result(tmp_path / "c.tex", compare(three, judging=judging))
     text = (tmp_path / "c.tex").read_text()
     rows = [line for line in text.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
     assert len(rows) == 5 and all(line.count(" & ") == 6 for line in rows)
@@ -157,7 +158,7 @@ def test_latex(three, tmp_path):
 
 
 def test_the_ranking_for_the_terminal(three):
-    text = printed(ranking_table(compare_all(three, judging=QUICK).rankings[0]))
+    text = printed(ranking_table(compare(three, judging=QUICK).rankings[0]))
     assert "dpo" in text and "Elo" in text and "+0 to +0" in text and "…" not in text
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from diffpo.compare.stats import Resampling
 from diffpo.compare.users import _levels, user_win_rate
 from diffpo.errors import UserError
 
@@ -27,8 +28,10 @@ def test_the_order_of_rows_and_the_names_of_users_do_not_matter():
     generator = np.random.default_rng(0)
     shares, prompts, users = generator.integers(0, 2, 60), np.arange(60) % 7, np.repeat(np.arange(12), 5)
     mixed = generator.permutation(60)
-    once = user_win_rate(shares, prompts.tolist(), users.tolist(), resamples=200)
-    again = user_win_rate(shares[mixed], prompts[mixed].tolist(), users[mixed].tolist(), resamples=200)
+    once = user_win_rate(shares, prompts.tolist(), users.tolist(), resampling=Resampling(resamples=200))
+    again = user_win_rate(
+        shares[mixed], prompts[mixed].tolist(), users[mixed].tolist(), resampling=Resampling(resamples=200)
+    )
     assert once.macro.estimate == pytest.approx(again.macro.estimate)
     assert once.worst_decile == again.worst_decile and once.macro.p_value == pytest.approx(again.macro.p_value)
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from diffpo.__main__ import main
 from diffpo.compare.compare import Judging, compare
+from diffpo.compare.stats import Resampling
 from diffpo.errors import UserError
 from diffpo.media.folder import Media, read_media
 from diffpo.report.grid import write_grid
@@ -107,10 +108,11 @@ def test_two_folders_of_others_through_all_commands(tmp_path):
         write_rows(tmp_path / label / "metadata.csv", rows(write_images(tmp_path / label, shade=shade)))
         score_folder(tmp_path / label, [ShapesUtility()])
     folders = [tmp_path / "one", tmp_path / "two"]
-    comparison = compare(folders, judging=Judging(resamples=100))
+    found = compare(folders, judging=Judging(resampling=Resampling(resamples=100)))
+    (comparison,) = found.comparisons
     assert (comparison.baseline, comparison.model, comparison.n_prompts, comparison.n_pairs) == ("one", "two", 2, 4)
     write_grid(tmp_path / "grid.png", folders, prompts=2)
-    write_report(tmp_path / "report.html", comparison, folders)
+    write_report(tmp_path / "report.html", found, folders)
 
 
 def test_the_command_says_what_comes_next(tmp_path, monkeypatch, capsys):

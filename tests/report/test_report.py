@@ -109,8 +109,9 @@ def test_it_follows_light_and_dark(html):
 
 
 def test_it_shows_the_whole_story(folders, run, tmp_path):
-    comparison = compare(folders)
-    html = write_report(tmp_path / "deep" / "report.html", comparison, folders, run=run, seed=3).read_text()
+    found = compare(folders)
+    (comparison,) = found.comparisons
+    html = write_report(tmp_path / "deep" / "report.html", found, folders, run=run, seed=3).read_text()
     text = " ".join(Page(html).text.split())
     assert comparison.headline in text
     for part in (
@@ -131,7 +132,7 @@ def test_it_shows_the_whole_story(folders, run, tmp_path):
 
 
 def test_losses_are_shown_as_openly_as_wins(folders, tmp_path):
-    html = write_report(tmp_path / "r.html", compare(folders, model="base", baseline="tuned"), folders).read_text()
+    html = write_report(tmp_path / "r.html", compare(folders, baseline="tuned"), folders).read_text()
     assert "Largest losses" in html and "base loses to tuned" in html and "<h2>Training" not in html
 
 

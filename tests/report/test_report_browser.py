@@ -7,8 +7,9 @@ import pytest
 from chromium import BROWSER, Chromium
 from media_copies import faded, reworded
 
-from diffpo.compare.compare import Judging
-from diffpo.report.page import compare_folders, write_report
+from diffpo.compare.compare import Judging, compare
+from diffpo.compare.stats import Resampling
+from diffpo.report.page import write_report
 from diffpo.scorers import ShapesUtility
 
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium")
@@ -56,7 +57,7 @@ def page(folders, tmp_path_factory):
     (run / "metrics.jsonl").write_text("\n".join(json.dumps({"step": i, "loss": 1 / i}) for i in range(1, 30)))
     (run / "config.yaml").write_text(f"# {EVIL}\n")
     categories = {EVIL + str(i): CATEGORIES[i % 2] for i in range(6)}
-    result = compare_folders(media, judging=Judging(resamples=200, categories=categories))
+    result = compare(media, judging=Judging(resampling=Resampling(resamples=200), categories=categories))
     out = root / "report.html"
     return write_report(out, result, media, run=run, title=EVIL, categories=categories, examples=3, extremes=2)
 

@@ -3,22 +3,24 @@
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from media_copies import faded
 
 from diffpo.compare.compare import Judging, compare
-from diffpo.compare.tournament import compare_all
+from diffpo.compare.evidence import Evidence, Scored, read_evidence
+from diffpo.compare.stats import Resampling
 from diffpo.errors import UserError
 from diffpo.media.folder import read_media
 from diffpo.report.examples import Choice, Gallery
-from diffpo.report.page import compare_folders, write_report
-from diffpo.report.views import distributions_of, matrix_of, notes_of, oriented, summary_of
+from diffpo.report.page import write_report
+from diffpo.report.views import distributions_of, matrix_of, notes_of, summary_of
 from diffpo.scorers import ShapesUtility, ShapesVerifier
 from diffpo.scorers.scores import ScoreRow, ScoreTable, read_scores
 
-QUICK = Judging(resamples=200)
+QUICK = Judging(resampling=Resampling(resamples=200))
 COLORS = {"first": "<b>first</b>", "second": 'the "second"'}
 
 
@@ -31,7 +33,7 @@ def three(folders, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tournament(three):
-    return compare_folders(three, judging=QUICK)
+    return compare(three, judging=QUICK)
 
 
 @pytest.fixture(scope="module")
@@ -41,23 +43,23 @@ def categories(three):
     return {prompt: COLORS["first" if i < len(prompts) // 2 else "second"] for i, prompt in enumerate(prompts)}
 
 
-def table(model, *scores, scorer="judge"):
-    """One image per prompt."""
-    rows = [
-        ScoreRow(file=f"{i}.png", prompt=f"p{i}", prompt_id=i, seed=0, model=model, scorer=scorer, score=score)
-        for i, score in enumerate(scores)
-    ]
-    return ScoreTable(rows)
+def scored(**models):
+    """One image per prompt, by one scorer."""
+    tables = {
+        model: ScoreTable(
+            [
+                ScoreRow(file="", prompt=f"p{i}", prompt_id=i, seed=0, model=model, scorer="judge", score=score)
+                for i, score in enumerate(scores)
+            ]
+        )
+        for model, scores in models.items()
+    }
+    return Evidence(tuple(Scored(Path(model), table, {}) for model, table in tables.items()))
 
 
 def figures(html):
     """(attributes, content) of every example."""
     return re.findall(r'<figure class="card example"([^>]*)>(.*?)</figure>', html, re.DOTALL)
-
-
-def test_two_are_compared_and_more_are_ranked(folders, three):
-    assert compare_folders(folders, judging=QUICK) == compare(folders, judging=QUICK)
-    assert compare_folders(three, judging=QUICK) == compare_all(three, judging=QUICK)
 
 
 def test_many_models_in_one_page(three, tournament, tmp_path):
@@ -78,7 +80,7 @@ def test_many_models_in_one_page(three, tournament, tmp_path):
 def test_a_win_rate_turned_round(tournament):
     """P(b over a) = 1 - P(a over b), and so are its ends, in the other order."""
     cell = tournament.rankings[0].cells[0]
-    back = oriented(tournament.rankings[0], cell.other, cell.model).win_rate
+    back = tournament.rankings[0].cell(cell.other, cell.model).win_rate
     rate = cell.win_rate
     assert (back.estimate, back.wins, back.losses) == (1 - rate.estimate, rate.losses, rate.wins)
     assert (back.ci_low, back.ci_high) == (1 - rate.ci_high, 1 - rate.ci_low)
@@ -88,7 +90,7 @@ def test_a_win_rate_turned_round(tournament):
 
 
 def test_a_baseline_that_nobody_beats_is_said_to_lead(three):
-    summary = summary_of(compare_folders(three, baseline="tuned", judging=QUICK))
+    summary = summary_of(compare(three, baseline="tuned", judging=QUICK))
     assert "No model is ahead of tuned" in summary.headline and summary.verdict == "worse"
     assert summary.rate.estimate < 0.5 and summary.baseline == "tuned"
 
@@ -102,8 +104,8 @@ def test_notes_of_single_models_are_told_apart(tournament):
 
 def test_a_scorer_used_in_training_is_flagged_first(folders, tmp_path):
     judging = replace(QUICK, used_in_training=("shapes-utility",))
-    html = write_report(tmp_path / "r.html", compare_folders(folders, judging=judging), folders).read_text()
-    clean = write_report(tmp_path / "c.html", compare_folders(folders, judging=QUICK), folders).read_text()
+    html = write_report(tmp_path / "r.html", compare(folders, judging=judging), folders).read_text()
+    clean = write_report(tmp_path / "c.html", compare(folders, judging=QUICK), folders).read_text()
     caution = html.index("<b>Used in training:</b>")
     assert caution < html.index("By scorer") and "used in training</span>" in html
     assert re.search(r"without a known part in it: shapes \d+\.\d%", html[caution:])
@@ -111,7 +113,7 @@ def test_a_scorer_used_in_training_is_flagged_first(folders, tmp_path):
 
 
 def test_every_category_has_examples_of_its_own(three, categories, tmp_path):
-    result = compare_folders(three, judging=replace(QUICK, categories=categories))
+    result = compare(three, judging=replace(QUICK, categories=categories))
     html = write_report(tmp_path / "r.html", result, three, categories=categories, examples=2, extremes=1).read_text()
     shown = [attributes for attributes, _ in figures(html) if "data-overall" in attributes]
     hidden = [attributes for attributes, _ in figures(html) if " hidden" in attributes]
@@ -120,14 +122,13 @@ def test_every_category_has_examples_of_its_own(three, categories, tmp_path):
         assert html.count(f'<option value="{name}">') == 1
         assert sum(f'data-category="{name}"' in attributes for attributes in shown + hidden) >= 2
     assert "<b>first" not in html
-    plain = write_report(tmp_path / "n.html", compare_folders(three, judging=QUICK), three).read_text()
+    plain = write_report(tmp_path / "n.html", compare(three, judging=QUICK), three).read_text()
     assert "By category" not in plain and 'id="category"' not in plain
 
 
 def test_random_examples_are_the_first_of_one_order(three, categories):
     """Those of a category come in the same order as among all: showing both picks nobody out."""
-    tables = [read_scores(folder) for folder in three]
-    gallery = Gallery(tables, three, ["base", "tuned", "pale"], "shapes-utility", categories)
+    gallery = Gallery(read_evidence(three), ["base", "tuned", "pale"], "shapes-utility", categories)
     drawn, *_ = gallery.sections(Choice(examples=3, extremes=1, seed=5))
     everything, *_ = gallery.sections(Choice(examples=len(gallery.keys), extremes=1, seed=5))
     order = [(e.prompt, e.seed) for e in everything.groups[0].examples]
@@ -142,14 +143,14 @@ def test_random_examples_are_the_first_of_one_order(three, categories):
 
 def test_wins_and_losses_are_the_largest(three):
     tables = [read_scores(folder) for folder in three[:2]]
-    gallery = Gallery(tables, three[:2], ["base", "tuned"], "shapes-utility", {})
+    gallery = Gallery(read_evidence(three[:2]), ["base", "tuned"], "shapes-utility", {})
     _, wins, losses = gallery.sections(Choice(examples=1, extremes=3, seed=0))
     scores = [{(r.prompt, r.seed): r.score for r in t.rows if r.scorer == "shapes-utility"} for t in tables]
     gains = sorted(scores[1][key] - scores[0][key] for key in gallery.keys)
     shown = [scores[1][e.prompt, e.seed] - scores[0][e.prompt, e.seed] for e in wins.groups[0].examples]
     assert shown == gains[::-1][:3]
     assert len(losses.groups[0].examples) == min(3, sum(gain < 0 for gain in gains))
-    flipped = Gallery(tables, three[:2], ["tuned", "base"], "shapes-utility", {})
+    flipped = Gallery(read_evidence(three[:2]), ["tuned", "base"], "shapes-utility", {})
     _, _, back = flipped.sections(Choice(examples=1, extremes=3, seed=0))
     assert [(e.prompt, e.seed) for e in back.groups[0].examples] == [
         (e.prompt, e.seed) for e in wins.groups[0].examples
@@ -167,7 +168,7 @@ def test_an_image_that_is_gone(three, tournament, tmp_path):
 
 def test_distributions_share_one_axis():
     """Scores 0, 0, 4 and 2, 4, 4 in forty bins from 0 to 4: two thirds in the first bin are the highest bar."""
-    (found,) = distributions_of([table("a", 0.0, 0.0, 4.0), table("b", 2.0, 4.0, 4.0)], ["a", "b"], ["judge", "human"])
+    (found,) = distributions_of(scored(a=[0.0, 0.0, 4.0], b=[2.0, 4.0, 4.0]), ["a", "b"], ["judge", "human"])
     assert found.ticks == (0.0, 2.0, 4.0)
     first, second = found.rows
     assert first.path.startswith("M0 40V0.0H10.0V40.0H20.0") and first.path.endswith("V20.0H400.0V40Z")
@@ -176,7 +177,7 @@ def test_distributions_share_one_axis():
 
 
 def test_scores_that_are_all_the_same_have_an_axis():
-    (found,) = distributions_of([table("a", 0.0, 0.0)], ["a"], ["judge"])
+    (found,) = distributions_of(scored(a=[0.0, 0.0]), ["a"], ["judge"])
     assert found.ticks == (-0.5, 0.0, 0.5) and found.rows[0].place == 200
 
 

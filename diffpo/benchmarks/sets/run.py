@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from diffpo.benchmarks.sets.distances import KernelDistance, frechet_distance, kernel_distance
 from diffpo.benchmarks.sets.features import LOOKS, Features, Looks, folder_features
-from diffpo.compare.stats import Estimate, mean_difference, per_prompt_means
+from diffpo.compare.stats import Estimate, Resampling, mean_difference, per_prompt_means
 from diffpo.errors import UserError
 from diffpo.media.folder import MANIFEST, Media, read_media
 from diffpo.media.frames import SUFFIXES, find_pictures, name_others
@@ -229,9 +229,10 @@ def _drift(what: str, values: dict[str, float], baseline: dict[str, float] | Non
     if not baseline or not prompts:
         return Drift(what=what, mean=mean)
     a, b = (np.array([side[prompt] for prompt in prompts]) for side in (values, baseline))
-    change = mean_difference(a, b, prompts, seed=seed)
+    resampling = Resampling(seed=seed)
+    change = mean_difference(a, b, prompts, resampling=resampling)
     flag: Flag = "drift" if change.ci_low > 0 or change.ci_high < 0 else ""
-    above, below = (mean_difference(a, factor * b, prompts, seed=seed) for factor in (1 + limit, 1 - limit))
+    above, below = (mean_difference(a, factor * b, prompts, resampling=resampling) for factor in (1 + limit, 1 - limit))
     if above.ci_low > 0 or below.ci_high < 0:
         flag = "alarm"
     return Drift(what=what, mean=mean, change=change, flag=flag)

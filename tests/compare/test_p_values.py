@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from diffpo.compare.exact import benjamini_hochberg, is_pass_fail, mcnemar, sign_test
+from diffpo.compare.p_values import benjamini_hochberg, is_pass_fail, sign_flip_p_value, sign_test
 from diffpo.compare.power import minimum_detectable_effect
-from diffpo.compare.stats import mean_difference, sign_flip_p_value, win_rate
+from diffpo.compare.stats import Resampling, mean_difference, win_rate
 
 
 def test_the_sign_test_by_hand():
@@ -19,20 +19,13 @@ def test_the_sign_test_by_hand():
 
 def test_mcnemar_by_hand():
     """a alone passes 5 prompts, b alone 1: 2 (1 + 6) / 64 = 0.219; the 14 on which they agree change nothing."""
-    a = [1] * 10 + [0] * 4 + [1] * 5 + [0]
-    b = [1] * 10 + [0] * 4 + [0] * 5 + [1]
-    found = mcnemar(a, b)
-    assert (found.both, found.neither, found.only_a, found.only_b) == (10, 4, 5, 1)
-    assert found.p_value == pytest.approx(14 / 64)
-    assert mcnemar(np.array(b, bool), np.array(a, bool)).p_value == found.p_value
-    assert mcnemar(a, a).p_value == 1.0
-
-
-@pytest.mark.parametrize(("a", "b"), [([1, 0], [1]), ([1, 0.5], [1, 0]), ([math.nan], [1])])
-def test_what_is_no_pass_or_failure(a, b):
-    with pytest.raises(ValueError, match="passes and failures"):
-        mcnemar(a, b)
-    assert is_pass_fail([0, 1.0, True]) and not is_pass_fail([2])
+    a = [1.0] * 10 + [0.0] * 4 + [1.0] * 5 + [0.0]
+    b = [1.0] * 10 + [0.0] * 4 + [0.0] * 5 + [1.0]
+    rate, back = win_rate(a, b, range(20)), win_rate(b, a, range(20))
+    assert (rate.test, rate.wins, rate.ties, rate.losses) == ("mcnemar", 5, 14, 1)
+    assert rate.p_value == back.p_value == pytest.approx(14 / 64)
+    assert win_rate(a, a, range(20)).p_value == 1.0
+    assert is_pass_fail([0, 1.0, True]) and not is_pass_fail([2]) and not is_pass_fail([0, 0.5])
 
 
 def test_benjamini_hochberg_by_hand():
@@ -42,13 +35,15 @@ def test_benjamini_hochberg_by_hand():
 
 
 def test_one_comparison_per_prompt_is_counted_exactly():
-    """16 prompts, 12 won: the sampled test of the same signs comes close; a tie or a second seed ends the counting."""
+    """16 prompts, 12 won: the sampled test of the same signs comes close. Ties say nothing; a second seed ends it."""
     a, zeros = np.array([1.0] * 12 + [-1.0] * 4), np.zeros(16)
     rate = win_rate(a, zeros, range(16))
     assert (rate.test, rate.p_value) == ("binomial", sign_test(12, 4))
     assert sign_flip_p_value(a, permutations=20_000) == pytest.approx(rate.p_value, abs=0.01)
     assert win_rate(a, zeros, [0, 0, *range(14)]).test == "sign-flip"
-    assert win_rate([*a[:-1], 0.0], zeros, range(16)).test == "sign-flip"
+    tied = win_rate([*a[:-1], 0.0], zeros, range(16))
+    assert (tied.test, tied.p_value) == ("binomial", sign_test(12, 3))
+    assert sign_flip_p_value(np.array([*a[:-1], 0.0]), permutations=20_000) == pytest.approx(tied.p_value, abs=0.01)
 
 
 @pytest.mark.parametrize(("n", "points"), [(500, 6.3), (1632, 3.5), (3200, 2.5)])
@@ -56,7 +51,7 @@ def test_the_detectable_effect_of_the_usual_prompt_sets(n, points):
     """(1.960 + 0.842) x 0.5 / sqrt(n)."""
     even = np.arange(n) % 2
     assert 100 * minimum_detectable_effect(even) == pytest.approx(points, abs=0.05)
-    rate = win_rate(even * 2.0 - 1, np.zeros(n), range(n), resamples=10)
+    rate = win_rate(even * 2.0 - 1, np.zeros(n), range(n), resampling=Resampling(resamples=10))
     assert rate.detectable == minimum_detectable_effect(even)
 
 

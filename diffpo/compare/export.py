@@ -1,0 +1,198 @@
+"""What was found, as files for others to read: JSON, CSV, LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from diffpo.compare.numbers import number, p_value, percent, points, signed
+from diffpo.compare.result import Comparison, ScorerResult, Stratum, Tournament
+from diffpo.compare.stats import Estimate, WinRate
+from diffpo.compare.users import UserWinRate
+from diffpo.disk.files import without_nan, write_file, write_json
+from diffpo.errors import UserError
+
+FORMAT = "diffpo tournament 1"
+ENDINGS = (".json", ".csv", ".tex")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+_LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+    }
+)
+
+
+def check_outs(outs: Sequence[Path]) -> None:
+    """Check files to write before the work begins.
+
+    Raises:
+        UserError: One has an ending that is not in `ENDINGS`, or no folder to be in.
+    """
+    for out in outs:
+        if out.suffix not in ENDINGS:
+            raise UserError(f"cannot write a comparison as {out.name}: choose a name ending in {', '.join(ENDINGS)}.")
+        if not out.parent.is_dir():
+            raise UserError(f"there is no folder {out.parent} for {out.name}: make it first.")
+
+
+def write_result(path: str | Path, found: Tournament) -> None:
+    """Write what was found, by the file's ending: see `check_outs`."""
+    path = Path(path)
+    if path.suffix == ".json":
+        write_json(path, _record(found))
+    else:
+        write_file(path, _csv(found.comparisons) if path.suffix == ".csv" else _latex(found.comparisons))
+
+
+def read_comparison(path: str | Path) -> Comparison:
+    """Read the JSON of two models, or one of the `comparisons` of many.
+
+    Raises:
+        UserError: If it is none.
+    """
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        del value["verdict"], value["headline"]
+        results = tuple(_read_result(result) for result in value.pop("results"))
+        return Comparison(results=results, notes=tuple(value.pop("notes")), **value)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}). `diffpo compare` writes it.") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path} is no comparison of `diffpo compare`: {error}") from error
+
+
+def latex(text: str) -> str:
+    """Text that LaTeX prints as it is."""
+    return " ".join(text.split()).translate(_LATEX)
+
+
+def cell(value: Any) -> Any:
+    """A cell that no spreadsheet program takes for a formula: a text that begins like one gets an apostrophe before it.
+
+    Numbers stay numbers, and what is not known is empty.
+    """
+    if isinstance(value, float) and math.isnan(value):
+        return ""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+
+
+def _record(found: Tournament) -> dict[str, Any]:
+    """As JSON can say it: an unknown bound is null."""
+    comparisons = [{**asdict(one), "verdict": one.verdict, "headline": one.headline} for one in found.comparisons]
+    if not found.rankings:
+        return without_nan(comparisons[0])
+    return without_nan(
+        {
+            "format": FORMAT,
+            "headline": found.headline,
+            "models": found.models,
+            "rankings": [asdict(ranking) for ranking in found.rankings],
+            "comparisons": comparisons,
+        }
+    )
+
+
+def _csv(comparisons: Sequence[Comparison]) -> str:
+    """One row per comparison, scorer and category (empty: all prompts)."""
+    rows = [row for comparison in comparisons for row in _csv_rows(comparison)]
+    output = io.StringIO()
+    writer = csv.DictWriter(output, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: cell(value) for name, value in row.items()} for row in rows)
+    return output.getvalue()
+
+
+def _csv_rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
+    names = {"model": comparison.model, "baseline": comparison.baseline, "mode": comparison.mode}
+    for result in comparison.results:
+        for part in (result, *result.strata):
+            whole = part is result
+            yield {
+                **names,
+                "scorer": result.scorer,
+                "category": "" if isinstance(part, ScorerResult) else part.category,
+                "model_mean": result.model_mean if whole else "",
+                "baseline_mean": result.baseline_mean if whole else "",
+                **_csv_cells(part.difference, part.win_rate),
+                "adjustment": "holm" if whole else "benjamini-hochberg",
+                "adjusted_p": part.adjusted_p,
+                "in_loop": result.in_loop,
+            }
+
+
+def _csv_cells(difference: Estimate, rate: WinRate) -> dict[str, Any]:
+    cells: dict[str, Any] = {"prompts": rate.n_prompts, "comparisons": rate.n_pairs}
+    for name, estimate in (("difference", difference), ("win_rate", rate)):
+        cells |= {
+            name: estimate.estimate,
+            f"{name}_low": estimate.ci_low,
+            f"{name}_high": estimate.ci_high,
+            f"{name}_detectable": estimate.detectable,
+        }
+    cells |= {"wins": rate.wins, "ties": rate.ties, "losses": rate.losses}
+    return cells | {"p_value": rate.p_value, "test": rate.test}
+
+
+def _latex(comparisons: Sequence[Comparison]) -> str:
+    """A `tabular` of the package booktabs, one block per comparison."""
+    lines = [
+        f"% {one.model} against {one.baseline}, {one.mode}: {one.n_prompts} prompts, {one.n_pairs} comparisons, "
+        f"{one.level:.0%} intervals".replace("\n", " ")
+        for one in comparisons
+    ]
+    lines += [
+        "% p by Holm over all scorers and models; MDE: win rate from even found in 80% of such comparisons, in points",
+        r"\begin{tabular}{lrrrrrr}",
+        r"\toprule",
+        r"Scorer & Baseline & Model & Difference & Win rate & $p$ & MDE \\",
+    ]
+    for one in comparisons:
+        title = f"{latex(one.model)} against {latex(one.baseline)}"
+        lines += [r"\midrule", rf"\multicolumn{{7}}{{l}}{{{title}}} \\"]
+        lines += [_latex_row(result) for result in one.results]
+    marks = any(result.in_loop for one in comparisons for result in one.results)
+    lines += [r"\bottomrule", r"\end{tabular}"] + ([r"\par\smallskip $^*$ used in training"] if marks else [])
+    return "\n".join(lines) + "\n"
+
+
+def _latex_row(result: ScorerResult) -> str:
+    rate, difference = result.win_rate, result.difference
+    cells = (
+        number(result.baseline_mean),
+        number(result.model_mean),
+        f"{signed(difference.estimate)} [{signed(difference.ci_low)}, {signed(difference.ci_high)}]",
+        f"{percent(rate.estimate)} [{percent(rate.ci_low)}, {percent(rate.ci_high)}]",
+        p_value(result.adjusted_p),
+        points(rate.detectable),
+    )
+    numbers = [f"${cell}$".replace("%", r"\%").replace(" [", r"\;[") for cell in cells]
+    return " & ".join([latex(result.scorer) + ("$^*$" if result.in_loop else ""), *numbers]) + r" \\"
+
+
+def _read_result(record: dict[str, Any]) -> ScorerResult:
+    strata, users = record.pop("strata", ()), record.pop("users", None)
+    return ScorerResult(
+        strata=tuple(Stratum(**_read_estimates(stratum)) for stratum in strata),
+        users=UserWinRate(**{**users, "macro": Estimate(**_with_nan(users["macro"]))}) if users else None,
+        **_read_estimates(record),
+    )
+
+
+def _read_estimates(record: dict[str, Any]) -> dict[str, Any]:
+    difference, rate = Estimate(**_with_nan(record.pop("difference"))), WinRate(**_with_nan(record.pop("win_rate")))
+    return {**_with_nan(record), "difference": difference, "win_rate": rate}
+
+
+def _with_nan(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: math.nan if value is None else value for key, value in record.items()}

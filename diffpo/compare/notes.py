@@ -1,0 +1,104 @@
+"""What a reader must know to judge the numbers of a comparison, in sentences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from diffpo.compare.evidence import Evidence
+from diffpo.compare.numbers import percent, points
+from diffpo.compare.pairing import Mode
+from diffpo.compare.power import ALPHA, least_p_value
+from diffpo.compare.result import ScorerResult
+from diffpo.compare.votes import HUMAN
+
+FEW_PROMPTS = 30
+SAMPLING = (
+    "weights",
+    "prompts_hash",
+    "scheduler",
+    "steps",
+    "guidance",
+    "size",
+    "negative_prompt",
+    "dtype",
+    "device",
+    "batch",
+)
+"""Settings that should be the same for both models."""
+
+
+def notes_on(
+    evidence: Evidence, labels: tuple[str, str], results: Sequence[ScorerResult], *, mode: Mode, itself: bool
+) -> Iterator[str]:
+    """Say what limits a comparison.
+
+    Args:
+        evidence: What was compared.
+        labels: Baseline and model.
+        results: By scorer, the first for the headline.
+        mode: Which images were compared.
+        itself: Whether each scorer chose the images that it judged, in modes that choose.
+    """
+    for result in results:
+        if result.in_loop:
+            yield result.in_loop[0].upper() + result.in_loop[1:]
+    yield from _on_size(results[0])
+    if mode == "best-of-n" and itself:
+        yield "Each scorer chose the best images itself, which rewards spread; name another one to choose by."
+    yield from _on_noise(evidence, labels, [result.scorer for result in results], mode)
+    if len(results) > 1:
+        yield (
+            f"{len(results)} scorers were asked: a claim that names the best of them needs its p-value adjusted (Holm)."
+        )
+    yield from _on_sampling(evidence, labels)
+
+
+def _on_size(first: ScorerResult) -> Iterator[str]:
+    rate, users = first.win_rate, first.users
+    if rate.n_prompts < FEW_PROMPTS:
+        yield f"Only {rate.n_prompts} prompts: the intervals are rough."
+    if least_p_value(rate.n_prompts) > ALPHA:
+        yield f"{rate.n_prompts} prompts cannot tell: p is {least_p_value(rate.n_prompts):.2f} at the least."
+    if not math.isnan(rate.detectable):
+        yield (
+            f"{rate.n_prompts} prompts find a win rate by {first.scorer} that is {points(rate.detectable)} points "
+            "from even in 80% of such comparisons (two-sided, 5%); smaller effects are often missed."
+        )
+    if users is not None:
+        yield (
+            f"Over {users.n_users} users, each counting the same: {percent(users.macro.estimate)} "
+            f"({percent(users.macro.ci_low)} to {percent(users.macro.ci_high)}); "
+            f"{percent(users.share_above_half)} of them like the model better."
+        )
+
+
+def _on_noise(evidence: Evidence, labels: Sequence[str], names: Sequence[str], mode: Mode) -> Iterator[str]:
+    """Say whether images of different prompts began with the same noise, as far as that is known."""
+    rows = [row for name in names if name != HUMAN for rows in evidence.images(name, labels) for row in rows.values()]
+    unknown = [label for label in labels if any(row.seed is None for row in rows if row.model == label)]
+    if unknown:
+        paired = " Images of a prompt are paired in their order, not by the same noise." if mode == "same-seed" else ""
+        yield f"The seeds of {' and '.join(unknown)} are unknown.{paired}"
+        return
+    images = {(row.prompt, row.seed) for row in rows}
+    prompts, seeds = {prompt for prompt, _ in images}, {seed for _, seed in images}
+    if len(prompts) > 1 and len(seeds) * len(prompts) == len(images):
+        shared = "seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
+        yield (
+            f"All prompts share the same {shared}, hence the same noise: the intervals tell how other prompts would "
+            "differ, not how other seeds would. Generating with --distinct-seeds gives each prompt its own noise."
+        )
+
+
+def _on_sampling(evidence: Evidence, labels: tuple[str, str]) -> Iterator[str]:
+    """Say where the two models were sampled differently, as far as their folders tell."""
+    places = [evidence.of_model.get(label) for label in labels]
+    settings = [place.settings if place is not None else {} for place in places]
+    unknown = [label for label, known in zip(labels, settings, strict=True) if not known]
+    changed = [key for key in SAMPLING if settings[0].get(key) != settings[1].get(key)]
+    if len(unknown) == 1:
+        yield f"How the images of {unknown[0]} were sampled is not known; the scores show differences of sampling, too."
+    elif changed:
+        listed = "; ".join(f"{key} {settings[0].get(key)} and {settings[1].get(key)}" for key in changed)
+        yield f"{' and '.join(labels)} were sampled differently, and the scores show both: {listed}."
