@@ -39,7 +39,7 @@ from PIL import Image
 
 from diffpo.errors import UserError
 from diffpo.scorers import HPSv2, HPSv21, PickScore, Scorer
-from diffpo.scorers.checkpoints import SUFFIXES
+from diffpo.scorers.parts import SUFFIXES
 
 TOLERANCE = 1e-4
 HPS = {"hpsv2": HPSv2, "hpsv20": HPSv2, "hpsv21": HPSv21}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from diffpo.core.block import Block, Count
+from diffpo.scorers.base import Batched
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -16,15 +16,7 @@ Level = Literal["weak", "medium", "strong"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Batched(Block, ABC):
-    """What works on several rows at once."""
-
-    batch: Count = 8
-    """Images or texts at a time: the caller hands over so many."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Captioner(Batched):
+class Captioner(Batched, ABC):
     """Says what an image shows. Weights are loaded when the first image is captioned."""
 
     name: ClassVar[str]
@@ -59,7 +51,7 @@ class Captioner(Batched):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Perturber(Batched):
+class Perturber(Batched, ABC):
     """Rewrites a caption so that it fits its image less well. Weights are loaded when the first one is rewritten."""
 
     name: ClassVar[str]

@@ -15,10 +15,12 @@ from functools import cached_property
 from typing import Annotated, Any
 
 from diffpo.captioners.base import Level, Perturber
-from diffpo.captioners.language import FILES, SAFETENSORS, SEQUENCE, LanguageModel, find, load_part, stable_hash, tidy
+from diffpo.captioners.language import SEQUENCE, LanguageModel, stable_hash, tidy
 from diffpo.core.block import Count, NotNegative, Place, Range
 from diffpo.disk.weights import Weights
 from diffpo.errors import ConfigError
+from diffpo.scorers.loading import load_part
+from diffpo.scorers.parts import find_folder
 
 HUB_MODEL = "kalpeshk2011/dipper-paraphraser-xxl"
 HUB_TOKENIZER = "google/t5-v1_1-xxl"
@@ -34,7 +36,7 @@ class Dipper(LanguageModel, Perturber):
 
     name = "dipper"
     kind = SEQUENCE
-    weight_files = (*SAFETENSORS, "pytorch_model*.bin*")
+    what = "a sequence-to-sequence model"
 
     path: Place = HUB_MODEL
     """Hub id or local folder of the model."""
@@ -67,7 +69,6 @@ class Dipper(LanguageModel, Perturber):
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What decides a result, known without loading the weights."""
         return {
             "perturber": self.name,
             "level": self.level,
@@ -80,7 +81,6 @@ class Dipper(LanguageModel, Perturber):
         }
 
     def perturb(self, captions: Sequence[str], keys: Sequence[int]) -> list[str]:
-        """Rewrite each caption; see `Perturber.perturb`."""
         windows = [split_windows(caption, self.window) for caption in captions]
         written: list[list[str]] = [[] for _ in captions]
         for number in range(max(map(len, windows), default=0)):
@@ -107,12 +107,11 @@ class Dipper(LanguageModel, Perturber):
         own = ("tokenizer.json", "spiece.model")
         if self.tokenizer is None and any((self.weights.path / name).is_file() for name in own):
             return self.weights
-        return find(self.tokenizer or HUB_TOKENIZER, _TOKENIZER, FILES)
+        return find_folder(self.tokenizer or HUB_TOKENIZER, what=_TOKENIZER, probe="*config.json")
 
     @cached_property
     def _tokenizer(self) -> Any:
-        spec = self.tokenizer or str(self._tokenizer_weights.path)
-        return load_part(spec, self._tokenizer_weights.path, "AutoTokenizer", "tokenizer")
+        return load_part(self._tokenizer_weights.path, "AutoTokenizer", "a tokenizer")
 
 
 def split_windows(text: str, size: int) -> list[str]:

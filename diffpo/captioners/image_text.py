@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from diffpo.captioners.base import Captioner
-from diffpo.captioners.language import IMAGE_TEXT, LanguageModel, load_part, pad_left, require_template, tidy
+from diffpo.captioners.language import IMAGE_TEXT, LanguageModel, load_chat_part
 from diffpo.core.block import Place
 from diffpo.errors import ConfigError
 
@@ -32,6 +32,7 @@ class ImageTextCaptioner(LanguageModel, Captioner):
 
     name = "transformers"
     kind = IMAGE_TEXT
+    what = "an image-text-to-text model"
 
     path: Place = "llava-hf/llava-v1.6-34b-hf"
     """Hub id or local folder of the model; the default is the paper's."""
@@ -57,11 +58,9 @@ class ImageTextCaptioner(LanguageModel, Captioner):
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What decides a caption, known without loading the weights."""
         return {"captioner": self.name, "sees": self.sees, "instruction": self._instruction, **self.model_provenance}
 
     def caption(self, images: Sequence[Image], prompts: Sequence[str], keys: Sequence[int]) -> list[str]:
-        """Caption each image; see `Captioner.caption`."""
         chats = [
             [
                 {
@@ -82,13 +81,8 @@ class ImageTextCaptioner(LanguageModel, Captioner):
             return_tensors="pt",
             processor_kwargs={"padding": True},
         )
-        tokenizer = self._processor.tokenizer
-        tokens = self.generate(inputs, keys, tokenizer.pad_token_id)[:, inputs["input_ids"].shape[1] :]
-        return [tidy(text) for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+        return self.answer(inputs, keys, self._processor.tokenizer)
 
     @cached_property
     def _processor(self) -> Any:
-        processor = load_part(self.path, self.weights.path, "AutoProcessor", "processor of images and text")
-        require_template(self.path, processor)
-        pad_left(processor.tokenizer)
-        return processor
+        return load_chat_part(self.weights.path, "AutoProcessor", "a processor of images and text")

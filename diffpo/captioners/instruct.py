@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from diffpo.captioners.base import Level, Perturber
-from diffpo.captioners.language import CAUSAL, LanguageModel, load_part, pad_left, require_template, tidy
+from diffpo.captioners.language import CAUSAL, LanguageModel, load_chat_part
 from diffpo.core.block import Place
 
 CHANGES: dict[Level, str] = {
@@ -28,6 +28,7 @@ class Instruct(LanguageModel, Perturber):
 
     name = "instruct"
     kind = CAUSAL
+    what = "a causal language model"
 
     path: Place = "Qwen/Qwen2.5-7B-Instruct"
     """Hub id or local folder of the model."""
@@ -36,12 +37,10 @@ class Instruct(LanguageModel, Perturber):
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What decides a result, known without loading the weights."""
         told = INSTRUCTION.replace("{change}", CHANGES[self.level])
         return {"perturber": self.name, "level": self.level, "instruction": told, **self.model_provenance}
 
     def perturb(self, captions: Sequence[str], keys: Sequence[int]) -> list[str]:
-        """Rewrite each caption; see `Perturber.perturb`."""
         told = INSTRUCTION.replace("{change}", CHANGES[self.level])
         chats = [[{"role": "user", "content": told.replace("{caption}", caption)}] for caption in captions]
         inputs = self._tokenizer.apply_chat_template(
@@ -53,12 +52,8 @@ class Instruct(LanguageModel, Perturber):
             padding=True,
             enable_thinking=False,  # templates that do not know it pass over it
         )
-        tokens = self.generate(inputs, keys, self._tokenizer.pad_token_id)[:, inputs["input_ids"].shape[1] :]
-        return [tidy(text) for text in self._tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+        return self.answer(inputs, keys, self._tokenizer)
 
     @cached_property
     def _tokenizer(self) -> Any:
-        tokenizer = load_part(self.path, self.weights.path, "AutoTokenizer", "tokenizer")
-        require_template(self.path, tokenizer)
-        pad_left(tokenizer)
-        return tokenizer
+        return load_chat_part(self.weights.path, "AutoTokenizer", "a tokenizer")

@@ -9,57 +9,39 @@ noise comes from a CPU generator of its own, so draws do not depend on the rest 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from diffpo.captioners.base import Batched
 from diffpo.core.block import NotNegative, Place, Range, Seed
-from diffpo.disk.weights import Weights, locate, snapshot
+from diffpo.disk.weights import Weights
 from diffpo.errors import UserError
+from diffpo.scorers.base import OnDevice
+from diffpo.scorers.loading import Kind, load_network, load_part
+from diffpo.scorers.parts import find_model
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-FILES = ("*.json", "*.jinja", "*.txt", "*.model")
-SAFETENSORS = ("model*.safetensors*",)
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of model, as transformers sorts them."""
-
-    what: str
-    auto: str
-    """The class of transformers that loads it."""
-    mapping: str
-    """The table of transformers that lists its `model_type`s."""
-
-
-IMAGE_TEXT = Kind(
-    "an image-text-to-text model", "AutoModelForImageTextToText", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES"
-)
-SEQUENCE = Kind("a sequence-to-sequence model", "AutoModelForSeq2SeqLM", "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES")
-CAUSAL = Kind("a causal language model", "AutoModelForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES")
+IMAGE_TEXT = Kind("AutoModelForImageTextToText", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES")
+SEQUENCE = Kind("AutoModelForSeq2SeqLM", "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES")
+CAUSAL = Kind("AutoModelForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LanguageModel(Batched):
+class LanguageModel(OnDevice):
     """The options of whatever runs a language model of transformers."""
 
     kind: ClassVar[Kind]
-    weight_files: ClassVar[tuple[str, ...]] = SAFETENSORS
-    """Patterns of what is fetched from the Hub."""
+    what: ClassVar[str]
+    """The kind, for messages."""
 
     path: Place
     """Hub id or local folder of the model."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """Of weights and computation; `auto` is what the files hold."""
-    device: str = "auto"
-    """`auto`, `cpu`, `cuda`, ..."""
     max_new_tokens: Annotated[int, Range(least=1, most=65536)] = 128
     """Where a text is cut off."""
     temperature: NotNegative = 0.0
@@ -83,15 +65,15 @@ class LanguageModel(Batched):
     @cached_property
     def weights(self) -> Weights:
         """Where the model is."""
-        return find(self.path, self.kind.what, (*FILES, *self.weight_files))
+        return find_model(self.path, what=self.what)
 
     @cached_property
     def model(self) -> Any:
         """The network, frozen, on its device."""
-        return load_model(self.path, self.weights.path, self.kind, self.dtype, self.device)
+        return load_network(self.weights.path, self.kind, self.what, dtype=self.dtype, device=self.device)
 
     def generate(self, inputs: Mapping[str, Tensor], keys: Sequence[int], pad_token_id: int | None) -> Tensor:
-        """Continue each row of `inputs`; see `generate`."""
+        """Continue each row of `inputs` by tokens `[n ...]`; what is drawn depends on its key alone."""
         import torch
 
         on_device = {
@@ -108,77 +90,36 @@ class LanguageModel(Batched):
                 pad_token_id=pad_token_id,
             )
 
-
-def find(spec: str, what: str, patterns: tuple[str, ...]) -> Weights:
-    """Find a folder of transformers: local, or a Hub id.
-
-    Raises:
-        UserError: If nothing is there, or the Hub cannot be reached.
-    """
-    return locate(spec, what=what, fetch=partial(snapshot, what=what, patterns=patterns, probe="*config.json"))
+    def answer(self, chats: Mapping[str, Tensor], keys: Sequence[int], tokenizer: Any) -> list[str]:
+        """Write what comes behind each row of `chats`, whose tokens end together."""
+        tokens = self.generate(chats, keys, tokenizer.pad_token_id)[:, chats["input_ids"].shape[1] :]
+        return [tidy(text) for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
 
 
-def load_model(spec: str, folder: Path, kind: Kind, dtype: str, device: str) -> Any:
-    """Load a network of a kind, frozen.
+def load_chat_part(folder: Path, auto: str, what: str) -> Any:
+    """Load a tokenizer or processor that knows how a model is addressed.
 
-    Raises:
-        UserError: If the folder holds another kind, or not all of its weights.
-    """
-    from diffpo.compat import ensure_torchvision, pick_device
+    A batch of chats of different length is padded in front, so that they end together, where their continuations begin.
 
-    ensure_torchvision()
-    import torch
-    import transformers
-
-    _check_kind(spec, folder, kind)
-    auto = getattr(transformers, kind.auto)
-    try:
-        model, info = auto.from_pretrained(
-            folder, dtype=dtype if dtype == "auto" else getattr(torch, dtype), output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{spec} cannot be loaded as {kind.what}: {error}") from error
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise UserError(f"{spec} is not whole: {len(missing)} weights are missing, {missing[0]} first.")
-    return model.eval().requires_grad_(False).to(pick_device(device))
-
-
-def load_part(spec: str, folder: Path, auto: str, what: str) -> Any:
-    """Load a tokenizer (`AutoTokenizer`) or processor (`AutoProcessor`).
+    Args:
+        folder: Where it is.
+        auto: `AutoTokenizer` or `AutoProcessor`.
+        what: For messages.
 
     Raises:
-        UserError: If the folder does not hold it.
+        UserError: It is not there, or has no chat template.
     """
-    from diffpo.compat import ensure_torchvision
-
-    ensure_torchvision()
-    import transformers
-
-    try:
-        return getattr(transformers, auto).from_pretrained(folder)
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise UserError(f"{spec} has no {what} that transformers can load: {error}") from error
-
-
-def require_template(spec: str, owner: Any) -> None:
-    """Check that a processor or tokenizer has a chat template.
-
-    Raises:
-        UserError: It has none.
-    """
-    if not owner.chat_template:
+    part = load_part(folder, auto, what)
+    if not part.chat_template:
         raise UserError(
-            f"{spec} has no chat template (chat_template.jinja), so nobody knows how to address it. Give a chat or "
+            f"{folder} has no chat template (chat_template.jinja), so nobody knows how to address it. Give a chat or "
             "instruct version of the model, or add the template to a local copy."
         )
-
-
-def pad_left(tokenizer: Any) -> None:
-    """Let a batch of prompts of different length end together, where their continuations begin."""
+    tokenizer = part.tokenizer if auto == "AutoProcessor" else part
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    return part
 
 
 def tidy(text: str) -> str:
@@ -186,17 +127,6 @@ def tidy(text: str) -> str:
     text = " ".join(text.split())
     quoted = len(text) > 1 and text[0] + text[-1] in ('""', "''", "“”") and text[0] not in text[1:-1]
     return text[1:-1].strip() if quoted else text
-
-
-def _check_kind(spec: str, folder: Path, kind: Kind) -> None:
-    from transformers.models.auto import modeling_auto
-
-    try:
-        found = json.loads((folder / "config.json").read_text()).get("model_type")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{spec} has no readable config.json, so it is no model of transformers ({error}).") from error
-    if found not in getattr(modeling_auto, kind.mapping):
-        raise UserError(f"{spec} is a {found!r} model, which is not {kind.what} ({kind.auto} of transformers).")
 
 
 def _processors(options: LanguageModel, keys: Sequence[int]) -> Any:

@@ -43,12 +43,10 @@ class ShapesCaptioner(Captioner):
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What decides a caption."""
         code = ShapesVerifier().provenance["code"]
         return {"captioner": self.name, "sees": "image+prompt", "splits": self.splits, "code": code}
 
     def caption(self, images: Sequence[Image], prompts: Sequence[str], keys: Sequence[int]) -> list[str]:
-        """Caption each image; see `Captioner.caption`. Nothing is drawn."""
         from diffpo.worlds.shapes.scenes import parse_caption
         from diffpo.worlds.shapes.verify import see
 
@@ -135,12 +133,10 @@ class ShapesPerturber(Perturber):
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What decides a result."""
         options = {"level": self.level, "changes": CHANGES[self.level], "seed": self.seed, "splits": self.splits}
         return {"perturber": self.name, **options}
 
     def perturb(self, captions: Sequence[str], keys: Sequence[int]) -> list[str]:
-        """Rewrite each caption; see `Perturber.perturb`."""
         return [self._change(caption, key) for caption, key in zip(captions, keys, strict=True)]
 
     def _change(self, caption: str, key: int) -> str:

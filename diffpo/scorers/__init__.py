@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-
-from diffpo.errors import UserError
 from diffpo.scorers.aesthetic import AestheticV1, AestheticV2
 from diffpo.scorers.base import Scorer
 from diffpo.scorers.clip import Clip
@@ -30,19 +27,6 @@ SCORERS: dict[str, type[Scorer]] = {
 }
 
 
-def find_scorer(name: str) -> type[Scorer]:
-    """Look a scorer up.
-
-    Raises:
-        UserError: If there is none of that name, with the close match.
-    """
-    if name not in SCORERS:
-        close = difflib.get_close_matches(name, SCORERS, n=1)
-        hint = f" Did you mean {close[0]}?" if close else ""
-        raise UserError(f"unknown scorer {name!r}.{hint} There are {', '.join(SCORERS)}.")
-    return SCORERS[name]
-
-
 __all__ = [
     "MPS",
     "SCORERS",
@@ -57,5 +41,4 @@ __all__ = [
     "Scorer",
     "ShapesUtility",
     "ShapesVerifier",
-    "find_scorer",
 ]

@@ -5,20 +5,22 @@
 
     score = head(image / |image|)          about 1 to 10
 
-Both are called "aesthetic score" in papers, and are not comparable.
+Both are called "aesthetic score" in papers, and are not comparable. Images are resized and cropped as OpenAI's program
+for CLIP does.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from diffpo.errors import UserError
-from diffpo.scorers.checkpoints import describe, find_file, read_state
 from diffpo.scorers.clip import OPENAI
+from diffpo.scorers.loading import describe, read_state
+from diffpo.scorers.parts import find_file
 from diffpo.scorers.towers import TowerScorer
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from diffpo.disk.weights import Weights
-    from diffpo.scorers.transformers_tower import TransformersSource
+    from diffpo.scorers.transformers_tower import TransformersSpec
 
 V2_MODEL, V2_FILE = "trl-lib/ddpo-aesthetic-predictor", "aesthetic-model.pth"
 V1_ADDRESS = "https://github.com/LAION-AI/aesthetic-predictor/raw/main/sa_0_4_vit_l_14_linear.pth"
@@ -37,32 +39,34 @@ _ABOUT = "How much people like the look of an image, whatever its prompt: LAION'
 class Aesthetic(TowerScorer, ABC):
     """A head of linear layers on a CLIP's image features."""
 
-    version: ClassVar[str]
     layers: ClassVar[tuple[str, ...]]
     """Names of the head's layers in its file, in order; nothing stands between them but dropout."""
+    official: ClassVar[str]
+    """Name of the authors' file."""
 
+    head: str
+    """The head's file: local, in a folder, in a Hub repository, or at an address."""
+    file: str
+    """Its name in a folder or Hub repository."""
     clip: str = OPENAI
     """The CLIP of transformers whose features the head was trained on: Hub id or local folder."""
     scale: Literal["1-10", "0-1"] = "1-10"
     """`0-1` divides by ten, as VBench does."""
 
     @property
-    def provenance(self) -> dict[str, Any]:
-        """What decides a score, known without loading the weights."""
-        about = _ABOUT.format(version=self.version)
-        record = {"scorer": self.name, "about": about, **self._source.record, "head": self._head_file.identity}
-        return record | {"dtype": self.dtype, "scale": self.scale}
-
-    @property
-    @abstractmethod
-    def _head_file(self) -> Weights:
-        """Where the head is; remembered."""
+    def _found(self) -> dict[str, Any]:
+        return super()._found | {"head": self._head_file.identity}
 
     @cached_property
-    def _source(self) -> TransformersSource:
+    def _head_file(self) -> Weights:
+        return find_file(self.head, file=self.file, what=f"the aesthetic head ({self.official})")
+
+    @cached_property
+    def _spec(self) -> TransformersSpec:
         from diffpo.scorers.transformers_tower import find_transformers
 
-        return find_transformers(self.clip, processor=None, fallback=None, what="a CLIP ViT-L/14 of transformers")
+        what = "a CLIP ViT-L/14 of transformers"
+        return find_transformers(self.clip, what=what, preprocessing="PIL, OpenAI's crop")
 
     @cached_property
     def _head(self) -> list[tuple[Tensor, Tensor]]:
@@ -99,18 +103,14 @@ class AestheticV2(Aesthetic):
 
     name = "aesthetic"
     origin = f"Hub {V2_MODEL}, {V2_FILE}; {OPENAI}"
-    version = "v2"
+    about = _ABOUT.format(version="v2")
     layers = ("layers.0.", "layers.2.", "layers.4.", "layers.6.", "layers.7.")
+    official = "sac+logos+ava1-l14-linearMSE.pth"
 
     head: str = V2_MODEL
-    """The head's file: local, in a folder, or in a Hub repository."""
+    """The head's file: local, in a folder, in a Hub repository, or at an address."""
     file: str = V2_FILE
     """Its name in a folder or Hub repository."""
-
-    @cached_property
-    def _head_file(self) -> Weights:
-        what = "the aesthetic head (sac+logos+ava1-l14-linearMSE.pth)"
-        return find_file(self.head, file=self.file, what=what)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,14 +119,11 @@ class AestheticV1(Aesthetic):
 
     name = "aesthetic-v1"
     origin = f"{V1_ADDRESS}; Hub {OPENAI}"
-    version = "v1"
+    about = _ABOUT.format(version="v1")
     layers = ("",)
+    official = "sa_0_4_vit_l_14_linear.pth"
 
     head: str = V1_ADDRESS
     """The head's file: local, in a folder, in a Hub repository, or at an address."""
     file: str = "sa_0_4_vit_l_14_linear.pth"
     """Its name in a folder or Hub repository."""
-
-    @cached_property
-    def _head_file(self) -> Weights:
-        return find_file(self.head, file=self.file, what="the aesthetic head (sa_0_4_vit_l_14_linear.pth)")

@@ -1,13 +1,15 @@
-"""What a scorer is: a frozen set of options that turns images and prompts into numbers."""
+"""What a scorer is: a frozen set of options that turns images and prompts into numbers. Some have a network."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from diffpo.core.block import Block
+from diffpo.core.block import Block, Count
+from diffpo.errors import UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -15,13 +17,31 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Batched(Block):
+    """The option of whatever works on several rows at once."""
+
+    batch: Count = 8
+    """Images or texts at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnDevice(Batched):
+    """The options of whatever runs a network."""
+
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, ..."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scorer(Block, ABC):
-    """Judges one image for its prompt; higher is better. Weights are loaded when the first image is scored."""
+    """Judges one medium for its prompt; higher is better. Weights are loaded when the first one is scored."""
 
     name: ClassVar[str]
     """As in `SCORERS`, in score tables and in reports."""
     origin: ClassVar[str]
     """Where its weights come from unless an option says otherwise, for people."""
+    takes_frames: ClassVar[bool] = False
+    """Whether it looks at the frames of a clip together. The others judge a clip by the mean score of its frames."""
 
     @property
     @abstractmethod
@@ -49,3 +69,93 @@ class Scorer(Block, ABC):
             UserError: If the weights cannot be found or are of the wrong kind, or the scorer cannot judge such an
                 image or prompt.
         """
+
+    def judge(self, media: Sequence[Sequence[Image]], prompts: Sequence[str]) -> Tensor:
+        """Score each medium, an image being a clip of one frame, for its prompt.
+
+        A scorer that takes frames overrides this. For the others the score of a clip is the mean over its frames.
+
+        Args:
+            media: The frames of each, RGB; at least one.
+            prompts: One per medium.
+
+        Returns:
+            `[n]` float32 on the CPU.
+
+        Raises:
+            UserError: As `score`.
+        """
+        import torch
+
+        frames = [frame for medium in media for frame in medium]
+        counts = [len(medium) for medium in media]
+        texts = [prompt for prompt, count in zip(prompts, counts, strict=True) for _ in range(count)]
+        parts = self.score(frames, texts).split(counts)
+        return torch.stack([part.mean() for part in parts]) if parts else torch.zeros(0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkScorer(OnDevice, Scorer, ABC):
+    """A scorer that judges with a network."""
+
+    about: ClassVar[str]
+    """What is measured, for a reader of the report."""
+    scale: ClassVar[str]
+    """What a score is counted in; for some scorers this is an option."""
+
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Of weights and computation; half precision makes artificial ties."""
+    batch: Count = 32
+    """Images at a time."""
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        own = {"dtype": self.dtype, "scale": self.scale}
+        return {"scorer": self.name, "about": self.about, **self._found, **own}
+
+    @property
+    @abstractmethod
+    def _found(self) -> dict[str, Any]:
+        """What decides a score beside dtype and scale: weights, preprocessing, libraries."""
+
+    def score(self, images: Sequence[Image], prompts: Sequence[str]) -> Tensor:
+        import torch
+
+        assert len(images) == len(prompts), (len(images), len(prompts))
+        if not images:
+            return torch.zeros(0)
+        with torch.no_grad():
+            scores = self._judge(images, prompts)
+        if not scores.isfinite().all():
+            first = int((~scores.isfinite()).nonzero()[0])
+            remedy = "Try dtype=float32." if self.dtype != "float32" else "Its weights may be damaged."
+            raise UserError(f"{self.name} scored image {first} of {len(images)} as {scores[first].item()}. {remedy}")
+        return scores
+
+    @abstractmethod
+    def _judge(self, images: Sequence[Image], prompts: Sequence[str]) -> Tensor:
+        """Score at least one image: `[n]` float32 on the CPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointScorer(NetworkScorer, ABC):
+    """A scorer whose network sees image and prompt at once, so that nothing of one can be kept for another."""
+
+    def _judge(self, images: Sequence[Image], prompts: Sequence[str]) -> Tensor:
+        import torch
+
+        parts = []
+        for start in range(0, len(images), self.batch):
+            rows = slice(start, start + self.batch)
+            rgb = [image.convert("RGB") for image in images[rows]]
+            parts.append(self._score_batch(rgb, list(prompts[rows])).float().cpu())
+        return torch.cat(parts)
+
+    @abstractmethod
+    def _score_batch(self, images: list[Image], prompts: list[str]) -> Tensor:
+        """Score one batch of RGB images: `[b]`, in any dtype and place."""
+
+
+def versions(*packages: str) -> str:
+    """Name packages and their versions, without the build ("+cpu"): it does not decide a score."""
+    return ", ".join(f"{package} {version(package).partition('+')[0]}" for package in packages)

@@ -16,21 +16,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from diffpo.disk.weights import local, locate, snapshot
+from diffpo.disk.weights import local
 from diffpo.errors import UserError
-from diffpo.scorers.checkpoints import describe_folder
+from diffpo.scorers.parts import describe_folder, find_folder
 from diffpo.scorers.towers import CosineScorer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from diffpo.scorers.open_clip_tower import Resizing
-    from diffpo.scorers.towers import Source
+    from diffpo.scorers.towers import TowerSpec
 
 OPENAI = "openai/clip-vit-large-patch14"
 LAION = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 _OPEN_CLIP = "open_clip_config.json"
-_ABOUT = "How well the image fits its prompt, by a CLIP that was trained on captions from the web."
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,7 @@ class Clip(CosineScorer):
     """The cosine between image and prompt in any CLIP of open_clip or transformers."""
 
     name = "clip"
+    about = "How well the image fits its prompt, by a CLIP that was trained on captions from the web."
     origin = f"Hub {OPENAI}; presets {', '.join(PRESETS)}"
 
     model: str = "vit-l-14-openai"
@@ -72,21 +72,19 @@ class Clip(CosineScorer):
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What decides a score, known without loading the weights."""
-        record = {"scorer": self.name, "about": _ABOUT, **self._source.record, "dtype": self.dtype, "scale": self.scale}
-        return record | ({"prefix": self.prefix} if self.prefix else {})
+        return super().provenance | ({"prefix": self.prefix} if self.prefix else {})
 
     def _texts(self, prompts: Sequence[str]) -> Sequence[str]:
         return [self.prefix + prompt for prompt in prompts]
 
     @cached_property
-    def _source(self) -> Source:
+    def _spec(self) -> TowerSpec:
         if self.model in PRESETS:
             preset = PRESETS[self.model]
             return self._find(preset.model, preset.library, preset.preprocessing)
         return self._find(self.model, self.library, "own")
 
-    def _find(self, spec: str, library: str, preprocessing: Resizing) -> Source:
+    def _find(self, spec: str, library: str, preprocessing: Resizing) -> TowerSpec:
         """Find weights; our own `preprocessing` goes before the preset's."""
         from diffpo.scorers import open_clip_tower
         from diffpo.scorers.transformers_tower import find_transformers
@@ -105,7 +103,7 @@ class Clip(CosineScorer):
             return open_clip_tower.from_folder(spec, resizing)
         if resizing != "own":
             raise UserError(f"preprocessing={resizing} is for models of open_clip; {spec} is read by transformers.")
-        return find_transformers(spec, processor=None, fallback=None, what=f"a CLIP of transformers ({spec})")
+        return find_transformers(spec, what=f"a CLIP of transformers ({spec})")
 
 
 def _library_of(spec: str) -> str:
@@ -113,11 +111,7 @@ def _library_of(spec: str) -> str:
     if Path(spec).expanduser().is_file():
         return "transformers"
     what = "a CLIP of open_clip or transformers"
-    found = locate(
-        spec,
-        what=what,
-        fetch=lambda repo: snapshot(repo, what=what, patterns=["config.json", _OPEN_CLIP], probe="*config.json"),
-    ).path
+    found = find_folder(spec, what=what, files=["config.json", _OPEN_CLIP], probe="*config.json").path
     if (found / _OPEN_CLIP).is_file():
         return "open_clip"
     if not (found / "config.json").is_file():

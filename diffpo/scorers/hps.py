@@ -11,14 +11,14 @@ from __future__ import annotations
 from abc import ABC
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from diffpo.errors import UserError
-from diffpo.scorers.checkpoints import find_file
+from diffpo.scorers.parts import find_file
 from diffpo.scorers.towers import CosineScorer
 
 if TYPE_CHECKING:
-    from diffpo.scorers.open_clip_tower import OpenClipSource
+    from diffpo.scorers.open_clip_tower import OpenClipSpec
 
 HUB_MODEL = "xswu/HPSv2"
 FILES = {"hpsv2": "HPS_v2_compressed.pt", "hpsv2.1": "HPS_v2.1_compressed.pt"}
@@ -43,14 +43,8 @@ class HPS(CosineScorer, ABC):
     """`longest-side` smooths while it scales down, as an installation of today does; `longest-side-plain` does not, as
     torchvision did before 0.17, and probably the numbers in papers of that time."""
 
-    @property
-    def provenance(self) -> dict[str, Any]:
-        """What decides a score, known without loading the weights."""
-        about = _ABOUT.format(version=self.version)
-        return {"scorer": self.name, "about": about, **self._source.record, "dtype": self.dtype, "scale": self.scale}
-
     @cached_property
-    def _source(self) -> OpenClipSource:
+    def _spec(self) -> OpenClipSpec:
         from diffpo.scorers.open_clip_tower import from_file
 
         file = self.file or FILES[self.name]
@@ -68,6 +62,7 @@ class HPSv2(HPS):
     name = "hpsv2"
     origin = f"Hub {HUB_MODEL}, {FILES[name]}"
     version = "v2"
+    about = _ABOUT.format(version=version)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,3 +72,4 @@ class HPSv21(HPS):
     name = "hpsv2.1"
     origin = f"Hub {HUB_MODEL}, {FILES[name]}"
     version = "v2.1"
+    about = _ABOUT.format(version=version)

@@ -5,24 +5,24 @@
 
 Each image is resized to about 200,704 pixels, its aspect kept. Positions are counted one by one over text and image
 alike: the authors hand Qwen2-VL finished embeddings, so its three-part image positions never come into play, and the
-weights were trained like that. The authors run it in bfloat16, which takes 16 GB; float32 takes 32 GB.
+weights were trained like that. The authors run it in bfloat16, which takes 16 GB; float32 takes 32 GB. Their program
+rounds the speeds of all rotary positions to bfloat16, in training too; so they are rounded here in every dtype.
 
-Checked against transformers' own Qwen2-VL with a head of the published shape, on small random weights: the published
-ones were not at hand.
+Checked against the authors' program on small random weights: the published ones were not at hand.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from diffpo.disk.weights import Weights, locate, snapshot
+from diffpo.disk.weights import Weights
 from diffpo.errors import UserError
-from diffpo.scorers.checkpoints import describe, describe_folder, find_file, load_state, read_json, read_state
+from diffpo.scorers.base import JointScorer, versions
 from diffpo.scorers.hpsv3_instruction import INSTRUCTION, REWARD
-from diffpo.scorers.networks import JointScorer
-from diffpo.scorers.towers import versions
+from diffpo.scorers.loading import Kind, below, check_kind, describe, frozen, load_part, load_state, read_state
+from diffpo.scorers.parts import find_beside, find_file, read_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -58,7 +58,9 @@ class HPSv3(JointScorer):
     """HPS v3, from its published file or one with the same names."""
 
     name = "hpsv3"
+    about = "A vision-language model trained to rate images as people rank them (Human Preference Score v3)."
     origin = f"Hub {HUB_MODEL}, {FILE}; {HUB_BASE} without its weights"
+    scale = "mean rating"
 
     path: str = HUB_MODEL
     """Hub id, local folder, or file with the weights."""
@@ -69,17 +71,13 @@ class HPSv3(JointScorer):
     """Images at a time."""
 
     @property
-    def provenance(self) -> dict[str, Any]:
-        """What decides a score, known without loading the weights."""
+    def _found(self) -> dict[str, Any]:
         return {
-            "scorer": self.name,
-            "about": "A vision-language model trained to rate images as people rank them (Human Preference Score v3).",
             "weights": self._weights.identity,
             "base": self._base.identity,
             "preprocessing": f"PIL, {PIXELS} pixels",
+            "rotary speeds": "bfloat16",
             "library": versions("transformers", "pillow"),
-            "dtype": self.dtype,
-            "scale": "mean rating",
         }
 
     def _score_batch(self, images: list[Image], prompts: list[str]) -> Tensor:
@@ -109,45 +107,30 @@ class HPSv3(JointScorer):
 
     @cached_property
     def _base(self) -> Weights:
-        own = self._weights.path.parent
-        beside = str(own) if (own / "preprocessor_config.json").is_file() else HUB_BASE
-        patterns = ("config.json", "preprocessor_config.json", "tokenizer*.json", "vocab.json", "merges.txt")
-        fetch = partial(snapshot, what=_BASE, patterns=patterns, probe="preprocessor_config.json")
-        return locate(self.base or beside, what=_BASE, fetch=fetch)
+        return find_beside(self.base, self._weights, otherwise=HUB_BASE, what=_BASE, probe="preprocessor_config.json")
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any, Any, Any]:
         """The network, the head, the tokenizer and the image processor."""
-        import torch
-
-        from diffpo.compat import ensure_torchvision, pick_device
-
-        ensure_torchvision()
-        from transformers import AutoImageProcessor, AutoTokenizer
-
-        folder, device = self._base.path, pick_device(self.device)
-        if read_json(folder / "config.json").get("model_type") != "qwen2_vl":
-            raise UserError(f"{folder} holds {describe_folder(folder)}; HPSv3 needs {_BASE}.")
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-            image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
-        except (OSError, ValueError) as error:
-            raise UserError(f"{folder} holds no tokenizer and image processor of Qwen2-VL: {error}") from error
+        folder = self._base.path
+        check_kind(folder, Kind("AutoModel", "qwen2_vl"), _BASE)
+        tokenizer = load_part(folder, "AutoTokenizer", "Qwen2-VL's tokenizer")
         tokenizer.add_tokens([REWARD], special_tokens=True)
-        network, head = self._build(len(tokenizer), getattr(torch, self.dtype))
-        return network.to(device), head.to(device), tokenizer, image_processor
+        network, head = (frozen(part, None, self.device) for part in self._build(len(tokenizer)))
+        return network, head, tokenizer, load_part(folder, "AutoImageProcessor", "Qwen2-VL's image processor")
 
-    def _build(self, vocabulary: int, dtype: Any) -> tuple[Any, Any]:
-        """The network in `dtype` and the head in float32, loaded.
+    def _build(self, vocabulary: int) -> tuple[Any, Any]:
+        """Load the network in its dtype and the head in float32.
 
         Raises:
             UserError: If the weights are of another kind, not whole, or for another tokenizer.
         """
+        import torch
         from accelerate import init_empty_weights
         from torch import nn
         from transformers import Qwen2VLConfig, Qwen2VLModel
 
-        path = self._weights.path
+        path, dtype = self._weights.path, getattr(torch, self.dtype)
         state = read_state(path)
         own, rating = split_state(state)
         rows = own.get("language_model.embed_tokens.weight")
@@ -162,13 +145,16 @@ class HPSv3(JointScorer):
         config.text_config.vocab_size = vocabulary
         with init_empty_weights(include_buffers=False):  # 7 billion random numbers would take minutes
             network = Qwen2VLModel(config)
+        for name, buffer in network.named_buffers():
+            if name.endswith("inv_freq"):
+                buffer.copy_(buffer.bfloat16())
         width = config.text_config.hidden_size
         head = nn.Sequential(  # as the authors number it, with a dropout at 2
             *(nn.Linear(width, 1024), nn.ReLU(), nn.Identity(), nn.Linear(1024, 16), nn.ReLU(), nn.Linear(16, 2))
         )
         load_state(network, {name: x.to(dtype) for name, x in own.items()}, path=path, what=_FORMAT)
         load_state(head, {name: x.float() for name, x in rating.items()}, path=path, what=_FORMAT)
-        return network.eval().requires_grad_(False), head.eval().requires_grad_(False)
+        return network, head
 
 
 def conversation(prompt: str, patches: int, tokenizer: Any) -> str:
@@ -185,14 +171,11 @@ def conversation(prompt: str, patches: int, tokenizer: Any) -> str:
 
 
 def split_state(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Published names to ours: those of the network and those of the head. What predicts words is left out."""
-    own, head = {}, {}
+    """Divide published weights into the network's, by our names, and the head's. What predicts words is left out."""
+    own = {}
     for name, value in state.items():
-        if name.startswith("rm_head."):
-            head[name.removeprefix("rm_head.")] = value
-            continue
         for published, ours in _PLACES:
             if name.startswith(published):
                 own[ours + name.removeprefix(published)] = value
                 break
-    return own, head
+    return own, below(state, "rm_head.")

@@ -6,8 +6,7 @@ The vision part is a ViT-L/16, the text part a BERT-base with cross-attention in
 layers in a row. Both parts run in transformers' BLIP. The published file names them as BLIP's own code does (`blip.`,
 `mlp.`), and `vision_name` maps those names. All sizes are read from the weights; a head of attention has 64 channels.
 
-Checked against a forward pass written after the published architecture, on small random weights: the published ones
-were not at hand.
+Checked against the authors' program on small random weights: the published ones were not at hand.
 """
 
 from __future__ import annotations
@@ -15,16 +14,16 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffpo.disk.weights import Weights, locate, snapshot
+from diffpo.disk.weights import Weights
 from diffpo.errors import UserError
-from diffpo.scorers.checkpoints import describe, find_file, load_state, read_state
-from diffpo.scorers.networks import JointScorer
-from diffpo.scorers.towers import versions
+from diffpo.scorers.base import JointScorer, versions
+from diffpo.scorers.loading import below, describe, frozen, load_part, load_state, read_state
+from diffpo.scorers.parts import find_beside, find_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -35,7 +34,6 @@ HUB_TOKENIZER = "google-bert/bert-base-uncased"
 FILE = "ImageReward.pt"
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 """Of the rewards on the authors' data."""
-PIXEL_MEAN, PIXEL_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 TOKENS = 35
 """Where the authors cut a prompt."""
 HEAD_CHANNELS = 64
@@ -60,7 +58,9 @@ class ImageReward(JointScorer):
     """ImageReward, from its published file or one with the same names."""
 
     name = "imagereward"
+    about = "A BLIP trained on experts' rankings of images for a prompt."
     origin = f"Hub {HUB_MODEL}, {FILE}; {HUB_TOKENIZER}"
+    scale = "normalised reward"
 
     path: str = HUB_MODEL
     """Hub id, local folder that holds ImageReward.pt, or the file itself (also as safetensors)."""
@@ -68,24 +68,21 @@ class ImageReward(JointScorer):
     """Where BERT's tokenizer is; None is beside the weights if there is a vocab.txt, else its Hub id."""
 
     @property
-    def provenance(self) -> dict[str, Any]:
-        """What decides a score, known without loading the weights."""
+    def _found(self) -> dict[str, Any]:
         return {
-            "scorer": self.name,
-            "about": "A BLIP trained on experts' rankings of images for a prompt.",
             "weights": self._weights.identity,
             "tokenizer": self._tokenizer.identity,
             "preprocessing": f"PIL, centre crop, {TOKENS} tokens",
             "library": versions("transformers", "pillow"),
-            "dtype": self.dtype,
-            "scale": "normalised reward",
         }
 
     def _score_batch(self, images: list[Image], prompts: list[str]) -> Tensor:
         import torch
 
+        from diffpo.scorers.pixels import resize_and_crop
+
         vision, text, head, tokenizer = self._loaded
-        pixels = torch.stack([preprocess(image, vision.config.image_size) for image in images])
+        pixels = torch.stack([resize_and_crop(image, vision.config.image_size) for image in images])
         tokens = tokenizer(prompts, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt")
         states = text(
             input_ids=tokens.input_ids.to(text.device),
@@ -100,52 +97,18 @@ class ImageReward(JointScorer):
 
     @cached_property
     def _tokenizer(self) -> Weights:
-        own = self._weights.path.parent
-        beside = str(own) if (own / "vocab.txt").is_file() else HUB_TOKENIZER
-        patterns = ("vocab.txt", "tokenizer*.json")
-        fetch = partial(snapshot, what=_TOKENIZER, patterns=patterns, probe="vocab.txt")
-        return locate(self.tokenizer or beside, what=_TOKENIZER, fetch=fetch)
+        return find_beside(self.tokenizer, self._weights, otherwise=HUB_TOKENIZER, what=_TOKENIZER, probe="vocab.txt")
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any, Any, Any]:
         """The vision part, the text part, the head and the tokenizer."""
-        import torch
-
-        from diffpo.compat import ensure_torchvision, pick_device
+        from diffpo.compat import ensure_torchvision
 
         ensure_torchvision()
-        device, dtype = pick_device(self.device), getattr(torch, self.dtype)
-        vision, text, head = build(read_state(self._weights.path), self._weights.path)
-        for part, precision in ((vision, dtype), (text, dtype), (head, torch.float32)):
-            part.eval().requires_grad_(False).to(device, precision)
+        parts = build(read_state(self._weights.path), self._weights.path)
+        dtypes = (self.dtype, self.dtype, "float32")
+        vision, text, head = (frozen(x, dtype, self.device) for x, dtype in zip(parts, dtypes, strict=True))
         return vision, text, head, _load_tokenizer(self._tokenizer.path, text.config.vocab_size)
-
-
-def preprocess(image: Image, side: int) -> Tensor:
-    """Resize and crop as torchvision does with a PIL image, bit for bit.
-
-    CLIP's processor of transformers does nearly the same: it cuts one pixel further left or up where an odd number of
-    pixels goes.
-
-    Args:
-        image: RGB.
-        side: Of the square that remains, in pixels.
-
-    Returns:
-        `[3 side side]` float32, normalised.
-    """
-    import numpy as np
-    import torch
-    from PIL.Image import Resampling
-
-    width, height = image.size
-    short = min(width, height)
-    width, height = int(side * width / short), int(side * height / short)
-    left, top = round((width - side) / 2), round((height - side) / 2)
-    square = image.resize((width, height), Resampling.BICUBIC).crop((left, top, left + side, top + side))
-    pixels = torch.from_numpy(np.array(square)).permute(2, 0, 1).float() / 255
-    mean, std = (torch.tensor(values)[:, None, None] for values in (PIXEL_MEAN, PIXEL_STD))
-    return (pixels - mean) / std
 
 
 def vision_name(name: str) -> str:
@@ -168,8 +131,8 @@ def build(state: dict[str, Tensor], path: Path) -> tuple[Any, Any, Any]:
     from torch import nn
     from transformers import BlipTextModel, BlipVisionModel
 
-    vision = {vision_name(name): x for name, x in _below(state, "blip.visual_encoder.").items()}
-    text = _below(state, "blip.text_encoder.")
+    vision = {vision_name(name): x for name, x in below(state, "blip.visual_encoder.").items()}
+    text = below(state, "blip.text_encoder.")
     text.pop("embeddings.position_ids", None)
     try:
         vision_config, text_config = _vision_config(vision), _text_config(text)
@@ -181,13 +144,9 @@ def build(state: dict[str, Tensor], path: Path) -> tuple[Any, Any, Any]:
     for number, layer in zip((0, 2, 4, 6, 7), linear, strict=True):  # as dropout numbers them in the published file
         head.add_module(str(number), layer)
     parts = BlipVisionModel(vision_config), BlipTextModel(text_config, add_pooling_layer=False), head
-    for part, own in zip(parts, (vision, text, _below(state, "mlp.layers.")), strict=True):
+    for part, own in zip(parts, (vision, text, below(state, "mlp.layers.")), strict=True):
         load_state(part, own, path=path, what=_FORMAT)
     return parts
-
-
-def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): x for name, x in state.items() if name.startswith(prefix)}
 
 
 def _layers(state: dict[str, Tensor], prefix: str) -> int:
@@ -236,12 +195,7 @@ def _load_tokenizer(folder: Path, vocabulary: int) -> Any:
     Raises:
         UserError: If it is not the one that the weights were trained with.
     """
-    from transformers import BertTokenizer
-
-    try:
-        tokenizer = BertTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} holds no tokenizer of BERT: {error}") from error
+    tokenizer = load_part(folder, "BertTokenizer", "BERT's tokenizer")
     tokenizer.add_tokens(list(MARKS), special_tokens=True)
     if len(tokenizer) != vocabulary:
         raise UserError(

@@ -5,25 +5,25 @@
 The text side is CLIP ViT-H/14's pooled feature; image and text tokens are CLIP's last states, each projected. Only the
 model for overall preference was released, and only as a pickle of a whole module, which is not opened here: `RE-N-Y/
 mpsv1` on the Hub holds the same weights as safetensors, and any state dict of the module will do. The released scripts
-set the threshold to 0.01 (model, README) or 0.3 (HPDv2) and run in half precision, one prompt at a time.
+set the threshold to 0.01 (model, README) or 0.3 (HPDv2) and run in half precision, one prompt at a time. The speeds of
+its rotary positions are a buffer of the file in half precision; they are used as they are.
 
-Checked against a forward pass written after the published code, on small random weights: the published ones were not at
-hand.
+Checked against the authors' program on small random weights: the published ones were not at hand.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from diffpo.core.block import Sharing
-from diffpo.disk.weights import Weights, locate, snapshot
+from diffpo.disk.weights import Weights
 from diffpo.errors import UserError
-from diffpo.scorers.checkpoints import describe, describe_folder, find_file, load_state, read_json, read_state
-from diffpo.scorers.networks import JointScorer
-from diffpo.scorers.towers import versions
+from diffpo.scorers.base import JointScorer, versions
+from diffpo.scorers.loading import CLIP, check_kind, describe, frozen, load_part, load_state, read_state
+from diffpo.scorers.parts import find_beside, find_file, read_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -38,7 +38,7 @@ OVERALL = (
 )
 """The authors' condition for overall preference."""
 _FORMAT = "an MPS"
-_FIXED = r"position_ids$|^layers\.\d+\.\d+\.fn\.(rotary_emb\.|norm\.bias$)"
+_FIXED = r"position_ids$|^layers\.\d+\.\d+\.fn\.(rotary_emb\.(?!inv_freq$)|norm\.bias$)"
 _PROCESSOR = "CLIP's configuration, tokenizer and image processor (config.json, vocab.json, preprocessor_config.json)"
 
 
@@ -47,7 +47,9 @@ class MPS(JointScorer):
     """The Multi-dimensional Preference Score, for overall preference."""
 
     name = "mps"
+    about = "A CLIP with cross-attention, trained on people's overall choices between images."
     origin = f"Hub {HUB_MODEL}, {FILE}; {HUB_PROCESSOR}"
+    scale = "logit"
 
     path: str = HUB_MODEL
     """Hub id, local folder, or file with the weights (safetensors, or a torch file of weights alone)."""
@@ -60,19 +62,15 @@ class MPS(JointScorer):
     """How relevant to the condition a token of the prompt must be, compared with the most relevant one."""
 
     @property
-    def provenance(self) -> dict[str, Any]:
-        """What decides a score, known without loading the weights."""
+    def _found(self) -> dict[str, Any]:
         return {
-            "scorer": self.name,
-            "about": "A CLIP with cross-attention, trained on people's overall choices between images.",
             "weights": self._weights.identity,
             "processor": self._processor.identity,
             "preprocessing": "PIL",
+            "rotary speeds": "the checkpoint's",
             "library": versions("transformers", "pillow"),
             "condition": self.condition,
             "threshold": self.threshold,
-            "dtype": self.dtype,
-            "scale": "logit",
         }
 
     def _score_batch(self, images: list[Image], prompts: list[str]) -> Tensor:
@@ -96,74 +94,66 @@ class MPS(JointScorer):
 
     @cached_property
     def _processor(self) -> Weights:
-        own = self._weights.path.parent
-        beside = str(own) if (own / "preprocessor_config.json").is_file() else HUB_PROCESSOR
-        patterns = ("*config.json", "tokenizer.json", "vocab.json", "merges.txt", "special_tokens_map.json")
-        fetch = partial(snapshot, what=_PROCESSOR, patterns=patterns, probe="preprocessor_config.json")
-        return locate(self.processor or beside, what=_PROCESSOR, fetch=fetch)
+        probe = "preprocessor_config.json"
+        return find_beside(self.processor, self._weights, otherwise=HUB_PROCESSOR, what=_PROCESSOR, probe=probe)
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any, Any, Any]:
         """CLIP, the cross model, the image processor, and what turns texts into padded ids on the device."""
-        import torch
-
-        from diffpo.compat import ensure_torchvision, pick_device
-
-        ensure_torchvision()
-        from transformers import AutoImageProcessor, AutoTokenizer
-
-        folder, device = self._processor.path, pick_device(self.device)
-        clip, cross_model = self._build()
-        for part in (clip, cross_model):
-            part.eval().requires_grad_(False).to(device, getattr(torch, self.dtype))
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-            image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
-        except (OSError, ValueError) as error:
-            raise UserError(f"{folder} holds no tokenizer and image processor of CLIP: {error}") from error
+        folder = self._processor.path
+        check_kind(folder, CLIP, _PROCESSOR)
+        tokenizer = load_part(folder, "AutoTokenizer", "CLIP's tokenizer")
+        image_processor = load_part(folder, "AutoImageProcessor", "CLIP's image processor")
+        clip, cross_model = (frozen(part, None, self.device) for part in self._build())
         length = clip.config.text_config.max_position_embeddings
 
         def read(texts: list[str]) -> Tensor:
             padded = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
-            return padded.input_ids.to(device)  # no mask: the authors let padding be relevant too
+            return padded.input_ids.to(clip.device)  # no mask: the authors let padding be relevant too
 
         return clip, cross_model, image_processor, read
 
     def _build(self) -> tuple[Any, Any]:
-        """CLIP and the cross model, loaded.
+        """Load CLIP and the cross model, all but its rotary speeds in `dtype`.
 
         Raises:
-            UserError: If the weights are of another kind, or not whole, or the configuration is not CLIP's.
+            UserError: If the weights are of another kind, or not whole.
         """
+        import torch
         from transformers import CLIPConfig, CLIPModel
 
-        from diffpo.scorers.mps_network import build_cross_model
+        from diffpo.scorers.mps_network import SPEEDS, build_cross_model
 
-        folder, path = self._processor.path, self._weights.path
-        config = read_json(folder / "config.json")
-        if config.get("model_type") != "clip":
-            raise UserError(f"{folder} holds {describe_folder(folder)}; MPS needs {_PROCESSOR}.")
+        path, dtype = self._weights.path, getattr(torch, self.dtype)
         state = read_state(path)
         parts = split_state(state)
         try:
             cross_model = build_cross_model(parts["cross_model"])
         except KeyError as error:
             raise UserError(f"{path} holds {describe(state)}, not a whole MPS: {error} is missing.") from error
-        clip = CLIPModel(CLIPConfig.from_dict(config))
-        load_state(clip, parts["model"], path=path, what=_FORMAT)
-        load_state(cross_model, parts["cross_model"], path=path, what=_FORMAT)
+        clip = CLIPModel(CLIPConfig.from_dict(read_json(self._processor.path / "config.json")))
+        for network, own in ((clip, parts["model"]), (cross_model, parts["cross_model"])):
+            kept = {name: x if name.endswith(SPEEDS) else x.to(dtype) for name, x in own.items()}
+            load_state(network, kept, path=path, what=_FORMAT)
         return clip, cross_model
 
 
 def split_state(state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Published names to ours: those of CLIP (`model`) and those of the cross model (`cross_model`).
+    """Divide published weights into CLIP's (`model`) and the cross model's (`cross_model`), by our names.
 
-    Left out is what has a value by construction: positions, the rotary speeds, the zero bias of the norms. The Hub's
-    copy has `mps.` in front of all.
+    Left out is what has a value by construction: positions, the zero bias of the norms. The Hub's copy has `mps.` in
+    front of all. Where the rotary speeds are not in the file, they are computed, and rounded to half precision as those
+    of the released module are.
     """
+    from diffpo.scorers.mps_network import SPEEDS, rotary_speeds
+
     parts: dict[str, dict[str, Tensor]] = {"model": {}, "cross_model": {}}
     for published, value in state.items():
         part, _, name = published.removeprefix("mps.").partition(".")
         if part in parts and not re.search(_FIXED, name):
             parts[part][name.replace(".fn.", ".")] = value
+    cross = parts["cross_model"]
+    for name in [name for name in cross if name.endswith("fused_attn_ff_proj.weight")]:
+        channels = len(cross[name.replace("1.fused_attn_ff_proj.weight", "0.to_kv.weight")]) // 2
+        cross.setdefault(name.replace("fused_attn_ff_proj.weight", SPEEDS), rotary_speeds(channels).half())
     return parts

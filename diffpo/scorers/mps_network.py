@@ -15,6 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+SPEEDS = "rotary_emb.inv_freq"
+"""How the names of buffers with rotary speeds end."""
+
 
 def relevant_tokens(text: Tensor, condition: Tensor, threshold: float) -> Tensor:
     """Which of a prompt's tokens say something of what the condition asks for.
@@ -75,6 +78,8 @@ class ParallelBlock(nn.Module):
         super().__init__()
         self.parts = (heads * head, head, head, 2 * hidden)
         self.norm = nn.LayerNorm(width, bias=False)
+        self.rotary_emb = nn.Module()
+        self.rotary_emb.register_buffer("inv_freq", rotary_speeds(head))
         self.fused_attn_ff_proj = nn.Linear(width, sum(self.parts), bias=False)
         self.attn_out = nn.Linear(heads * head, width, bias=False)
         self.ff_out = nn.Sequential(SwiGLU(), nn.Linear(hidden, width, bias=False))
@@ -82,7 +87,8 @@ class ParallelBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`[b i d]` -> `[b i d]`."""
         query, key, value, hidden = self.fused_attn_ff_proj(self.norm(x)).split(self.parts, dim=-1)
-        query, key = rotate(_split(query, self.parts[1])), rotate(key)
+        speeds = self.rotary_emb.inv_freq
+        query, key = rotate(_split(query, self.parts[1]), speeds), rotate(key, speeds)
         return self.attn_out(attend(query, key, value)) + self.ff_out(hidden)
 
 
@@ -130,11 +136,18 @@ def attend(query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None = None
     return functional.scaled_dot_product_attention(query, *shared, attn_mask=seen).transpose(1, 2).flatten(2)
 
 
-def rotate(x: Tensor) -> Tensor:
-    """Rotary positions (arXiv:2104.09864): channels c and c + d/2 turn by position x 10000^(-2c/d)."""
-    count, channels = x.shape[-2:]
-    speed = 10000.0 ** (-torch.arange(0, channels, 2, device=x.device, dtype=torch.float32) / channels)
-    angle = torch.outer(torch.arange(count, device=x.device, dtype=torch.float32), speed).repeat(1, 2)
+def rotary_speeds(channels: int) -> Tensor:
+    """Radians per position, 10000^(-2c/d): `[d / 2]`."""
+    return 10000.0 ** (-torch.arange(0, channels, 2, dtype=torch.float32) / channels)
+
+
+def rotate(x: Tensor, speeds: Tensor) -> Tensor:
+    """Turn channels c and c + d/2 of `[... n d]` by position times speed `[d / 2]`: rotary positions (2104.09864).
+
+    The product has the precision of the speeds, as in the authors' code: half, for their weights.
+    """
+    positions = torch.arange(x.shape[-2], device=x.device).to(speeds.dtype)
+    angle = torch.outer(positions, speeds).float().repeat(1, 2)
     first, second = x.chunk(2, dim=-1)
     return x * angle.cos().to(x.dtype) + torch.cat((-second, first), dim=-1) * angle.sin().to(x.dtype)
 

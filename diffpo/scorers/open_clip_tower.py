@@ -12,18 +12,20 @@ import json
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffpo.compat import ensure_torchvision
-from diffpo.disk.weights import Weights, locate, snapshot
+from diffpo.disk.weights import Weights, snapshot
 from diffpo.errors import UserError
-from diffpo.scorers.checkpoints import load_state, pick_file, read_json, read_state
-from diffpo.scorers.towers import Source, Tower, versions
+from diffpo.scorers.base import versions
+from diffpo.scorers.loading import frozen, load_part, load_state, read_state
+from diffpo.scorers.parts import find_folder, pick_file, read_json
+from diffpo.scorers.pixels import pad_longest
+from diffpo.scorers.towers import Tower, TowerSpec
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -38,7 +40,7 @@ _FILES = ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
 
 
 @dataclass(frozen=True)
-class OpenClipSource(Source):
+class OpenClipSpec(TowerSpec):
     """A CLIP of open_clip, found but not loaded."""
 
     weights: Weights
@@ -53,9 +55,9 @@ class OpenClipSource(Source):
 
     @property
     def record(self) -> dict[str, Any]:
-        """All that decides the features."""
         digest = hashlib.blake2b(json.dumps(self.config, sort_keys=True).encode(), digest_size=4).hexdigest()
         own = self.resizing == "own"
+        _open_clip()
         images = f"open_clip {json.dumps(self.preprocess, sort_keys=True)}" if own else f"HPS, {self.resizing}"
         return {
             "weights": self.weights.identity,
@@ -65,7 +67,6 @@ class OpenClipSource(Source):
         }
 
     def load(self, dtype: str, device: str) -> OpenClipTower:
-        """Load the network."""
         network = _build(self.config, self.label)
         state = read_state(self.weights.path)
         if any(name.startswith("text.") for name in network.state_dict()):
@@ -73,7 +74,7 @@ class OpenClipSource(Source):
 
             state = convert_to_custom_text_state_dict(state)
         load_state(network, state, path=self.weights.path, what=f"a CLIP {self.label} of open_clip")
-        network.eval().requires_grad_(False).to(device, getattr(torch, dtype))
+        frozen(network, dtype, device)
         tokenizer = _tokenizer(self.config["text_cfg"], self.weights.path.parent)
         return OpenClipTower(network, tokenizer, _transform(network.visual.image_size, self.preprocess, self.resizing))
 
@@ -87,38 +88,35 @@ class OpenClipTower(Tower):
 
     @property
     def logit_scale(self) -> float:
-        """The learned factor of the cosine, exp of the parameter."""
         return self.network.logit_scale.float().exp().item()
 
     def encode_images(self, images: Sequence[Image]) -> Tensor:
-        """Features of one batch of RGB images."""
         pixels = torch.stack([self._transform(image) for image in images])
         weight = self.network.logit_scale
         return self.network.encode_image(pixels.to(weight.device, weight.dtype))
 
     def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """Features of one batch of prompts."""
         return self.network.encode_text(self._tokenizer(list(prompts)).to(self.network.logit_scale.device))
 
 
-def from_folder(spec: str, resizing: Resizing) -> OpenClipSource:
+def from_folder(spec: str, resizing: Resizing) -> OpenClipSpec:
     """Find a CLIP in a folder or Hub repository with open_clip's configuration.
 
     Raises:
         UserError: If it is not there.
     """
-    patterns = (CONFIG, _FILES[0], "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json")
-    found = locate(spec, what=WHAT, fetch=partial(snapshot, what=WHAT, patterns=patterns, probe=CONFIG))
+    files = (CONFIG, _FILES[0], "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json")
+    found = find_folder(spec, what=WHAT, files=files, probe=CONFIG)
     if not (found.path / _FILES[0]).is_file() and not Path(spec).expanduser().exists():
         snapshot(spec, what=WHAT, patterns=_FILES[1:], probe=_FILES[1])
     config = read_json(found.path / CONFIG)
     if "model_cfg" not in config:
         raise UserError(f"{found.path / CONFIG} has no model_cfg, so it is no configuration of open_clip.")
     weights = Weights(pick_file(found.path, _FILES, WHAT), found.identity)
-    return OpenClipSource(weights, config["model_cfg"], Path(spec).name, config.get("preprocess_cfg", {}), resizing)
+    return OpenClipSpec(weights, config["model_cfg"], Path(spec).name, config.get("preprocess_cfg", {}), resizing)
 
 
-def from_file(weights: Weights, architecture: str, resizing: Resizing) -> OpenClipSource:
+def from_file(weights: Weights, architecture: str, resizing: Resizing) -> OpenClipSpec:
     """A CLIP in one file, whose architecture is a name that open_clip knows or a JSON file like open_clip's own.
 
     Raises:
@@ -129,58 +127,24 @@ def from_file(weights: Weights, architecture: str, resizing: Resizing) -> OpenCl
         config = read_json(path)
         config, label = config.get("model_cfg", config), path.stem
     else:
-        ensure_torchvision()
-        import open_clip
-
-        config, label = open_clip.get_model_config(architecture), architecture
+        config, label = _open_clip().get_model_config(architecture), architecture
         if config is None:
             raise UserError(
                 f"open_clip has no architecture {architecture!r}. Give one of open_clip.list_models(), such as "
                 "ViT-H-14, or a JSON file with embed_dim, vision_cfg and text_cfg."
             )
-    return OpenClipSource(weights, config, label, {}, resizing)
+    return OpenClipSpec(weights, config, label, {}, resizing)
 
 
 def hub_id_of_tag(spec: str) -> str | None:
     """The Hub repository of ARCHITECTURE/TAG, such as ViT-B-32/laion2b_s34b_b79k; None: spec is something else."""
     architecture, _, tag = spec.partition("/")
     library = importlib.util.find_spec("open_clip")
-    assert library is not None and library.origin is not None
+    if library is None or library.origin is None:
+        return None
     if not (Path(library.origin).parent / "model_configs" / f"{architecture}.json").is_file():
         return None  # without the seconds that the import takes
-    ensure_torchvision()
-    import open_clip
-
-    return open_clip.get_pretrained_cfg(architecture, tag).get("hf_hub", "").rstrip("/") or None
-
-
-def pad_longest(image: Image, size: int, *, antialias: bool) -> Tensor:
-    """Scale the longest side to `size` and pad with black on both sides.
-
-    Bit for bit what `hpsv2` does with torchvision. It forgets to pad where the longest side is `size` already, and then
-    fails; here such an image is padded too.
-
-    Args:
-        image: RGB.
-        size: Side of the square.
-        antialias: Whether to smooth while scaling down.
-
-    Returns:
-        `[3 size size]` in about [0, 1]: bicubic interpolation overshoots.
-    """
-    import numpy as np
-
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div(255)
-    factor = size / max(pixels.shape[1:])
-    if factor != 1:
-        height, width = (max(1, round(side * factor)) for side in pixels.shape[1:])
-        resized = nn.functional.interpolate(
-            pixels[None], (height, width), mode="bicubic", align_corners=False, antialias=antialias
-        )
-        pixels = resized[0]
-    top, left = ((size - side) // 2 for side in pixels.shape[1:])
-    bottom, right = size - pixels.shape[1] - top, size - pixels.shape[2] - left
-    return nn.functional.pad(pixels, (left, right, top, bottom))
+    return _open_clip().get_pretrained_cfg(architecture, tag).get("hf_hub", "").rstrip("/") or None
 
 
 def _transform(size: int | tuple[int, int], preprocess: dict[str, Any], resizing: Resizing) -> Any:
@@ -198,17 +162,31 @@ def _transform(size: int | tuple[int, int], preprocess: dict[str, Any], resizing
     return lambda image: (pad_longest(image, side, antialias=antialias) - mean) / std
 
 
+def _open_clip() -> Any:
+    """Import open_clip, which takes seconds.
+
+    Raises:
+        UserError: It is not installed.
+    """
+    ensure_torchvision()
+    try:
+        import open_clip
+    except ImportError as error:
+        raise UserError(
+            "HPS and the CLIPs of open_clip need open-clip-torch, which is not installed: pip install 'diffpo[scorers]'"
+        ) from error
+    return open_clip
+
+
 def _build(config: dict[str, Any], label: str) -> Any:
     """Make the network of a configuration, without fetching weights for its parts."""
-    ensure_torchvision()
-    import open_clip
-
-    config = deepcopy(config)
+    open_clip, config = _open_clip(), deepcopy(config)
     try:
         text, vision = config["text_cfg"], config["vision_cfg"]
         custom = config.pop("custom_text", False) or "hf_model_name" in text
         if "hf_model_name" in text:
             text["hf_model_pretrained"] = False
+            load_part(text["hf_model_name"], "AutoConfig", f"the text part of {label}")  # else open_clip may run code
         if "timm_model_name" in vision:
             vision["timm_model_pretrained"] = False
         if not custom:
@@ -221,11 +199,12 @@ def _build(config: dict[str, Any], label: str) -> Any:
 def _tokenizer(text: dict[str, Any], folder: Path) -> Any:
     from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 
-    length, options = text.get("context_length", 77), text.get("tokenizer_kwargs", {})
+    length, options = text.get("context_length", 77), dict(text.get("tokenizer_kwargs", {}))
     if "hf_tokenizer_name" not in text:
         return SimpleTokenizer(context_length=length, **options)
     try:
         mode = text.get("tokenizer_mode")
+        options["trust_remote_code"] = False  # whatever the file says
         return HFTokenizer(str(folder), context_length=length, tokenizer_mode=mode, **options)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} lacks the tokenizer of {text['hf_tokenizer_name']}: {error}") from error

@@ -14,11 +14,10 @@ from diffpo.disk.weights import EMBEDDED
 from diffpo.scorers.towers import CosineScorer
 
 if TYPE_CHECKING:
-    from diffpo.scorers.transformers_tower import TransformersSource
+    from diffpo.scorers.transformers_tower import TransformersSpec
 
 HUB_MODEL = "yuvalkirstain/PickScore_v1"
 HUB_PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
-_ABOUT = "A CLIP trained to predict which of two images people choose for a prompt."
 _ABOUT_EMBEDDED = "A small CLIP in PickScore's format, trained on the shapes world. No humans were asked."
 
 
@@ -27,6 +26,7 @@ class PickScore(CosineScorer):
     """PickScore, or any CLIP of transformers in its format."""
 
     name = "pickscore"
+    about = "A CLIP trained to predict which of two images people choose for a prompt."
     origin = f"Hub {HUB_MODEL}; shapes:pickscore is embedded"
 
     path: str = HUB_MODEL
@@ -40,12 +40,10 @@ class PickScore(CosineScorer):
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What decides a score, known without loading the weights."""
-        about = _ABOUT_EMBEDDED if self.path in EMBEDDED else _ABOUT
-        return {"scorer": self.name, "about": about, **self._source.record, "dtype": self.dtype, "scale": self.scale}
+        return super().provenance | ({"about": _ABOUT_EMBEDDED} if self.path in EMBEDDED else {})
 
     @cached_property
-    def _source(self) -> TransformersSource:
+    def _spec(self) -> TransformersSpec:
         from diffpo.scorers.transformers_tower import find_transformers
 
-        return find_transformers(self.path, processor=self.processor, fallback=HUB_PROCESSOR, what="PickScore")
+        return find_transformers(self.path, what="PickScore", processor=self.processor, otherwise=HUB_PROCESSOR)

@@ -30,12 +30,10 @@ class ShapesVerifier(Scorer):
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What decides a score."""
         about = "Share of the caption's attributes that the image shows: an exact check, no learned judge."
         return {"scorer": self.name, "about": about, "weights": None, "code": _code(), "scale": "0 to 1"}
 
     def score(self, images: Sequence[Image], prompts: Sequence[str]) -> Tensor:
-        """Score each image for its prompt: `[n]` in [0, 1]. See `Scorer.score`."""
         import torch
 
         from diffpo.worlds.shapes.verify import verify_batch
@@ -58,7 +56,6 @@ class ShapesUtility(Scorer):
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What decides a score."""
         return {
             "scorer": self.name,
             "about": "Utility of the simulated annotators who labelled the training pairs. No humans were asked.",
@@ -69,7 +66,6 @@ class ShapesUtility(Scorer):
         }
 
     def score(self, images: Sequence[Image], prompts: Sequence[str]) -> Tensor:
-        """Score each image for its prompt: `[n]`. See `Scorer.score`."""
         import torch
 
         from diffpo.worlds.shapes.annotators import utilities

@@ -12,11 +12,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
-from diffpo.scorers.networks import NetworkScorer
+from diffpo.scorers.base import NetworkScorer
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -56,8 +55,8 @@ class Tower(ABC):
         return _remembered(self._prompts, list(prompts), prompts, batch, self.encode_prompts)
 
 
-class Source(ABC):
-    """Weights and preprocessing of a tower, found but not loaded."""
+class TowerSpec(ABC):
+    """Which tower: its weights and preprocessing, found but not loaded."""
 
     @property
     @abstractmethod
@@ -83,15 +82,19 @@ class TowerScorer(NetworkScorer, ABC):
         from diffpo.compat import pick_device
 
         device = str(pick_device(self.device))
-        key = json.dumps([self._source.record, self.dtype, device], sort_keys=True)
+        key = json.dumps([self._spec.record, self.dtype, device], sort_keys=True)
         tower = _towers.get(key)
         if tower is None:
-            tower = _towers[key] = self._source.load(self.dtype, device)
+            tower = _towers[key] = self._spec.load(self.dtype, device)
         return tower
 
     @property
+    def _found(self) -> dict[str, Any]:
+        return self._spec.record
+
+    @property
     @abstractmethod
-    def _source(self) -> Source:
+    def _spec(self) -> TowerSpec:
         """Weights and preprocessing; remembered."""
 
 
@@ -127,11 +130,6 @@ def scaled(cosine: Tensor, scale: str, logit_scale: float) -> Tensor:
     if scale == "clipscore":
         return 2.5 * cosine.clamp(min=0)
     return {"cosine": 1.0, "percent": 100.0, "logit": logit_scale}[scale] * cosine
-
-
-def versions(*packages: str) -> str:
-    """Name packages and their versions, without the build ("+cpu"): it does not decide a score."""
-    return ", ".join(f"{package} {version(package).partition('+')[0]}" for package in packages)
 
 
 def _digest(image: Image) -> str:

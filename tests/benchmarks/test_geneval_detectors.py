@@ -99,7 +99,7 @@ def test_mask2former_finds_what_its_numbers_say(mask2former):
 
 def test_a_wrong_model_and_an_absent_one(mask2former, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip"}))
-    with pytest.raises(UserError, match="'clip' model, no Mask2Former"):
+    with pytest.raises(UserError, match="'clip' model, which is not a Mask2Former"):
         Mask2Former(path=str(tmp_path), device="cpu").detect([noise()], 0.5)
     with pytest.raises(UserError, match=r"mask2former-swin-small-coco-instance .*config\.json"):
         Mask2Former(device="cpu").detect([noise()], 0.5)

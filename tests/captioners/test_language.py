@@ -86,7 +86,7 @@ def test_a_model_of_another_kind(language_model):
 
 
 def test_a_folder_that_is_no_model(tmp_path):
-    with pytest.raises(UserError, match=r"no readable config\.json"):
+    with pytest.raises(UserError, match=r"config\.json is no readable JSON file"):
         _ = Instruct(path=str(tmp_path)).model
 
 
@@ -109,7 +109,7 @@ def test_a_model_without_chat_template(language_model, tmp_path):
 def test_a_model_without_tokenizer(language_model, tmp_path):
     for name in ("config.json", "model.safetensors"):
         shutil.copy(language_model("llama") / name, tmp_path / name)
-    with pytest.raises(UserError, match="no tokenizer that transformers can load"):
+    with pytest.raises(UserError, match="cannot be loaded as a tokenizer"):
         Instruct(path=str(tmp_path)).perturb(["a"], [0])
 
 

@@ -57,7 +57,7 @@ def test_pixels_are_those_of_torchvision(size):
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms import functional as F
 
-    from diffpo.scorers.open_clip_tower import pad_longest
+    from diffpo.scorers.pixels import pad_longest
 
     pixels = torch.randint(0, 256, (3, size[1], size[0]), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     image = Image.fromarray(pixels.permute(1, 2, 0).numpy())

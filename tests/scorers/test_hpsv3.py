@@ -59,6 +59,8 @@ def reference():
     )
     model = Reference(config).eval()
     with torch.no_grad():
+        for part in (model.model.visual.rotary_pos_emb, model.model.language_model.rotary_emb):
+            part.inv_freq = part.inv_freq.bfloat16().float()  # as the authors' `model.to(bfloat16)` leaves them
         for name, weight in model.named_parameters():
             if weight.ndim > 1:
                 weight.copy_(torch.randn(weight.shape) / math.sqrt(weight[0].numel()))
@@ -184,7 +186,7 @@ def test_weights_of_the_wrong_kind_or_not_whole(reference, folder, tmp_path):
 
 def test_a_base_of_another_model(folder, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(UserError, match="holds a 'bert' model; HPSv3 needs Qwen2-VL's configuration"):
+    with pytest.raises(UserError, match="is a 'bert' model, which is not Qwen2-VL's configuration"):
         HPSv3(path=str(folder), base=str(tmp_path), device="cpu").score([Image.new("RGB", (8, 8))], ["a"])
 
 

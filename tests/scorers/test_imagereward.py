@@ -11,7 +11,8 @@ from torch import nn
 
 from diffpo.compat import ensure_torchvision
 from diffpo.errors import ConfigError, UserError
-from diffpo.scorers.imagereward import HUB_TOKENIZER, ImageReward, preprocess, vision_name
+from diffpo.scorers.imagereward import HUB_TOKENIZER, ImageReward, vision_name
+from diffpo.scorers.pixels import resize_and_crop
 
 VISION, TEXT, HEAD, SIDE, PATCH = 192, 128, 64, 32, 16
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "cat", "dog", "on", "the", "moon", "##s", ","]
@@ -169,7 +170,7 @@ def images():
 @pytest.mark.parametrize("batch", [1, 3])
 def test_scores_are_those_of_the_published_architecture(reference, folder, images, batch):
     ids = torch.tensor([tokens(prompt) for prompt in PROMPTS])
-    pixels = torch.stack([preprocess(image, SIDE) for image in images])
+    pixels = torch.stack([resize_and_crop(image, SIDE) for image in images])
     with torch.no_grad():
         expected = reference(pixels, ids, (ids != 0).float())
     scores = ImageReward(path=str(folder), device="cpu", batch=batch).score(images, PROMPTS)
@@ -197,7 +198,7 @@ def test_preprocessing_is_torchvisions_bit_for_bit(size):
     )
     values = np.random.default_rng(1).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     image = Image.fromarray(values)
-    assert torch.equal(preprocess(image, 224), official(image))
+    assert torch.equal(resize_and_crop(image, 224), official(image))
 
 
 def test_a_file_alone_needs_a_tokenizer(folder, images, tmp_path, reference):

@@ -13,7 +13,7 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
 from diffpo.errors import ConfigError, UserError
 from diffpo.scorers.mps import MPS, OVERALL, split_state
-from diffpo.scorers.mps_network import relevant_tokens, rotate
+from diffpo.scorers.mps_network import relevant_tokens, rotary_speeds, rotate
 
 WIDTH, HEADS, CHANNELS, HIDDEN, SIDE = 40, 3, 8, 56, 16
 PROMPTS = ["a red cat", "the moon over a very wide and quiet sea", "", "a red cat"]
@@ -40,9 +40,18 @@ def test_a_prompt_that_nothing_fits_keeps_its_tokens():
 
 def test_rotary_positions_by_hand():
     """Two channels turn by their position in radians: (1, 0) at position 2 becomes (cos 2, sin 2)."""
-    turned = rotate(torch.tensor([[[1.0, 0.0]] * 3]))
+    turned = rotate(torch.tensor([[[1.0, 0.0]] * 3]), torch.ones(1))
     torch.testing.assert_close(turned[0, 2], torch.tensor([math.cos(2), math.sin(2)]))
     torch.testing.assert_close(turned[0, 0], torch.tensor([1.0, 0.0]))
+    torch.testing.assert_close(rotary_speeds(4), torch.tensor([1.0, 0.01]))
+
+
+def test_the_product_of_position_and_speed_has_the_speeds_precision():
+    """1/3 in half precision is 0.33325; three times that is 0.99976, and 1 after rounding."""
+    speed = torch.tensor([1 / 3]).half()
+    assert 3 * speed.item() == 0.999755859375
+    turned = [rotate(torch.tensor([[[1.0, 0.0]] * 4]), given)[0, 3, 0].item() for given in (speed, speed.float())]
+    assert turned == pytest.approx([math.cos(1), math.cos(0.999755859375)], abs=1e-7)
 
 
 class Norm(nn.Module):
@@ -227,7 +236,16 @@ def test_names_of_the_hubs_copy_and_of_older_files(reference, folder, images, tm
 def test_what_has_its_value_by_construction_is_left_out(reference):
     names = split_state(reference.state_dict())["cross_model"]
     assert "layers.1.0.norm.weight" in names and "layers.1.1.ff_out.1.weight" in names
-    assert not any("rotary" in name or name.endswith("bias") or "fn" in name for name in names)
+    assert not any(name.endswith("bias") or "fn" in name for name in names)
+
+
+def test_rotary_speeds_are_the_files_own(reference):
+    """A file without them gets those of the released module, which is in half precision."""
+    state, name = reference.state_dict(), "layers.1.1.rotary_emb.inv_freq"
+    state["cross_model.layers.1.1.fn.rotary_emb.inv_freq"] = torch.full((CHANNELS // 2,), 7.0)
+    assert split_state(state)["cross_model"][name].tolist() == [7.0] * 4
+    without = {key: x for key, x in state.items() if "rotary" not in key}
+    assert torch.equal(split_state(without)["cross_model"][name], rotary_speeds(CHANNELS).half())
 
 
 def test_a_pickled_module_is_not_opened(reference, folder, tmp_path):
@@ -250,7 +268,7 @@ def test_weights_of_the_wrong_kind_or_not_whole(reference, folder, tmp_path):
 
 def test_a_processor_of_another_model(folder, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(UserError, match="holds a 'bert' model; MPS needs CLIP's configuration"):
+    with pytest.raises(UserError, match="is a 'bert' model, which is not CLIP's configuration"):
         MPS(path=str(folder), processor=str(tmp_path), device="cpu").score([Image.new("RGB", (8, 8))], ["a"])
 
 

@@ -9,8 +9,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_clips import golden, write_pickscore
 
+from diffpo.config.options import make_scorer
 from diffpo.errors import UserError
-from diffpo.scorers import SCORERS, PickScore, find_scorer
+from diffpo.scorers import SCORERS, PickScore
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,7 @@ def test_weights_of_the_wrong_kind(model, tmp_path):
     shutil.copytree(model, tmp_path, dirs_exist_ok=True)
     config = json.loads((model / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "bert"}))
-    with pytest.raises(UserError, match="'bert' model; PickScore is a 'clip'"):
+    with pytest.raises(UserError, match="'bert' model, which is not PickScore"):
         PickScore(path=str(tmp_path), device="cpu").score([Image.new("RGB", (8, 8))], ["x"])
 
 
@@ -86,7 +87,7 @@ def test_weights_that_are_not_whole(model, tmp_path):
 
 def test_unknown_names():
     with pytest.raises(UserError, match="Did you mean pickscore"):
-        find_scorer("pikscore")
+        make_scorer("pikscore")
     with pytest.raises(UserError, match="unknown embedded weights"):
         _ = PickScore(path="shapes:pikscore").provenance
     assert all(SCORERS[name].name == name for name in SCORERS)

@@ -41,6 +41,13 @@ class Darkness(Brightness):
     name = "darkness"
 
 
+class Undefined(Brightness):
+    """Its numbers are none."""
+
+    def score(self, images, prompts):
+        return super().score(images, prompts) * float("nan")
+
+
 @pytest.fixture
 def folder(folders, tmp_path):
     """A copy of the base's folder, not yet scored."""
@@ -101,7 +108,7 @@ def test_images_are_decoded_once_for_all_scorers(folder):
 
 def test_scores_that_are_no_numbers(folder):
     with pytest.raises(UserError, match=r"brightness scored .*000000-s0\.png as nan"):
-        score_folder(folder, [Brightness(scale=float("nan"))])
+        score_folder(folder, [Undefined()])
     table = score_folder(folder, [Brightness()])
     write_scores(folder / "scores.parquet", replace(table, rows=[replace(table.rows[0], score=float("inf"))]))
     with pytest.raises(UserError, match="as inf"):

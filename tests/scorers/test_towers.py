@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
-from safetensors.torch import save_file
 from tiny_clips import ARCHITECTURE, HPS, golden, write_hps_for_transformers, write_pickscore
 
 from diffpo.disk.weights import local
@@ -51,7 +50,7 @@ def test_open_clip_and_transformers_agree_on_the_same_weights(tmp_path):
     from diffpo.scorers.transformers_tower import find_transformers
 
     folder = write_hps_for_transformers(tmp_path / "hps")
-    theirs = find_transformers(str(folder), processor=None, fallback=None, what="CLIP").load("float32", "cpu")
+    theirs = find_transformers(str(folder), what="CLIP").load("float32", "cpu")
     ours = from_file(local(HPS), str(ARCHITECTURE), "own").load("float32", "cpu")
     images, prompts, _ = golden("hpsv2")
     prompts = [prompt for prompt in prompts if "&" not in prompt]  # quotes and entities are read differently
@@ -64,21 +63,23 @@ def test_open_clip_and_transformers_agree_on_the_same_weights(tmp_path):
     assert ours.logit_scale == pytest.approx(theirs.logit_scale, rel=1e-6)
 
 
-def test_scorers_of_the_same_weights_run_the_image_tower_once(model, tmp_path):
-    save_file({"weight": torch.ones(1, 32), "bias": torch.zeros(1)}, tmp_path / "v1.safetensors")
+def test_scorers_of_the_same_weights_run_the_image_tower_once(model, heads):
+    """Both aesthetics share one tower, and `clip` and `pickscore` another, which crops by half a pixel's difference."""
     images, prompts, _ = golden("pickscore")
-    clip = Clip(model=str(model), device="cpu")
-    aesthetic = AestheticV1(clip=str(model), head=str(tmp_path / "v1.safetensors"), device="cpu")
-    assert clip.tower is aesthetic.tower
-    with forwards(clip.tower.network) as rows:
-        first = clip.score(images, prompts)
-        aesthetic.score(images, prompts)
-        assert torch.equal(clip.score(images, prompts), first)
-    assert rows == [6]
+    clip, pickscore = Clip(model=str(model), device="cpu"), PickScore(path=str(model), device="cpu")
+    v1 = AestheticV1(clip=str(model), head=str(heads[0]), device="cpu")
+    v2 = AestheticV2(clip=str(model), head=str(heads[1]), device="cpu")
+    assert clip.tower is pickscore.tower is not v1.tower is v2.tower
+    for one, other in ((clip, pickscore), (v1, v2)):
+        with forwards(one.tower.network) as rows:
+            first = one.score(images, prompts)
+            other.score(images, prompts)
+            assert torch.equal(one.score(images, prompts), first)
+        assert rows == [6]
 
 
 def test_one_call_decodes_each_image_once_and_runs_the_tower_once(model, heads, tmp_path, monkeypatch):
-    """Four scorers of the same weights over a folder of 70 images, more than one chunk: 70 decoded, 70 rows."""
+    """Four scorers over a folder of 70 images, more than one batch: 70 decoded, 70 rows through either tower."""
     lines = []
     for i in range(70):
         Image.new("RGB", (40, 30), (3 * i, 255 - i, 50)).save(tmp_path / f"{i}.png")
@@ -93,9 +94,9 @@ def test_one_call_decodes_each_image_once_and_runs_the_tower_once(model, heads, 
     ]
     decoded, load = [], PngImageFile.load
     monkeypatch.setattr(PngImageFile, "load", lambda image: (image.tile and decoded.append(1), load(image))[1])
-    with forwards(scorers[0].tower.network) as rows:
+    with forwards(scorers[0].tower.network) as rows, forwards(scorers[2].tower.network) as others:
         table = score_folder(tmp_path, scorers)
-    assert sum(rows) == 70 and len(decoded) == 70 and len(table.rows) == 4 * 70
+    assert sum(rows) == sum(others) == 70 and len(decoded) == 70 and len(table.rows) == 4 * 70
 
 
 def test_what_differs_is_not_shared(model):

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from diffpo.benchmarks.geneval.tasks import COLORS, SeenObject
-from diffpo.compat import pick_device
-from diffpo.core.block import Block, Count
-from diffpo.disk.weights import Weights, locate, snapshot
+from diffpo.core.block import Block
+from diffpo.disk.weights import Weights
 from diffpo.errors import UserError
+from diffpo.scorers.base import OnDevice
 from diffpo.scorers.clip import Clip
+from diffpo.scorers.loading import Kind, load_network, load_part
+from diffpo.scorers.parts import find_model
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,24 +38,19 @@ RENAMED = {
 }
 """COCO's names, in both of their spellings, and what GenEval calls them."""
 TEMPLATES = ("a photo of a {color} {label}", "a photo of a {color}-colored {label}", "a photo of a {color} object")
-_FORMAT = "a Mask2Former of transformers"
+_FORMAT, _KIND = "a Mask2Former of transformers", Kind("AutoModelForUniversalSegmentation", "mask2former")
 _BACKGROUND = "#999"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mask2Former(Block):
+class Mask2Former(OnDevice):
     """Mask2Former (Cheng et al., arXiv:2112.01527) for instances of COCO's 80 classes."""
 
     path: str = HUB_DETECTOR
     """Hub id or local folder."""
-    device: str = "auto"
-    """`auto`, `cpu`, `cuda`, ..."""
-    batch: Count = 8
-    """Images at a time."""
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What decides what is found."""
         return {
             "detector": "mask2former",
             "about": "transformers' Mask2Former in place of mmdet's, which GenEval uses",
@@ -62,11 +59,6 @@ class Mask2Former(Block):
         }
 
     def detect(self, images: Sequence[Image], threshold: float) -> list[list[SeenObject]]:
-        """Find the objects of each image. See `Detector.detect`.
-
-        Raises:
-            UserError: If the weights cannot be found or are of the wrong kind.
-        """
         import torch
 
         rows = range(0, len(images), self.batch)
@@ -98,37 +90,17 @@ class Mask2Former(Block):
 
     @cached_property
     def _weights(self) -> Weights:
-        patterns = ("config.json", "preprocessor_config.json", "model*.safetensors*")
-        fetch = partial(snapshot, what=_FORMAT, patterns=patterns, probe="config.json")
-        return locate(self.path, what=_FORMAT, fetch=fetch)
+        return find_model(self.path, what=_FORMAT)
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any]:
         """The model and its image processor."""
-        from diffpo.compat import ensure_torchvision
-
-        ensure_torchvision()
-        from transformers import AutoConfig, AutoImageProcessor, Mask2FormerForUniversalSegmentation
-
         folder = self._weights.path
-        try:
-            kind = AutoConfig.from_pretrained(folder).model_type
-            if kind != "mask2former":
-                raise UserError(
-                    f"{self.path} is a {kind!r} model, no Mask2Former. Give {HUB_DETECTOR} or a copy of it."
-                )
-            processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
-            model, info = Mask2FormerForUniversalSegmentation.from_pretrained(folder, output_loading_info=True)
-        except (OSError, RuntimeError, ValueError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"{self.path} cannot be loaded as {_FORMAT}: {error}") from error
-        if info["missing_keys"]:
-            first = min(info["missing_keys"])
-            raise UserError(f"{self.path} is no whole Mask2Former: {first} and perhaps more is missing.")
+        model = load_network(folder, _KIND, _FORMAT, dtype="float32", device=self.device)
+        processor = load_part(folder, "AutoImageProcessor", "its image processor")
         if not processor.size or "height" not in processor.size:  # else it pads, and masks would be stretched wrongly
-            raise UserError(f"{self.path}: its image processor must resize to a fixed height and width.")
-        return model.eval().requires_grad_(False).to(pick_device(self.device)), processor
+            raise UserError(f"{folder}: its image processor must resize to a fixed height and width.")
+        return model, processor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,12 +115,10 @@ class ClipColors(Block):
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What decides a colour."""
         record = {key: value for key, value in self.clip.provenance.items() if key not in ("scorer", "about", "scale")}
         return {"colors": "clip", **record, "templates": list(TEMPLATES), "background": _BACKGROUND}
 
     def name_colors(self, image: Image, objects: Sequence[SeenObject], label: str) -> list[str]:
-        """The colour of each object, one of `COLORS`. See `ColorNamer.name_colors`."""
         import torch
 
         if not objects:

@@ -30,8 +30,8 @@ from diffpo.disk.weights import Weights
 from diffpo.errors import UserError
 from diffpo.media.folder import decode_file
 from diffpo.media.frames import read_bytes
-from diffpo.scorers.checkpoints import find_file
 from diffpo.scorers.clip import Clip
+from diffpo.scorers.parts import find_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image

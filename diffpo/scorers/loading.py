@@ -1,0 +1,232 @@
+"""How networks that judge or describe are loaded: without a gap, and without running code that comes with weights.
+
+    read_state, load_state    one file of tensors -> a network of ours
+    load_network              a folder of transformers -> its network
+    load_part                 a folder of transformers -> a tokenizer or a processor
+    frozen                    ready to judge: in its dtype, on its device, without gradients
+
+Weights are safetensors, or torch files of tensors alone: a pickle could run any code, so none is opened. Classes that
+come with a model are never used; what transformers does not know itself is refused.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from diffpo.errors import UserError
+from diffpo.scorers.parts import describe_folder, read_json
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    Network = TypeVar("Network", bound=nn.Module)
+
+_MORE_THAN_TENSORS = "holds more than tensors, or is no torch file; opening it could run any code, so it is not opened"
+_CONTENTS = {
+    "lora": "a LoRA",
+    "rm_head.": "an HPSv3",
+    "cross_model.": "an MPS",
+    "visual.blocks.": "a Qwen2-VL",
+    "visual.": "a CLIP in open_clip's layout, as HPS has",
+    "vision_model.": "a CLIP in the layout of transformers, as PickScore has",
+    "blip.": "an ImageReward",
+    "encoder.down_blocks.": "a VAE of diffusers",
+    "model.diffusion_model.": "a Stable Diffusion checkpoint",
+    "down_blocks.": "a UNet of diffusers",
+    "transformer_blocks.": "a transformer of diffusers",
+    "layers.": "an aesthetic head",
+}
+"""What a checkpoint is by a part of its names; the first that fits."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of model of transformers."""
+
+    auto: str
+    """The class of transformers that loads it."""
+    types: str
+    """The `model_type` that it must have, or the table of transformers that lists them."""
+
+    @property
+    def named(self) -> str:
+        """What the configuration should say, for messages."""
+        return f"{self.auto} of transformers" if self.types.isupper() else f"a {self.types!r} model"
+
+    def __contains__(self, model_type: object) -> bool:
+        """Whether models of this type are of the kind."""
+        if not self.types.isupper():
+            return model_type == self.types
+        from transformers.models.auto import modeling_auto
+
+        return model_type in getattr(modeling_auto, self.types)
+
+
+CLIP = Kind("AutoModel", "clip")
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Read a file's tensors by name; what trainers wrap around them (`state_dict`, `model`, `module.`) is taken off.
+
+    Raises:
+        UserError: If it is no such file, holds more than tensors, or not even those.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            content = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} {_MORE_THAN_TENSORS}. Give a file of weights alone (a state dict), best as safetensors."
+        ) from error
+    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        raise UserError(f"{path} cannot be read as weights: {_reason(error)}") from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    if not isinstance(content, dict) or not any(isinstance(value, torch.Tensor) for value in content.values()):
+        raise UserError(f"{path} holds no weights by name. Give a state dict, best as safetensors.")
+    if all(name.startswith("module.") for name in content):
+        content = {name.removeprefix("module."): value for name, value in content.items()}
+    return {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
+
+
+def load_state(network: nn.Module, state: Mapping[str, Tensor], *, path: Path, what: str) -> None:
+    """Make weights those of a network, in their own dtype; every name and shape must agree.
+
+    Args:
+        network: What they are for; its own weights may be on the meta device.
+        state: As from `read_state`.
+        path: Where they come from, for messages.
+        what: What they should be, for messages.
+
+    Raises:
+        UserError: If names or shapes differ, with what the weights seem to be.
+    """
+    own = network.state_dict()
+    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if missing or unknown:
+        first = f"{missing[0]} is missing" if missing else f"{unknown[0]} has no place"
+        raise UserError(
+            f"{path} holds {describe(state)}, which is not {what}: {len(missing)} weights are missing and "
+            f"{len(unknown)} are unknown; {first}."
+        )
+    for name, value in own.items():
+        if value.shape != state[name].shape:
+            raise UserError(
+                f"{path} is not {what}: {name} has the shape {list(state[name].shape)} where {list(value.shape)} is "
+                "expected. Is the architecture another one?"
+            )
+    network.load_state_dict(state, assign=True)
+
+
+def below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Take the weights whose names begin with a prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def describe(state: Mapping[str, Tensor]) -> str:
+    """Say what weights seem to be, by their names."""
+    return next((kind for part, kind in _CONTENTS.items() if any(part in name for name in state)), "unknown weights")
+
+
+def frozen(network: Network, dtype: Any, device: str) -> Network:
+    """Make a network ready to judge.
+
+    Args:
+        network: It is changed in place.
+        dtype: Of torch, or its name; None leaves it as it is.
+        device: `auto`, `cpu`, `cuda`, ...
+
+    Raises:
+        UserError: There is no such device.
+    """
+    import torch
+
+    from diffpo.compat import pick_device
+
+    kind = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    return network.eval().requires_grad_(False).to(pick_device(device), kind)
+
+
+def check_kind(folder: Path, kind: Kind, what: str) -> None:
+    """Check by its configuration that a folder is what it should be: transformers would fill up with random numbers.
+
+    Raises:
+        UserError: It is something else.
+    """
+    if read_json(folder / "config.json").get("model_type") not in kind:
+        raise UserError(f"{folder} is {describe_folder(folder)}, which is not {what} ({kind.named}).")
+
+
+def load_network(folder: Path, kind: Kind, what: str, *, dtype: str, device: str) -> Any:
+    """Load a network from a folder of transformers, frozen.
+
+    Args:
+        folder: As `save_pretrained` writes it.
+        kind: What it must be.
+        what: The same for messages: "a causal language model".
+        dtype: `float32`, ...; `auto` is what the files hold.
+        device: `auto`, `cpu`, `cuda`, ...
+
+    Raises:
+        UserError: If the folder holds another kind, not all of its weights, or more than weights.
+    """
+    from diffpo.compat import ensure_torchvision
+
+    ensure_torchvision()
+    check_kind(folder, kind, what)
+    options = {"dtype": dtype, "output_loading_info": True, "weights_only": True}
+    network, info = _from_pretrained(kind.auto, folder, what, options)
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise UserError(f"{folder} is not whole: {len(missing)} weights are missing, {missing[0]} first.")
+    return frozen(network, None, device)
+
+
+def load_part(folder: str | Path, auto: str, what: str) -> Any:
+    """Load a tokenizer, a processor or a configuration.
+
+    Images are resized and cropped by PIL, on every machine: that is what the authors of the scorers ran. Processors of
+    torchvision, which transformers prefers where it is installed, round differently.
+
+    Args:
+        folder: Where it is; a Hub id only if open_clip names it.
+        auto: `AutoTokenizer`, `AutoImageProcessor`, `AutoProcessor` or `AutoConfig`.
+        what: For messages: "CLIP's tokenizer".
+
+    Raises:
+        UserError: If the folder does not hold it.
+    """
+    from diffpo.compat import ensure_torchvision
+
+    ensure_torchvision()
+    return _from_pretrained(auto, folder, what, {"backend": "pil"} if auto == "AutoImageProcessor" else {})
+
+
+def _from_pretrained(auto: str, folder: str | Path, what: str, options: Mapping[str, Any]) -> Any:
+    import transformers
+
+    try:
+        return getattr(transformers, auto).from_pretrained(folder, trust_remote_code=False, **options)
+    except Exception as error:  # what broken files make of transformers, tokenizers and torch has no common type
+        raise UserError(f"{folder} cannot be loaded as {what}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, without the advice of torch and transformers to run what came with the weights."""
+    text = str(error)
+    if "trust_remote_code" in text or "custom code" in text:
+        return "it needs code of its own, which is never run. Give a model that transformers knows itself."
+    if isinstance(error, pickle.UnpicklingError) or "weights_only" in text:
+        return f"it {_MORE_THAN_TENSORS}. Give the weights as safetensors."
+    return text or type(error).__name__

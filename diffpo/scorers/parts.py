@@ -1,0 +1,156 @@
+"""Where the parts of a network are that judges or describes: weights, configuration, tokenizer, image processor.
+
+A part is given as a local path, a Hub id, `shapes:NAME` or, for a single file, an address. What is found has an
+identity, which names its content in a scorer's provenance. `loading` loads what is found here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from diffpo.disk.weights import Weights, local, locate, snapshot
+from diffpo.errors import UserError
+
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+_SAFETENSORS, _PICKLES = "model*.safetensors*", "pytorch_model*.bin*"
+_TEXTS = ("*.json", "*.jinja", "*.txt", "*.model")
+"""Configurations, tokenizers, templates."""
+
+
+def find_file(spec: str, *, file: str, what: str) -> Weights:
+    """Find one file of weights.
+
+    Args:
+        spec: A local file, a local folder, a Hub id or an address that begins with https://.
+        file: Its name in a Hub repository; also in a folder, unless there is only one file of weights.
+        what: What it should be, for messages.
+
+    Raises:
+        UserError: If it is not there and cannot be fetched.
+    """
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return local(pick_file(path, [file], what))
+    if spec.startswith("https://"):
+        return local(_download(spec, what))
+    found = find_folder(spec, what=what, files=[file], probe=file)
+    if found.path.is_file():
+        return found
+    chosen = pick_file(found.path, [file], what)
+    return Weights(chosen, f"{found.identity}/{chosen.name}")
+
+
+def find_folder(spec: str, *, what: str, files: Sequence[str] = _TEXTS, probe: str) -> Weights:
+    """Find a folder; from the Hub, only the named files are fetched.
+
+    Args:
+        spec: A local folder (or file), an embedded name or a Hub id.
+        what: What it should be, for messages.
+        files: Patterns of the files that are needed from a Hub repository.
+        probe: A file without which a Hub repository is something else.
+
+    Raises:
+        UserError: If it is not there and cannot be fetched.
+    """
+    return locate(spec, what=what, fetch=partial(snapshot, what=what, patterns=files, probe=probe))
+
+
+def find_beside(spec: str | None, weights: Weights, *, otherwise: str, what: str, probe: str) -> Weights:
+    """Find what a file of weights needs besides: configuration, tokenizer, image processor.
+
+    Args:
+        spec: What the user gave; None: the folder of the weights if `probe` is in it, else `otherwise`.
+        weights: The weights, in a file.
+        otherwise: A Hub id.
+        what: What it should be, for messages.
+        probe: A file that must be there.
+
+    Raises:
+        UserError: If it is not there and cannot be fetched.
+    """
+    own = weights.path.parent
+    beside = str(own) if (own / probe).is_file() else otherwise
+    return find_folder(spec or beside, what=what, probe=probe)
+
+
+def find_model(spec: str, *, what: str) -> Weights:
+    """Find a model of transformers; from the Hub, a pickle is fetched only where there are no safetensors.
+
+    Args:
+        spec: A local folder, a local file with config.json beside it, an embedded name or a Hub id.
+        what: What it should be, for messages.
+
+    Raises:
+        UserError: If it is not there and cannot be fetched.
+    """
+
+    def fetch(repo: str) -> Path:
+        folder = snapshot(repo, what=what, patterns=(*_TEXTS, _SAFETENSORS), probe="config.json")
+        if not any(folder.glob(_SAFETENSORS)):
+            snapshot(repo, what=what, patterns=[_PICKLES], probe=_PICKLES)
+        return folder
+
+    return locate(spec, what=what, fetch=fetch)
+
+
+def pick_file(folder: Path, names: Sequence[str], what: str) -> Path:
+    """Find the first of `names` in a folder, else the only file of weights there.
+
+    Raises:
+        UserError: If there is none, or several that nothing tells apart.
+    """
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    files = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES and not file.name.startswith("."))
+    if len(files) == 1:
+        return files[0]
+    there = f"several files of weights ({', '.join(file.name for file in files)})" if files else "no file of weights"
+    raise UserError(f"{folder} has {there} and no {names[0]}. Give the path of {what}.")
+
+
+def describe_folder(folder: Path) -> str:
+    """Say what a folder of weights seems to be, by its configuration."""
+    if (folder / "model_index.json").is_file():
+        return "a pipeline of diffusers"
+    if (folder / "open_clip_config.json").is_file():
+        return "a model of open_clip"
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    if "_class_name" in config:
+        return f"a {config['_class_name']} of diffusers"
+    return f"a {config['model_type']!r} model" if "model_type" in config else "no model of transformers"
+
+
+def read_json(path: Path) -> dict:
+    """Read a configuration.
+
+    Raises:
+        UserError: If it is none.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is no readable JSON file: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} should hold a JSON object, and is a {type(content).__name__}.")
+    return content
+
+
+def _download(address: str, what: str) -> Path:
+    """Fetch a file into torch's cache, unless it is there."""
+    import torch.hub
+
+    path = Path(torch.hub.get_dir()) / "checkpoints" / address.rsplit("/", 1)[-1].partition("?")[0]
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(address, str(path), progress=False)
+        except OSError as error:
+            raise UserError(
+                f"{path.name} is neither in {path.parent} nor can {address} be reached ({error}). Connect once to "
+                f"download it, or give the path of {what}."
+            ) from error
+    return path
