@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -266,6 +267,11 @@ def quiet() -> None:
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     quiet_libraries()
+
+
+def listed(outs: Sequence[Path], earlier: Collection[Path]) -> str:
+    """Name what a command wrote; `earlier` are the files that were there before: nothing is replaced in silence."""
+    return ", ".join(f"{out} (replaced an earlier file)" if out in earlier else str(out) for out in outs)
 
 
 def say(what: str, next_command: str) -> None:

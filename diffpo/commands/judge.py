@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from diffpo.commands.data import quiet, say
+from diffpo.commands.data import listed, quiet, say
 
 judging = typer.Typer()
 
@@ -141,8 +141,9 @@ def set_metrics(
     quiet()
     from diffpo.commands.set_metrics import run_set_metrics
 
+    earlier = [out] if out.exists() else []
     run_set_metrics(folders, features or ["clip"], reference=reference, limit=limit, out=out)
-    say(f"wrote {out}", f"diffpo grid {' '.join(map(str, folders))}")
+    say(f"wrote {listed([out], earlier)}", f"diffpo grid {' '.join(map(str, folders))}")
 
 
 @judging.command()
@@ -173,6 +174,7 @@ def compare(
     from diffpo.compare.compare import Judging
 
     outs = out or [Path("comparison.json")]
+    earlier = [out for out in outs if out.exists()]
     judging = Judging(
         mode=mode,  # pyright: ignore[reportArgumentType]
         chosen_by=chosen_by,
@@ -188,7 +190,7 @@ def compare(
         judging=judging,
         outs=outs,
     )
-    say(f"wrote {', '.join(map(str, outs))}", f"diffpo report {' '.join(map(str, folders or ['MEDIA', 'MEDIA']))}")
+    say(f"wrote {listed(outs, earlier)}", f"diffpo report {' '.join(map(str, folders or ['MEDIA', 'MEDIA']))}")
 
 
 @judging.command()
@@ -205,8 +207,10 @@ def grid(
     """Draw models side by side: rows are prompts, columns are models."""
     from diffpo.report.grid import write_grid
 
+    outs = [out, out.with_suffix(".json")]
+    earlier = [out for out in outs if out.exists()]
     write_grid(out, folders, prompts=prompts, seeds=seeds, scorer=scorer, shuffle=shuffle)
-    say(f"wrote {out}", f"open {out}")
+    say(f"wrote {listed(outs, earlier)}", f"open {out}")
 
 
 @judging.command()
@@ -240,5 +244,6 @@ def report(
     categories = read_categories(category) if category else None
     judging = Judging(used_in_training=tuple(used_in_training or ()), categories=categories)
     found = compare_models(folders, baseline=baseline, scorers=scorer or None, votes=human, judging=judging)
+    earlier = [out] if out.exists() else []
     write_report(out, found, folders, run=run, title=title, categories=categories)
-    say(f"wrote {out}", f"open {out} in a browser")
+    say(f"wrote {listed([out], earlier)}", f"open {out} in a browser")

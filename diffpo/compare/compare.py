@@ -20,6 +20,7 @@ from diffpo.compare.result import Cell, Comparison, Ranking, ScorerResult, Strat
 from diffpo.compare.stats import Resampling, WinRate, mean_difference, per_prompt_means, shares_won, win_rate
 from diffpo.compare.users import UserWinRate, user_win_rate
 from diffpo.compare.votes import HUMAN
+from diffpo.disk.published import published
 from diffpo.errors import UserError
 
 
@@ -123,7 +124,7 @@ def _judge(evidence: Evidence, name: str, labels: tuple[str, str], judging: Judg
         baseline_mean=baseline_mean,
         difference=difference,
         win_rate=rate,
-        provenance=evidence.provenance(name, labels),
+        provenance=published(evidence.provenance(name, labels)),
         in_loop=in_loop,
         strata=_strata(pairs, judging),
         users=_users(evidence, labels, judging) if name == HUMAN else None,

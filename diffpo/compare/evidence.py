@@ -8,9 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from diffpo.compare.in_loop import scorers_in_training, warning
+from diffpo.compare.in_loop import runs_not_found, scorers_in_training, warning
 from diffpo.compare.pairing import Key, Mode, PairedScores, Scores, check_same_images, pair_values
 from diffpo.compare.votes import HUMAN, Votes, read_votes
+from diffpo.disk.published import published
 from diffpo.errors import UserError
 from diffpo.media.folder import home_of, read_settings
 from diffpo.media.prompts import category_of, read_prompts
@@ -176,10 +177,18 @@ class Evidence:
         settings = [place.settings for place in self.scored]
         return found | {name: warning(name, of) for name, of in scorers_in_training(settings, labels).items()}
 
+    def runs_not_found(self, labels: Sequence[str]) -> dict[str, str]:
+        """Models of which it is not known which scorers had a hand in them: label -> where their run was."""
+        return runs_not_found([place.settings for place in self.scored], labels)
+
     def prompt_set(self, labels: Sequence[str]) -> str:
         """Name and hash of the prompts of these models, as far as their folders know; empty if they do not."""
         settings = [place.settings for place in self.scored if any(label in place.table.models for label in labels)]
-        named = [f"{known['prompts']}, hash {known['prompts_hash']}" for known in settings if "prompts_hash" in known]
+        named = [
+            f"{published(known['prompts'])}, hash {known['prompts_hash']}"
+            for known in settings
+            if "prompts_hash" in known
+        ]
         return "; ".join(dict.fromkeys(named))
 
     def categories(self) -> dict[str, str]:

@@ -46,6 +46,14 @@ def scorers_in_training(settings: Iterable[Mapping[str, Any]], labels: Sequence[
     return found
 
 
+def runs_not_found(settings: Iterable[Mapping[str, Any]], labels: Sequence[str]) -> dict[str, str]:
+    """Models whose run folder is not where their media folder says: label -> where that was."""
+    tuned = {
+        known["label"]: known["tuned"] for known in settings if known.get("label") in labels and known.get("tuned")
+    }
+    return {label: place for label, place in tuned.items() if _run_folder(place) is None}
+
+
 def warning(scorer: str, labels: Sequence[str]) -> str:
     """What a reader of the scorer's result must know.
 

@@ -11,6 +11,7 @@ from diffpo.compare.pairing import Mode
 from diffpo.compare.power import ALPHA, least_p_value
 from diffpo.compare.result import ScorerResult
 from diffpo.compare.votes import HUMAN
+from diffpo.disk.published import published
 
 FEW_PROMPTS = 30
 SAMPLING = (
@@ -43,6 +44,11 @@ def notes_on(
     for result in results:
         if result.in_loop:
             yield result.in_loop[0].upper() + result.in_loop[1:]
+    for label, place in evidence.runs_not_found(labels).items():
+        yield (
+            f"The run that made {label} is not at {published(place)} any more: which scorers had a hand in it "
+            "is not known. Name them with --used-in-training."
+        )
     yield from _on_size(results[0])
     if mode == "best-of-n" and itself:
         yield "Each scorer chose the best images itself, which rewards spread; name another one to choose by."

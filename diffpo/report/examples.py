@@ -11,13 +11,14 @@ import io
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from diffpo.compare.evidence import Evidence
 from diffpo.compare.numbers import number
 from diffpo.compare.pairing import Key
-from diffpo.media.folder import Media, open_image
+from diffpo.media.folder import Media, open_clip
+from diffpo.media.frames import Clip
 from diffpo.media.sheet import fit
 from diffpo.scorers.scores import ScoreRow
 
@@ -25,6 +26,10 @@ LARGEST_EDGE = 448
 """Pixels; larger images are embedded at this size."""
 TINY = 128
 """Images up to this size are embedded exactly."""
+MOST_FRAMES = 32
+"""Of a clip; longer ones are embedded with fewer frames per second."""
+FPS = 8
+"""Frames per second of clips that do not say."""
 CATEGORY_IMAGES = 600
 """About how many images may be added so that every category has some; each has one example at least."""
 
@@ -51,7 +56,8 @@ class Example:
     """One prompt and seed, as several models draw it."""
 
     prompt: str
-    seed: int
+    seed: int | None
+    """None: unknown, of one model at least."""
     category: str
     overall: bool
     """Whether it is shown when no category is chosen."""
@@ -167,13 +173,13 @@ class Gallery:
             )
             for label, row in rows.items()
         )
-        return Example(prompt=key[0], seed=key[1], category=category, overall=overall, pictures=pictures)
+        seed = None if any(row.seed is None for row in rows.values()) else key[1]
+        return Example(prompt=key[0], seed=seed, category=category, overall=overall, pictures=pictures)
 
     def _source(self, row: ScoreRow) -> str:
         key = (row.model, row.file)
         if key not in self._sources:
-            media = Media(file=row.file, prompt=row.prompt, prompt_id=row.prompt_id, seed=row.seed, model=row.model)
-            self._sources[key] = data_uri(open_image(self._homes[row.model], media))
+            self._sources[key] = data_uri(open_clip(self._homes[row.model], _media(row)))
         return self._sources[key]
 
     def _per_category(self) -> int:
@@ -185,15 +191,23 @@ class Gallery:
         return max(1, min(4, CATEGORY_IMAGES // (len(names) * images)))
 
 
-def data_uri(image: Any) -> str:
-    """An image as text: small ones exactly, as PNG; large ones reduced, as WebP."""
+def data_uri(clip: Clip) -> str:
+    """A clip as text that browsers play: small ones exactly, as PNG; large ones reduced, as WebP."""
+    frames = [fit(frame, LARGEST_EDGE) if max(frame.size) > LARGEST_EDGE else frame for frame in clip.some(MOST_FRAMES)]
+    tiny = max(frames[0].size) <= TINY
+    how: dict[str, Any] = {"format": "PNG", "optimize": True} if tiny else {"format": "WEBP", "quality": 85}
+    if len(frames) > 1:
+        seconds = len(clip.frames) / (clip.fps or FPS)
+        how |= {
+            "save_all": True,
+            "append_images": frames[1:],
+            "duration": round(1000 * seconds / len(frames)),
+            "loop": 0,
+        }
     buffer = io.BytesIO()
-    if max(image.size) > LARGEST_EDGE:
-        image = fit(image, LARGEST_EDGE)
-    if max(image.size) <= TINY:
-        kind = "png"
-        image.save(buffer, format="PNG", optimize=True)
-    else:
-        kind = "webp"
-        image.save(buffer, format="WEBP", quality=85)
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    frames[0].save(buffer, **how)
+    return f"data:image/{'png' if tiny else 'webp'};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _media(row: ScoreRow) -> Media:
+    return Media(**{field.name: getattr(row, field.name) for field in fields(Media)})

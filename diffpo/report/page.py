@@ -25,6 +25,7 @@ from diffpo.compare.result import Comparison, Tournament
 from diffpo.compare.stats import USUAL
 from diffpo.compare.votes import HUMAN
 from diffpo.disk.files import write_file
+from diffpo.disk.published import published
 from diffpo.errors import UserError
 from diffpo.media.prompts import PromptSet
 from diffpo.report.curves import draw_panels, read_metrics
@@ -169,7 +170,7 @@ def _facts(evidence: Evidence, models: Sequence[str], comparisons: Sequence[Comp
     sets: dict[str, None] = {}
     for place in evidence.scored:
         prompts = PromptSet.of(row.prompt for row in sorted(place.table.rows, key=lambda row: row.prompt_id))
-        name, known = place.settings.get("prompts", "named by no set"), place.settings.get("prompts_hash")
+        name, known = published(place.settings.get("prompts", "named by no set")), place.settings.get("prompts_hash")
         sets[f"{name}: {len(prompts.prompts)} prompts, hash {known or prompts.hash}"] = None
     modes = dict.fromkeys(f"{comparison.mode}: {WHAT[comparison.mode]}" for comparison in comparisons)
     packages = ", ".join(f"{name} {version(name)}" for name in ("numpy", "scipy"))
@@ -184,12 +185,15 @@ def _facts(evidence: Evidence, models: Sequence[str], comparisons: Sequence[Comp
 def _provenance(evidence: Evidence, comparisons: Sequence[Comparison], runs: Sequence[Path]) -> list[tuple[str, str]]:
     """The records themselves: (heading, text)."""
     configs = [
-        (f"Configuration of {run.name}" if len(runs) > 1 else "Configuration", path.read_text(encoding="utf-8"))
+        (
+            f"Configuration of {run.name}" if len(runs) > 1 else "Configuration",
+            published(path.read_text(encoding="utf-8")),
+        )
         for run in runs
         if (path := run / "config.yaml").is_file()
     ]
     images = {
-        f"Images of {place.settings.get('label', place.path)}": place.settings
+        f"Images of {place.settings.get('label', place.path.name)}": published(place.settings)
         for place in evidence.scored
         if place.settings
     }

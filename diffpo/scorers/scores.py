@@ -16,7 +16,7 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,12 +45,17 @@ class ScoreRow:
     file: str
     prompt: str
     prompt_id: int
-    seed: int
+    seed: int | None
+    """None: unknown."""
     model: str
     scorer: str
     score: float
     digest: str = ""
     """Of the image file: a row of another image under the same name is not reused."""
+    frames: int = 1
+    """An image is a clip of one frame."""
+    fps: float | None = None
+    """Frames per second of a clip."""
 
     @staticmethod
     def of(item: Media, scorer: str, score: float, digest: str = "") -> ScoreRow:
@@ -64,6 +69,8 @@ class ScoreRow:
             scorer=scorer,
             score=score,
             digest=digest,
+            frames=item.frames,
+            fps=item.fps,
         )
 
 
@@ -170,12 +177,12 @@ def read_scores(path: str | Path) -> ScoreTable:
             f"{file} is no readable score table ({error}). Delete it and run `diffpo score` again."
         ) from error
     wanted = [f.name for f in fields(ScoreRow) if f.name in table.column_names]
-    missing = [f.name for f in fields(ScoreRow) if f.name not in wanted and f.name != "digest"]
+    missing = [f.name for f in fields(ScoreRow) if f.name not in wanted and f.default is MISSING]
     if missing:
         raise UserError(f"{file} lacks the columns {', '.join(missing)}; it has {', '.join(table.column_names)}.")
     rows = [ScoreRow(**record) for record in table.select(wanted).to_pylist()]
-    if path.is_dir():
-        check_inside(path, {row.file for row in rows}, file)
+    if file.name == SCORES:  # of a media folder; a table given by itself may name images anywhere
+        check_inside(file.parent, {row.file for row in rows}, file)
     for row in rows:
         _check_number(row.score, row.scorer, file.parent / row.file)
     return ScoreTable(rows, json.loads((table.schema.metadata or {}).get(_METADATA, b"{}")))
@@ -188,7 +195,7 @@ def write_scores(path: Path, table: ScoreTable) -> None:
 
     types = {"str": pa.string(), "int": pa.int64(), "float": pa.float64()}
     schema = pa.schema(
-        [pa.field(f.name, types[str(f.type)]) for f in fields(ScoreRow)],
+        [pa.field(f.name, types[str(f.type).removesuffix(" | None")]) for f in fields(ScoreRow)],
         metadata={_METADATA: json.dumps(table.provenance)},
     )
     buffer = io.BytesIO()
@@ -256,7 +263,7 @@ def _score_chunk(
     for name in kept.provenance:
         for item, digest in zip(chunk, digests, strict=True):
             row = kept.rows.get((name, item.file))
-            if row is not None and (row.digest, row.prompt) == (digest, item.prompt):
+            if row is not None and (row.digest, row.prompt, row.frames) == (digest, item.prompt, item.frames):
                 rows[name, item.file] = ScoreRow.of(item, name, row.score, digest)
     missing = [i for i, item in enumerate(chunk) if any((scorer.name, item.file) not in rows for scorer in scorers)]
     images = _decode_all({i: (data[i], home / chunk[i].file) for i in missing}, left_out)

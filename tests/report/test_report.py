@@ -14,6 +14,7 @@ from PIL import Image
 
 from diffpo.compare.compare import compare
 from diffpo.errors import UserError
+from diffpo.media.frames import Clip
 from diffpo.report.curves import MAX_POINTS, PANELS, Series, draw_panels, moving_average, read_metrics, thin
 from diffpo.report.examples import data_uri
 from diffpo.report.page import write_report
@@ -138,8 +139,8 @@ def test_losses_are_shown_as_openly_as_wins(folders, tmp_path):
 
 def test_large_images_are_reduced():
     noise = np.random.default_rng(0).integers(0, 256, (1024, 768, 3), dtype=np.uint8)
-    assert data_uri(Image.fromarray(noise)).startswith("data:image/webp")
-    assert len(data_uri(Image.new("RGB", (1024, 768), "red"))) < 10_000
+    assert data_uri(Clip((Image.fromarray(noise),))).startswith("data:image/webp")
+    assert len(data_uri(Clip((Image.new("RGB", (1024, 768), "red"),)))) < 10_000
 
 
 def test_run_that_is_not_there(folders, tmp_path):
