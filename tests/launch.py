@@ -72,7 +72,7 @@ PLACES: dict[str, Callable[[], None]] = {
     "checkpoint": lambda: at_call(
         diffpo.training.checkpoint, "save_file", 5, half_a_file
     ),  # 3 files each: the 2nd of the 2nd
-    "pruning": lambda: at_call(diffpo.training.checkpoint, "remove", 1),
+    "pruning": lambda: at_call(diffpo.disk.files, "remove", 1),
     "export": unrenamed_export,
     "sampling": lambda: at_call(diffpo.generation.images, "sample_images", 3),
     "naming": lambda: at_call(diffpo.generation.images, "_give_names", 2),

@@ -66,6 +66,8 @@ class Train(Block):
     """One forward per side of the pairs, for models of which only one row fits."""
     checkpoint_every: Count = 100
     """Updates between checkpoints; the last update always makes one."""
+    checkpoint_minutes: Positive | None = None
+    """Minutes after which a checkpoint is written although `checkpoint_every` does not ask for one yet; null: never."""
     keep_last: Count = 2
     """Checkpoints to keep."""
     eval_every: Whole = 0

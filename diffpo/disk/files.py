@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import json
 import math
@@ -42,7 +43,7 @@ def write_file(path: Path, content: Content) -> None:
     Raises:
         UserError: The disk is full, or the place cannot be written.
     """
-    with _saying(path):
+    with writing(path):
         temporary, handle = _begin(path, folder=False)
         try:
             with os.fdopen(handle, "wb") as file:
@@ -84,7 +85,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
         UserError: The disk is full, or the place cannot be written. What stood there is untouched.
     """
     path = path.resolve() if path.is_symlink() else path
-    with _saying(path):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary, handle = _begin(path, folder=True)
         try:
@@ -120,6 +121,11 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def discard(folder: Path) -> None:
+    """Remove a whole folder so that no half of it is ever there under its name."""
+    remove(folder.rename(folder.with_name(f".{folder.name}{UNFINISHED}")))
 
 
 def sync(path: Path) -> None:
@@ -181,8 +187,12 @@ def _exchange(a: Path, b: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _saying(path: Path) -> Iterator[None]:
-    """Turn what the disk refuses into a message that names the file."""
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the disk refuses while `path` is written into a message that names it.
+
+    Raises:
+        UserError: The disk is full, or the place cannot be written.
+    """
     try:
         yield
     except UserError:
@@ -194,6 +204,7 @@ def _saying(path: Path) -> Iterator[None]:
                 f"the disk is full: {path} could not be written ({reason}). What was complete before is untouched: "
                 "free some space and run the same command again."
             ) from error
-        if isinstance(error, PermissionError | NotADirectoryError | IsADirectoryError):
+        places = PermissionError | NotADirectoryError | IsADirectoryError | FileExistsError
+        if isinstance(error, places) or (isinstance(error, OSError) and error.errno == errno.EROFS):
             raise UserError(f"{path} cannot be written ({error.strerror}): choose another place.") from error
         raise

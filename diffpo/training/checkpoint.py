@@ -1,15 +1,19 @@
 """Checkpoints: safetensors plus JSON, keyed by parameter name, the same files for one device, DDP and FSDP2.
 
-A folder with a final name is always complete; the newest one is found by listing. Nothing is pickled.
+A folder with a final name was written whole; the newest one is found by listing. `state.json` lists every tensor with
+its dtype and shape, and what is read is checked against that list. Nothing is pickled.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -21,13 +25,15 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
-from diffpo.disk.files import UNFINISHED, remove, sweep, whole_folder
+from diffpo.disk.files import discard, sweep, whole_folder
+from diffpo.errors import UserError
 
 NAME = "step-{:06d}"
 PATTERN = re.compile(r"step-(\d+)")
 OPTIONS = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
 RESTORE = StateDictOptions(full_state_dict=True, ignore_frozen_params=True, strict=False)
 SEPARATOR = "|"
+STATE = "state.json"
 
 
 def trained_weights(network: nn.Module) -> dict[str, Tensor]:
@@ -69,9 +75,13 @@ def restore(
 
 
 def newest(folder: Path) -> Path | None:
-    """Return the newest complete checkpoint in `folder`, or None."""
-    found = {int(m[1]): path for path in folder.glob("step-*") if (m := PATTERN.fullmatch(path.name))}
-    return found[max(found)] if found else None
+    """Return the newest checkpoint in `folder`, or None."""
+    return next(iter(_found(folder)), None)
+
+
+def updates_done(path: Path | None) -> int:
+    """Return how many updates a checkpoint stands for, by its name; 0 for None."""
+    return 0 if path is None else int(path.name.removeprefix("step-"))
 
 
 def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], values: dict[str, Any], keep: int) -> Path:
@@ -81,7 +91,7 @@ def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], values:
         folder: The run's `checkpoints/`.
         step: Updates done.
         tensors: Contents by file name (`weights` becomes `weights.safetensors`).
-        values: Contents of `state.json`.
+        values: Contents of `state.json`, to which the list of all tensors is added.
         keep: Checkpoints that stay.
 
     Raises:
@@ -93,17 +103,95 @@ def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], values:
     with whole_folder(path) as temporary:
         for name, content in tensors.items():
             save_file(content, temporary / f"{name}.safetensors")
-        (temporary / "state.json").write_text(json.dumps(values))
-    complete = sorted(p for p in folder.iterdir() if PATTERN.fullmatch(p.name))
-    for old in complete[:-keep]:
-        remove(old.rename(old.with_name(f".{old.name}{UNFINISHED}")))  # never half a folder under a final name
+        held = {name: _describe(content) for name, content in tensors.items()}
+        (temporary / STATE).write_text(json.dumps(values | {"tensors": held}))
+    for old in _found(folder)[keep:]:
+        discard(old)
     return path
 
 
 def load(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """Read what `save` wrote."""
-    tensors = {file.stem: load_file(file) for file in path.glob("*.safetensors")}
-    return tensors, json.loads((path / "state.json").read_text())
+    """Read what `save` wrote, and check that it is all there.
+
+    Raises:
+        UserError: A file is missing or damaged, a tensor is missing, of another shape or dtype, or not finite. The
+            message names the newest whole checkpoint before this one, and how to go on from there.
+    """
+    try:
+        return _read(path)
+    except BrokenError as error:
+        found = _found(path.parent)
+        whole = next((older for older in found if _is_whole(older)), None)
+        if whole is None:
+            raise UserError(
+                f"{path} is broken: {error}. No whole checkpoint lies beside it: begin anew with --fresh, or give "
+                "another folder with train.output=..."
+            ) from error
+        newer = [shlex.quote(str(broken)) for broken in found[: found.index(whole)]]
+        moves = "\n".join(f"  mv {broken} {broken}.broken" for broken in newer)
+        raise UserError(
+            f"{path} is broken: {error}. {whole.name} is whole. To go on from there, move what is newer out of the way "
+            f"and run the same command again:\n{moves}"
+        ) from error
+
+
+class BrokenError(Exception):
+    """A checkpoint is not as it was written; the message says what is wrong."""
+
+
+def find_not_finite(tensors: Mapping[str, Mapping[str, Tensor]]) -> list[str]:
+    """Name the tensors that hold a NaN or an infinity, with the file that they belong to."""
+    return [
+        f"{file}: {name}"
+        for file, content in tensors.items()
+        for name, x in content.items()
+        if x.is_floating_point() and not x.isfinite().all()
+    ]
+
+
+def _found(folder: Path) -> list[Path]:
+    """List the checkpoints in `folder`, the newest one first."""
+    found = [path for path in folder.glob("step-*") if PATTERN.fullmatch(path.name)]
+    return sorted(found, key=updates_done, reverse=True)
+
+
+def _read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
+    """Read and check one checkpoint.
+
+    Raises:
+        BrokenError: It is not whole.
+    """
+    file = path / STATE
+    try:
+        values = json.loads(file.read_text())
+        held, tensors = values.pop("tensors"), {}
+        for name in held:
+            file = path / f"{name}.safetensors"
+            tensors[name] = load_file(file)
+    except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
+        raise BrokenError(f"{file.name} is missing or damaged ({error})") from error
+    for name, content in tensors.items():
+        found = _describe(content)
+        wrong = sorted(key for key in held[name].keys() | found.keys() if held[name].get(key) != found.get(key))
+        if wrong:
+            there, written = found.get(wrong[0], "missing"), held[name].get(wrong[0], "nothing")
+            raise BrokenError(f"in {name}.safetensors {wrong[0]} is {there}, and {written} was written")
+    if bad := find_not_finite(tensors):
+        raise BrokenError(f"{len(bad)} tensors are not finite, the first is {bad[0]}")
+    return tensors, values
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        _read(path)
+    except BrokenError:
+        return False
+    return True
+
+
+def _describe(content: Mapping[str, Tensor]) -> dict[str, str]:
+    """Say of each tensor what its dtype and shape are, such as `float32[4, 16]`."""
+    return {name: f"{str(x.dtype).removeprefix('torch.')}{list(x.shape)}" for name, x in content.items()}
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

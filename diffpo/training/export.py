@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +13,13 @@ import yaml
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 
 from diffpo import __version__
-from diffpo.disk.files import whole_folder
+from diffpo.disk.files import sweep, whole_folder
 from diffpo.errors import UserError
 from diffpo.models.load import find_base
 from diffpo.training.checkpoint import trained_weights
+from diffpo.training.learner import check_finite
+from diffpo.training.processes import by_the_first
+from diffpo.training.run import note, others, read_mark
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -40,20 +45,29 @@ def export(config: Config, accelerator: Accelerator, policy: Denoiser, folder: P
     """
     weights = trained_weights(policy.network)
     final = folder / "final"
-    if accelerator.is_main_process:
+
+    def write() -> None:
+        check_finite({"weights": weights}, config.train.steps, config)
         base = find_base(config.model.path)
         network: Any = accelerator.unwrap_model(policy.network)
-
+        mark = read_mark(folder)
+        kept = [] if mark is None else others(folder, "final", mark)
+        sweep(folder)
         with whole_folder(final) as path:
+            for file in kept:  # somebody has put notes there
+                (path / file.relative_to(final)).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, path / file.relative_to(final))
+            before = set(path.rglob("*"))
             config.model.save(path, base, network, weights)
             grid = newest_grid(folder)
             if grid is not None:
                 shutil.copyfile(grid, path / "grid.png")
             (path / "README.md").write_text(str(model_card(config, folder, base.family.component, grid is not None)))
-
+            note(folder, *(final / new.relative_to(path) for new in set(path.rglob("*")) - before if new.is_file()))
         if push is not None:
             push_folder(final, push)
-    accelerator.wait_for_everyone()
+
+    by_the_first(accelerator, write)
     return final
 
 
@@ -73,16 +87,16 @@ def last_metrics(folder: Path) -> dict[str, float]:
 
 def model_card(config: Config, folder: Path, component: str, grid: bool) -> ModelCard:
     """Write down the base model, the data, the method, the metrics and the exact config."""
-    tree = config.to_dict()
+    tree = without_places(config.to_dict())
     method, adapter = tree["method"]["name"], tree["model"]["name"] == "lora"
-    base, dataset = tree["model"]["path"], tree["data"]["path"]
+    base, dataset, start = tree["model"]["path"], tree["data"]["path"], tree["model"]["denoiser"]
     tags = ["diffusers", "text-to-image", "diffusers-training", "diffpo", method, *(["lora"] if adapter else [])]
     # the Hub checks these two: only its own ids may stand there
     data = ModelCardData(
         library_name="diffusers",
         tags=tags,
-        base_model=base if is_hub_id(base) else None,
-        datasets=[dataset] if is_hub_id(dataset) else None,
+        base_model=base if is_hub_id(config.model.path) else None,
+        datasets=[dataset] if is_hub_id(config.data.path) else None,
     )
     load = (
         f'pipe = DiffusionPipeline.from_pretrained("{base}")\npipe.load_lora_weights("PATH/OF/THIS/FOLDER")'
@@ -94,7 +108,7 @@ def model_card(config: Config, folder: Path, component: str, grid: bool) -> Mode
     if adapter and config.model.denoiser is not None:
         load = (
             "from diffusers import AutoModel\n\n"
-            f'{component} = AutoModel.from_pretrained("{config.model.denoiser}")  # what the adapter was trained on\n'
+            f'{component} = AutoModel.from_pretrained("{start}")  # what the adapter was trained on\n'
             f'pipe = DiffusionPipeline.from_pretrained("{base}", {component}={component})\n'
             'pipe.load_lora_weights("PATH/OF/THIS/FOLDER")'
         )
@@ -110,6 +124,25 @@ def model_card(config: Config, folder: Path, component: str, grid: bool) -> Mode
         f"## Config\n\n```yaml\n{yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)}```\n",
     ]
     return ModelCard("\n".join(part for part in text if part))
+
+
+def without_places(value: Any) -> Any:
+    """Name the paths in a tree of settings without saying where on this machine they are.
+
+    A path below the working directory becomes relative to it. Of any other one the last name stays, with a hash that
+    tells whether two are the same. Hub ids, relative paths and other texts stay as they are.
+    """
+    if isinstance(value, dict):
+        return {key: without_places(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_places(item) for item in value]
+    if not isinstance(value, str) or not value.startswith(("/", "~", "..")):
+        return value
+    path = Path(os.path.abspath(Path(value).expanduser()))
+    if path.is_relative_to(Path.cwd()) and path != Path.cwd():
+        return path.relative_to(Path.cwd()).as_posix()
+    key = hashlib.blake2b(str(path).encode(), digest_size=4).hexdigest()
+    return f"local:{key}" if path.name == Path.home().name else f"local:{key}/{path.name}"
 
 
 def is_hub_id(path: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from diffpo.config.run import Config
@@ -21,6 +22,8 @@ from diffpo.models.tuning import DTYPES
 from diffpo.training import checkpoint
 from diffpo.training.average import Average
 from diffpo.training.optimizers import make_optimizer, make_schedule
+from diffpo.training.processes import by_the_first
+from diffpo.training.run import note
 
 
 @dataclass
@@ -67,7 +70,7 @@ def place_reference(reference: Reference, accelerator: Accelerator, compiled: bo
 
 
 def resume(learner: Learner, folder: Path, pairs: str) -> int:
-    """Continue from the newest complete checkpoint.
+    """Continue from the newest checkpoint.
 
     Args:
         learner: What learns.
@@ -78,11 +81,12 @@ def resume(learner: Learner, folder: Path, pairs: str) -> int:
         The updates done.
 
     Raises:
-        UserError: The processes see different disks, or the checkpoint learned from other pairs.
+        UserError: The processes see different disks, or the checkpoint is broken, learned from other pairs or holds
+            the weights of another network.
     """
     path = checkpoint.newest(folder / "checkpoints")
-    done = 0 if path is None else int(path.name.removeprefix("step-"))
-    seen = learner.accelerator.gather(torch.tensor([done], device=learner.accelerator.device)).tolist()
+    done = torch.tensor([checkpoint.updates_done(path)], device=learner.accelerator.device)
+    seen = learner.accelerator.gather(done).tolist()
     if len(set(seen)) > 1:
         raise UserError(
             f"the processes find different checkpoints ({', '.join(map(str, seen))} updates): {folder} must lie on a "
@@ -96,6 +100,7 @@ def resume(learner: Learner, folder: Path, pairs: str) -> int:
             f"{path} learned from other pairs: the table under data.path has changed (rows, captions or labels). "
             "Bring the old table back, or give another folder with train.output=..., or begin anew with --fresh"
         )
+    _check_fits(path, tensors["weights"], learner)
     checkpoint.restore(
         learner.policy.network,
         learner.optimizer.optimizer,
@@ -103,7 +108,7 @@ def resume(learner: Learner, folder: Path, pairs: str) -> int:
         tensors["optimizer"],
         values["optimizer"],
     )
-    learner.schedule.load_state_dict(values["schedule"] | {"lr_lambdas": [None] * len(learner.schedule.lr_lambdas)})
+    _set_rate(learner, values["schedule"])
     if learner.average is not None:
         learner.average.load(learner.policy.network, tensors["average"], values["average"])
     if learner.accelerator.scaler is not None and values["scaler"]:
@@ -112,7 +117,11 @@ def resume(learner: Learner, folder: Path, pairs: str) -> int:
 
 
 def save(learner: Learner, folder: Path, done: int, pairs: str) -> None:
-    """Write a checkpoint; every process takes part in collecting, the first one writes. Arguments as for `resume`."""
+    """Write a checkpoint; every process takes part in collecting, the first one writes. Arguments as for `resume`.
+
+    Raises:
+        UserError: The disk is full, or something is not finite. The checkpoints before this one are untouched.
+    """
     accelerator = learner.accelerator
     weights = checkpoint.trained_weights(learner.policy.network)
     state, plain = checkpoint.optimizer_state(learner.policy.network, learner.optimizer.optimizer)
@@ -121,15 +130,71 @@ def save(learner: Learner, folder: Path, done: int, pairs: str) -> None:
         "step": done,
         "pairs": pairs,
         "optimizer": plain,
-        "schedule": {k: v for k, v in learner.schedule.state_dict().items() if k != "lr_lambdas"},
+        "schedule": learner.schedule.last_epoch,
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
         "average": learner.average.updates if learner.average is not None else 0,
     }
     if learner.average is not None:
         tensors["average"] = learner.average.whole(learner.policy.network)
-    if accelerator.is_main_process:
-        checkpoint.save(folder / "checkpoints", done, tensors, values, learner.config.train.keep_last)
-    accelerator.wait_for_everyone()
+
+    def write() -> None:
+        check_finite(tensors, done, learner.config)
+        path = folder / "checkpoints" / checkpoint.NAME.format(done)
+        note(folder, path)
+        checkpoint.save(path.parent, done, tensors, values, learner.config.train.keep_last)
+
+    by_the_first(accelerator, write)
+
+
+def check_finite(tensors: Mapping[str, Mapping[str, Tensor]], done: int, config: Config) -> None:
+    """Refuse to write what is no number.
+
+    Raises:
+        UserError: It names the first tensor, and says how to go on.
+    """
+    if bad := checkpoint.find_not_finite(tensors):
+        total = sum(map(len, tensors.values()))
+        raise UserError(
+            f"after update {done}, {len(bad)} of {total} tensors are not finite, the first is {bad[0]}. They were not "
+            f"written. {how_to_go_on(config)}"
+        )
+
+
+def how_to_go_on(config: Config) -> str:
+    """Say what to do after numbers that are none."""
+    half = config.train.mixed_precision == "fp16"
+    other = ", or with train.mixed_precision=bf16 or train.mixed_precision=no" if half else ""
+    return (
+        "What was written before is whole. Run the same command again with a lower learning rate, such as "
+        f"train.learning_rate={config.train.learning_rate / 10:.3g}{other}: it goes on from the newest checkpoint"
+    )
+
+
+def _check_fits(path: Path, weights: dict[str, Tensor], learner: Learner) -> None:
+    learning = {
+        name.removeprefix("module."): tuple(p.shape)
+        for name, p in learner.policy.network.named_parameters()
+        if p.requires_grad
+    }
+    held = {name: tuple(x.shape) for name, x in weights.items()}
+    wrong = sorted(name for name in learning.keys() | held.keys() if learning.get(name) != held.get(name))
+    if wrong:
+        name = wrong[0]
+        raise UserError(
+            f"{path} holds the weights of another network: {name} is {held.get(name, 'not')} there and "
+            f"{learning.get(name, 'not')} in the model under model.path={learner.config.model.path}. Bring that model "
+            "back, or give another folder with train.output=..., or begin anew with --fresh"
+        )
+
+
+def _set_rate(learner: Learner, updates: int) -> None:
+    """Put the schedule where it was; the learning rates are the config's, which may have changed."""
+    schedule = learner.schedule
+    schedule.last_epoch = updates
+    rates = [base * at(updates) for base, at in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
+    for group, base, rate in zip(learner.optimizer.param_groups, schedule.base_lrs, rates, strict=True):
+        group.update(initial_lr=base, lr=rate)
+    schedule._last_lr = rates
 
 
 @contextmanager

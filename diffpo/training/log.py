@@ -1,4 +1,4 @@
-"""What a run tells: `metrics.jsonl`, trackers by name, a progress bar.
+"""What a run tells: `metrics.jsonl`, trackers by name, a bar in a terminal and lines elsewhere.
 
 `metrics.jsonl` has one JSON object per line, each with its `step`; on resume it is cut back to the checkpoint's step,
 so that it reads as if nothing had happened. Only `time/...` values differ between a run and its repetition.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from diffpo.disk.files import write_file
+from diffpo.disk.files import write_file, writing
+from diffpo.disk.progress import SECONDS, stderr_console
 
 QUARTILES = 4
 
@@ -41,7 +44,7 @@ def mean_metrics(names: list[str], rows: Tensor) -> dict[str, float]:
 class RunLog:
     """The log of one run; silent on every process but the first."""
 
-    def __init__(self, accelerator: Any, folder: Path, start: int, stop: int, description: str):
+    def __init__(self, accelerator: Any, folder: Path, start: int, stop: int, *, every: int):
         """Cut `metrics.jsonl` back to `start` updates and open it.
 
         Args:
@@ -49,29 +52,29 @@ class RunLog:
             folder: The run's folder.
             start: Updates done before.
             stop: Updates to do in all.
-            description: What stands before the progress bar.
+            every: Updates between two lines where there is no terminal; there is one after `SECONDS`, too.
         """
-        self._accelerator = accelerator
-        self._main = accelerator.is_main_process
-        self._file = None
+        self._accelerator, self._main = accelerator, accelerator.is_main_process
+        self._start, self._stop, self._every, self._name = start, stop, every, folder.name
+        self._path, self._file = folder / "metrics.jsonl", None
         if self._main:
-            path = folder / "metrics.jsonl"
-            lines = path.read_text().splitlines() if path.exists() else []
+            lines = self._path.read_text().splitlines() if self._path.exists() else []
             kept = [line for line in lines if _step(line) is not None and (_step(line) or 0) <= start]
-            write_file(path, "".join(f"{line}\n" for line in kept))
-            self._file = path.open("a")
-        columns = ("[bold]{task.description}", "{task.fields[status]}")
+            write_file(self._path, "".join(f"{line}\n" for line in kept))
+            self._file = self._path.open("a")
+        self._console = stderr_console()
         self._bar = Progress(
-            TextColumn(columns[0]),
+            TextColumn("[bold]{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn(columns[1]),
+            TextColumn("{task.fields[status]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            disable=not self._main,
+            console=self._console,
+            disable=not (self._main and self._console.is_terminal),
         )
-        self._task = self._bar.add_task(description, total=stop, completed=start, status="")
-        self._clock = time.perf_counter()
+        self._task = self._bar.add_task(self._name, total=stop, completed=start, status="")
+        self._began = self._clock = self._shown = time.perf_counter()
 
     def __enter__(self) -> RunLog:
         """Show the bar."""
@@ -85,14 +88,35 @@ class RunLog:
             self._file.close()
 
     def advance(self, step: int, metrics: dict[str, float]) -> None:
-        """Move the bar."""
+        """Move the bar, or print a line where there is no terminal."""
         shown = {"loss": metrics.get("loss"), "acc": metrics.get("rewards/accuracies")}
-        status = "  ".join(f"{name} {value:.4f}" for name, value in shown.items() if value is not None)
-        pace = metrics.get("time/pairs_per_second")
-        self._bar.update(self._task, completed=step, status=status + (f"  {pace:.1f} pairs/s" if pace else ""))
+        status = [f"{name} {value:.4f}" for name, value in shown.items() if value is not None]
+        if pace := metrics.get("time/pairs_per_second"):
+            status.append(f"{pace:.1f} pairs/s")
+        self._bar.update(self._task, completed=step, status="  ".join(status))
+        now = time.perf_counter()
+        due = step % self._every == 0 or step == self._stop or now - self._shown >= SECONDS
+        if due and not self._console.is_terminal:
+            self._shown = now
+            left = (now - self._began) / (step - self._start) * (self._stop - step)
+            self.say(f"{self._name}: update {step} of {self._stop}, {', '.join([*status, f'{left:.0f} s left'])}")
+
+    @contextmanager
+    def aside(self, what: str) -> Iterator[None]:
+        """Name work that is no update, such as sampling; its time does not count in the pace."""
+        began = time.perf_counter()
+        self._bar.update(self._task, description=f"{self._name}: {what}")
+        if not self._console.is_terminal:
+            self.say(f"{self._name}: {what}")
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - began
+            self._began, self._clock = self._began + spent, self._clock + spent
+            self._bar.update(self._task, description=self._name)
 
     def timing(self, pairs: int) -> dict[str, float]:
-        """Values that measure time and memory since the last call."""
+        """Values that measure time and memory since the last call, without what was done aside."""
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
         values = {"time/seconds": seconds, "time/pairs_per_second": pairs / seconds}
@@ -101,16 +125,21 @@ class RunLog:
         return values
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Append a line and tell the trackers."""
+        """Append a line and tell the trackers.
+
+        Raises:
+            UserError: The disk is full.
+        """
         if self._file is not None:
-            self._file.write(json.dumps({"step": step} | metrics) + "\n")
-            self._file.flush()
+            with writing(self._path):
+                self._file.write(json.dumps({"step": step} | metrics) + "\n")
+                self._file.flush()
         self._accelerator.log(metrics, step=step)
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
         if self._main:
-            self._bar.console.print(text, highlight=False)
+            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _step(line: str) -> int | None:

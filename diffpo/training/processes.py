@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, parse_flag_from_env
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    broadcast_object_list,
+    parse_flag_from_env,
+)
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from diffpo.errors import UserError
@@ -17,6 +23,7 @@ from diffpo.errors import UserError
 if TYPE_CHECKING:
     from diffpo.config.run import Config
 
+T = TypeVar("T")
 
 TIMEOUT = timedelta(hours=12)
 """How long processes wait for each other: one may be encoding, writing a checkpoint, or uploading."""
@@ -71,6 +78,31 @@ def make_accelerator(config: Config) -> Accelerator:
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         _shard(accelerator, config)
     return accelerator
+
+
+def by_the_first(accelerator: Accelerator, work: Callable[[], T]) -> T:
+    """Let the first process do something while the others wait; all get its result, or learn what it refuses.
+
+    Args:
+        accelerator: The processes.
+        work: Called on the first process only; returns plain values.
+
+    Raises:
+        UserError: The first process raised it, and now all do: none waits for one that has ended.
+    """
+    outcome: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = work()
+        except UserError as error:
+            if accelerator.num_processes == 1:
+                raise
+            outcome[1] = str(error)
+    if accelerator.num_processes > 1:
+        broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise UserError(outcome[1])
+    return outcome[0]
 
 
 def _check_launched(seen: int) -> None:

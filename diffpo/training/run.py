@@ -1,35 +1,72 @@
-"""A run's folder: who owns it, and what may change when a run continues."""
+"""A run's folder: whose it is, what the run has written there, and what may change when it continues.
+
+A folder belongs to a run if it holds `run.json`, the run's mark:
+
+    wrote      the files and folders that the run wrote, as paths below its folder
+    history    each time that the run went on with other settings: after which update, and the old and new values
+
+`--fresh` removes what the mark lists and nothing else; without `--fresh` nothing is removed. A folder that holds
+anything, but no mark, is refused before any work.
+"""
 
 from __future__ import annotations
 
-import shutil
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
 
-from diffpo.disk.files import write_file
+from diffpo.disk.files import UNFINISHED, discard, sweep, write_file, write_json, writing
+from diffpo.disk.lock import sole_writer
 from diffpo.errors import UserError
-from diffpo.training.checkpoint import newest
+from diffpo.training.checkpoint import newest, updates_done
+from diffpo.training.processes import by_the_first
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from diffpo.config.run import Config
 
-FILES = ("config.yaml", "metrics.jsonl", "samples", "checkpoints", "final", "report.html")
-"""What a run writes, and `--fresh` removes."""
+MARK = "run.json"
+FORMAT = "diffpo run 1"
+"""What the mark says that it is; it changes with the mark's meaning."""
+ALWAYS = ("config.yaml", "metrics.jsonl")
+"""What every run writes."""
+FOLDERS = ("checkpoints", "samples", "final")
+"""Folders of a run. Each may be a link to a folder on another disk."""
+EFFECTIVE = "pairs per update"
+"""The line of `config.yaml` that no setting says alone: batch x accumulate x processes."""
+
 FREE = {
     *("train.batch", "train.accumulate"),  # as long as their product with the processes stays
     *("train.log_every", "train.trackers", "train.project", "train.output"),
     *("train.sample_every", "train.eval_every", "train.eval_pairs"),
-    *("train.checkpoint_every", "train.keep_last"),
+    *("train.checkpoint_every", "train.checkpoint_minutes", "train.keep_last"),
     *("sample.prompts", "sample.seeds", "sample.steps", "sample.guidance", "sample.batch"),
+    *("data.cache", "data.cache_dir"),
 }
 """Settings that do not change what is learned."""
-STEADY = ("constant", "constant_with_warmup")
-"""Schedules that do not look at the number of steps, which may then grow."""
+CHANGEABLE = FREE | {
+    *("train.steps", "train.learning_rate", "train.schedule", "train.warmup_steps"),
+    *("train.mixed_precision", "model.dtype"),
+}
+"""Settings that may change when a run goes on (`docs/training.md` lists them)."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What `run.json` holds."""
+
+    format: str = FORMAT
+    wrote: tuple[str, ...] = ()
+    history: tuple[dict[str, Any], ...] = field(default=())
 
 
 def check_devices(config: Config, device: torch.device) -> None:
@@ -53,75 +90,203 @@ def check_devices(config: Config, device: torch.device) -> None:
         )
 
 
-def claim_folder(config: Config, accelerator: Accelerator, fresh: bool) -> Path:
-    """Make the run's folder, or check that the run in it is this one.
+@contextmanager
+def run_folder(config: Config, accelerator: Accelerator, *, fresh: bool) -> Iterator[Path]:
+    """Hold the run's folder against other commands, and make it this run's.
+
+    Args:
+        config: The run's.
+        accelerator: The processes; the first one does the work.
+        fresh: Remove what an earlier run wrote there.
+
+    Yields:
+        The folder.
 
     Raises:
-        UserError: The folder holds another run's config; the message names the differences.
+        UserError: Another command writes there; it is not a run's folder, or cannot be written; or the run in it has
+            other settings, of which the message names those that may not change.
     """
-    assert config.train.output is not None, "config.load_config names the folder"
-    folder = Path(config.train.output)
-    wanted = _flat(config.to_dict())
-    wanted["pairs per update"] = config.train.batch * config.train.accumulate * accelerator.num_processes
-    file = folder / "config.yaml"
-    if fresh and folder.exists() and not file.exists() and any(folder.iterdir()):
-        raise UserError(
-            f"{folder} holds files but no run of diffpo: --fresh removes nothing there. Give another folder"
-        )
-    if file.exists() and not fresh:
-        changed = _changes(_flat(yaml.safe_load(file.read_text())), wanted)
+    if not (config.train.output or "").strip():
+        raise UserError("train.output is empty: give the folder that the run writes to, such as train.output=runs/mine")
+    folder = Path(config.train.output or "")
+    effective = config.train.batch * config.train.accumulate * accelerator.num_processes
+
+    def hold() -> None:
+        stack.enter_context(sole_writer(folder.resolve(), "diffpo train"))
+        claim(folder, config.to_dict() | {EFFECTIVE: effective}, fresh=fresh)
+
+    with ExitStack() as stack:
+        by_the_first(accelerator, hold)
+        yield folder
+
+
+def claim(folder: Path, tree: dict[str, Any], *, fresh: bool) -> None:
+    """Make a folder this run's, or check that the run in it may go on with these settings.
+
+    Args:
+        folder: The run's.
+        tree: The resolved configuration, with the pairs per update.
+        fresh: Remove what the run in it wrote.
+
+    Raises:
+        UserError: See `run_folder`.
+    """
+    check_places(folder)
+    mark = read_mark(folder)
+    if mark is None:
+        _refuse_others(folder)
+        mark = Mark()
+    elif fresh:
+        _clear(folder, mark)
+        mark = Mark()
+    elif _has_learned(folder) and (changed := _changes(folder, tree)):
         done = newest(folder / "checkpoints")
-        if done is not None:
-            _check_same(changed, done, wanted["train.steps"], folder)
-        elif changed and _has_learned(folder):
-            raise _another_run(changed, folder)
-        fresh = bool(changed) and done is None  # a start that failed before it learned anything: nothing is lost
-    accelerator.wait_for_everyone()  # nobody reads what the first process is about to write
-    if accelerator.is_main_process:
-        if fresh:
-            _clear(folder)
+        _check_changes(changed, folder, tree["train"]["steps"], done)
+        entry = {"update": updates_done(done), "changed": {key: list(values) for key, values in changed.items()}}
+        mark = Mark(wrote=mark.wrote, history=(*mark.history, entry))
+    _check_final(folder, mark)
+    folder.mkdir(exist_ok=True)
+    write_json(folder / MARK, asdict(Mark(wrote=tuple(sorted({*mark.wrote, *ALWAYS})), history=mark.history)))
+    write_file(folder / "config.yaml", yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+
+
+def note(folder: Path, *paths: Path) -> None:
+    """Write down what the run is about to write; only the first process calls this.
+
+    Args:
+        folder: The run's.
+        paths: Files or folders in it that nobody else writes to.
+    """
+    mark = read_mark(folder)
+    assert mark is not None, "a run writes to a folder that it has claimed"
+    names = {path.relative_to(folder).as_posix() for path in paths}
+    if not names <= set(mark.wrote):
+        there = {name for name in mark.wrote if name in ALWAYS or os.path.lexists(folder / name)}
+        write_json(folder / MARK, asdict(Mark(wrote=tuple(sorted(there | names)), history=mark.history)))
+
+
+@contextmanager
+def noting(folder: Path) -> Iterator[None]:
+    """Write down what others, such as trackers, put into the run's folder while the block runs."""
+    before = set(folder.rglob("*"))
+    try:
+        yield
+    finally:
+        new = set(folder.rglob("*")) - before
+        note(folder, *(path for path in new if path.parent not in new))
+
+
+def read_mark(folder: Path) -> Mark | None:
+    """Return what the mark says; None where there is none, or a file of that name that is no mark of ours."""
+    try:
+        held = json.loads((folder / MARK).read_text(encoding="utf-8"))
+        mark = Mark(held["format"], tuple(held["wrote"]), tuple(held["history"]))
+        inside = not any(Path(name).is_absolute() or ".." in Path(name).parts for name in mark.wrote)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return mark if mark.format == FORMAT and inside else None
+
+
+def check_places(folder: Path) -> None:
+    """Refuse, before any work, places that cannot be written.
+
+    Raises:
+        UserError: A file stands where a folder should be, a link leads nowhere, or the disk does not let us write.
+    """
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        tree = config.to_dict() | {"pairs per update": wanted["pairs per update"]}
-        write_file(file, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
-    accelerator.wait_for_everyone()
-    return folder
+    for place in (folder, *(folder / name for name in FOLDERS)):
+        if place.is_symlink() and not place.exists():
+            raise UserError(
+                f"{place} is a link to {os.readlink(place)}, which is not there: make it, or remove the link."
+            )
+        if place.exists() and not place.is_dir():
+            raise UserError(
+                f"{place} is a file, and a run needs a folder there: move it away, or choose another place."
+            )
+        for probed in {place, place.resolve().parent} if place.is_symlink() else {place}:
+            if probed.exists():
+                with writing(probed), tempfile.TemporaryFile(dir=probed):
+                    pass
 
 
-def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """List the settings that decide what is learned and are not the same."""
-    free = FREE | ({"train.steps"} if new["train.schedule"] in STEADY else set())
-    changed = [k for k in sorted(old.keys() | new.keys()) if k not in free and old.get(k) != new.get(k)]
-    return [f"{k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in changed]
+def _refuse_others(folder: Path) -> None:
+    held = sorted(path.name for path in folder.iterdir() if not path.name.endswith(UNFINISHED))
+    if held:
+        more = f" and {len(held) - 5} more" if len(held) > 5 else ""
+        raise UserError(
+            f"{folder} holds {', '.join(held[:5])}{more}, but no run of diffpo (no {MARK} that says so), so nothing is "
+            "written or removed there. Give another folder with train.output=..."
+        )
+
+
+def _check_final(folder: Path, mark: Mark) -> None:
+    """Refuse to export over a `final/` that is somebody else's."""
+    final = folder / "final"
+    if final.is_dir() and any(final.iterdir()) and not any(name.startswith("final/") for name in mark.wrote):
+        raise UserError(
+            f"{final} was not written by this run, which would export over it: move it away, or give another folder "
+            "with train.output=..."
+        )
+
+
+def _changes(folder: Path, tree: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the settings that are not as `config.yaml` says, each with its old and its new value."""
+    file = folder / "config.yaml"
+    try:
+        old, new = _flat(yaml.safe_load(file.read_text(encoding="utf-8"))), _flat(tree)
+    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+        raise UserError(
+            f"{file} cannot be read ({error}), so nobody knows which run this is. Bring it back, give another folder "
+            "with train.output=..., or begin anew in this one with --fresh"
+        ) from error
+    return {
+        key: (old.get(key), new.get(key)) for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)
+    }
 
 
 def _has_learned(folder: Path) -> bool:
-    """Whether a run without checkpoints left something: an export, or updates in its log."""
+    """Whether there is something to lose: a checkpoint, an export, or updates in the log."""
     log = folder / "metrics.jsonl"
-    return (folder / "final").exists() or (log.exists() and log.stat().st_size > 0)
+    exported = (folder / "final").is_dir() and any((folder / "final").iterdir())
+    return newest(folder / "checkpoints") is not None or exported or (log.is_file() and log.stat().st_size > 0)
 
 
-def _another_run(changed: list[str], folder: Path) -> UserError:
-    lines = "\n".join(f"  {line}" for line in changed)
-    return UserError(
-        f"{folder} holds a run with another config:\n{lines}\n"
-        "Give another folder with train.output=..., or begin anew in this one with --fresh"
-    )
+def _check_changes(changed: Mapping[str, tuple[Any, Any]], folder: Path, steps: int, done: Path | None) -> None:
+    fixed = [f"  {key}: {old!r} there, {new!r} now" for key, (old, new) in changed.items() if key not in CHANGEABLE]
+    if fixed:
+        lines = "\n".join(fixed)
+        raise UserError(
+            f"{folder} holds a run with another config:\n{lines}\n"
+            "Set these as they were to go on, give another folder with train.output=..., or begin anew in this one "
+            "with --fresh"
+        )
+    if updates_done(done) > steps:
+        raise UserError(
+            f"{folder} has already done more than train.steps={steps} updates: give at least "
+            f"train.steps={updates_done(done)} to go on, or begin anew with --fresh"
+        )
 
 
-def _check_same(changed: list[str], done: Path, steps: int, folder: Path) -> None:
-    if changed:
-        raise _another_run(changed, folder)
-    if int(done.name.removeprefix("step-")) > steps:
-        raise UserError(f"{folder} has already done more than train.steps={steps} updates ({done.name})")
-
-
-def _clear(folder: Path) -> None:
-    for name in FILES:
+def _clear(folder: Path, mark: Mark) -> None:
+    """Remove what the run wrote; its folders go as a whole where nobody else put anything into them."""
+    for place in FOLDERS:
+        sweep(folder / place)
+        if not (folder / place).is_symlink() and (folder / place).is_dir() and not others(folder, place, mark):
+            discard(folder / place)
+    for name in mark.wrote:
         path = folder / name
-        if path.is_dir():
-            shutil.rmtree(path)
+        if path.is_dir() and not path.is_symlink():
+            discard(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def others(folder: Path, place: str, mark: Mark) -> list[Path]:
+    """List the files in one of the run's folders that the run did not write."""
+    ours = {folder / name for name in mark.wrote}
+    files = [path for path in (folder / place).rglob("*") if not path.is_dir()]
+    return [path for path in files if ours.isdisjoint((path, *path.parents))]
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -16,6 +16,7 @@ from diffpo.media.prompts import load_prompts
 from diffpo.media.sheet import Cell, Row, draw_grid
 from diffpo.models.base import Denoiser
 from diffpo.models.encoders import Encoders
+from diffpo.training.run import note
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,6 +49,7 @@ class Sampler:
             return
         images = self._images(accelerator)
         if accelerator.is_main_process:
+            note(self._folder.parent, *files)
             self._file(0).parent.mkdir(parents=True, exist_ok=True)
             for file, image in zip(files, images, strict=True):
                 image.save(file)
@@ -61,7 +63,9 @@ class Sampler:
         rows = [
             Row(prompt, (Cell(Image.open(self._file(i))), Cell(images[i]))) for i, (prompt, _) in enumerate(self._jobs)
         ]
-        draw_grid(["base", f"step {step}"], rows).save(self._folder / f"step-{step:06d}.png")
+        file = self._folder / f"step-{step:06d}.png"
+        note(self._folder.parent, file)
+        draw_grid(["base", f"step {step}"], rows).save(file)
 
     def _file(self, i: int) -> Path:
         return self._base / f"{i:03d}.png"

@@ -29,12 +29,15 @@ from diffpo.data.splits import check_order, check_requires, load_splits
 from diffpo.errors import UserError
 from diffpo.models.encoders import Encoders, load_encoders
 from diffpo.models.tuning import DTYPES
-from diffpo.training.export import export
-from diffpo.training.learner import Learner, averaged, prepare_learner, resume, save
+from diffpo.training.alerts import Alerts
+from diffpo.training.banner import describe_run
+from diffpo.training.export import export, without_places
+from diffpo.training.learner import Learner, averaged, how_to_go_on, prepare_learner, resume, save
 from diffpo.training.log import RunLog, mean_metrics
 from diffpo.training.processes import make_accelerator
-from diffpo.training.run import check_devices, claim_folder
+from diffpo.training.run import check_devices, noting, run_folder
 from diffpo.training.samples import Sampler
+from diffpo.training.stop import Stopped, Watch
 from diffpo.training.trajectories import keep_trajectories
 
 
@@ -51,41 +54,98 @@ def train(config: Config, *, fresh: bool = False, push: str | None = None) -> Pa
 
     Raises:
         UserError: Whatever the user can mend; nothing written before is lost.
+        Stopped: SIGTERM or SIGINT came; what was done is in a checkpoint.
     """
     accelerator = make_accelerator(config)
     check_devices(config, accelerator.device)
-    folder = claim_folder(config, accelerator, fresh)
-    if config.train.trackers:
-        accelerator.init_trackers(config.train.project, config={"config": str(config.to_dict())})
-    plan, loader, held_out, encoders = prepare_data(config, accelerator)
-    learner = prepare_learner(config, accelerator)
-    keep_trajectories(learner, [each for each in (loader, held_out) if each is not None])
-    sampler = Sampler(config, learner.policy, encoders, folder) if encoders is not None else None
-    if sampler is not None:
-        sampler.base(accelerator)
-    done = resume(learner, folder, loader.identity)
-    with RunLog(accelerator, folder, done, config.train.steps, f"{folder.name}") as log:
-        if plan.never_used:
-            log.say(f"{plan.never_used} pairs have image sizes too rare to fill a batch: they are never used")
+    with (
+        Watch(accelerator, config.train.checkpoint_minutes) as watch,
+        run_folder(config, accelerator, fresh=fresh) as folder,
+    ):
+        start_trackers(config, accelerator, folder)
+        plan, loader, held_out, encoders = prepare_data(config, accelerator)
+        learner = prepare_learner(config, accelerator)
+        keep_trajectories(learner, [each for each in (loader, held_out) if each is not None])
+        sampler = Sampler(config, learner.policy, encoders, folder) if encoders is not None else None
+        if sampler is not None:
+            sampler.base(accelerator)
+        done = resume(learner, folder, loader.identity)
+        with RunLog(accelerator, folder, done, config.train.steps, every=config.train.log_every) as log:
+            for line in describe_run(learner, plan, loader, held_out, folder, done):
+                log.say(line)
+            learn(learner, plan, loader, held_out, sampler, folder=folder, done=done, log=log, watch=watch)
+        with averaged(learner):
+            export(config, accelerator, learner.policy, folder, push)
+    accelerator.end_training()
+    return folder
+
+
+def learn(
+    learner: Learner,
+    plan: Schedule,
+    loader: PairLoader,
+    held_out: PairLoader | None,
+    sampler: Sampler | None,
+    *,
+    folder: Path,
+    done: int,
+    log: RunLog,
+    watch: Watch,
+) -> None:
+    """Make the updates that are left.
+
+    Args:
+        learner: What learns.
+        plan: Which pairs go into which update.
+        loader: The pairs to learn from.
+        held_out: The pairs to judge, if there are any.
+        sampler: Draws the samples, if any are wanted.
+        folder: The run's.
+        done: Updates done before.
+        log: Is told the metrics.
+        watch: Knows whether the user wants the run to end.
+
+    Raises:
+        Stopped: The user wants that; a checkpoint was written.
+        UserError: Numbers are no longer finite, or the disk is full.
+    """
+    config, accelerator, alerts = learner.config, learner.accelerator, Alerts()
+    with watch.patiently():
         for batches in loader.updates(plan, done, config.train.steps, rank=accelerator.process_index):
             metrics = update(learner, batches, plan.position(done)[0], micro_seed=done)
             done += 1
             metrics |= log.timing(plan.effective)
             judged = due(config.train.eval_every, done, config) and held_out is not None
             if judged:
-                metrics |= evaluate(learner, held_out)
+                with log.aside("judging the held-out pairs"):
+                    metrics |= evaluate(learner, held_out)
             if judged or due(config.train.log_every, done, config):
                 log.write(done, metrics)
             log.advance(done, metrics)
+            for alert in alerts.look(done, metrics):
+                log.say(f"note: {alert}")
             if sampler is not None and due(config.train.sample_every, done, config):
-                with averaged(learner):
+                with log.aside("sampling"), averaged(learner):
                     sampler.draw(accelerator, done)
-            if due(config.train.checkpoint_every, done, config):
-                save(learner, folder, done, loader.identity)
-    with averaged(learner):
-        export(config, accelerator, learner.policy, folder, push)
-    accelerator.end_training()
-    return folder
+            number, late = watch.look()
+            if number or late or due(config.train.checkpoint_every, done, config):
+                with log.aside("writing a checkpoint"):
+                    save(learner, folder, done, loader.identity)
+                watch.saved()
+            if number:
+                accelerator.end_training()
+                raise Stopped(number, f"{folder}/checkpoints holds all {done} of {config.train.steps} updates.")
+
+
+def start_trackers(config: Config, accelerator: Accelerator, folder: Path) -> None:
+    """Open the trackers; what they put into the run's folder is the run's."""
+    if config.train.trackers:
+        with noting(folder) if accelerator.is_main_process else nullcontext():
+            accelerator.init_trackers(
+                config.train.project,
+                config={"config": str(without_places(config.to_dict()))},
+                init_kwargs={"wandb": {"dir": str(folder)}},
+            )
 
 
 def due(every: int, done: int, config: Config) -> bool:
@@ -165,7 +225,7 @@ def update(learner: Learner, batches: list[PairBatch], epoch: int, micro_seed: i
             index.append(batch.index.to(accelerator.device))
             if last:  # before the backward: DeepSpeed's is also the optimizer's step
                 table, index = accelerator.gather(torch.cat(rows)), accelerator.gather(torch.cat(index))
-                check_finite(table[:, 0], index, epoch)
+                check_losses(table[:, 0], index, epoch, how_to_go_on(config))
             accelerator.backward(output.loss.sum() * (accelerator.num_processes / total).to(output.loss))
     norm = clip(learner)
     metrics = {"loss": (table[:, 0].sum() / total).item(), **mean_metrics(names, table[:, 1:].cpu())}
@@ -197,8 +257,14 @@ def synchronised(learner: Learner, last: bool) -> Iterator[None]:
         yield
 
 
-def check_finite(loss: Tensor, index: Tensor, epoch: int) -> None:
+def check_losses(loss: Tensor, index: Tensor, epoch: int, advice: str) -> None:
     """Stop, on all processes together and before the optimizer's step, at a loss that is no number.
+
+    Args:
+        loss: `[n]` of each row.
+        index: `[n]` the rows.
+        epoch: What the rows' draws depend on.
+        advice: How to go on.
 
     Raises:
         UserError: Names the rows.
@@ -207,8 +273,7 @@ def check_finite(loss: Tensor, index: Tensor, epoch: int) -> None:
     if bad:
         raise UserError(
             f"the loss of {len(bad)} row(s) is not finite: rows {', '.join(map(str, bad[:20]))} of the table (epoch "
-            f"{epoch}). Nothing was updated and the checkpoints are whole. Look at these rows, lower "
-            "train.learning_rate, or use mixed_precision=bf16 or no; then run the same command again"
+            f"{epoch}). Nothing was updated. If it is their fault, `diffpo data inspect` may tell. {advice}"
         )
 
 
@@ -223,8 +288,8 @@ def clip(learner: Learner) -> float:
     value = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm) if norm is not None else math.nan
     if norm is not None and not math.isfinite(value) and learner.accelerator.scaler is None:
         raise UserError(
-            f"the gradient's norm is {value} although every loss is finite. Nothing was updated and the checkpoints "
-            "are whole. Lower train.learning_rate, or use mixed_precision=bf16 or no; then run the same command again"
+            f"the gradient's norm is {value} although every loss is finite. Nothing was updated. "
+            f"{how_to_go_on(learner.config)}"
         )
     return value
 

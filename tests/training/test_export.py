@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import time
 
@@ -14,9 +13,8 @@ import torch
 import yaml
 from runs import World, difference, weights
 
-from diffpo.disk.files import whole_folder
 from diffpo.errors import UserError
-from diffpo.training.export import export, is_hub_id
+from diffpo.training.export import export, is_hub_id, without_places
 from diffpo.training.processes import make_accelerator
 
 COMPONENTS = {"sd15": "unet", "sdxl": "unet", "sd3": "transformer"}
@@ -46,10 +44,11 @@ def answer(network, family):
 
 
 @pytest.fixture(scope="module")
-def tuned(world):
-    """Train without training: a learner whose trained weights are moved by hand, and its export."""
+def untrained(world):
+    """A learner whose trained weights are moved by hand, and what exports it."""
     from diffpo.config.run import build
     from diffpo.training.learner import prepare_learner
+    from diffpo.training.run import claim
 
     def made(family, output, changes):
         config = build(world.tree(output, changes, family))
@@ -60,10 +59,19 @@ def tuned(world):
             for parameter in learner.policy.network.parameters():
                 if parameter.requires_grad:
                     parameter.add_(torch.randn(parameter.shape, generator=draws) * 0.1)
-        run = world.folder / output
-        run.mkdir(exist_ok=True)
-        export(config, accelerator, learner.policy, run)
-        return run / "final", learner.policy.network.eval()
+        claim(world.folder / output, config.to_dict(), fresh=False)
+        return learner, lambda: export(config, accelerator, learner.policy, world.folder / output)
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def tuned(untrained):
+    """An export, and the network that it should give."""
+
+    def made(family, output, changes):
+        learner, exported = untrained(family, output, changes)
+        return exported(), learner.policy.network.eval()
 
     return made
 
@@ -103,11 +111,15 @@ def test_the_card_says_how_it_was_made(world, run):
     assert front["library_name"] == "diffusers"
     assert {"diffpo", "dpo", "lora"} <= set(front["tags"])
     assert not {"base_model", "datasets"} & front.keys()  # local folders are no ids of the Hub
-    assert f"`{world.folder / 'sd15'}`" in text and "pairs.jsonl" in text and "dpo" in text
+    assert "/sd15`" in text and str(world.folder) not in text and "pairs.jsonl" in text and "dpo" in text
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     assert "## Last update (2)" in text and f"| loss | {last['loss']:.5g} |" in text
     config = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
-    assert config == {k: v for k, v in yaml.safe_load((run / "config.yaml").read_text()).items() if " " not in k}
+    there = {k: v for k, v in yaml.safe_load((run / "config.yaml").read_text()).items() if " " not in k}
+    assert config == without_places(there)
+    assert {k: v for k, v in config["train"].items() if k != "output"} == {
+        k: v for k, v in there["train"].items() if k != "output"
+    }
 
 
 def test_the_card_names_what_is_on_the_hub(tmp_path):
@@ -134,28 +146,44 @@ def test_ids_of_the_hub(tmp_path, monkeypatch):
     assert {path: is_hub_id(path) for path in ids} == ids
 
 
-def test_a_kill_during_the_replacement_leaves_one_whole_export(tuned):
-    """A process that does nothing but export is killed 20 times, whatever it is doing."""
-    final, _ = tuned("sd15", "killed", {"model.rank": 4, "train.sample_every": 0})
-    run, whole = final.parent, {file.name: file.read_bytes() for file in final.iterdir()}
-    inodes = set()
+def test_a_kill_during_the_replacement_leaves_one_whole_export(untrained):
+    """A process that exports again and again is killed 20 times, at different moments after a replacement."""
+    _, exported = untrained("sd15", "killed", {"model.rank": 4})
+    final = exported()
+    whole, seen = weights(final.parent), {final.stat().st_ino}
+    held = {file.name: file.stat().st_size for file in final.iterdir()}
+    assert held.keys() == {"README.md", "pytorch_lora_weights.safetensors"}
     for moment in range(20):
         child = os.fork()
         if child == 0:
             torch.set_num_threads(1)
             try:
-                for _ in range(1000):
-                    shutil.copytree(final, run / "next", dirs_exist_ok=True)
-                    with whole_folder(final) as folder:
-                        shutil.copytree(run / "next", folder, dirs_exist_ok=True)
+                while True:
+                    exported()
             finally:
                 os._exit(1)
-        time.sleep(0.002 + 0.0037 * moment)
+        while final.stat().st_ino in seen:
+            time.sleep(0.001)
+        time.sleep(0.005 * moment)  # an export takes some 0.1 s
         os.kill(child, signal.SIGKILL)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-        assert {file.name: file.read_bytes() for file in final.iterdir()} == whole
-        inodes.add(final.stat().st_ino)
-    assert len(inodes) > 5, "the kills came before anything was replaced"
+        assert {file.name: file.stat().st_size for file in final.iterdir()} == held
+        assert difference(weights(final.parent), whole) == 0
+        seen.add(final.stat().st_ino)
+    assert len(seen) > 20, "the kills came before anything was replaced"
+    exported()
+    assert not [path.name for path in final.parent.iterdir() if "unfinished" in path.name]
+
+
+def test_what_somebody_puts_beside_the_weights_stays(untrained):
+    _, exported = untrained("sd15", "noted", {"model.rank": 4})
+    final = exported()
+    (final / "mine").mkdir()
+    (final / "mine" / "notes.txt").write_text("good at hands")
+    exported()
+    assert (final / "mine" / "notes.txt").read_text() == "good at hands"
+    assert "final/README.md" in (final.parent / "run.json").read_text()
+    assert "notes" not in (final.parent / "run.json").read_text()
 
 
 def test_a_push_without_network_leaves_the_export(world, run):

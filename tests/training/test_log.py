@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ def test_without_accuracies_there_are_no_quartiles():
 
 
 def write(folder, start, steps, process):
-    with RunLog(process, folder, start, 9, "run") as log:
+    with RunLog(process, folder, start, 9, every=1) as log:
         for step in steps:
             log.write(step, {"loss": float(step)})
             log.advance(step, {"loss": float(step)})
@@ -67,6 +68,43 @@ def test_trackers_are_told(tmp_path):
 
 
 def test_timing_is_per_update(tmp_path):
-    with RunLog(Process(), tmp_path, 0, 1, "run") as log:
+    with RunLog(Process(), tmp_path, 0, 1, every=1) as log:
         values = log.timing(8)
     assert values["time/pairs_per_second"] == pytest.approx(8 / values["time/seconds"])
+
+
+def test_what_is_done_aside_takes_no_time(tmp_path):
+    with RunLog(Process(), tmp_path, 0, 1, every=1) as log:
+        with log.aside("sampling"):
+            time.sleep(0.3)
+        values = log.timing(8)
+    assert values["time/seconds"] < 0.2
+
+
+def test_without_a_terminal_there_are_lines(tmp_path, capsys):
+    """Every so many updates, and for the last one; what is no update is named."""
+    folder = tmp_path / "x"
+    folder.mkdir()
+    with RunLog(Process(), folder, 2, 7, every=2) as log:
+        for step in (3, 4, 5, 6, 7):
+            log.advance(step, {"loss": 0.5, "rewards/accuracies": 0.75, "time/pairs_per_second": 3.0})
+        with log.aside("sampling"):
+            pass
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(", ")[0] for line in lines] == [
+        "x: update 4 of 7",
+        "x: update 6 of 7",
+        "x: update 7 of 7",
+        "x: sampling",
+    ]
+    assert "loss 0.5000, acc 0.7500, 3.0 pairs/s, " in lines[0] and lines[0].endswith(" s left")
+
+
+def test_without_a_terminal_there_is_a_line_after_half_a_minute(tmp_path, capsys, monkeypatch):
+    with RunLog(Process(), tmp_path, 0, 100, every=100) as log:
+        for step in range(1, 5):
+            monkeypatch.setattr("time.perf_counter", lambda step=step: log._began + 20.0 * step)
+            log.advance(step, {})
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0].split(": ")[1] for line in lines] == ["update 2 of 100", "update 4 of 100"]
+    assert lines[0].endswith("1960 s left")

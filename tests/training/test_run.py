@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from types import SimpleNamespace
+import json
+import re
 
 import pytest
 import torch
 import yaml
+from runs import ROOT
 
 from diffpo.config.run import Config, build
 from diffpo.errors import UserError
-from diffpo.training.run import FREE, check_devices, claim_folder
+from diffpo.training.run import CHANGEABLE, EFFECTIVE, check_devices, claim, note
 
 
 @pytest.fixture
-def claim(tmp_path):
+def claimed(tmp_path):
     """Claim the folder with some settings changed."""
 
-    def claimed(changes=None, processes=1, fresh=False, learned=True):
+    def made(changes=None, processes=1, fresh=False, learned=True):
         tree = {
             "model": {"name": "lora", "path": "owner/model"},
             "method": {"name": "dpo"},
@@ -29,35 +31,54 @@ def claim(tmp_path):
         for key, value in (changes or {}).items():
             block, field = key.split(".")
             tree[block][field] = value
-        alone = SimpleNamespace(num_processes=processes, is_main_process=True, wait_for_everyone=lambda: None)
-        folder = claim_folder(build(tree), alone, fresh)
+        config, folder = build(tree), tmp_path / "run"
+        effective = config.train.batch * config.train.accumulate * processes
+        claim(folder, config.to_dict() | {EFFECTIVE: effective}, fresh=fresh)
         if learned:
+            note(folder, folder / "checkpoints" / "step-000001")
             (folder / "checkpoints" / "step-000001").mkdir(parents=True, exist_ok=True)
         return folder
 
-    return claimed
+    return made
 
 
-def test_a_new_folder_gets_the_resolved_config(claim):
-    tree = yaml.safe_load((claim() / "config.yaml").read_text())
+def history(folder):
+    return json.loads((folder / "run.json").read_text())["history"]
+
+
+def test_a_new_folder_gets_the_resolved_config(claimed):
+    tree = yaml.safe_load((claimed() / "config.yaml").read_text())
     assert tree.pop("pairs per update") == 8
     assert build(tree).to_dict() == tree
 
 
-@pytest.mark.parametrize(
-    ("changes", "processes"),
-    [
-        ({"train.batch": 4, "train.accumulate": 2}, 1),
-        ({"train.batch": 4}, 2),
-        ({"train.batch": 1, "train.accumulate": 2}, 4),
-        ({"train.steps": 9}, 1),
-        ({"train.checkpoint_every": 1, "train.keep_last": 9, "train.log_every": 3, "train.trackers": ["wandb"]}, 1),
-        ({"train.sample_every": 2, "sample.prompts": ["a"], "sample.steps": 3}, 1),
-    ],
-)
-def test_what_may_change(claim, changes, processes):
-    claim()
-    claim(changes, processes)
+MAY_CHANGE = [
+    ({"train.batch": 4, "train.accumulate": 2}, 1),
+    ({"train.batch": 4}, 2),
+    ({"train.batch": 1, "train.accumulate": 2}, 4),
+    ({"train.steps": 9}, 1),
+    ({"train.checkpoint_every": 1, "train.keep_last": 9, "train.log_every": 3, "train.trackers": ["wandb"]}, 1),
+    ({"train.checkpoint_minutes": 10}, 1),
+    ({"train.sample_every": 2, "sample.prompts": ["a"], "sample.steps": 3}, 1),
+    ({"train.learning_rate": 1.0}, 1),
+    ({"train.schedule": "cosine", "train.warmup_steps": 2, "train.steps": 9}, 1),
+    ({"train.mixed_precision": "bf16", "model.dtype": "bfloat16"}, 1),
+    ({"data.cache_dir": "elsewhere"}, 1),
+]
+
+
+@pytest.mark.parametrize(("changes", "processes"), MAY_CHANGE)
+def test_what_may_change_is_written_into_the_history(claimed, changes, processes):
+    folder = claimed()
+    assert history(folder) == []
+    claimed()
+    assert history(folder) == []
+    claimed(changes, processes)
+    (entry,) = history(folder)
+    assert entry["update"] == 1 and entry["changed"].keys() == changes.keys()
+    assert all(entry["changed"][key][1] == value for key, value in changes.items())
+    claimed(changes, processes)
+    assert len(history(folder)) == 1
 
 
 @pytest.mark.parametrize(
@@ -65,60 +86,58 @@ def test_what_may_change(claim, changes, processes):
     [
         ({"train.batch": 4}, 1, "pairs per update: 8 there, 4 now"),
         ({}, 2, "pairs per update: 8 there, 16 now"),
-        ({"train.learning_rate": 1.0}, 1, "train.learning_rate: 1e-05 there, 1.0 now"),
+        ({"train.seed": 1}, 1, "train.seed: 0 there, 1 now"),
+        ({"train.ema": 0.9}, 1, "train.ema: 0.0 there, 0.9 now"),
         ({"model.name": "full"}, 1, "model.name: 'lora' there, 'full' now"),
         ({"method.name": "sft"}, 1, "method.beta: 2000.0 there, None now"),
         ({"data.caption_dropout": 0.2}, 1, "data.caption_dropout: 0.1 there, 0.2 now"),
     ],
 )
-def test_what_may_not(claim, changes, processes, told):
-    folder = claim()
+def test_what_may_not(claimed, changes, processes, told):
+    folder = claimed()
     before = (folder / "config.yaml").read_text()
     with pytest.raises(UserError, match="holds a run with another config") as caught:
-        claim(changes, processes)
+        claimed(changes, processes)
     assert told in str(caught.value)
+    assert "train.learning_rate" not in str(caught.value)
     assert (folder / "config.yaml").read_text() == before
-    claim(changes, processes, fresh=True)
+    claimed(changes, processes, fresh=True)
+    assert history(folder) == []
 
 
-def test_a_start_that_learned_nothing_is_no_run(claim):
-    folder = claim(learned=False)
+def test_a_start_that_learned_nothing_may_be_changed_and_nothing_is_removed(claimed):
+    folder = claimed(learned=False)
     (folder / "samples").mkdir()
-    claim({"train.learning_rate": 1.0})
-    assert yaml.safe_load((folder / "config.yaml").read_text())["train"]["learning_rate"] == 1.0
-    assert not (folder / "samples").exists()
+    (folder / "samples" / "mine.png").write_text("x")
+    claimed({"train.seed": 3})
+    assert yaml.safe_load((folder / "config.yaml").read_text())["train"]["seed"] == 3
+    assert (folder / "samples" / "mine.png").exists()
 
 
-def test_what_was_learned_is_kept_although_its_checkpoints_are_gone(claim):
-    folder = claim(learned=False)
+def test_what_was_learned_is_kept_although_its_checkpoints_are_gone(claimed):
+    folder = claimed(learned=False)
     (folder / "metrics.jsonl").write_text('{"step": 1}')
     with pytest.raises(UserError, match="holds a run with another config"):
-        claim({"train.learning_rate": 1.0})
+        claimed({"train.seed": 3})
     assert (folder / "metrics.jsonl").exists()
 
 
-def test_fresh_clears_no_folder_of_the_users(claim):
-    folder = claim(learned=False)
-    (folder / "config.yaml").unlink()
-    (folder / "samples").mkdir()
-    with pytest.raises(UserError, match="no run of diffpo"):
-        claim(fresh=True)
-    assert (folder / "samples").exists()
+def test_steps_may_not_shrink_below_what_is_done(claimed):
+    (claimed() / "checkpoints" / "step-000003").mkdir()
+    with pytest.raises(UserError, match=r"already done more than train\.steps=2 updates: give at least train\.steps=3"):
+        claimed({"train.steps": 2})
+    claimed({"train.steps": 3})
 
 
-def test_steps_may_not_shrink_below_what_is_done(claim):
-    (claim() / "checkpoints" / "step-000003").mkdir()
-    with pytest.raises(UserError, match=r"already done more than train\.steps=2 updates"):
-        claim({"train.steps": 2})
+def test_a_config_that_cannot_be_read_is_named(claimed):
+    folder = claimed()
+    (folder / "config.yaml").write_text("a: [")
+    with pytest.raises(UserError, match=r"(?s)config\.yaml cannot be read .*--fresh"):
+        claimed()
+    claimed(fresh=True)
 
 
-def test_steps_may_not_grow_where_the_schedule_looks_at_them(claim):
-    claim({"train.schedule": "linear"})
-    with pytest.raises(UserError, match=r"train\.steps: 4 there, 9 now"):
-        claim({"train.schedule": "linear", "train.steps": 9})
-
-
-def test_every_free_setting_exists():
+def test_every_setting_that_may_change_exists_and_is_documented():
     """A setting that was renamed would else be frozen without a word."""
     sections = {field.name: field for field in dataclasses.fields(Config)}
     config = build(
@@ -129,10 +148,13 @@ def test_every_free_setting_exists():
             "train": {"steps": 1},
         }
     )
-    for key in FREE:
+    for key in CHANGEABLE:
         section, field = key.split(".")
         assert section in sections
         assert field in {f.name for f in dataclasses.fields(getattr(config, section))}, key
+    text = (ROOT / "docs" / "training.md").read_text()
+    listed = text.split("## What may change when a run goes on")[1].split("\n## ")[0]
+    assert set(re.findall(r"`((?:train|sample|data|model)\.\w+)`", listed)) == CHANGEABLE
 
 
 def test_half_precision_is_refused_on_a_cpu_alone():
