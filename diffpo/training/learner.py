@@ -166,7 +166,8 @@ def how_to_go_on(config: Config) -> str:
     other = ", or with train.mixed_precision=bf16 or train.mixed_precision=no" if half else ""
     return (
         "What was written before is whole. Run the same command again with a lower learning rate, such as "
-        f"train.learning_rate={config.train.learning_rate / 10:.3g}{other}: it goes on from the newest checkpoint"
+        f"train.learning_rate={config.train.learning_rate / 10:.3g}{other}: it goes on from the newest checkpoint. If "
+        "the weights in there have already gone astray, add --fresh to begin anew"
     )
 
 
