@@ -29,7 +29,7 @@ from typing import Any
 import study_plan as plan
 from study_plan import HELD_OUT, PAIRS, SEEDS, UPDATES, VALIDATION, VARIANTS, Variant
 
-SAMPLING = {"steps": 20, "guidance": 4.0, "batch": 50, "distinct_seeds": True}
+SAMPLING = {"steps": 20, "guidance": 4.0, "batch": 50, "noise": "consecutive"}
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,8 @@ def run(job: Job) -> Job:
 
 def judge(tuned: str | None, folder: Path, prompts: str) -> dict[str, list[float]]:
     """Generate one image per prompt and score it; returns the scores in the prompts' order."""
-    from diffpo.generation.generate import GenerateOptions, generate
+    from diffpo.generation.generate import generate
+    from diffpo.generation.settings import GenerateOptions
     from diffpo.media.prompts import load_prompts
     from diffpo.scorers import ShapesUtility, ShapesVerifier
     from diffpo.scorers.scores import score_folder

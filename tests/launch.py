@@ -19,7 +19,8 @@ from typing import Any
 
 import diffpo.data.cache
 import diffpo.disk.files
-import diffpo.generation.images
+import diffpo.generation.generate
+import diffpo.generation.work
 import diffpo.scorers.scores
 import diffpo.training.checkpoint
 import diffpo.training.train  # and all the rest
@@ -74,8 +75,8 @@ PLACES: dict[str, Callable[[], None]] = {
     ),  # 3 files each: the 2nd of the 2nd
     "pruning": lambda: at_call(diffpo.disk.files, "remove", 1),
     "export": unrenamed_export,
-    "sampling": lambda: at_call(diffpo.generation.images, "sample_images", 3),
-    "naming": lambda: at_call(diffpo.generation.images, "_give_names", 2),
+    "sampling": lambda: at_call(diffpo.generation.generate, "sample_clips", 3),
+    "naming": lambda: at_call(diffpo.generation.work, "_give_names", 2),
     "scoring": lambda: at_call(diffpo.scorers.scores, "read_media", 2),  # the second model's folder
 }
 

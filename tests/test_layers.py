@@ -224,7 +224,7 @@ BAD = [
     ("models", "from diffpo.methods import DPO"),
     ("models", "import torch\noptimizer = torch.optim.AdamW"),
     ("models", "import datasets"),
-    ("models", "from diffpo.generation.sampling import sample_images"),
+    ("models", "from diffpo.generation.sampling import sample_clips"),
     ("scorers", "from diffpo.training.train import train"),
     ("scorers", "from diffpo.models.load import load"),
     ("captioners", "from diffpo.curate.caption import caption_pairs"),

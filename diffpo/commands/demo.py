@@ -18,7 +18,8 @@ from diffpo.compare.export import write_result
 from diffpo.compare.terminal import comparison_table
 from diffpo.config.run import Config, load_config
 from diffpo.disk.files import write_json
-from diffpo.generation.generate import GenerateOptions, generate
+from diffpo.generation.generate import generate
+from diffpo.generation.settings import GenerateOptions
 from diffpo.media.prompts import PromptSet, load_prompts
 from diffpo.report.grid import write_grid
 from diffpo.report.page import write_report
@@ -89,7 +90,7 @@ def _generate(config: Config, output: Path, prompts: PromptSet, fresh: bool) -> 
         options = GenerateOptions(
             model=config.model.path,
             tuned=tuned,
-            distinct_seeds=True,  # no noise is used twice: prompts are independent
+            noise="consecutive",  # no noise is used twice: prompts are independent
             steps=config.sample.steps,
             guidance=config.sample.guidance,
             batch=BATCH,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,20 +25,21 @@ from diffpo.config.evaluation import Evaluation, JudgedModel
 from diffpo.config.options import make_scorer
 from diffpo.config.run import Config, load_config
 from diffpo.disk.files import write_file
-from diffpo.disk.progress import stderr_console
+from diffpo.disk.lock import sole_writer
 from diffpo.errors import UserError
-from diffpo.generation.generate import GenerateOptions
-from diffpo.generation.images import Work, find_work, finish_images, make_images
+from diffpo.generation.generate import Request
+from diffpo.generation.processes import forget_settings, make_state, quiet_console
+from diffpo.generation.settings import GenerateOptions
+from diffpo.generation.store import find_stored
+from diffpo.generation.work import Work, begin, make
 from diffpo.media.prompts import PromptSet, load_prompts
 from diffpo.models.pipelines import find_model
 from diffpo.report.grid import write_grid
 from diffpo.report.page import write_report
 from diffpo.scorers.scores import score_folder
-from diffpo.training.processes import forget_settings, make_state
 from diffpo.training.run import FREE
 
 if TYPE_CHECKING:
-    from accelerate import PartialState
     from rich.console import Console
 
 
@@ -66,30 +68,31 @@ def evaluate(evaluation: Evaluation) -> Evaluated:
     runs = {label: prepare_run(model) for label, model in evaluation.models.items() if model.train is not None}
     state = make_state()
     console = quiet_console(state)
-    works = _find_works(evaluation, prompts, runs)
-    state.wait_for_everyone()  # nobody writes while another one looks
-    _say_what_is_missing(works, console)
-    for work in works.values():
-        make_images(work, console, rank=state.process_index, world=state.num_processes)
-    state.wait_for_everyone()
-    if state.is_main_process:
-        for work in works.values():
-            finish_images(work, prompts)
-    state.wait_for_everyone()
-    if state.num_processes > 1:
-        for work in works.values():
-            score_folder(work.folder, scorers, console=console, rank=state.process_index, world=state.num_processes)
+    output = Path(evaluation.output)
+    with sole_writer(output, "diffpo evaluate") if state.is_main_process else nullcontext():
+        works = _find_works(evaluation, prompts, runs)
+        state.wait_for_everyone()  # nobody writes while another one looks
+        _say_what_is_missing(works, console)
+        for work in works.values() if state.is_main_process else ():
+            begin(work)
         state.wait_for_everyone()
-    media = tuple(work.folder for work in works.values())
-    if state.is_main_process:
-        for folder in media:
-            score_folder(folder, scorers, console=console)
-        _compare(evaluation, media, names, _run_folders(evaluation, runs))
-    state.wait_for_everyone()
+        for work in works.values():
+            make(work, console, rank=state.process_index, world=state.num_processes)
+        state.wait_for_everyone()
+        if state.num_processes > 1:
+            for work in works.values():
+                score_folder(work.folder, scorers, console=console, rank=state.process_index, world=state.num_processes)
+            state.wait_for_everyone()
+        media = tuple(work.folder for work in works.values())
+        if state.is_main_process:
+            for folder in media:
+                score_folder(folder, scorers, console=console)
+            _compare(evaluation, media, names, _run_folders(evaluation, runs))
+        state.wait_for_everyone()
     if state.num_processes > 1:
         state.destroy_process_group()
     return Evaluated(
-        folder=Path(evaluation.output),
+        folder=output,
         media=media,
         images=sum(len(work.media) for work in works.values()),
         made=sum(work.images_missing for work in works.values()),
@@ -131,13 +134,6 @@ def is_finished(config: Config) -> bool:
     return all(there.get(key) == value for key, value in wanted.items() if key not in FREE)
 
 
-def quiet_console(state: PartialState) -> Console:
-    """Standard error, of the first process only."""
-    console = stderr_console()
-    console.quiet = not state.is_main_process
-    return console
-
-
 def _check_models(evaluation: Evaluation) -> None:
     """Miss what is not there before hours of training and sampling."""
     for model in evaluation.models.values():
@@ -150,12 +146,10 @@ def _check_models(evaluation: Evaluation) -> None:
 
 def _find_works(evaluation: Evaluation, prompts: PromptSet, runs: Mapping[str, str]) -> dict[str, Work]:
     return {
-        label: find_work(
-            _options(evaluation, model, runs.get(label)),
+        label: find_stored(
+            Request.of(_options(evaluation, model, runs.get(label)), label),
             prompts,
             Path(evaluation.output) / "media",
-            label,
-            evaluation.sampling.noise,
             labels=evaluation.models.keys(),
         )
         for label, model in evaluation.models.items()

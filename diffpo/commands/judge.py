@@ -52,7 +52,13 @@ def generate(
     denoiser: Annotated[str | None, typer.Option(help="A fully tuned UNet or transformer: folder or Hub id.")] = None,
     label: Annotated[str | None, typer.Option(help="Name of the model in tables and grids.")] = None,
     seeds: Annotated[str, typer.Option(help="Seeds per prompt: 0,1,2 or a range 0-3.")] = "0",
-    distinct_seeds: Annotated[bool, typer.Option(help="Other seeds for every prompt: right for statistics.")] = False,
+    noise: Annotated[
+        str,
+        typer.Option(
+            help="per-prompt: right for statistics; consecutive; shared: all prompts get the seeds as they are."
+        ),
+    ] = "per-prompt",
+    distinct_seeds: Annotated[bool, typer.Option(help="The same as --noise consecutive.")] = False,
     steps: Annotated[int, typer.Option(help="Sampling steps.")] = 50,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale.")] = 7.5,
     batch: Annotated[int, typer.Option(help="Images at a time.")] = 4,
@@ -66,12 +72,12 @@ def generate(
     from diffpo.config.options import parse_seeds, parse_size, validated
 
     quiet()
-    from diffpo.generation.generate import GenerateOptions
     from diffpo.generation.generate import generate as run
+    from diffpo.generation.settings import GenerateOptions
     from diffpo.media.prompts import load_prompts
 
     given = {"model": model, "tuned": tuned, "lora": lora, "denoiser": denoiser, "seeds": parse_seeds(seeds)}
-    given |= {"distinct_seeds": distinct_seeds, "steps": steps, "guidance": guidance, "batch": batch}
+    given |= {"noise": "consecutive" if distinct_seeds else noise, "steps": steps, "guidance": guidance, "batch": batch}
     given |= {"size": parse_size(size), "negative_prompt": negative_prompt, "dtype": dtype, "device": device}
     done = run(validated(GenerateOptions, given, "generate"), load_prompts(prompts), out, label=label, fresh=fresh)
     say(f"wrote {done.images} images to {out} ({done.reused} were there)", f"diffpo score {out} --scorer pickscore")

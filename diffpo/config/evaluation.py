@@ -23,9 +23,9 @@ from diffpo.compare.compare import Judging
 from diffpo.compare.stats import Resampling
 from diffpo.config.options import make_scorer
 from diffpo.config.run import close_match, read_tree, validate
-from diffpo.core.block import Block, Count, Guidance, Pixels, Place, Range, SamplingSteps, Seed
+from diffpo.core.block import Block, Count, Place, Range, Seed
 from diffpo.errors import ConfigError, UserError
-from diffpo.generation.generate import GenerateOptions
+from diffpo.generation.settings import GenerateOptions, Sampling
 
 LABEL = re.compile(r"[\w.+-]+")
 SHORT = "a model is a pipeline (folder or Hub id), or a block of keys"
@@ -64,29 +64,6 @@ class JudgedModel(Block):
             raise ValueError("lora, denoiser and tuned go with path; the run of a training configuration is known")
         if self.overrides and not self.train:
             raise ValueError("overrides are of a training configuration: they need train")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sampling(Block):
-    """How images are made, the same for all models."""
-
-    steps: SamplingSteps = 50
-    """Sampling steps."""
-    guidance: Guidance = 7.5
-    """Classifier-free guidance scale."""
-    batch: Count = 4
-    """Images at a time, per process."""
-    size: tuple[Pixels, Pixels] | None = None
-    """Height and width in pixels; null is the model's own."""
-    negative_prompt: str | None = None
-    """What to guide away from."""
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Of weights and computation."""
-    device: str = "auto"
-    """`auto`, `cpu`, `cuda`, ..."""
-    noise: Literal["per-prompt", "shared"] = "per-prompt"
-    """`per-prompt`: each prompt has noise of its own, the same for all models: right for statistics. `shared`: every
-    prompt gets the seeds as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,9 +129,7 @@ class Evaluation(Block):
         Raises:
             UserError: Values do not go together.
         """
-        sampling = dataclasses.asdict(self.sampling)
-        del sampling["noise"]
-        return GenerateOptions(model=path, seeds=self.seeds, **tuned, **sampling)
+        return GenerateOptions(model=path, seeds=self.seeds, **tuned, **dataclasses.asdict(self.sampling))
 
 
 SECTIONS: dict[str, type] = {"sampling": Sampling, "compare": Comparing}

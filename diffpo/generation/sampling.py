@@ -5,68 +5,61 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import lcm
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from diffpo.disk.ahead import chunks
 from diffpo.errors import UserError
+from diffpo.generation.settings import Sampler
+from diffpo.media.frames import Clip
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
-    from PIL.Image import Image
-
-T = TypeVar("T")
 
 
-def sample_images(
-    pipeline: DiffusionPipeline,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    *,
-    steps: int,
-    guidance: float,
-    batch: int = 4,
-    size: tuple[int, int] | None = None,
-    negative_prompt: str | None = None,
-) -> list[Image]:
+def sample_clips(
+    pipeline: DiffusionPipeline, prompts: Sequence[str], seeds: Sequence[int], sampler: Sampler
+) -> list[Clip]:
     """Sample with a pipeline in memory: image i is that of `prompts[i]` and `seeds[i]`.
 
     Networks are put into eval mode and back; the global random state stays as it was.
 
     Args:
-        pipeline: Any text-to-image pipeline of diffusers.
+        pipeline: Any pipeline of diffusers from text to images, or to clips.
         prompts: One per image.
         seeds: One per image.
-        steps: Sampling steps.
-        guidance: Classifier-free guidance scale.
-        batch: Images at a time.
-        size: Height and width in pixels; None is the model's own.
-        negative_prompt: What to guide away from.
+        sampler: What the pipeline is told.
 
     Raises:
         UserError: If the size is not possible, or an image comes out as not-a-number.
     """
     assert len(prompts) == len(seeds), (len(prompts), len(seeds))
-    _check_size(pipeline, size)
+    _check_size(pipeline, sampler.size)
     pipeline.set_progress_bar_config(disable=True)
-    images: list[Image] = []
+    clips: list[Clip] = []
     with _undisturbed(pipeline):
-        for rows in chunks(list(zip(prompts, seeds, strict=True)), batch):
+        for rows in chunks(list(zip(prompts, seeds, strict=True)), sampler.batch):
             arguments: dict[str, Any] = {"prompt": [prompt for prompt, _ in rows]}
-            if negative_prompt is not None:
-                arguments["negative_prompt"] = [negative_prompt] * len(rows)
-            if size is not None:
-                arguments["height"], arguments["width"] = size
+            if sampler.negative_prompt is not None:
+                arguments["negative_prompt"] = [sampler.negative_prompt] * len(rows)
+            if sampler.size is not None:
+                arguments["height"], arguments["width"] = sampler.size
             generators = [torch.Generator("cpu").manual_seed(seed) for _, seed in rows]
             result = pipeline(
-                **arguments, num_inference_steps=steps, guidance_scale=guidance, generator=generators, output_type="np"
+                **arguments,
+                num_inference_steps=sampler.steps,
+                guidance_scale=sampler.guidance,
+                generator=generators,
+                output_type="np",
             )
-            _check_images(result.images, size)
-            images += pipeline.image_processor.numpy_to_pil(result.images)
-    return images
+            made = result.frames if "frames" in result else result.images[:, None]  # an image is a clip of one frame
+            _check_frames(made, sampler.size)
+            clips += [Clip(tuple(map(Image.fromarray, frames))) for frames in (made * 255).round().astype(np.uint8)]
+    return clips
 
 
 def _check_size(pipeline: DiffusionPipeline, size: tuple[int, int] | None) -> None:
@@ -83,15 +76,15 @@ def _check_size(pipeline: DiffusionPipeline, size: tuple[int, int] | None) -> No
         )
 
 
-def _check_images(images: NDArray[np.float32], size: tuple[int, int] | None) -> None:
-    """Check `[n h w 3]`: pipelines turn not-a-number into black, and some round a size that they cannot make."""
-    if np.isnan(images).any():
+def _check_frames(made: NDArray[np.float32], size: tuple[int, int] | None) -> None:
+    """Check `[n f h w 3]`: pipelines turn not-a-number into black, and some round a size that they cannot make."""
+    if np.isnan(made).any():
         raise UserError(
             "the pipeline made an image of not-a-numbers. In float16 it is the VAE: use dtype=bfloat16 or float32, or "
             "for SDXL a base with the VAE madebyollin/sdxl-vae-fp16-fix."
         )
-    if size is not None and images.shape[1:3] != tuple(size):
-        height, width = images.shape[1:3]
+    if size is not None and made.shape[2:4] != tuple(size):
+        height, width = made.shape[2:4]
         raise UserError(
             f"the model makes {height}x{width} where {size[0]}x{size[1]} was asked: give a size that it can make."
         )

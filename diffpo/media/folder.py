@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.jsonl"
 SETTINGS = "settings.json"
 SCORES = "scores.parquet"
+LARGEST_SEED = 2**63 - 1
+"""What the tables can keep."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,13 +64,22 @@ def read_media(folder: str | Path) -> list[Media]:
             or points outside the folder.
     """
     folder = Path(folder)
-    path = folder / MANIFEST
-    if not path.is_file():
-        from diffpo.media.found import find_media
+    if (folder / MANIFEST).is_file():
+        return read_manifest(folder)
+    from diffpo.media.found import find_media
 
-        if not folder.exists():
-            raise UserError(f"{folder} is no media folder: there is no such folder. `diffpo generate` makes one.")
-        return find_media(folder)
+    if not folder.exists():
+        raise UserError(f"{folder} is no media folder: there is no such folder. `diffpo generate` makes one.")
+    return find_media(folder)
+
+
+def read_manifest(folder: Path) -> list[Media]:
+    """Read a folder's manifest, in its order.
+
+    Raises:
+        UserError: If there is none, a line of it is broken, lacks its prompt, or points outside the folder.
+    """
+    path = folder / MANIFEST
     media = [_parse_line(path, number, line) for number, line in _numbered_lines(path)]
     if not media:
         raise UserError(f"{path} names no image. Run `diffpo generate` again.")

@@ -1,4 +1,4 @@
-"""Contact sheets: rows of pictures with a caption beside them and a note below each."""
+"""Contact sheets: rows of pictures with a caption beside them and a note below each; a clip is a strip of frames."""
 
 from __future__ import annotations
 
@@ -8,19 +8,24 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diffpo.disk.files import write_file
+from diffpo.media.frames import Clip
+
 if TYPE_CHECKING:
     from PIL.Image import Image
     from PIL.ImageDraw import ImageDraw
     from PIL.ImageFont import FreeTypeFont
 
+FRAMES = 4
+"""Of a clip, at most, spread evenly from its first to its last."""
 INK, FAINT, GOOD, PAPER, LINE = "#1b1c1e", "#6b6f76", "#13795b", "#ffffff", "#e4e6ea"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One picture, and a line below it."""
+    """One picture or clip, and a line below it."""
 
-    image: Image
+    clip: Clip
     note: str = ""
     best: bool = False
     """Whether the note is the best of its row."""
@@ -39,6 +44,12 @@ class _Layout:
     """Measures in pixels, all in proportion to the cell."""
 
     cell: int
+    frames: int = 1
+    """How many stand side by side in a column."""
+
+    @property
+    def column(self) -> int:
+        return self.frames * self.cell
 
     @property
     def text(self) -> int:
@@ -67,23 +78,23 @@ def draw_grid(columns: Sequence[str], rows: Sequence[Row], *, cell: int = 256) -
     Args:
         columns: Headers; an empty one leaves the one before it standing for both.
         rows: With at most as many cells as there are columns.
-        cell: Width and height that an image is scaled to fit.
+        cell: Width and height that an image, or a frame of a clip, is scaled to fit.
 
     Returns:
         RGB, as wide and high as needed: captions are wrapped and make their row higher.
     """
     from PIL import Image, ImageDraw
 
-    layout = _Layout(cell)
-    headers = [_Text(header, cell, layout.text, bold=True) for header in columns]
+    layout = _Layout(cell, min(FRAMES, max(len(each.clip.frames) for row in rows for each in row.cells)))
+    headers = [_Text(header, layout.column, layout.text, bold=True) for header in columns]
     drawn = [_DrawnRow(row, layout) for row in rows]
     left = layout.margin + layout.caption + 2 * layout.gap
     top = layout.margin + max(header.height for header in headers) + layout.gap
-    width = left + len(columns) * (cell + layout.gap) - layout.gap + layout.margin
+    width = left + len(columns) * (layout.column + layout.gap) - layout.gap + layout.margin
     canvas = Image.new("RGB", (width, top + sum(row.height + layout.margin for row in drawn)), PAPER)
     draw = ImageDraw.Draw(canvas)
     for i, header in enumerate(headers):
-        header.draw(draw, left + i * (cell + layout.gap), layout.margin, INK)
+        header.draw(draw, left + i * (layout.column + layout.gap), layout.margin, INK)
     for row in drawn:
         draw.line((layout.margin, top, width - layout.margin, top), fill=LINE)
         row.draw(canvas, draw, left, top + layout.gap)
@@ -104,6 +115,23 @@ def fit(image: Image, edge: int) -> Image:
     return image if size == image.size else image.resize(size, Pillow.Resampling.LANCZOS)
 
 
+def write_sheet(path: Path, sheet: Image) -> None:
+    """Write a sheet as PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, lambda file: sheet.save(file, format="PNG", optimize=True))
+
+
+def _strip(clip: Clip, layout: _Layout) -> Image:
+    """Frames side by side, each scaled to fit a square."""
+    from PIL import Image
+
+    frames = [fit(frame, layout.cell) for frame in clip.some(layout.frames)]
+    strip = Image.new("RGB", (sum(frame.width for frame in frames), frames[0].height))
+    for i, frame in enumerate(frames):
+        strip.paste(frame, (i * frame.width, 0))
+    return strip
+
+
 class _DrawnRow:
     """A row with its pictures scaled and its texts broken into lines."""
 
@@ -112,8 +140,8 @@ class _DrawnRow:
         self.caption = _Text(
             row.caption, layout.caption, layout.text, limit=2 * layout.cell // _line_height(layout.text)
         )
-        self.pictures = [fit(cell.image, layout.cell) for cell in row.cells]
-        self.notes = [_Text(cell.note, layout.cell, layout.small) for cell in row.cells]
+        self.pictures = [_strip(cell.clip, layout) for cell in row.cells]
+        self.notes = [_Text(cell.note, layout.column, layout.small) for cell in row.cells]
         pairs = zip(self.pictures, self.notes, strict=True)
         bottoms = [picture.height + (note.height and note.height + layout.gap // 2) for picture, note in pairs]
         self.height = max(self.caption.height, *bottoms) + layout.gap
@@ -121,7 +149,7 @@ class _DrawnRow:
     def draw(self, canvas: Image, draw: ImageDraw, left: int, y: int) -> None:
         self.caption.draw(draw, self.layout.margin, y, INK)
         for i, (cell, picture, note) in enumerate(zip(self.row.cells, self.pictures, self.notes, strict=True)):
-            x = left + i * (self.layout.cell + self.layout.gap)
+            x = left + i * (self.layout.column + self.layout.gap)
             canvas.paste(picture, (x, y))
             draw.rectangle((x, y, x + picture.width - 1, y + picture.height - 1), outline=LINE)
             note.draw(draw, x, y + picture.height + self.layout.gap // 2, GOOD if cell.best else FAINT)

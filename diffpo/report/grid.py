@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from diffpo.compare.numbers import number
-from diffpo.disk.files import write_file, write_json
+from diffpo.disk.files import write_json
 from diffpo.errors import UserError
-from diffpo.media.folder import SCORES, Media, open_image, read_media
-from diffpo.media.sheet import Cell, Row, draw_grid
+from diffpo.media.folder import SCORES, Media, open_clip, read_media
+from diffpo.media.sheet import Cell, Row, draw_grid, write_sheet
 from diffpo.scorers.scores import read_scores
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 
 def write_grid(
@@ -64,7 +59,7 @@ def write_grid(
         record.append({"prompt": prompt, "images": images})
     labels = [next(iter(next(iter(images.values())).values())).model for images in media]
     blanks = [""] * (len(rows[0].cells) // len(media) - 1)
-    _save(draw_grid([name for label in labels for name in (label, *blanks)], rows, cell=cell), out)
+    write_sheet(out, draw_grid([name for label in labels for name in (label, *blanks)], rows, cell=cell))
     chosen = "the first prompts" if shuffle is None else f"prompts drawn at random with seed {shuffle}"
     write_json(out.with_suffix(".json"), {"chosen": chosen, "scorer": scorer, "models": labels, "rows": record})
     return out
@@ -78,7 +73,7 @@ def _cell(
     parts += [number(score)] if score is not None else []
     known = [value for value in rivals if value is not None]
     best = score is not None and score == max(known) and min(known) < max(known)
-    return Cell(open_image(folder, item), ": ".join(parts), best)
+    return Cell(open_clip(folder, item), ": ".join(parts), best)
 
 
 def _by_prompt(folder: str | Path) -> dict[str, dict[int, Media]]:
@@ -111,10 +106,3 @@ def _scores(folder: str | Path, scorer: str | None) -> dict[str, float]:
             f"{Path(folder) / SCORES} has no scores of {scorer!r}. Run `diffpo score {folder} --scorer {scorer}`."
         )
     return found
-
-
-def _save(image: Image, out: Path) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
-    write_file(out, buffer.getvalue())

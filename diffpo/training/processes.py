@@ -4,49 +4,28 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin, PartialState
-from accelerate.state import AcceleratorState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     InitProcessGroupKwargs,
     broadcast_object_list,
-    parse_flag_from_env,
 )
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from diffpo.errors import UserError
+from diffpo.generation.processes import TIMEOUT, check_launched
 
 if TYPE_CHECKING:
     from diffpo.config.run import Config
 
 T = TypeVar("T")
 
-TIMEOUT = timedelta(hours=12)
-"""How long processes wait for each other: one may be encoding, writing a checkpoint, or uploading."""
-
 BUFFERS = DistributedDataParallelKwargs(broadcast_buffers=False)
 """The networks' buffers are constant tables. DDP would send them around in every forward, also in an inversion's,
 of which each process makes a number of its own."""
-
-
-def make_state() -> PartialState:
-    """Learn which of how many processes this is, for work that they share without training.
-
-    Raises:
-        UserError: The processes do not know of each other.
-    """
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=TIMEOUT)
-    _check_launched(state.num_processes)
-    return state
-
-
-def forget_settings() -> None:
-    """Let another run of this process, which is alone, choose its precision and devices anew."""
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def make_accelerator(config: Config) -> Accelerator:
@@ -70,7 +49,7 @@ def make_accelerator(config: Config) -> Accelerator:
     if missing:
         name = sorted(missing)[0]
         raise UserError(f"train.trackers names {name}, which is not installed: pip install 'diffpo[{name}]'")
-    _check_launched(accelerator.num_processes)
+    check_launched(accelerator.num_processes)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:  # what accelerate reads off a loader, or guesses
         settings = accelerator.state.deepspeed_plugin.deepspeed_config
         settings["train_micro_batch_size_per_gpu"] = config.train.batch
@@ -103,15 +82,6 @@ def by_the_first(accelerator: Accelerator, work: Callable[[], T]) -> T:
     if outcome[1] is not None:
         raise UserError(outcome[1])
     return outcome[0]
-
-
-def _check_launched(seen: int) -> None:
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if seen != launched:  # each would work alone, all in one folder
-        raise UserError(
-            f"{launched} processes were launched, but accelerate sees {seen}. "
-            "On CPUs set ACCELERATE_USE_CPU=true; on GPUs launch no more processes than there are GPUs"
-        )
 
 
 def _shard(accelerator: Accelerator, config: Config) -> None:

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from accelerate import Accelerator
-from PIL import Image
 
 from diffpo.config.run import Config
 from diffpo.config.settings import Sample
-from diffpo.generation.generate import sample_images
-from diffpo.media.prompts import load_prompts
-from diffpo.media.sheet import Cell, Row, draw_grid
+from diffpo.disk.progress import stderr_console
+from diffpo.generation.sampling import sample_clips
+from diffpo.generation.settings import Sampler
+from diffpo.generation.work import begin, find_work, make
+from diffpo.media.folder import Media, open_clip
+from diffpo.media.frames import Clip
+from diffpo.media.prompts import PromptSet, load_prompts
+from diffpo.media.sheet import Cell, Row, draw_grid, write_sheet
 from diffpo.models.base import Denoiser
 from diffpo.models.encoders import Encoders
 from diffpo.training.run import note
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
-
-class Sampler:
+class SampleGrids:
     """Draws `samples/step-000100.png`.
 
     With cached data the encoders rest on the CPU and visit the device only while images are drawn. Every process draws
@@ -31,56 +34,52 @@ class Sampler:
 
     def __init__(self, config: Config, policy: Denoiser, encoders: Encoders, folder: Path):
         """Remember what to draw."""
-        self._sample, self._policy, self._encoders = config.sample, policy, encoders
-        self._folder = folder / "samples"
-        prompts = choose_prompts(config.sample)
-        self._jobs = [(prompt, seed) for prompt in prompts for seed in config.sample.seeds]
-        drawn = repr((self._jobs, config.sample.steps, config.sample.guidance)).encode()
-        self._base = self._folder / f"base-{hashlib.blake2b(drawn, digest_size=4).hexdigest()}"
+        sample = config.sample
+        self._sampler = Sampler(steps=sample.steps, guidance=sample.guidance, batch=sample.batch)
+        self._policy, self._encoders, self._folder = policy, encoders, folder / "samples"
+        self._prompts = PromptSet.of(choose_prompts(sample))
+        jobs = [(prompt, seed) for prompt in choose_prompts(sample) for seed in sample.seeds]
+        drawn = hashlib.blake2b(repr((jobs, sample.steps, sample.guidance)).encode(), digest_size=4).hexdigest()
+        self._base = self._folder / f"base-{drawn}"
+        numbers = {prompt: number for number, prompt in enumerate(self._prompts.prompts)}
+        self._media = [
+            Media(file=f"{i:03d}.png", prompt=prompt, prompt_id=numbers[prompt], seed=seed, model="base")
+            for i, (prompt, seed) in enumerate(jobs)
+        ]
         if config.data.cache:  # nobody else needs them
             encoders.pipeline.to("cpu")
 
     def base(self, accelerator: Accelerator) -> None:
         """Draw the base's images, unless an earlier start of this run did; the policy must be untrained yet."""
-        files = [self._file(i) for i in range(len(self._jobs))]
-        missing = not all(file.exists() for file in files)
+        work = find_work(
+            self._base,
+            self._media,
+            self._sampler.batch,
+            sample=lambda: partial(self._sample, accelerator),
+            prompts=self._prompts,
+            settings=dataclasses.asdict(self._sampler),
+        )
         accelerator.wait_for_everyone()
-        if not missing:
-            return
-        images = self._images(accelerator)
         if accelerator.is_main_process:
-            note(self._folder.parent, *files)
-            self._file(0).parent.mkdir(parents=True, exist_ok=True)
-            for file, image in zip(files, images, strict=True):
-                image.save(file)
+            note(self._folder.parent, self._base)
+            begin(work)
+        make(work, stderr_console(), writes=accelerator.is_main_process)
         accelerator.wait_for_everyone()
 
     def draw(self, accelerator: Accelerator, step: int) -> None:
         """Draw the grid of an update."""
-        images = self._images(accelerator)
-        if not accelerator.is_main_process:
-            return
-        rows = [
-            Row(prompt, (Cell(Image.open(self._file(i))), Cell(images[i]))) for i, (prompt, _) in enumerate(self._jobs)
-        ]
-        file = self._folder / f"step-{step:06d}.png"
-        note(self._folder.parent, file)
-        draw_grid(["base", f"step {step}"], rows).save(file)
+        clips = self._sample(accelerator, [m.prompt for m in self._media], [m.seed for m in self._media])
+        if accelerator.is_main_process:
+            pairs = zip(self._media, clips, strict=True)
+            rows = [Row(item.prompt, (Cell(open_clip(self._base, item)), Cell(clip))) for item, clip in pairs]
+            file = self._folder / f"step-{step:06d}.png"
+            note(self._folder.parent, file)
+            write_sheet(file, draw_grid(["base", f"step {step}"], rows))
 
-    def _file(self, i: int) -> Path:
-        return self._base / f"{i:03d}.png"
-
-    def _images(self, accelerator: Accelerator) -> Sequence[Image.Image]:
+    def _sample(self, accelerator: Accelerator, prompts: Sequence[str], seeds: Sequence[int]) -> list[Clip]:
         network = accelerator.unwrap_model(self._policy.network)  # still under accelerate's autocast
         with self._encoders.placed(accelerator.device, self._policy.dtype):
-            return sample_images(
-                self._encoders.with_denoiser(network),
-                [prompt for prompt, _ in self._jobs],
-                [seed for _, seed in self._jobs],
-                steps=self._sample.steps,
-                guidance=self._sample.guidance,
-                batch=self._sample.batch,
-            )
+            return sample_clips(self._encoders.with_denoiser(network), prompts, seeds, self._sampler)
 
 
 def choose_prompts(sample: Sample) -> list[str]:

@@ -36,7 +36,7 @@ from diffpo.training.learner import Learner, averaged, how_to_go_on, prepare_lea
 from diffpo.training.log import RunLog, mean_metrics
 from diffpo.training.processes import make_accelerator
 from diffpo.training.run import check_devices, noting, run_folder
-from diffpo.training.samples import Sampler
+from diffpo.training.samples import SampleGrids
 from diffpo.training.stop import Stopped, Watch
 from diffpo.training.trajectories import keep_trajectories
 
@@ -66,7 +66,7 @@ def train(config: Config, *, fresh: bool = False, push: str | None = None) -> Pa
         plan, loader, held_out, encoders = prepare_data(config, accelerator)
         learner = prepare_learner(config, accelerator)
         keep_trajectories(learner, [each for each in (loader, held_out) if each is not None])
-        sampler = Sampler(config, learner.policy, encoders, folder) if encoders is not None else None
+        sampler = SampleGrids(config, learner.policy, encoders, folder) if encoders is not None else None
         if sampler is not None:
             sampler.base(accelerator)
         done = resume(learner, folder, loader.identity)
@@ -85,7 +85,7 @@ def learn(
     plan: Schedule,
     loader: PairLoader,
     held_out: PairLoader | None,
-    sampler: Sampler | None,
+    sampler: SampleGrids | None,
     *,
     folder: Path,
     done: int,

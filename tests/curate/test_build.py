@@ -279,7 +279,8 @@ def test_the_images_that_meet_in_the_shapes_pairs_are_those_of_all_against_all()
 
 def test_pairs_like_those_of_the_shapes_world(tmp_path):
     """The recipe in `diffpo/data/build.py`: the embedded base draws, the annotators' mean utility judges."""
-    from diffpo.generation.generate import GenerateOptions, generate
+    from diffpo.generation.generate import generate
+    from diffpo.generation.settings import GenerateOptions
 
     options = GenerateOptions(model="shapes:base", seeds=(0, 1, 2), steps=4, guidance=4.0, batch=9, device="cpu")
     generate(options, sample_prompts("train", 3), tmp_path / "base")

@@ -15,10 +15,15 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parent))
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from peft import LoraConfig, get_peft_model_state_dict
+from runs import launch
 from tiny import PIPELINES, save_pipeline
 
+from diffpo.disk.lock import sole_writer
 from diffpo.errors import UserError
-from diffpo.generation.generate import GenerateOptions, generate, sample_images
+from diffpo.generation.generate import NAMES, Request, generate
+from diffpo.generation.sampling import sample_clips
+from diffpo.generation.settings import GenerateOptions, Sampler
+from diffpo.generation.store import ASKED, key_of
 from diffpo.media.folder import read_media, read_settings
 from diffpo.media.prompts import PromptSet
 from diffpo.models.pipelines import find_model, find_tuned
@@ -63,9 +68,8 @@ def full_run(base, tmp_path_factory):
 
 
 def options(base, **changes) -> GenerateOptions:
-    return GenerateOptions(
-        **{"model": str(base), "seeds": (0, 7), "steps": 3, "guidance": 3.0, "batch": 1, "device": "cpu"} | changes
-    )
+    usual = {"model": str(base), "seeds": (0, 7), "noise": "shared", "steps": 3, "guidance": 3.0, "batch": 1}
+    return GenerateOptions(**usual | {"device": "cpu"} | changes)
 
 
 def plain(pipeline, prompt, seed):
@@ -114,8 +118,10 @@ def test_every_family(name, tmp_path):
         PROMPTS[0], negative_prompt="blue", num_inference_steps=3, guidance_scale=3.0, generator=generator
     ).images[0]
     np.testing.assert_array_equal(pixels(tmp_path / "out", read_media(tmp_path / "out"))[0], np.asarray(expected))
-    images = sample_images(pipeline, PROMPTS[:2], [0, 1], steps=1, guidance=3.0, size=(32, 16), negative_prompt="x")
-    assert [image.size for image in images] == [(16, 32)] * 2
+    images = sample_clips(
+        pipeline, PROMPTS[:2], [0, 1], Sampler(steps=1, guidance=3.0, size=(32, 16), negative_prompt="x")
+    )
+    assert [image.first.size for image in images] == [(16, 32)] * 2
 
 
 def test_the_batch_does_not_choose_the_noise(base, tmp_path):
@@ -128,18 +134,112 @@ def test_the_batch_does_not_choose_the_noise(base, tmp_path):
 
 
 def test_a_killed_run_continues_to_the_same_bytes(base, tmp_path):
+    """Killed while the images of the first batch got their names, and the second one was being written."""
     generate(options(base, batch=4), PROMPTS, tmp_path / "straight", label="x")
     whole = files(tmp_path / "straight")
-    generate(options(base, batch=4), PROMPTS, tmp_path / "killed", label="x")
-    lost = tmp_path / "killed" / "000000-s7.png"
-    lost.unlink()  # killed in the first batch: its other images are made again with it
-    with open(tmp_path / "killed" / "manifest.jsonl", "a") as manifest:
-        manifest.write('{"file": "00')
-    (tmp_path / "killed" / ".tmp-1-000002-s0.png").write_bytes(b"half")
-    result = generate(options(base, batch=4), PROMPTS, tmp_path / "killed", label="x")
-    assert (result.images, result.reused) == (6, 2)
-    assert files(tmp_path / "killed") == whole
-    assert generate(options(base, batch=4), PROMPTS, tmp_path / "killed", label="x").reused == 6
+    killed = shutil.copytree(tmp_path / "straight", tmp_path / "killed")
+    batch, unfinished = killed / ".batch-000000-s0.png", killed / "..batch-000002-s0.png.0a1b2c3d.unfinished"
+    batch.mkdir()
+    unfinished.mkdir()
+    for name in ("000000-s7.png", "000001-s0.png"):
+        (killed / name).rename(batch / name)
+    for name in ("000002-s0.png", "000002-s7.png"):
+        (killed / name).rename(unfinished / name)
+    result = generate(options(base, batch=4), PROMPTS, killed, label="x")
+    assert (result.images, result.reused) == (6, 4)
+    assert files(killed) == whole
+    assert generate(options(base, batch=4), PROMPTS, killed, label="x").reused == 6
+
+
+@pytest.mark.slow
+def test_processes_and_kills_end_with_the_same_bytes(base, tmp_path):
+    """SIGKILL in the third batch and while names are given; then two processes, as `accelerate launch` starts them."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(PROMPTS))
+    usual = ["generate", str(base), "--prompts", str(prompts), "--steps", "1", "--seeds", "0,1", "--batch", "2"]
+    usual += ["--device", "cpu", "--label", "x"]
+    straight, killed, both = ([*usual, "--out", str(tmp_path / name)] for name in ("straight", "killed", "both"))
+    jobs = [
+        {"argv": straight},
+        {"argv": killed, "kill": "naming"},
+        {"argv": killed},
+        {"argv": both, "processes": 2, "env": {"ACCELERATE_USE_CPU": "true"}, "seconds": 300},
+    ]
+    answers = launch(jobs, tmp_path / "jobs.json")
+    assert [answer["code"] for answer in answers] == [0, -9, 0, 0], [answer["text"][-600:] for answer in answers]
+    assert "(4 were there)" in answers[2]["text"]
+    assert files(tmp_path / "straight") == files(tmp_path / "killed") == files(tmp_path / "both")
+
+
+def test_a_folder_is_written_by_one_command_at_a_time(base, tmp_path):
+    with (
+        sole_writer(tmp_path / "out", "diffpo generate"),
+        pytest.raises(UserError, match=r"being written by `diffpo generate` \(process"),
+    ):
+        generate(options(base), PROMPTS[:1], tmp_path / "out", label="x")
+    assert not (tmp_path / "out").exists()
+
+
+def test_noise_of_a_prompt_depends_on_nothing_else(base, tmp_path):
+    """The default: other prompts beside it, or their order, change nothing; no two prompts share their noise."""
+    for name, prompts in (("all", PROMPTS), ("one", PROMPTS[2:])):
+        generate(options(base, noise="per-prompt"), prompts, tmp_path / name, label="x")
+    everything, one = (read_media(tmp_path / name) for name in ("all", "one"))
+    assert len({item.seed for item in everything}) == 6
+    assert [item.seed for item in one] == [item.seed for item in everything[4:]]
+    np.testing.assert_array_equal(pixels(tmp_path / "one", one), pixels(tmp_path / "all", everything[4:]))
+    assert GenerateOptions(model="x").noise == "per-prompt"
+
+
+def test_images_of_other_settings_are_never_taken_for_these(base, tmp_path):
+    """Each setting that decides an image is in the key of an evaluation's folders, and refused by `generate`."""
+    prompts = PromptSet.of(PROMPTS[:1])
+    settings = Request.of(options(base), "x").describe(prompts)
+    generate(options(base), prompts, tmp_path / "out", label="x")
+    file = tmp_path / "out" / "settings.json"
+    assert json.loads(file.read_text()) == settings
+    decisive = set(settings) - NAMES
+    assert decisive - ASKED == {
+        *("weights", "lora_weights", "denoiser_weights", "pipeline", "scheduler", "steps", "guidance", "size"),
+        *("negative_prompt", "dtype", "device"),
+    }
+    for name in decisive:
+        changed = settings | {name: "another"}
+        assert (key_of(changed) != key_of(settings)) == (name not in ASKED)
+        file.write_text(json.dumps(changed))
+        with pytest.raises(UserError, match=f"{name} was another"):
+            generate(options(base), prompts, tmp_path / "out", label="x")
+    changes = {"negative_prompt": "blue", "guidance": 2.0, "steps": 4, "size": (32, 32), "dtype": "bfloat16"}
+    for name, value in changes.items():
+        other = Request.of(options(base, **{name: value}), "x").describe(prompts)
+        assert {key for key in settings if other[key] != settings[key]} == {name}
+    config = json.loads((base / "scheduler" / "scheduler_config.json").read_text())
+    other = shutil.copytree(base, tmp_path / "other")
+    (other / "scheduler" / "scheduler_config.json").write_text(json.dumps(config | {"steps_offset": 7}))
+    assert Request.of(options(other), "x").describe(prompts)["weights"] != settings["weights"]
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_folders_of_others_are_never_touched(base, tmp_path, fresh):
+    """A settings.json may be anybody's, and so may images beside it."""
+    for name in ("settings.json", "manifest.jsonl", "scores.parquet", "000000-s0.png"):
+        (tmp_path / "theirs" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "theirs" / name).write_text('{"editor": "vi"}')
+    before = files(tmp_path / "theirs")
+    with pytest.raises(UserError, match="holds other files"):
+        generate(options(base), PROMPTS[:1], tmp_path / "theirs", label="x", fresh=fresh)
+    assert files(tmp_path / "theirs") == before
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="holds other files"):
+        generate(options(base), PROMPTS[:1], tmp_path / "file", label="x", fresh=fresh)
+
+
+def test_a_new_beginning_removes_what_the_manifest_lists(base, tmp_path):
+    generate(options(base), PROMPTS[:1], tmp_path / "out", label="x")
+    (tmp_path / "out" / "000009-s0.png").write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"does not list, such as 000009-s0\.png"):
+        generate(options(base, steps=1), PROMPTS[:1], tmp_path / "out", label="x", fresh=True)
+    assert len(files(tmp_path / "out")) == 5
 
 
 def test_another_setting_needs_another_folder(base, lora_run, tmp_path):
@@ -190,7 +290,7 @@ def test_settings_say_how(base, tmp_path, capsys):
 
 
 def test_distinct_seeds_use_no_noise_twice(base, tmp_path):
-    generate(options(base, distinct_seeds=True, seeds=(4, 5)), PROMPTS, tmp_path / "out", label="x")
+    generate(options(base, noise="consecutive", seeds=(4, 5)), PROMPTS, tmp_path / "out", label="x")
     assert [m.seed for m in read_media(tmp_path / "out")] == [4, 5, 6, 7, 8, 9]
 
 
@@ -201,13 +301,12 @@ def test_sampling_leaves_no_trace(base):
     pipeline.unet.conv_in.eval()
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    images = sample_images(
-        pipeline, ["a", "b", "a"], [1, 1, 2], steps=2, guidance=2.0, batch=2, size=(24, 32), negative_prompt="c"
-    )
+    sampler = Sampler(steps=2, guidance=2.0, batch=2, size=(24, 32), negative_prompt="c")
+    images = [clip.first for clip in sample_clips(pipeline, ["a", "b", "a"], [1, 1, 2], sampler)]
     assert [image.size for image in images] == [(32, 24)] * 3
     assert torch.equal(torch.get_rng_state(), before)
     assert pipeline.unet.training and not pipeline.unet.conv_in.training and not pipeline.vae.training
-    again = sample_images(pipeline, ["a"], [2], steps=2, guidance=2.0, size=(24, 32), negative_prompt="c")
+    again = [clip.first for clip in sample_clips(pipeline, ["a"], [2], sampler)]
     assert np.abs(np.asarray(images[2], dtype=int) - np.asarray(again[0], dtype=int)).max() <= 1
 
 
@@ -216,7 +315,7 @@ def test_not_a_number_is_an_error(base):
     with torch.no_grad():
         pipeline.vae.decoder.conv_out.bias.fill_(float("nan"))
     with pytest.raises(UserError, match="not-a-numbers"):
-        sample_images(pipeline, ["a"], [0], steps=1, guidance=1.0)
+        sample_clips(pipeline, ["a"], [0], Sampler(steps=1, guidance=1.0))
 
 
 @pytest.mark.parametrize(

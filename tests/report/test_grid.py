@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from diffpo.errors import UserError
-from diffpo.media.folder import read_media, write_manifest
+from diffpo.media.folder import Media, manifest_line, read_media, write_manifest
+from diffpo.media.frames import Clip, encode
 from diffpo.media.sheet import Cell, Row, _font, draw_grid, fit, wrap
 from diffpo.report.grid import write_grid
 
@@ -44,10 +45,25 @@ def test_random_prompts_are_stated_and_repeatable(folders, tmp_path):
     assert json.loads((tmp_path / "a.json").read_text())["chosen"].endswith("with seed 7")
 
 
+def test_a_clip_is_a_strip_of_frames(tmp_path):
+    """Seven frames: the first, the third, the fifth and the last one stand side by side, left to right."""
+    shades = [20, 50, 80, 110, 140, 170, 200]
+    clip = Clip(tuple(Image.new("RGB", (16, 16), (shade, 0, 0)) for shade in shades))
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / "a.png").write_bytes(encode(clip))
+    item = Media(file="a.png", prompt="brighter", prompt_id=0, seed=0, model="m", frames=7, fps=8.0)
+    (tmp_path / "clips" / "manifest.jsonl").write_text(manifest_line(item))
+    write_grid(tmp_path / "grid.png", [tmp_path / "clips"], cell=64)
+    pixels = np.asarray(Image.open(tmp_path / "grid.png")).astype(int)
+    centres = [np.argwhere((pixels == (shade, 0, 0)).all(-1)).mean(0)[1] for shade in (20, 80, 140, 200)]
+    np.testing.assert_allclose(np.diff(centres), 64, atol=1)
+    assert not (pixels == (50, 0, 0)).all(-1).any()
+
+
 def test_pixels_are_where_they_belong():
     """Three colours left to right and top to bottom, in cells of 64."""
     colors = [["red", "lime"], ["blue", "yellow"]]
-    rows = [Row("x", tuple(Cell(Image.new("RGB", (16, 16), c)) for c in line)) for line in colors]
+    rows = [Row("x", tuple(Cell(Clip((Image.new("RGB", (16, 16), c),))) for c in line)) for line in colors]
     pixels = np.asarray(draw_grid(["a", "b"], rows, cell=64)).astype(int)
     centres = {}
     for color, rgb in {"red": (255, 0, 0), "lime": (0, 255, 0), "blue": (0, 0, 255), "yellow": (255, 255, 0)}.items():
@@ -72,7 +88,8 @@ def test_pixels_are_where_they_belong():
 )
 def test_no_letter_leaves_its_column(caption):
     """Ink in the margins or between caption and picture would be a text that ran over."""
-    image = draw_grid(["m" * 40], [Row(caption, (Cell(Image.new("RGB", (64, 64), "gray"), caption[:60]),))], cell=128)
+    picture = Image.new("RGB", (64, 64), "gray")
+    image = draw_grid(["m" * 40], [Row(caption, (Cell(Clip((picture,)), caption[:60]),))], cell=128)
     ink = np.asarray(image.convert("L")) < 200  # darker than the lines
     margin = 2 * 8
     assert ink.any()

@@ -1,0 +1,93 @@
+"""How images are sampled: one description for `generate`, `evaluate`, the demo, and the samples of a training run."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+from diffpo.core.block import Block, Count, Guidance, Pixels, Place, SamplingSteps, Seed
+from diffpo.errors import UserError
+from diffpo.media.folder import LARGEST_SEED
+
+Noise = Literal["per-prompt", "consecutive", "shared"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler(Block):
+    """What a pipeline in memory is told."""
+
+    steps: SamplingSteps = 50
+    """Sampling steps."""
+    guidance: Guidance = 7.5
+    """Classifier-free guidance scale."""
+    batch: Count = 4
+    """Images at a time, per process. Another batch size changes the last bits of an image, not its noise."""
+    size: tuple[Pixels, Pixels] | None = None
+    """Height and width in pixels; null is the model's own."""
+    negative_prompt: str | None = None
+    """What to guide away from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling(Sampler):
+    """How images are made, the same for all models that are compared."""
+
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Of weights and computation."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
+    noise: Noise = "per-prompt"
+    """`per-prompt`: each prompt has noise of its own, the same for all models, which depends on nothing but the prompt
+    and the seed: right for statistics. `consecutive`: prompt i of k consecutive seeds gets seed + i k. `shared`: every
+    prompt gets the seeds as they are."""
+
+    def seeds_of(self, seeds: tuple[int, ...], prompt: str, number: int) -> tuple[int, ...]:
+        """What the noise of a prompt's images is drawn with.
+
+        Args:
+            seeds: What was asked for.
+            prompt: Its text.
+            number: Its place in the prompt set.
+
+        Raises:
+            UserError: A seed is larger than can be kept.
+        """
+        span = max(seeds) - min(seeds) + 1
+        first = {"per-prompt": int(hash_of(prompt, 4), 16) >> 1, "consecutive": number * span, "shared": 0}[self.noise]
+        if max(seeds) + first > LARGEST_SEED:
+            raise UserError(
+                f"the seed {max(seeds) + first} of {prompt!r} is too large: at most {LARGEST_SEED} is kept."
+            )
+        return tuple(seed + first for seed in seeds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions(Sampling):
+    """What is sampled from, and how."""
+
+    model: Place
+    """Folder of a diffusers pipeline, Hub id, or `shapes:base` (the embedded one)."""
+    lora: Place | None = None
+    """LoRA on top of `model`: a folder or file that diffusers' `load_lora_weights` reads, or a Hub id."""
+    denoiser: Place | None = None
+    """Fully tuned UNet or transformer in place of the model's own: a folder, or a Hub id."""
+    tuned: Place | None = None
+    """Run folder of `diffpo train`, or its `final/`: a LoRA or a denoiser, whichever it holds."""
+    seeds: tuple[Seed, ...] = (0,)
+    """Seeds of the images of each prompt."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges, and that no seed stands there twice.
+
+        Raises:
+            UserError: A value is not possible.
+        """
+        super().__post_init__()
+        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
+            raise UserError(f"seeds must be different numbers from 0, got {list(self.seeds)}.")
+
+
+def hash_of(text: str, size: int) -> str:
+    """A hash of a text, in hexadecimal digits, two per byte of `size`."""
+    return hashlib.blake2b(text.encode(), digest_size=size).hexdigest()

@@ -1,0 +1,137 @@
+"""The one way in which a media folder is filled: what is missing is made, by any number of processes.
+
+The manifest and the settings are written first: they list all that will be there. Images are made in batches, and those
+of a batch get their names together. After a kill the rest is cut into the batches that it would have been cut into, so
+the images are the same, byte for byte. Processes share the batches; a batch does not depend on their number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from diffpo.disk.ahead import chunks
+from diffpo.disk.files import sweep, whole_folder, write_file, write_json
+from diffpo.disk.progress import progress
+from diffpo.media.folder import SETTINGS, Media, write_manifest
+from diffpo.media.frames import Clip, encode
+from diffpo.media.prompts import PromptSet, write_prompts
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Sample = Callable[[Sequence[str], Sequence[int]], Sequence[Clip]]
+"""Prompts and seeds, one of each per image -> the images."""
+_BATCH = ".batch-"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a media folder is to hold, and what of it is missing."""
+
+    folder: Path
+    media: list[Media]
+    missing: list[list[Media]]
+    """By batch."""
+    sample: Callable[[], Sample]
+    """Opens what samples; called only where something is missing."""
+    prompts: PromptSet
+    settings: dict[str, Any]
+    """How the images are made."""
+
+    @property
+    def images_missing(self) -> int:
+        """How many images are missing."""
+        return sum(map(len, self.missing))
+
+
+def find_work(
+    folder: Path,
+    media: list[Media],
+    batch: int,
+    *,
+    sample: Callable[[], Sample],
+    prompts: PromptSet,
+    settings: dict[str, Any],
+) -> Work:
+    """See what is there and what is missing; several processes may look at once, before any begins.
+
+    Args:
+        folder: The media folder, which need not exist yet.
+        media: All that it is to hold.
+        batch: Images at a time.
+        sample: Opens what samples.
+        prompts: Those of the images, with what their set says of them.
+        settings: How the images are made.
+    """
+    _finish_batches(folder)
+    missing = [item for item in media if not (folder / item.file).is_file()]
+    return Work(folder, media, chunks(missing, batch), sample, prompts, settings)
+
+
+def begin(work: Work) -> None:
+    """Say in the folder what it will hold, and how that is made; one process does it, after all have looked."""
+    work.folder.mkdir(parents=True, exist_ok=True)
+    sweep(work.folder)
+    write_json(work.folder / SETTINGS, work.settings)
+    write_prompts(work.folder, work.prompts)
+    write_manifest(work.folder, work.media)
+
+
+def make(work: Work, console: Console, *, rank: int = 0, world: int = 1, writes: bool = True) -> None:
+    """Make this process's share of what is missing. Each batch is on the disk whole, or not at all.
+
+    Args:
+        work: What is asked for.
+        console: Where progress is shown.
+        rank: Which of the processes that share the batches this is.
+        world: How many they are.
+        writes: False on a process that samples because the networks are sharded, while another one writes the same.
+
+    Raises:
+        UserError: If what samples cannot be opened, or an image cannot be made.
+    """
+    batches = work.missing[rank::world]
+    if not batches:
+        return
+    sample = work.sample()
+    with progress(f"Generating {work.media[0].model}", sum(map(len, batches)), console=console) as advance:
+        for batch in batches:
+            clips = sample([item.prompt for item in batch], [item.seed for item in batch])
+            if writes:
+                _write_batch(work.folder, batch, clips)
+            advance(len(batch))
+    del sample
+    gc.collect()  # pipelines hold themselves
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _write_batch(folder: Path, batch: Sequence[Media], clips: Sequence[Clip]) -> None:
+    """Write the images of a batch, and give all of them their names."""
+    whole = folder / f"{_BATCH}{batch[0].file}"
+    with whole_folder(whole) as unfinished:
+        for item, clip in zip(batch, clips, strict=True):
+            write_file(unfinished / item.file, encode(clip))
+    _give_names(whole)
+
+
+def _give_names(whole: Path) -> None:
+    """Move the images of a whole batch to where they belong; several processes may do it at once."""
+    for file in list(whole.iterdir()):
+        with contextlib.suppress(FileNotFoundError):
+            file.replace(whole.parent / file.name)
+    with contextlib.suppress(OSError):
+        whole.rmdir()
+
+
+def _finish_batches(folder: Path) -> None:
+    """Give the images of batches that were whole at a kill their names."""
+    for path in folder.glob(f"{_BATCH}*"):
+        _give_names(path)
