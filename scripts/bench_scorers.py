@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import sys
 import tempfile
 import time
@@ -37,6 +38,8 @@ from PIL import Image  # noqa: E402
 import diffpo.scorers.scores as scoring  # noqa: E402
 from diffpo.config.options import make_scorer  # noqa: E402
 from diffpo.media.folder import SCORES, Media, write_manifest  # noqa: E402
+from diffpo.media.frames import Clip  # noqa: E402
+from diffpo.scorers import judging  # noqa: E402
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 PROMPTS = 100
@@ -76,24 +79,25 @@ def small_scorers(folder: Path) -> dict[str, list[str]]:
 @contextmanager
 def counted() -> Iterator[Counter[str]]:
     """Count how often each file is decoded."""
-    decode, seen = scoring.decode_file, Counter[str]()
+    decode, seen = judging.open_clip, Counter[str]()
 
-    def counting(data: bytes, path: Path) -> Image.Image:
-        seen[path.name] += 1
-        return decode(data, path)
+    def counting(folder: Path, item: Media) -> Clip:
+        seen[item.file] += 1
+        return decode(folder, item)
 
-    scoring.decode_file = counting
+    judging.open_clip = counting
     try:
         yield seen
     finally:
-        scoring.decode_file = decode
+        judging.open_clip = decode
 
 
 def call(folder: Path, calls: Sequence[Sequence[str]]) -> dict[str, Any]:
     """Score a folder anew, in so many calls; returns seconds and decodes."""
     (folder / SCORES).unlink(missing_ok=True)
     gc.collect()
-    with counted() as seen:
+    with counted() as seen, tempfile.TemporaryDirectory() as cache:
+        os.environ["DIFFPO_CACHE"] = cache
         start = time.perf_counter()
         for specs in calls:
             scoring.score_folder(folder, [make_scorer(spec) for spec in specs])

@@ -15,15 +15,3 @@ PERTURBERS: dict[str, type[Perturber]] = {
     "instruct": Instruct,
     "shapes": ShapesPerturber,
 }
-
-__all__ = [
-    "CAPTIONERS",
-    "PERTURBERS",
-    "Captioner",
-    "Dipper",
-    "ImageTextCaptioner",
-    "Instruct",
-    "Perturber",
-    "ShapesCaptioner",
-    "ShapesPerturber",
-]

@@ -36,7 +36,7 @@ from diffpo.media.prompts import PromptSet, load_prompts
 from diffpo.models.pipelines import find_model
 from diffpo.report.grid import write_grid
 from diffpo.report.page import write_report
-from diffpo.scorers.scores import score_folder
+from diffpo.scorers.scores import score_folder, score_share
 from diffpo.training.run import FREE
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def evaluate(evaluation: Evaluation) -> Evaluated:
         state.wait_for_everyone()
         if state.num_processes > 1:
             for work in works.values():
-                score_folder(work.folder, scorers, console=console, rank=state.process_index, world=state.num_processes)
+                score_share(work.folder, scorers, console=console, rank=state.process_index, world=state.num_processes)
             state.wait_for_everyone()
         media = tuple(work.folder for work in works.values())
         if state.is_main_process:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from diffpo.scorers.aesthetic import AestheticV1, AestheticV2
-from diffpo.scorers.base import Scorer
+from diffpo.scorers.base import Scorer as Scorer
 from diffpo.scorers.clip import Clip
 from diffpo.scorers.hps import HPSv2, HPSv21
 from diffpo.scorers.hpsv3 import HPSv3
@@ -25,20 +25,3 @@ SCORERS: dict[str, type[Scorer]] = {
     "mps": MPS,
     "hpsv3": HPSv3,
 }
-
-
-__all__ = [
-    "MPS",
-    "SCORERS",
-    "AestheticV1",
-    "AestheticV2",
-    "Clip",
-    "HPSv2",
-    "HPSv3",
-    "HPSv21",
-    "ImageReward",
-    "PickScore",
-    "Scorer",
-    "ShapesUtility",
-    "ShapesVerifier",
-]

@@ -1,41 +1,41 @@
-"""Score tables: one row per image and scorer, kept beside the images as `scores.parquet`.
+"""Score tables: one row per image or clip and scorer, kept beside the media as `scores.parquet`.
 
 A row is kept for as long as its image, its prompt and the scorer's provenance stay what they were; the provenance of
-each scorer is in the file's metadata.
+each scorer is in the file's metadata. What was scored once is also in the cache (see `judging`), so that several
+processes can share the work and a kill loses little; the table is merged, under a lock, when all is scored.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import glob
-import hashlib
-import io
 import json
 import math
-import os
-import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffpo.disk.files import write_file
-from diffpo.disk.progress import progress, stderr_console
+from diffpo.disk.lock import sole_writer
+from diffpo.disk.progress import stderr_console
+from diffpo.disk.rows import Row, RowStore
 from diffpo.errors import UserError
-from diffpo.media.folder import SCORES, Media, check_inside, decode_file, home_of, read_file, read_media, scores_file
-from diffpo.media.frames import BrokenImage
+from diffpo.media.folder import SCORES, Media, check_inside, home_of, read_media, scores_file
+from diffpo.scorers.judging import Judge, judge_media, key_of
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from rich.console import Console
 
+    from diffpo.media.frames import Clip
     from diffpo.scorers.base import Scorer
 
+FORMAT = 1
+"""Raise it when the meaning of kept scores changes."""
+COMMAND = "diffpo score"
+WAIT = 60.0
+"""Seconds to wait while another command writes its scores: it takes moments."""
 _METADATA = b"diffpo"
-_CHUNK = 64
-_SAVE_EVERY = 10.0  # times as long as the last save took: saving costs a tenth at most
-_THREADS = min(8, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,64 +95,106 @@ class ScoreTable:
         return list(dict.fromkeys(row.model for row in self.rows))
 
 
-Rows = dict[tuple[str, str], ScoreRow]
-"""By scorer and file."""
+def score_folder(folder: str | Path, scorers: Sequence[Scorer], *, console: Console | None = None) -> ScoreTable:
+    """Score images and clips and write the scores beside them; what was scored before is not scored again.
 
-
-def score_folder(
-    folder: str | Path,
-    scorers: Sequence[Scorer],
-    *,
-    console: Console | None = None,
-    rank: int = 0,
-    world: int = 1,
-) -> ScoreTable:
-    """Score images and write the scores beside them; what was scored before is not scored again.
-
-    Each image is decoded once for all scorers. One that cannot be decoded is left out, counted and named.
+    Each is decoded once for all scorers. One that cannot be decoded is left out, counted and named.
 
     Args:
         folder: A media folder, any folder of images with prompts, or a table of paths and prompts (see `found_media`).
         scorers: Their names must differ.
         console: Where to show progress; standard error by default.
-        rank: Which of several processes this is. Each scores every so many images and keeps them in a file of its own;
-            a last call of one process alone brings them together.
-        world: How many processes there are.
 
     Returns:
-        All rows of the folder (of this process's share of it): the asked scorers first, then others that were there.
+        All rows of the folder: the asked scorers first, then others that were there.
 
     Raises:
-        UserError: If the folder, all images, a prompt or a scorer's weights are not what they should be, or a score is
-            not a number.
+        UserError: If the folder, all images, a prompt or a scorer's weights are not what they should be, a score is not
+            a number, or the place cannot be written.
     """
     console = console or stderr_console()
-    source, media = Path(folder), read_media(folder)[rank::world]
-    _check_names(scorers)
-    kept = Kept.read(source, {scorer.name: scorer.provenance for scorer in scorers})
-    path = kept.path if world == 1 else kept.part(rank, world)
-    rows: Rows = {}
-    left_out: dict[str, str] = {}
-    saved, cost = time.monotonic(), 0.0
-    with progress("Scoring", len(media), console=console) as advance:
-        for start in range(0, len(media), _CHUNK):
-            chunk = media[start : start + _CHUNK]
-            rows.update(_score_chunk(home_of(source), chunk, scorers, kept, left_out))
-            advance(len(chunk))
-            if time.monotonic() - saved > _SAVE_EVERY * cost:
-                began = time.monotonic()
-                kept.save(path, media, kept.rows | rows)  # what is ahead is checked when it is reached
-                saved = time.monotonic()
-                cost = saved - began
-    if left_out and len(left_out) == len(media):
+    source, media = Path(folder), read_media(folder)
+    judges = _judges(source, media, scorers)
+    with sole_writer(scores_file(source), COMMAND, wait=WAIT):
+        pass  # a place that cannot be written is missed before the work
+    judged = judge_media(home_of(source), media, list(judges.values()), "Scoring", console=console)
+    left_out = judged.left_out
+    if len(left_out) == len(media):
         raise UserError(f"none of the {len(media)} images of {source} can be read: {next(iter(left_out.values()))}")
-    table = kept.save(path, media, rows)
-    if world == 1:
-        kept.remove_parts()
+    made = [
+        ScoreRow.of(item, name, judge[judge.key(content, item)].values["score"], content)
+        for name, judge in judges.items()
+        for item in media
+        if (content := judged.contents.get(item.file)) is not None
+    ]
+    table = merge_scores(source, media, judged.contents, made, {s.name: provenance_of(s, media) for s in scorers})
     if left_out:
         lines = [f"{source}: {len(left_out)} of {len(media)} images are left out:", *left_out.values()]
         console.print("\n  ".join(lines), style="yellow", highlight=False, markup=False, soft_wrap=True)
     return dataclasses.replace(table, left_out=left_out)
+
+
+def score_share(
+    folder: str | Path, scorers: Sequence[Scorer], *, console: Console | None = None, rank: int, world: int
+) -> None:
+    """Score what falls to one of several processes; `score_folder`, on one of them, then finds all of it.
+
+    Args:
+        folder: See `score_folder`.
+        scorers: See `score_folder`.
+        console: Where to show progress.
+        rank: Which process this is; each scores every so many images.
+        world: How many processes there are.
+
+    Raises:
+        UserError: As `score_folder`.
+    """
+    source, media = Path(folder), read_media(folder)
+    judges = list(_judges(source, media, scorers).values())
+    judge_media(home_of(source), media, judges, "Scoring", console=console, rank=rank, world=world)
+
+
+def merge_scores(
+    source: Path,
+    media: Sequence[Media],
+    contents: Mapping[str, str],
+    made: Sequence[ScoreRow],
+    provenance: Mapping[str, dict[str, Any]],
+) -> ScoreTable:
+    """Write scores into the table beside some media; what others wrote there meanwhile stays.
+
+    Args:
+        source: The media folder, or the table of paths and prompts.
+        media: All that is there: rows of other files go.
+        contents: What files hold (see `Judged`), as far as it is known: rows of other content go.
+        made: The scores. Those that the table has of the same scorers go.
+        provenance: Of these scorers, by name.
+
+    Returns:
+        What is written: `made`, then the rows of other scorers.
+
+    Raises:
+        UserError: The table cannot be read or written.
+    """
+    path, by_file = scores_file(source), {item.file: item for item in media}
+    with sole_writer(path, COMMAND, wait=WAIT):
+        earlier = _read_earlier(source)
+        rows = list(made)
+        for row in earlier.rows:
+            item = by_file.get(row.file)
+            if row.scorer in provenance or item is None or (row.prompt, row.frames) != (item.prompt, item.frames):
+                continue
+            if row.digest in ("", contents.get(row.file, row.digest)):
+                rows.append(ScoreRow.of(item, row.scorer, row.score, row.digest))
+        table = ScoreTable(rows, {**provenance, **{k: v for k, v in earlier.provenance.items() if k not in provenance}})
+        write_scores(path, table)
+    return table
+
+
+def provenance_of(scorer: Scorer, media: Iterable[Media]) -> dict[str, Any]:
+    """What decides a scorer's scores of some media: also how clips are judged, where there are clips."""
+    rule = {} if scorer.takes_frames or all(item.frames == 1 for item in media) else {"clips": "mean over frames"}
+    return scorer.provenance | rule
 
 
 def read_scores(path: str | Path) -> ScoreTable:
@@ -198,99 +240,37 @@ def write_scores(path: Path, table: ScoreTable) -> None:
         [pa.field(f.name, types[str(f.type).removesuffix(" | None")]) for f in fields(ScoreRow)],
         metadata={_METADATA: json.dumps(table.provenance)},
     )
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([asdict(row) for row in table.rows], schema=schema), buffer)
-    write_file(path, buffer.getvalue())
+    content = pa.Table.from_pylist([asdict(row) for row in table.rows], schema=schema)
+    write_file(path, lambda file: pq.write_table(content, file))
 
 
-@dataclass(frozen=True)
-class Kept:
-    """What earlier calls found and wrote: `scores.parquet`, and parts that several processes left."""
-
-    path: Path
-    rows: Rows
-    """That were made as the asked scorers would make them now, or by others."""
-    provenance: dict[str, dict[str, Any]]
-    """By scorer: the asked ones first."""
-
-    @staticmethod
-    def read(source: Path, asked: dict[str, dict[str, Any]]) -> Kept:
-        """Read what is there; scores of an asked scorer that was another one then are forgotten."""
-        path = scores_file(source)
-        tables = [read_scores(file) for file in (path, *_parts(path)) if file.is_file()]
-        known = dict(asked)
-        for table in tables:
-            known = {name: {} for name in (*known, *table.scorers)} | table.provenance | known
-        rows = {
-            (row.scorer, row.file): row
-            for table in reversed(tables)
-            for row in table.rows
-            if table.provenance.get(row.scorer, {}) == known[row.scorer]
-        }
-        return Kept(path, rows, known)
-
-    def part(self, rank: int, world: int) -> Path:
-        """The file of one of several processes."""
-        return self.path.with_name(f"{self.path.stem}-{rank:05d}-of-{world:05d}.parquet")
-
-    def remove_parts(self) -> None:
-        """Remove the processes' files, once all is in one."""
-        for file in _parts(self.path):
-            file.unlink()
-
-    def save(self, path: Path, media: Sequence[Media], rows: Rows) -> ScoreTable:
-        """Write the rows of these images, scorer by scorer."""
-        ordered = [rows[name, item.file] for name in self.provenance for item in media if (name, item.file) in rows]
-        used = {row.scorer for row in ordered}
-        table = ScoreTable(
-            ordered, {name: record for name, record in self.provenance.items() if record and name in used}
-        )
-        write_scores(path, table)
-        return table
-
-
-def _parts(path: Path) -> list[Path]:
-    return sorted(path.parent.glob(f"{glob.escape(path.stem)}-*-of-*.parquet"))
-
-
-def _score_chunk(
-    home: Path, chunk: Sequence[Media], scorers: Sequence[Scorer], kept: Kept, left_out: dict[str, str]
-) -> Rows:
-    """Rows of a chunk: those kept that still hold, the others scored; `left_out` gets the images that are broken."""
-    data = [read_file(home, item) for item in chunk]
-    digests = [hashlib.blake2b(content, digest_size=8).hexdigest() for content in data]
-    rows: Rows = {}
-    for name in kept.provenance:
-        for item, digest in zip(chunk, digests, strict=True):
-            row = kept.rows.get((name, item.file))
-            if row is not None and (row.digest, row.prompt, row.frames) == (digest, item.prompt, item.frames):
-                rows[name, item.file] = ScoreRow.of(item, name, row.score, digest)
-    missing = [i for i, item in enumerate(chunk) if any((scorer.name, item.file) not in rows for scorer in scorers)]
-    images = _decode_all({i: (data[i], home / chunk[i].file) for i in missing}, left_out)
+def _judges(source: Path, media: Sequence[Media], scorers: Sequence[Scorer]) -> dict[str, Judge]:
+    """The scorers, by name; each knows the scores that the table beside the media has of it."""
+    _check_names(scorers)
+    earlier = _read_earlier(source)
+    judges = {}
     for scorer in scorers:
-        todo = [i for i in images if (scorer.name, chunk[i].file) not in rows]
-        if not todo:
-            continue
-        scores = scorer.score([images[i] for i in todo], [chunk[i].prompt for i in todo]).tolist()
-        for i, score in zip(todo, scores, strict=True):
-            _check_number(score, scorer.name, home / chunk[i].file)
-            rows[scorer.name, chunk[i].file] = ScoreRow.of(chunk[i], scorer.name, score, digests[i])
-    return rows
+        same = earlier.provenance.get(scorer.name) == provenance_of(scorer, media)
+        known = {
+            key_of(row.digest, row.frames, row.prompt): Row({"score": row.score})
+            for row in earlier.rows
+            if same and row.scorer == scorer.name and row.digest
+        }
+        store = RowStore("scores", {"format": FORMAT, "scorer": scorer.provenance})
+        judges[scorer.name] = Judge(store, partial(_score, scorer), lambda item: item.prompt, known)
+    return judges
 
 
-def _decode_all(files: dict[int, tuple[bytes, Path]], left_out: dict[str, str]) -> dict[int, Image]:
-    """Decode each file once, by threads."""
+def _score(scorer: Scorer, clips: Sequence[Clip], media: Sequence[Media]) -> Iterator[Row]:
+    scores = scorer.judge([clip.frames for clip in clips], [item.prompt for item in media]).tolist()
+    for item, score in zip(media, scores, strict=True):
+        _check_number(score, scorer.name, Path(item.file))
+        yield Row({"score": score})
 
-    def attempt(data: bytes, path: Path) -> Image | BrokenImage:
-        try:
-            return decode_file(data, path)
-        except BrokenImage as error:
-            return error
 
-    with ThreadPoolExecutor(_THREADS) as pool:
-        decoded = dict(zip(files, pool.map(lambda file: attempt(*file), files.values()), strict=True))
-    left_out |= {str(files[i][1]): str(image) for i, image in decoded.items() if isinstance(image, BrokenImage)}
-    return {i: image for i, image in decoded.items() if not isinstance(image, BrokenImage)}
+def _read_earlier(source: Path) -> ScoreTable:
+    """The table beside some media; empty where there is none."""
+    return read_scores(path) if (path := scores_file(source)).is_file() else ScoreTable([])
 
 
 def _check_names(scorers: Sequence[Scorer]) -> None:

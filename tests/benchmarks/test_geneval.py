@@ -7,23 +7,18 @@ import pytest
 import torch
 from PIL import Image
 
-from diffpo.benchmarks.geneval import (
+from diffpo.benchmarks.geneval.decide import Rules, decide, keep, overlap, relative_position
+from diffpo.benchmarks.geneval.run import (
+    GENEVAL,
     GenEvalResult,
     Judged,
-    Requirement,
-    Rules,
-    SeenObject,
-    Task,
-    decide,
-    keep,
+    TaskScore,
     read_geneval,
     read_tasks,
-    relative_position,
     run_geneval,
 )
-from diffpo.benchmarks.geneval.decide import overlap
-from diffpo.benchmarks.geneval.run import GENEVAL, TaskScore
 from diffpo.benchmarks.geneval.shapes import ShapesEyes, shapes_tasks
+from diffpo.benchmarks.geneval.tasks import Requirement, SeenObject, Task
 from diffpo.commands.geneval import _interval, make_eyes, run_geneval_command
 from diffpo.errors import UserError
 from diffpo.media.folder import Media, read_media, write_manifest
@@ -226,7 +221,7 @@ def test_the_shapes_world_end_to_end(shapes):
     shares = [score.share for score in result.tasks.values()]
     assert result.overall == pytest.approx(np.mean(shares)) and result.overall < 1
     assert read_geneval(shapes) == GenEvalResult(result.judged, json.loads(json.dumps(result.provenance)))
-    rows = result.rows()
+    rows = result.rows(media)
     assert [row.score for row in rows] == [1.0] * 8 + [0.0] * 4 and {row.scorer for row in rows} == {"geneval"}
 
 
@@ -240,7 +235,8 @@ class CountingEyes(ShapesEyes):
         return super().detect(images, threshold)
 
 
-def test_what_was_judged_is_not_judged_again(shapes):
+def test_what_was_judged_is_not_judged_again(shapes, monkeypatch, tmp_path):
+    monkeypatch.setenv("DIFFPO_CACHE", str(tmp_path / "cache"))
     media = read_media(shapes)
     tasks = {item.prompt: shapes_tasks(item.prompt) for item in media}
     eyes = CountingEyes()

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from diffpo.benchmarks.geneval import COLORS, SeenObject
 from diffpo.benchmarks.geneval.detectors import TEMPLATES, ClipColors, Mask2Former, cut_out
+from diffpo.benchmarks.geneval.tasks import COLORS, SeenObject
 from diffpo.errors import UserError
 from diffpo.scorers.clip import Clip
 

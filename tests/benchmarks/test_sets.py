@@ -1,6 +1,7 @@
 """FID and KID against closed forms, features that are kept, and a saturated copy that raises the alarm."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,21 +10,14 @@ import torch
 from PIL import Image, ImageEnhance
 from rich.console import Console
 
-from diffpo.benchmarks.sets import (
-    ClipFeatures,
-    Inception,
-    Looks,
-    compare_sets,
-    folder_features,
-    frechet_distance,
-    kernel_distance,
-    mean_pair_distance,
-)
-from diffpo.benchmarks.sets.distances import mmd
-from diffpo.benchmarks.sets.features import resized
+from diffpo.benchmarks.sets.distances import frechet_distance, kernel_distance, mmd
+from diffpo.benchmarks.sets.features import ClipFeatures, Inception, Looks, folder_features, resized
+from diffpo.benchmarks.sets.run import compare_sets, mean_pair_distance
 from diffpo.commands.set_metrics import run_set_metrics
 from diffpo.errors import UserError
 from diffpo.media.folder import Media, read_media, write_manifest
+from diffpo.media.frames import Clip as Frames
+from diffpo.media.frames import encode
 from diffpo.scorers.clip import Clip
 from diffpo.worlds.shapes.render import render
 from diffpo.worlds.shapes.scenes import BASE_STYLE, parse_caption, sample_prompts, sample_scenes
@@ -68,6 +62,19 @@ def test_mmd_by_hand():
     # Of the same two prompts: (0, 1) and (1, 2) stay out. 1 + 27 - 2 (1 + 8) / 2 = 19
     assert mmd(x, y, np.array([0, 1]), np.array([0, 1])) == pytest.approx(19)
     assert np.isnan(mmd(x, y, np.array([0, 0]), np.array([1, 1])))
+
+
+def test_mmd_divides_by_the_number_of_features():
+    """k(x, y) = (x.y / 2 + 1)^3 of two numbers. Within (0, 0), (2, 0): 1. Within (2, 2), (0, 2): (4 / 2 + 1)^3 = 27.
+
+    Between: (0, 0) gives 1 twice; (2, 0).(2, 2) is 4, so 27; (2, 0).(0, 2) is 0, so 1. 1 + 27 - 2 (30 / 4) = 13.
+    Without the division it would be 1 + 125 - 2 (128 / 4) = 62.
+    """
+    x, y = np.array([[0.0, 0], [2, 0]]), np.array([[2.0, 2], [0, 2]])
+    assert mmd(x, y, np.array([0, 1]), np.array([2, 3])) == pytest.approx(13)
+    kid = kernel_distance(np.tile(x, (2, 1)), np.tile(y, (2, 1)), subsets=1)
+    repeated = kernel_distance(np.tile(x, (2, 3)), np.tile(y, (2, 3)), subsets=1)
+    assert kid.mean == pytest.approx(repeated.mean), "each feature three times changes nothing"
 
 
 def test_kid_of_two_models_on_the_same_prompts_is_unbiased():
@@ -159,8 +166,9 @@ def copied(base, name, change):
 
 
 def test_features_are_those_of_the_scorer_and_kept(base, clip):
-    files = [item.file for item in read_media(base)]
-    found = folder_features(base, files, [clip, Looks()])
+    media = read_media(base)
+    files = [item.file for item in media]
+    found = folder_features(base, media, [clip, Looks()])
     images = [Image.open(base / file).convert("RGB") for file in files]
     expected = Clip(model=clip.model, device="cpu").tower.image_features(images, 32)
     assert torch.from_numpy(found["clip"]).allclose(expected, atol=1e-6) and found["looks"].shape == (36, 3)
@@ -169,15 +177,24 @@ def test_features_are_those_of_the_scorer_and_kept(base, clip):
         def features(self, images):
             raise AssertionError(f"{len(images)} images are known already")
 
-    again = folder_features(base, files[::-1], [Never()])
+    again = folder_features(base, media[::-1], [Never()])
     assert (again["looks"] == found["looks"][::-1]).all()
     Image.new("RGB", (64, 64), "blue").save(base / files[0])
     with pytest.raises(AssertionError, match="1 images"):
-        folder_features(base, files, [Never()])
-    assert folder_features(base, files, [Looks()])["looks"][0] == pytest.approx([1, 0, found["looks"][0][2]], abs=0.5)
-    next((base / "features").glob("looks-*")).write_bytes(b"no zip")
-    with pytest.raises(UserError, match=r"looks-.* is damaged"):
-        folder_features(base, files, [Looks()])
+        folder_features(base, media, [Never()])
+    assert folder_features(base, media, [Looks()])["looks"][0] == pytest.approx([1, 0, found["looks"][0][2]], abs=0.5)
+    (base / files[0]).write_bytes(b"no image")
+    with pytest.raises(UserError, match=rf"{files[0]} is no readable image"):
+        folder_features(base, media, [Looks()])
+
+
+def test_a_clip_has_the_mean_of_its_frames(tmp_path, clip):
+    frames = tuple(Image.new("RGB", (64, 64), color) for color in ("red", "black"))
+    (tmp_path / "clip.png").write_bytes(encode(Frames(frames)))
+    item = Media(file="clip.png", prompt="a", prompt_id=0, seed=0, model="m", frames=2)
+    looks = Looks().features(frames)
+    assert folder_features(tmp_path, [item], [Looks()])["looks"][0] == pytest.approx(looks.mean(0))
+    assert folder_features(tmp_path, [replace(item, frames=1)], [Looks()])["looks"][0] == pytest.approx(looks[0])
 
 
 def test_a_saturated_copy_raises_the_alarm(base, clip):

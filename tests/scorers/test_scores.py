@@ -1,8 +1,11 @@
 """Media folders and score tables."""
 
 import json
+import os
 import shutil
+import signal
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -10,10 +13,18 @@ import pytest
 import torch
 from PIL import Image
 
+from diffpo.disk.rows import RowStore
 from diffpo.errors import UserError
-from diffpo.media.folder import read_media, write_manifest
-from diffpo.scorers import Scorer, ShapesUtility
-from diffpo.scorers.scores import read_scores, score_folder, write_scores
+from diffpo.media.folder import Media, read_media, write_manifest
+from diffpo.media.frames import Clip, encode
+from diffpo.scorers import Scorer, ShapesUtility, judging
+from diffpo.scorers.scores import read_scores, score_folder, score_share, write_scores
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """What one test scores is not known to the next one."""
+    monkeypatch.setenv("DIFFPO_CACHE", str(tmp_path / "cache"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +50,17 @@ class Darkness(Brightness):
     """Another."""
 
     name = "darkness"
+
+
+class Watching(Brightness):
+    """It takes frames, and tells the largest difference between two of them."""
+
+    name = "watching"
+    takes_frames = True
+
+    def judge(self, media, prompts):
+        seen = [Brightness.score(self, frames, prompts * len(frames)) for frames in media]
+        return torch.stack([scores.max() - scores.min() for scores in seen])
 
 
 class Undefined(Brightness):
@@ -81,13 +103,93 @@ def test_only_what_changed_is_scored_again(folder):
     assert len(scorer.seen) == 25
 
 
-def test_a_kill_loses_nothing(folder):
-    """Half of the rows are there: the other half is scored, and the table is the same as without the kill."""
+def test_scores_that_others_made_stay(folder, monkeypatch, tmp_path):
+    """A folder that was copied from elsewhere: nothing of it is in this cache, and only what lacks is scored."""
     scorer = Brightness()
     whole = score_folder(folder, [scorer])
     write_scores(folder / "scores.parquet", replace(whole, rows=whole.rows[:4]))
+    monkeypatch.setenv("DIFFPO_CACHE", str(tmp_path / "elsewhere"))
     assert score_folder(folder, [scorer]) == whole
     assert len(scorer.seen) == 20
+
+
+def test_scores_without_the_contents_hash_stay(folder):
+    """As tables have them that somebody else wrote: nobody can say that they are of other images."""
+    table = score_folder(folder, [Darkness()])
+    write_scores(folder / "scores.parquet", replace(table, rows=[replace(row, digest="") for row in table.rows]))
+    assert score_folder(folder, [Brightness()]).scorers == ["brightness", "darkness"]
+
+
+def test_the_same_image_is_scored_once_wherever_it_lies(folder):
+    """Also under another name, of another model; not for another prompt."""
+    scorer = Brightness()
+    first = score_folder(folder, [scorer])
+    copy = shutil.copytree(folder, folder.with_name("copy"), ignore=shutil.ignore_patterns("scores.parquet"))
+    write_manifest(copy, [replace(item, model="other") for item in read_media(copy)])
+    assert [row.score for row in score_folder(copy, [scorer]).rows] == [row.score for row in first.rows]
+    assert len(scorer.seen) == 12
+    write_manifest(copy, [replace(item, prompt="another") for item in read_media(copy)])
+    score_folder(copy, [scorer])
+    assert len(scorer.seen) == 24
+
+
+class Deadly(Brightness):
+    """Its process is killed where it is asked for more than five images in all."""
+
+    def score(self, images, prompts):
+        if len(self.seen) + len(images) > 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().score(images, prompts)
+
+
+def in_process(folder, scorer):
+    """Score in a process of its own; returns its number."""
+    child = os.fork()
+    if not child:
+        try:
+            score_folder(folder, [scorer])
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return child
+
+
+def test_a_kill_loses_one_group(folder, monkeypatch):
+    """Groups of four images; the process dies in the second group, and the next one in the third."""
+    monkeypatch.setattr(judging, "GROUP", 4)
+    expected = score_folder(shutil.copytree(folder, folder.with_name("straight")), [Brightness()])
+    shutil.rmtree(Path(os.environ["DIFFPO_CACHE"]))
+    for known in (4, 8):
+        os.waitpid(in_process(folder, Deadly()), 0)
+        assert len(RowStore("scores", {"format": 1, "scorer": Brightness().provenance})) == known
+        assert not (folder / "scores.parquet").exists()
+    scorer = Brightness()
+    assert score_folder(folder, [scorer]) == expected and len(scorer.seen) == 4
+
+
+def test_two_calls_at_once_lose_nothing(folder):
+    """Ten times two processes with a scorer each: the table has both."""
+    for _ in range(10):
+        (folder / "scores.parquet").unlink(missing_ok=True)
+        shutil.rmtree(Path(os.environ["DIFFPO_CACHE"]), ignore_errors=True)
+        children = [in_process(folder, scorer) for scorer in (Brightness(), Darkness())]
+        assert all(os.waitpid(child, 0)[1] == 0 for child in children)
+        table = read_scores(folder)
+        assert sorted(table.scorers) == ["brightness", "darkness"] and len(table.rows) == 24
+        assert set(table.provenance) == {"brightness", "darkness"}
+
+
+def test_a_clip_has_the_mean_score_of_its_frames(tmp_path):
+    """Black and white of 10 x 10: 0 and 3 x 255. A scorer that takes frames is handed both together."""
+    frames = [Image.new("RGB", (10, 10), color) for color in ("black", "white")]
+    (tmp_path / "clip.png").write_bytes(encode(Clip(tuple(frames))))
+    clip = Media(file="clip.png", prompt="a", prompt_id=0, seed=0, model="m", frames=2)
+    write_manifest(tmp_path, [clip])
+    table = score_folder(tmp_path, [Brightness(), Watching()])
+    assert [row.score for row in table.rows] == [765 / 2, 765.0]
+    assert table.provenance["brightness"]["clips"] == "mean over frames" and "clips" not in table.provenance["watching"]
+    write_manifest(tmp_path, [replace(clip, frames=1)])
+    assert [row.score for row in score_folder(tmp_path, [Brightness()]).rows] == [0.0], "the first frame is another"
 
 
 def test_other_scorers_rows_stay_unless_their_image_changed(folder):
@@ -136,10 +238,13 @@ def test_broken_images_are_left_out_counted_and_named(folder, capsys):
 def test_processes_score_their_shares_and_one_brings_them_together(folder):
     """Three processes; the second is killed before it begins. Nothing is scored twice."""
     alone = score_folder(shutil.copytree(folder, folder.with_name("alone")), [Brightness()])
+    shutil.rmtree(Path(os.environ["DIFFPO_CACHE"]))
     scorer, later = Brightness(), Brightness()
-    parts = [score_folder(folder, [scorer], rank=rank, world=3) for rank in (0, 2)]
-    assert [len(part.rows) for part in parts] == [4, 4] and not (folder / "scores.parquet").exists()
-    assert [len(score_folder(folder, [later], rank=rank, world=2).rows) for rank in (0, 1)] == [6, 6]
+    for rank in (0, 2):
+        score_share(folder, [scorer], rank=rank, world=3)
+    assert len(scorer.seen) == 8 and not (folder / "scores.parquet").exists()
+    for rank in (0, 1):
+        score_share(folder, [later], rank=rank, world=2)
     assert len(later.seen) == 4
     assert score_folder(folder, [later]) == alone and len(later.seen) == 4
     assert [path.name for path in folder.glob("*.parquet")] == ["scores.parquet"]

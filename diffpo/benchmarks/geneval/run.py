@@ -3,14 +3,14 @@
 Whether an image passed also becomes a score, 1 or 0, so that `diffpo compare` compares models by it, prompt by prompt.
 
 What was judged before is not judged again, as long as the image, the task, the eyes and the rules stay what they were.
+A clip is judged by its first frame.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,21 +18,24 @@ from typing import TYPE_CHECKING, Any
 
 from diffpo.benchmarks.geneval.decide import Rules, decide, keep
 from diffpo.benchmarks.geneval.tasks import GENEVAL_TASKS, ColorNamer, Detector, Task
-from diffpo.disk.ahead import chunks
 from diffpo.disk.files import write_json
-from diffpo.disk.progress import progress
+from diffpo.disk.lock import sole_writer
+from diffpo.disk.rows import Row, RowStore
 from diffpo.errors import UserError
-from diffpo.media.folder import SCORES, Media, decode_file, read_file, read_media
+from diffpo.media.folder import Media, read_media
 from diffpo.media.prompts import read_prompts
-from diffpo.scorers.scores import ScoreRow, ScoreTable, read_scores, write_scores
+from diffpo.scorers.judging import Judge, judge_media, key_of
+from diffpo.scorers.scores import WAIT, ScoreRow, merge_scores
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from diffpo.media.frames import Clip
+
 GENEVAL = "geneval.json"
 SCORER = "geneval"
-_CHUNK = 32
-_SAVE_SECONDS = 20.0
+FORMAT = 1
+"""Raise it when the meaning of kept judgements changes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +45,7 @@ class Judged:
     file: str
     prompt: str
     prompt_id: int
-    seed: int
+    seed: int | None
     model: str
     tag: str
     correct: bool
@@ -88,24 +91,16 @@ class GenEvalResult:
         shares = [score.share for score in self.tasks.values()]
         return sum(shares) / len(shares)
 
-    def rows(self) -> list[ScoreRow]:
+    def rows(self, media: Sequence[Media]) -> list[ScoreRow]:
         """For comparisons: 1 for an image that passes all of its tasks, else 0, under the scorer `geneval`."""
         passed: dict[str, bool] = {}
         for item in self.judged:
             passed[item.file] = passed.get(item.file, True) and item.correct
-        first = {item.file: item for item in reversed(self.judged)}
+        contents = {item.file: item.digest for item in self.judged}
         return [
-            ScoreRow(
-                file=file,
-                prompt=first[file].prompt,
-                prompt_id=first[file].prompt_id,
-                seed=first[file].seed,
-                model=first[file].model,
-                scorer=SCORER,
-                score=float(correct),
-                digest=first[file].digest,
-            )
-            for file, correct in passed.items()
+            ScoreRow.of(item, SCORER, float(passed[item.file]), contents[item.file])
+            for item in media
+            if item.file in passed
         ]
 
 
@@ -152,23 +147,38 @@ def run_geneval(
     unknown = next((item for item in media if item.prompt not in tasks), None)
     if unknown:
         raise UserError(f"{unknown.file} in {folder}: nothing is known of what {unknown.prompt!r} asks for.")
-    media = [item for item in media if tasks[item.prompt]]
-    if not media:
+    asked = [item for item in media if tasks[item.prompt]]
+    if not asked:
         raise UserError(f"no prompt of {folder} asks for anything that GenEval can judge.")
     provenance = {"detector": detector.provenance, "colors": colors.provenance, "rules": asdict(rules)}
-    done = _read_earlier(folder / GENEVAL, provenance)
-    rows: dict[tuple[str, str], Judged] = {}
-    saved = time.monotonic()
-    with progress("Judging", len(media), console=console) as advance:
-        for chunk in chunks(media, _CHUNK):
-            rows.update(_judge_chunk(folder, chunk, tasks, detector, colors, rules, done))
-            advance(len(chunk))
-            if time.monotonic() - saved > _SAVE_SECONDS:
-                _write(folder, provenance, {**done, **rows}.values())
-                saved = time.monotonic()
-    _write(folder, provenance, rows.values())
-    result = GenEvalResult(list(rows.values()), provenance)
-    _add_scores(folder, result)
+    judge = Judge(
+        RowStore("geneval", {"format": FORMAT, **provenance}),
+        partial(_look, tasks=tasks, detector=detector, colors=colors, rules=rules),
+        lambda item: _question(tasks[item.prompt]),
+        _known(folder / GENEVAL, provenance, asked, tasks),
+    )
+    found = judge_media(folder, asked, [judge], "Judging", console=console)
+    if found.left_out:
+        raise UserError(next(iter(found.left_out.values())))
+    judged = [
+        Judged(
+            **{name: getattr(item, name) for name in ("file", "prompt", "prompt_id", "seed", "model")},
+            tag=task.tag,
+            correct=correct,
+            reasons=tuple(reasons),
+            digest=content,
+            task=_digest(task),
+        )
+        for item, content in ((item, found.contents[item.file]) for item in asked)
+        for task, (correct, reasons) in zip(
+            tasks[item.prompt], judge[judge.key(content, item)].values["decisions"], strict=True
+        )
+    ]
+    result = GenEvalResult(judged, provenance)
+    with sole_writer(folder / GENEVAL, "diffpo geneval", wait=WAIT):
+        write_json(folder / GENEVAL, {"provenance": provenance, "images": [asdict(item) for item in judged]})
+    record = {"scorer": SCORER, "about": "Whether the image shows all that its prompt asks for.", **provenance}
+    merge_scores(folder, media, found.contents, result.rows(media), {SCORER: record})
     return result
 
 
@@ -189,78 +199,46 @@ def read_geneval(folder: str | Path) -> GenEvalResult:
         raise UserError(f"{path} is damaged ({error}). Delete it and judge again.") from error
 
 
-def _judge_chunk(
-    folder: Path,
-    chunk: Sequence[Media],
+def _look(
+    clips: Sequence[Clip],
+    media: Sequence[Media],
+    *,
     tasks: Mapping[str, Sequence[Task]],
     detector: Detector,
     colors: ColorNamer,
     rules: Rules,
-    done: Mapping[tuple[str, str], Judged],
-) -> dict[tuple[str, str], Judged]:
-    """Rows of a chunk by file and task: those in `done` that still hold, the others judged."""
-    data = [read_file(folder, item) for item in chunk]
-    digests = [hashlib.blake2b(content, digest_size=8).hexdigest() for content in data]
-    rows: dict[tuple[str, str], Judged] = {}
-    todo: list[int] = []
-    for number, item in enumerate(chunk):
-        for task in tasks[item.prompt]:
-            earlier = done.get((item.file, _digest(task)))
-            if earlier and (earlier.digest, earlier.prompt) == (digests[number], item.prompt):
-                rows[item.file, _digest(task)] = _judged(item, task, earlier.correct, earlier.reasons, digests[number])
-        if any((item.file, _digest(task)) not in rows for task in tasks[item.prompt]):
-            todo.append(number)
-    images = [decode_file(data[number], folder / chunk[number].file) for number in todo]
-    seen = detector.detect(images, min(rules.threshold, rules.counting_threshold)) if images else []
-    for number, image, objects in zip(todo, images, seen, strict=True):
-        item = chunk[number]
-        for task in tasks[item.prompt]:
-            if (item.file, _digest(task)) not in rows:
-                kept = keep(objects, task.tag, rules)
-                decision = decide(kept, task, partial(colors.name_colors, image), rules)
-                rows[item.file, _digest(task)] = _judged(
-                    item, task, decision.correct, decision.reasons, digests[number]
-                )
-    ordered = [(item.file, _digest(task)) for item in chunk for task in tasks[item.prompt]]
-    return {key: rows[key] for key in ordered}
-
-
-def _judged(item: Media, task: Task, correct: bool, reasons: tuple[str, ...], digest: str) -> Judged:
-    return Judged(
-        file=item.file,
-        prompt=item.prompt,
-        prompt_id=item.prompt_id,
-        seed=item.seed,
-        model=item.model,
-        tag=task.tag,
-        correct=correct,
-        reasons=reasons,
-        digest=digest,
-        task=_digest(task),
-    )
+) -> Iterator[Row]:
+    """Judge the first frame of each clip by all that its prompt asks for; it is looked at once."""
+    images = [clip.first for clip in clips]
+    seen = detector.detect(images, min(rules.threshold, rules.counting_threshold))
+    for image, item, objects in zip(images, media, seen, strict=True):
+        name = partial(colors.name_colors, image)
+        made = [decide(keep(objects, task.tag, rules), task, name, rules) for task in tasks[item.prompt]]
+        yield Row({"decisions": [[decision.correct, decision.reasons] for decision in made]})
 
 
 def _digest(task: Task) -> str:
     return hashlib.blake2b(json.dumps(asdict(task)).encode(), digest_size=8).hexdigest()
 
 
-def _read_earlier(path: Path, provenance: dict[str, Any]) -> dict[tuple[str, str], Judged]:
-    """What was judged before by the same eyes and rules."""
-    if not path.is_file():
+def _question(tasks: Sequence[Task]) -> str:
+    return json.dumps([asdict(task) for task in tasks])
+
+
+def _known(
+    path: Path, provenance: dict[str, Any], media: Sequence[Media], tasks: Mapping[str, Sequence[Task]]
+) -> dict[bytes, Row]:
+    """What the folder says of earlier judgements by the same eyes and rules, by the key of `Judge`."""
+    earlier = read_geneval(path.parent) if path.is_file() else GenEvalResult([], {})
+    if earlier.provenance != json.loads(json.dumps(provenance)):
         return {}
-    earlier = read_geneval(path.parent)
-    same = earlier.provenance == json.loads(json.dumps(provenance))
-    return {(item.file, item.task): item for item in earlier.judged} if same else {}
-
-
-def _add_scores(folder: Path, result: GenEvalResult) -> None:
-    """Let `compare` see who passed: beside what other scorers said."""
-    path = folder / SCORES
-    earlier = read_scores(folder) if path.is_file() else ScoreTable([])
-    others = [row for row in earlier.rows if row.scorer != SCORER]
-    record = {"scorer": SCORER, "about": "Whether the image shows all that its prompt asks for.", **result.provenance}
-    write_scores(path, ScoreTable([*others, *result.rows()], {**earlier.provenance, SCORER: record}))
-
-
-def _write(folder: Path, provenance: dict[str, Any], judged: Any) -> None:
-    write_json(folder / GENEVAL, {"provenance": provenance, "images": [asdict(item) for item in judged]})
+    by_file: dict[str, list[Judged]] = {}
+    for item in earlier.judged:
+        by_file.setdefault(item.file, []).append(item)
+    known = {}
+    for item in media:
+        found = by_file.get(item.file, [])
+        if [one.task for one in found] == [_digest(task) for task in tasks[item.prompt]]:
+            row = Row({"decisions": [[one.correct, one.reasons] for one in found]})
+            known[key_of(found[0].digest, item.frames, _question(tasks[item.prompt]))] = row
+    return known

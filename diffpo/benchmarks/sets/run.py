@@ -157,7 +157,7 @@ def _load(folder: Path, makers: Sequence[Features]) -> _Loaded:
         raise UserError(
             f"{folder} must be a folder of one model's images; it has those of {', '.join(sorted(labels))}."
         )
-    return _Loaded(media[0].model, media, folder_features(folder, [item.file for item in media], makers))
+    return _Loaded(media[0].model, media, folder_features(folder, media, makers))
 
 
 def _check(loaded: Sequence[_Loaded]) -> None:
@@ -187,7 +187,7 @@ def _load_reference(folder: Path, makers: Sequence[Features]) -> _Loaded:
         media = [Media(file=file, prompt=file, prompt_id=i, seed=0, model="") for i, file in enumerate(files)]
     if len(media) < 2:
         raise UserError(f"{folder} is no reference: it needs at least two images ({', '.join(SUFFIXES)}).")
-    return _Loaded(str(folder), media, folder_features(folder, [item.file for item in media], makers))
+    return _Loaded(str(folder), media, folder_features(folder, media, makers))
 
 
 def _distance(name: str, item: _Loaded, target: _Loaded, seed: int) -> Distance:
