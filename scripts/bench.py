@@ -61,9 +61,9 @@ from bench_machine import (  # noqa: E402
 from bench_report import STAGES, gains, memory_table, show  # noqa: E402
 
 from diffpo.core.step import preference_step  # noqa: E402
-from diffpo.core.types import Rng  # noqa: E402
+from diffpo.core.types import DTYPES, Rng  # noqa: E402
 from diffpo.errors import UserError  # noqa: E402
-from diffpo.models.tuning import DTYPES, LoRA, Tuning  # noqa: E402
+from diffpo.models.tuning import LoRA, Tuning  # noqa: E402
 from diffpo.training.optimizers import make_optimizer  # noqa: E402
 
 HALF = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}

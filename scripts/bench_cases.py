@@ -22,7 +22,7 @@ from diffpo.core.step import preference_step
 from diffpo.core.types import Condition, Pair, PairBatch, Rng
 from diffpo.methods import METHODS, PairwiseMethod
 from diffpo.methods.base import Predictor
-from diffpo.models import DENOISERS, Denoiser
+from diffpo.models import FAMILIES, Denoiser
 from diffpo.models.load import set_attention
 from diffpo.models.reference import Reference
 from diffpo.models.tuning import Full, LoRA, Tuning
@@ -123,7 +123,7 @@ class Case:
     """A network, and the sizes of what it is asked about."""
 
     family: str
-    """Key of `DENOISERS`."""
+    """Key of `FAMILIES`."""
     make: Callable[[], nn.Module]
     """Makes the network on the default device, in the default dtype."""
     latent: tuple[int, int, int]
@@ -209,7 +209,7 @@ def build(case: Case, tuning: Tuning, device: torch.device | str, frozen: torch.
         device: Where it is made.
         frozen: Dtype of frozen weights.
     """
-    family = DENOISERS[case.family]
+    family = FAMILIES[case.family]
     with default_dtype(frozen), torch.device(device):
         network: Any = case.make()
     network.to(device, frozen)  # tables made by numpy know no default device

@@ -25,7 +25,7 @@ from diffpo.core.process import Time, expand
 from diffpo.core.step import preference_step
 from diffpo.core.types import Condition, Pair, PairBatch, Rng
 from diffpo.methods import METHODS, Method
-from diffpo.models import DENOISERS, Denoiser
+from diffpo.models import FAMILIES, Denoiser
 
 TOLERANCE = 1e-6
 
@@ -69,7 +69,7 @@ def make_denoiser(folder: Path, meta: dict[str, Any]) -> Denoiser:
     """Load a network as float64."""
     from diffusers import UNet2DConditionModel
 
-    family = DENOISERS["sdxl" if meta["sdxl"] else "unet"]
+    family = FAMILIES["sdxl" if meta["sdxl"] else "unet"]
     network = UNet2DConditionModel.from_pretrained(folder).double()
     return family(network, family.make_process(meta["scheduler"], Time()))
 

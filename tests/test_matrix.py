@@ -16,8 +16,8 @@ from diffpo.core.step import preference_step
 from diffpo.core.types import Pair
 from diffpo.errors import UserError
 from diffpo.methods import METHODS
-from diffpo.models import DENOISERS
-from diffpo.models.load import find_base
+from diffpo.models import FAMILIES
+from diffpo.models.bases import find_base
 from diffpo.models.tuning import MODELS
 
 EXCLUSIONS: dict[tuple[str, str], str] = {}
@@ -42,7 +42,7 @@ def test_the_count():
 
 def test_every_family_and_parametrisation_is_there(pipelines):
     bases = {name: find_base(str(pipelines(name))) for name in PIPELINES}
-    assert {base.family for base in bases.values()} == set(DENOISERS.values())
+    assert {base.family for base in bases.values()} == set(FAMILIES.values())
     assert {make(pipelines(name), "full")[0].process.prediction for name in bases} == {"eps", "v", "flow"}
 
 

@@ -34,11 +34,11 @@ class TinyEncoder:
         self.images = self.prompts = 0
 
     @torch.no_grad()
-    def encode_image(self, pixels):
+    def encode_media(self, frames):
         if self.images == self.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
         self.images += 1
-        posterior = self.vae.encode(pixels[None]).latent_dist
+        posterior = self.vae.encode(frames.squeeze(1)[None]).latent_dist
         return posterior.mean[0].unsqueeze(1), posterior.std[0].unsqueeze(1)
 
     def encode_prompt(self, prompt):

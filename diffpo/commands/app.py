@@ -85,11 +85,11 @@ def methods() -> None:
 def models() -> None:
     """List the families of models and how they can be tuned."""
     from diffpo.config.options import describe_fields
-    from diffpo.models import DENOISERS
+    from diffpo.models import FAMILIES
     from diffpo.models.tuning import MODELS
 
-    for name, family in DENOISERS.items():
-        print(f"{name}: {', '.join(family.pipelines)} ({family.component})")
+    for name, family in FAMILIES.items():
+        print(f"{name}: {', '.join(family.pipelines)} ({', '.join(family.components)})")
     for name, tuning in MODELS.items():
         print(f"model.name={name}: {(tuning.__doc__ or '').strip().splitlines()[0]}")
         for line in describe_fields(tuning):

@@ -9,10 +9,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
+
+DtypeName = Literal["float32", "float16", "bfloat16", "float64"]
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in get_args(DtypeName)}
+"""The dtypes of weights and computations, by the names that configs use."""
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -63,8 +68,12 @@ class Condition:
 
     @staticmethod
     def cat(parts: Sequence[Condition]) -> Condition:
-        """Concatenate along the batch."""
-        return Condition._combine(parts, torch.cat)
+        """Concatenate along the batch; shorter texts are padded with zeros, which the mask hides.
+
+        Where one part has a mask, a part without one holds tokens only. Where none has, all texts have one length: such
+        a family attends to every position.
+        """
+        return Condition._combine(_of_one_length(parts), torch.cat)
 
     @staticmethod
     def _combine(parts: Sequence[Condition], fn: Callable[[list[Tensor]], Tensor]) -> Condition:
@@ -74,6 +83,19 @@ class Condition:
 
         extra = {key: fn([part.extra[key] for part in parts]) for key in parts[0].extra}
         return Condition(fn([p.text for p in parts]), join("pooled"), join("mask"), extra, join("user"))
+
+
+def _of_one_length(parts: Sequence[Condition]) -> Sequence[Condition]:
+    lengths = [part.text.shape[1] for part in parts]
+    if all(part.mask is None for part in parts):
+        assert len(set(lengths)) == 1, f"texts of {sorted(set(lengths))} tokens were given without masks"
+        return parts
+
+    def padded(part: Condition, more: int) -> Condition:
+        mask = torch.ones_like(part.text[..., 0], dtype=torch.bool) if part.mask is None else part.mask
+        return replace(part, text=pad(part.text, (0, 0, 0, more)), mask=pad(mask, (0, more)))
+
+    return [padded(part, max(lengths) - length) for part, length in zip(parts, lengths, strict=True)]
 
 
 @dataclass(frozen=True)

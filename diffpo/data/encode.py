@@ -49,8 +49,8 @@ class Encoder(Protocol):
         """Image sides in pixels must be divisible by this."""
         ...
 
-    def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation, each `[c 1 h w]` float32, of `pixels` `[3 h w]` in [-1, 1]."""
+    def encode_media(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation, each `[c f h w]` float32, of `frames` `[3 f h w]` in [-1, 1]."""
         ...
 
     def encode_prompt(self, prompt: str) -> dict[str, Tensor]:
@@ -110,7 +110,7 @@ def encode_prepared(prepared: dict[str, Prepared], encoder: Encoder, source: Sou
     """Do the part of `encode_row` that needs the network."""
     tensors = {}
     for side, image in prepared.items():
-        mean, std = encoder.encode_image(image.pixels)
+        mean, std = encoder.encode_media(image.pixels.unsqueeze(1))
         tensors[f"{side}_mean"] = _round(mean, source.cache_dtype, f"a {side} image")
         tensors[f"{side}_std"] = _round(std, source.cache_dtype, f"a {side} image")
         tensors[f"{side}_size"] = image.size

@@ -107,10 +107,9 @@ class PairLoader:
                 "" if drop else self._captions[side][i] for i, drop in zip(index.tolist(), dropped, strict=True)
             )
             if captions not in texts:
-                texts[captions] = stack_text([self.encodings.text(caption) for caption in captions])
-            cond[side] = Condition(
-                **texts[captions], extra={"size": torch.stack([row[f"{side}_size"] for row in rows])}
-            )
+                texts[captions] = Condition.cat([as_condition(self.encodings.text(caption)) for caption in captions])
+            size = torch.stack([row[f"{side}_size"] for row in rows])
+            cond[side] = replace(texts[captions], extra={"size": size})
         segments = None if self._segments is None else torch.tensor([self._segments[i] for i in index.tolist()])
         return PairBatch(Pair(**latent), Pair(**cond), self._preference[index], index, segments)
 
@@ -153,17 +152,9 @@ def group_rows(encodings: Encodings) -> tuple[np.ndarray, ...]:
     return tuple(usable[size_of.ravel() == k] for k in range(len(sizes)))
 
 
-def stack_text(states: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Stack text states in float32; where there is a mask, shorter ones are padded with zeros, masked out."""
-    longest = max(state["text"].shape[0] for state in states)
-    if "mask" in states[0]:
-        states = [state | {name: _pad(state[name], longest) for name in ("text", "mask")} for state in states]
-    stacked = {name: torch.stack([state[name] for state in states]) for name in states[0]}
-    return {name: x.float() if x.is_floating_point() else x for name, x in stacked.items()}
-
-
-def _pad(x: Tensor, length: int) -> Tensor:
-    return torch.cat([x, x.new_zeros(length - x.shape[0], *x.shape[1:])])
+def as_condition(states: dict[str, Tensor]) -> Condition:
+    """Make a prompt's text states a condition of one row, in float32."""
+    return Condition(**{name: (x.float() if x.is_floating_point() else x)[None] for name, x in states.items()})
 
 
 def describe_broken(table: Table, broken: dict[int, str]) -> str:

@@ -1,14 +1,15 @@
-"""Families of networks by name. A new one is a file here and a line in `DENOISERS`."""
+"""Families of models by name. A new one is a file here and a line in `FAMILIES`."""
 
 from diffpo.compat import ensure_torchvision
 
 ensure_torchvision()
 
 from diffpo.models.base import Denoiser  # noqa: E402
+from diffpo.models.pixart import PixArt  # noqa: E402
 from diffpo.models.sd3 import SD3  # noqa: E402
 from diffpo.models.sdxl import SDXL  # noqa: E402
 from diffpo.models.unet import UNet  # noqa: E402
 
-DENOISERS: dict[str, type[Denoiser]] = {"unet": UNet, "sdxl": SDXL, "sd3": SD3}
+FAMILIES: dict[str, type[Denoiser]] = {"unet": UNet, "sdxl": SDXL, "sd3": SD3, "pixart": PixArt}
 
-__all__ = ["DENOISERS", "Denoiser"]
+__all__ = ["FAMILIES", "Denoiser"]

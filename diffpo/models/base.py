@@ -1,13 +1,15 @@
-"""What the package knows of a network: `predict(z, t, cond)`, its noise process, how its prompts are encoded.
+"""What the package knows of a model: `predict(z, t, cond)`, and how its media, prompts, times and LoRA files are made.
 
-A family is one subclass in one file: it translates layout, time scale and conditioning, and nothing outside the file
-knows them.
+A family is one subclass in one file. That file owns every quirk of the model: layout, time scale, conditioning, the
+normalisation of latents. What is written here is what most families do.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -18,20 +20,39 @@ from diffpo.core.process import DiscreteProcess, NoiseProcess, Time
 from diffpo.core.types import Condition
 from diffpo.errors import UserError
 
+SCHEDULER_NAMES = {"eps": "epsilon", "v": "v_prediction"}
+"""What diffusers' schedulers call our parametrisations of discrete models."""
+
+
+@dataclass(frozen=True)
+class Width:
+    """A size that another part of a model gives and its network takes."""
+
+    what: str
+    part: str
+    given: int | None
+    taken: int | None
+
 
 class Denoiser(ABC):
-    """A network behind the one interface that methods use."""
+    """A network behind the one interface that methods use; the class is its family.
+
+    Class methods get the rest of the model as `pipeline` (a diffusers pipeline without its network) and the network's
+    configuration as `network`.
+    """
 
     pipelines: ClassVar[tuple[str, ...]]
     """Names of the diffusers pipeline classes that this family reads."""
-    component: ClassVar[str]
-    """The network's name in such a pipeline: `unet` or `transformer`."""
-    lora_targets: ClassVar[tuple[str, ...]]
-    """Modules that a LoRA adapts unless the config names others."""
+    components: ClassVar[tuple[str, ...]]
+    """Names in such a pipeline of the networks that can be trained: `unet` or `transformer`."""
+    lora_targets: ClassVar[tuple[str, ...]] = ()
+    """Modules that a LoRA adapts unless the config names others; none: diffusers reads no LoRA for this family."""
     blocks: ClassVar[tuple[str, ...]]
     """Classes of the network's repeated blocks: what regional compilation compiles."""
-    multiple: ClassVar[int]
-    """Pixel sizes must be divisible by the VAE's factor times this."""
+    patch: ClassVar[int] = 1
+    """Latent sides must be divisible by this."""
+    most_frames: ClassVar[int | None] = 1
+    """The longest clip that the family takes; None: any length that the frame rule allows."""
     token_limits: ClassVar[dict[str, int]] = {}
     """Tokens that the pipeline reads of a prompt, by its name for the tokenizer; others read the tokenizer's own."""
 
@@ -51,8 +72,79 @@ class Denoiser(ABC):
 
     @staticmethod
     @abstractmethod
-    def encode_prompt(pipeline: Any, prompt: str) -> dict[str, Tensor]:
-        """Encode one prompt: `text` `[n d]`, and whatever else the family is told; there is no batch axis."""
+    def encode_prompt(pipeline: Any, prompt: str, network: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Encode one prompt: `text` `[n d]`, and whatever else the family is told; there is no batch axis.
+
+        A family that masks adds `mask` `[n]`, boolean, true where `text` holds a token.
+        """
+
+    @staticmethod
+    def factors(vae: Mapping[str, Any]) -> tuple[int, int]:
+        """Pixels per latent cell along a side, and frames per latent frame, from the VAE's configuration."""
+        return 2 ** (len(vae["block_out_channels"]) - 1), 1
+
+    @classmethod
+    def check_frames(cls, count: int, vae: Mapping[str, Any]) -> None:
+        """Check a clip's length: one frame, and beyond that whole multiples of the VAE's temporal factor.
+
+        Raises:
+            UserError: The family takes no clips, or none of this length.
+        """
+        if cls.most_frames is not None and count > cls.most_frames:
+            longest = "takes images" if cls.most_frames == 1 else f"takes at most {cls.most_frames} frames"
+            raise UserError(f"a {cls.pipelines[0]} {longest}; it was given a clip of {count} frames")
+        _, temporal = cls.factors(vae)
+        if (count - 1) % temporal:
+            shorter = count - (count - 1) % temporal
+            raise UserError(
+                f"a {cls.pipelines[0]} takes clips of k * {temporal} + 1 frames; it was given {count} frames. "
+                f"The nearest lengths are {shorter} and {shorter + temporal}"
+            )
+
+    @staticmethod
+    def encode_media(pipeline: Any, frames: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Encode clips to the moments of their posterior, normalised as the network expects latents.
+
+        Args:
+            pipeline: Holds the VAE.
+            frames: `[b 3 f h w]` in [-1, 1].
+
+        Returns:
+            Mean and standard deviation, `[b c f' h' w']` each, in float32; None for the latter where the VAE
+            is deterministic.
+        """
+        vae = pipeline.vae
+        posterior = vae.encode(frames.squeeze(2)).latent_dist  # `check_frames` lets one frame through
+        shift, scale = vae.config.shift_factor or 0.0, vae.config.scaling_factor
+        mean, std = (x.float().unsqueeze(2) for x in (posterior.mean, posterior.std))
+        return (mean - shift) * scale, std * scale
+
+    @staticmethod
+    def decode_media(pipeline: Any, latent: Tensor) -> Tensor:
+        """Decode latents `[b c f' h' w']`, normalised as by `encode_media`, to clips `[b 3 f h w]` in [-1, 1]."""
+        vae = pipeline.vae
+        latent = latent / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
+        return images_only(lambda x: vae.decode(x.to(vae.dtype), return_dict=False)[0], latent)
+
+    @staticmethod
+    def widths(network: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]) -> list[Width]:
+        """List the sizes that the network must agree on with other parts, from the configurations of all of them.
+
+        A configuration that does not say a size leaves None in its place.
+        """
+        return [Width("latent channels", "vae", parts["vae"].get("latent_channels"), network.get("in_channels"))]
+
+    @staticmethod
+    def save_lora(pipeline: Any, component: str, folder: Path, layers: dict[str, Tensor], metadata: Any) -> None:
+        """Write an adapter as `pipe.load_lora_weights(folder)` reads it; `pipeline` is the pipeline's class."""
+        pipeline.save_lora_weights(
+            folder, **{f"{component}_lora_layers": layers, f"{component}_lora_adapter_metadata": metadata}
+        )
+
+    @staticmethod
+    def load_lora(network: Any, component: str, file: Path, adapter: str) -> None:
+        """Read an adapter file into a network, under the name `adapter`."""
+        network.load_lora_adapter(file.parent, weight_name=file.name, prefix=component, adapter_name=adapter)
 
     def compile(self) -> None:
         """Compile the repeated blocks in place: each class is compiled once, however often it occurs."""
@@ -92,8 +184,8 @@ def discrete_process(scheduler: dict[str, Any], time: Time) -> DiscreteProcess:
     """
     from diffusers import DDPMScheduler
 
-    names = {"epsilon": "eps", "v_prediction": "v"}
     kind = scheduler.get("prediction_type", "epsilon")
+    names = {theirs: ours for ours, theirs in SCHEDULER_NAMES.items()}
     if kind not in names:
         raise UserError(
             f"the scheduler's prediction_type is {kind!r}; diffpo trains {' and '.join(names)} models of this family"
@@ -112,3 +204,8 @@ def images_only(fn: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
     """Run an image network `[b c h w]` on latents `[b c 1 h w]`."""
     assert z.shape[2] == 1, f"this family takes images; got {z.shape[2]} frames"
     return fn(z.squeeze(2)).unsqueeze(2)
+
+
+def total(*sizes: int | None) -> int | None:
+    """Add up sizes; None where one is not known."""
+    return None if None in sizes else sum(sizes)  # pyright: ignore[reportArgumentType]

@@ -1,7 +1,7 @@
-"""VAE and text encoders: pixels to latent moments, a prompt to text states. Both are functions of one row.
+"""VAE and text encoders: frames to latent moments, a prompt to text states. Both are functions of one row.
 
 Training never holds these: their results are cached (or made row by row, when the cache is off, by the very same
-functions).
+functions). What differs between families stands in the families.
 """
 
 from __future__ import annotations
@@ -9,60 +9,101 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
 from torch import Tensor
 
-from diffpo.compat import ensure_torchvision
+from diffpo.core.types import DTYPES
 from diffpo.disk import weights
-
-ensure_torchvision()
-
-from diffusers import AutoencoderKL  # noqa: E402
-
-from diffpo.errors import UserError  # noqa: E402
-from diffpo.models.base import Denoiser  # noqa: E402
-from diffpo.models.load import BaseModel, find_base  # noqa: E402
-from diffpo.models.tuning import DTYPES, Tuning  # noqa: E402
+from diffpo.errors import UserError
+from diffpo.models.bases import BaseModel
+from diffpo.models.pipelines import variant
+from diffpo.models.tuning import Tuning
 
 
 class Encoders:
-    """A base model's VAE and text encoders, frozen."""
+    """A base model's VAE and text encoders, frozen, in `tuning.encoder_dtype`; they are loaded when first used."""
 
-    def __init__(self, pipeline: Any, family: type[Denoiser], fingerprint: str):
-        """Wrap a diffusers pipeline that was loaded without its denoiser."""
-        self.pipeline, self.family, self.fingerprint = pipeline, family, fingerprint
-        self.multiple = pipeline.vae_scale_factor * family.multiple
+    def __init__(self, tuning: Tuning, device: torch.device | str):
+        """Find the files.
+
+        Raises:
+            UserError: Files are missing, or the parts do not fit together.
+        """
+        self._tuning, self._device, self._base = tuning, device, tuning.find()
+        self._family, self._vae = self._base.family, self._base.config("vae")
+        self.fingerprint = fingerprint(self._base, tuning)
+        self.multiple = self._family.factors(self._vae)[0] * self._family.patch
+        """Image sides in pixels must be divisible by this."""
+
+    @cached_property
+    def pipeline(self) -> Any:
+        """The diffusers pipeline, without its denoiser.
+
+        Raises:
+            UserError: Files are broken, or of another kind.
+        """
+        base, dtype = self._base, DTYPES[self._tuning.encoder_dtype]
+        parts: dict[str, Any] = dict.fromkeys(base.family.components)
+        if "safety_checker" in base.index:
+            parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        try:
+            if "vae" in base.replaced:
+                folder = base.part("vae")
+                parts["vae"] = AutoencoderKL.from_pretrained(folder, dtype=dtype, variant=variant(folder))
+            kinds = variant(*(base.folder / name for name in base.encoders if name not in base.replaced))
+            pipeline = base.pipeline_class.from_pretrained(base.folder, dtype=dtype, variant=kinds, **parts)
+        except (OSError, ValueError, RuntimeError) as error:
+            places = " and ".join(map(str, {base.part("vae"), base.folder}))
+            raise UserError(f"cannot load the VAE and text encoders of {places}: {error}") from error
+        if self._tuning.prediction is not None:
+            pipeline.scheduler = type(pipeline.scheduler).from_config(base.scheduler(self._tuning.prediction))
+        for part in pipeline.components.values():
+            if isinstance(part, torch.nn.Module):
+                part.requires_grad_(False).eval()
+        return pipeline.to(self._device)
 
     @torch.no_grad()
-    def encode_image(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode one image to the moments of its posterior, shifted and scaled as the denoiser expects latents.
+    def encode_media(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode one image or clip to the moments of its posterior, normalised as the denoiser expects latents.
 
         Args:
-            pixels: `[3 h w]` in [-1, 1].
+            frames: `[3 f h w]` in [-1, 1]; an image has one frame.
 
         Returns:
-            Mean and standard deviation, each `[c 1 h/8 w/8]` float32 on the CPU.
+            Mean and standard deviation, each `[c f' h' w']` float32 on the CPU; a deterministic VAE's deviation is 0.
+
+        Raises:
+            UserError: The family takes no clips of this length.
         """
+        self._family.check_frames(frames.shape[1], self._vae)
         vae = self.pipeline.vae
-        posterior = vae.encode(pixels[None].to(vae.device, vae.dtype)).latent_dist
-        shift, scale = vae.config.shift_factor or 0.0, vae.config.scaling_factor
-        mean, std = (posterior.mean.float() - shift) * scale, posterior.std.float() * scale
-        return mean[0].unsqueeze(1).cpu(), std[0].unsqueeze(1).cpu()
+        mean, std = self._family.encode_media(self.pipeline, frames[None].to(vae.device, vae.dtype))
+        std = torch.zeros_like(mean) if std is None else std
+        return mean[0].float().cpu(), std[0].float().cpu()
 
     @torch.no_grad()
     def encode_prompt(self, prompt: str) -> dict[str, Tensor]:
-        """Encode one prompt to what its family's denoiser is told, float32 on the CPU, without a batch axis."""
-        return {name: x.float().cpu() for name, x in self.family.encode_prompt(self.pipeline, prompt).items()}
+        """Encode one prompt to what its family's denoiser is told, on the CPU, without a batch axis.
+
+        Floating values are float32; masks stay boolean. The empty prompt follows `model.empty_text`.
+        """
+        network = self._base.config(self._base.component)
+        states = self._family.encode_prompt(self.pipeline, prompt, network)
+        states = {name: x.float().cpu() if x.is_floating_point() else x.cpu() for name, x in states.items()}
+        if not prompt and self._tuning.empty_text == "zeros":
+            return {name: torch.zeros_like(x) if x.is_floating_point() else x for name, x in states.items()}
+        return states
 
     def count_cut(self, prompts: Sequence[str]) -> dict[int, int]:
         """Count the prompts that are longer than a text encoder reads: tokens that it reads -> prompts cut there."""
         cut: dict[int, set[int]] = {}
         for name, tokenizer in self.pipeline.components.items():
             if name.startswith("tokenizer") and tokenizer is not None:
-                limit = self.family.token_limits.get(name, tokenizer.model_max_length)
+                limit = self._family.token_limits.get(name, tokenizer.model_max_length)
                 tokens = tokenizer(list(prompts), verbose=False).input_ids
                 cut.setdefault(limit, set()).update(i for i, ids in enumerate(tokens) if len(ids) > limit)
         return {limit: len(rows) for limit, rows in cut.items()}
@@ -81,45 +122,15 @@ class Encoders:
                 part.to(home, own)
 
     def with_denoiser(self, network: torch.nn.Module) -> Any:
-        """Put a network of the family beside the encoders: a pipeline that draws images."""
+        """Put a network of the family beside the encoders: a pipeline that makes images or clips."""
         parts = self.pipeline.components
         flags = {k: v for k, v in self.pipeline.config.items() if k not in parts and not k.startswith("_")}
-        return type(self.pipeline)(**flags, **parts | {self.family.component: network})
+        return type(self.pipeline)(**flags, **parts | {self._base.component: network})
 
 
-def load_encoders(tuning: Tuning, device: torch.device | str) -> Encoders:
-    """Load everything of the base model but its denoiser, frozen, in `tuning.encoder_dtype`.
-
-    Raises:
-        UserError: Files are missing, broken, or of another kind.
-    """
-    base = find_base(tuning.path)
-    parts: dict[str, Any] = {base.family.component: None}
-    if "safety_checker" in base.index:
-        parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    dtype = DTYPES[tuning.encoder_dtype]
-    vae_folder = None if tuning.vae is None else weights.locate(tuning.vae, what="a VAE", fetch=_fetch_vae).path
-    try:
-        if vae_folder is not None:
-            parts["vae"] = AutoencoderKL.from_pretrained(vae_folder, dtype=dtype)
-        pipeline = base.pipeline_class.from_pretrained(base.folder, dtype=dtype, **parts).to(device)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"cannot load the VAE and text encoders of {vae_folder or base.folder}: {error}") from error
-    for part in pipeline.components.values():
-        if isinstance(part, torch.nn.Module):
-            part.requires_grad_(False).eval()
-    return Encoders(pipeline, base.family, fingerprint(base, vae_folder, tuning.encoder_dtype))
-
-
-def _fetch_vae(repo: str) -> Path:
-    return weights.snapshot(repo, what="a VAE", patterns=("*.json", "*.safetensors"), probe="config.json")
-
-
-def fingerprint(base: BaseModel, vae: Path | None, dtype: str) -> str:
-    """Identify the files that decide an encoding by their content, and the dtype that it is made in."""
-    wanted = ("text_encoder", "tokenizer", "vae")
-    parts = {p.name: p for p in sorted(base.folder.iterdir()) if p.is_dir() and p.name.startswith(wanted)}
-    if vae is not None:
-        parts["vae"] = vae
-    identity = [dtype, *(f"{name} {weights.fingerprint(part)}" for name, part in parts.items())]
-    return hashlib.blake2b("\n".join(identity).encode(), digest_size=16).hexdigest()
+def fingerprint(base: BaseModel, tuning: Tuning) -> str:
+    """Identify what decides an encoding: the content of the files, the dtype, and what the empty prompt becomes."""
+    parts = (f"{name} {weights.fingerprint(base.part(name))}" for name in sorted(base.encoders))
+    empty = [] if tuning.empty_text == "encoded" else [f"empty text {tuning.empty_text}"]
+    identity = "\n".join([tuning.encoder_dtype, *parts, *empty])
+    return hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()

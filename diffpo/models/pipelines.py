@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
-DENOISERS = ("unet", "transformer")
+NETWORKS = ("unet", "transformer")
+"""What a pipeline calls the network that denoises."""
 _INDEX = "model_index.json"
+_FP16 = "fp16"
 _A_MODEL = "a diffusers model"
 
 
@@ -107,11 +109,11 @@ def find_tuned(spec: str) -> tuple[str, Path]:
     for folder in (root / "final", root):
         if (folder / LORA_FILE).is_file():
             return "lora", folder / LORA_FILE
-        for name in (*DENOISERS, "."):
+        for name in (*NETWORKS, "."):
             config = folder / name / "config.json"
             if config.is_file() and "_class_name" in read_json(config):
                 return "denoiser", folder / name
-    wanted = " nor ".join([LORA_FILE, *(f"{name}/config.json" for name in DENOISERS)])
+    wanted = " nor ".join([LORA_FILE, *(f"{name}/config.json" for name in NETWORKS)])
     begun = (root / "checkpoints").is_dir()
     hint = " The run is not finished: start `diffpo train` again, it continues." if begun else ""
     raise UserError(f"{root} holds no tuned weights: neither {wanted}.{hint}")
@@ -137,7 +139,8 @@ def open_pipeline(model: Model, *, dtype: torch.dtype, device: str) -> Diffusion
     # Networks and adapters are initialised at random before their weights are read.
     with torch.random.fork_rng(devices=[]):
         try:
-            pipeline = DiffusionPipeline.from_pretrained(str(model.base.path), dtype=dtype, **parts)
+            kinds = variant(*(model.base.path / name for name in model.index if name not in parts))
+            pipeline = DiffusionPipeline.from_pretrained(str(model.base.path), dtype=dtype, variant=kinds, **parts)
         except (OSError, ValueError, AttributeError) as error:
             raise UserError(f"diffusers cannot load {model.base.path}: {error}") from error
         if "prompt" not in inspect.signature(pipeline.__call__).parameters:
@@ -161,22 +164,52 @@ def _load_lora(pipeline: DiffusionPipeline, path: Path) -> None:
 
 
 def _load_denoiser(model: Model, dtype: torch.dtype) -> tuple[str, torch.nn.Module]:
-    import diffusers
-
     assert model.denoiser is not None
     folder = model.denoiser.path
     class_name = read_json(folder / "config.json")["_class_name"]
-    name = next((key for key in DENOISERS if list(model.index.get(key, ()))[1:] == [class_name]), None)
+    name = next((key for key in NETWORKS if _has(model, key, folder)), None)
     if name is None:
-        own = ", ".join(f"{key} {model.index[key][1]}" for key in DENOISERS if key in model.index)
+        own = ", ".join(f"{key} {model.index[key][1]}" for key in NETWORKS if key in model.index)
         raise UserError(
             f"{folder} is a {class_name}, but {model.base.path} has {own or 'no denoiser'}. "
             "Give the base that it was tuned from."
         )
     try:
-        return name, getattr(diffusers, class_name).from_pretrained(str(folder), dtype=dtype)
+        network = network_class(read_json(folder / "config.json"))
+        return name, network.from_pretrained(str(folder), dtype=dtype, variant=variant(folder))
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"diffusers cannot load {folder}: {error}") from error
+
+
+def _has(model: Model, key: str, folder: Path) -> bool:
+    """Whether the base's own network `key` is of the same class as the one in `folder`."""
+    own = model.base.path / key / "config.json"
+    return own.is_file() and network_class(read_json(own)) is network_class(read_json(folder / "config.json"))
+
+
+def network_class(config: dict[str, Any]) -> Any:
+    """Class of the network that a `config.json` describes; diffusers has split one of its classes since.
+
+    Raises:
+        UserError: diffusers has no such class.
+    """
+    import diffusers
+    from diffusers.configuration_utils import LegacyConfigMixin
+    from diffusers.models.model_loading_utils import _fetch_remapped_cls_from_config
+
+    kind = getattr(diffusers, str(config.get("_class_name")), None)
+    if not isinstance(kind, type):
+        raise UserError(f"diffusers has no network called {config.get('_class_name')}")
+    return _fetch_remapped_cls_from_config(config, kind) if issubclass(kind, LegacyConfigMixin) else kind
+
+
+def variant(*folders: Path) -> str | None:
+    """`fp16` where one of these folders of weights holds such files only, else None: the whole ones are taken."""
+    for folder in folders:
+        names = [file.name for file in folder.glob("*.safetensors")]
+        if names and all(f".{_FP16}" in name for name in names):
+            return _FP16
+    return None
 
 
 def _fetch_pipeline(repo: str) -> Path:
@@ -186,7 +219,10 @@ def _fetch_pipeline(repo: str) -> Path:
     from diffusers import DiffusionPipeline
 
     with hub_errors(repo, what=_A_MODEL, probe=_INDEX):
-        return Path(DiffusionPipeline.download(repo, safety_checker=None))
+        folder = Path(DiffusionPipeline.download(repo, safety_checker=None))
+        if any(file.suffix in (".safetensors", ".bin") for file in folder.glob("*/*")):
+            return folder
+        return Path(DiffusionPipeline.download(repo, safety_checker=None, variant=_FP16))
 
 
 def find_lora(spec: str) -> Weights:
@@ -215,7 +251,7 @@ def find_denoiser(spec: str) -> Weights:
     Raises:
         UserError: If there is none.
     """
-    patterns = [f"{name}/*{suffix}" for name in DENOISERS for suffix in (".json", ".safetensors")]
+    patterns = [f"{name}/*{suffix}" for name in NETWORKS for suffix in (".json", ".safetensors")]
     fetch = partial(snapshot, what="a tuned denoiser", patterns=patterns, probe="*/config.json")
     found = locate(spec, what="a tuned denoiser", fetch=fetch)
     kind, folder = find_tuned(str(found.path))
@@ -235,7 +271,7 @@ def _check_pipeline_folder(spec: str, folder: Path) -> None:
             "(diffusers' `from_single_file` reads such files; save its result.)"
         )
     if not (folder / _INDEX).is_file():
-        tuned = any((folder / part).exists() for part in (LORA_FILE, "final", *DENOISERS))
+        tuned = any((folder / part).exists() for part in (LORA_FILE, "final", *NETWORKS))
         hint = " It looks like the result of a training: give it as `tuned`, and its base as `model`." if tuned else ""
         raise UserError(f"{spec} is no diffusers model: it has no {_INDEX}. {wanted}{hint}")
     parts = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -9,21 +10,20 @@ from torch import Tensor
 
 from diffpo.core.process import FlowProcess, NoiseProcess, Time
 from diffpo.core.types import Condition
-from diffpo.models.base import Denoiser, images_only
+from diffpo.models.base import Denoiser, Width, images_only, total
 
 
 class SD3(Denoiser):
     """`StableDiffusion3Pipeline`'s transformer."""
 
     pipelines = ("StableDiffusion3Pipeline",)
-    component = "transformer"
+    components = ("transformer",)
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
     blocks = ("JointTransformerBlock",)
-    multiple = 2
+    patch = 2
     token_limits: ClassVar = {"tokenizer_3": 256}  # the pipeline's max_sequence_length; T5 itself knows no limit
 
     def predict(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        """See `Denoiser.predict`."""
         assert cond.pooled is not None, "SD3 conditions carry a pooled text state"
         text, pooled = cond.text.to(self.dtype), cond.pooled.to(self.dtype)
         time = (1000 * t).to(z.device, torch.promote_types(self.dtype, torch.float32))
@@ -35,9 +35,29 @@ class SD3(Denoiser):
         return FlowProcess(shift=float(scheduler.get("shift", 1.0)), time=time)
 
     @staticmethod
-    def encode_prompt(pipeline: Any, prompt: str) -> dict[str, Tensor]:
-        """States of both CLIP encoders, then T5's (the network attends to the padding too), and the pooled state."""
+    def encode_prompt(pipeline: Any, prompt: str, network: Mapping[str, Any]) -> dict[str, Tensor]:
+        """States of both CLIP encoders, then T5's (the network attends to the padding too), and the pooled state.
+
+        Without T5, which many leave out for its size, zeros stand in its place: so do they when the pipeline samples.
+        """
+        if pipeline.text_encoder_3 is None:
+            clip = [pipeline._get_clip_prompt_embeds(prompt, clip_model_index=i) for i in (0, 1)]
+            text = torch.cat([states[0] for states, _ in clip], dim=-1)
+            whole = text.new_zeros(len(text) + SD3.token_limits["tokenizer_3"], network["joint_attention_dim"])
+            whole[: len(text), : text.shape[1]] = text
+            return {"text": whole, "pooled": torch.cat([pooled[0] for _, pooled in clip], dim=-1)}
         text, _, pooled, _ = pipeline.encode_prompt(
             prompt, prompt, prompt, device=pipeline.device, do_classifier_free_guidance=False
         )
         return {"text": text[0], "pooled": pooled[0]}
+
+    @staticmethod
+    def widths(network: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]) -> list[Width]:
+        clip = ("text_encoder", "text_encoder_2")
+        pooled = total(*(parts[name].get("projection_dim") for name in clip))
+        t5 = parts.get("text_encoder_3", {}).get("d_model")
+        return [
+            *Denoiser.widths(network, parts),
+            Width("text width", "text_encoder_3", t5, network.get("joint_attention_dim")),
+            Width("pooled text width", " and ".join(clip), pooled, network.get("pooled_projection_dim")),
+        ]

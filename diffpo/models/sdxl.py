@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffpo.core.types import Condition
-from diffpo.models.base import Denoiser, discrete_process, images_only
+from diffpo.models.base import Denoiser, Width, discrete_process, images_only, total
 
 
 class SDXL(Denoiser):
     """`StableDiffusionXLPipeline`'s UNet."""
 
     pipelines = ("StableDiffusionXLPipeline",)
-    component = "unet"
+    components = ("unet",)
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
     blocks = ("BasicTransformerBlock", "ResnetBlock2D")
-    multiple = 1
     make_process = staticmethod(discrete_process)
 
     def predict(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
@@ -33,9 +33,29 @@ class SDXL(Denoiser):
         )
 
     @staticmethod
-    def encode_prompt(pipeline: Any, prompt: str) -> dict[str, Tensor]:
+    def encode_prompt(pipeline: Any, prompt: str, network: Mapping[str, Any]) -> dict[str, Tensor]:
         """Penultimate states of both encoders side by side, and the second's pooled state."""
         text, _, pooled, _ = pipeline.encode_prompt(
             prompt, device=pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=False
         )
         return {"text": text[0], "pooled": pooled[0]}
+
+    @staticmethod
+    def widths(network: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]) -> list[Width]:
+        encoders, second = ("text_encoder", "text_encoder_2"), parts["text_encoder_2"]
+        sizes, pooled = network.get("addition_time_embed_dim"), network.get("projection_class_embeddings_input_dim")
+        return [
+            *Denoiser.widths(network, parts),
+            Width(
+                "text width",
+                " and ".join(encoders),
+                total(*(parts[name].get("hidden_size") for name in encoders)),
+                network.get("cross_attention_dim"),
+            ),
+            Width(
+                "pooled text width",
+                "text_encoder_2",
+                second.get("projection_dim"),
+                None if sizes is None or pooled is None else pooled - 6 * sizes,
+            ),
+        ]

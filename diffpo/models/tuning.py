@@ -5,28 +5,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from diffpo.core.block import Block, Place, Positive, Range, Sharing
 from diffpo.core.process import Time
+from diffpo.core.types import DtypeName
 from diffpo.errors import UserError
 from diffpo.models.base import Denoiser
+from diffpo.models.bases import BaseModel, find_base
 from diffpo.models.pipelines import find_lora
 from diffpo.models.reference import REFERENCE_ADAPTER, AdapterReference, Reference, frozen_copy
-
-if TYPE_CHECKING:
-    from diffpo.models.load import BaseModel
-
-DTYPES = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "float64": torch.float64,
-}
-DtypeName = Literal["float32", "float16", "bfloat16", "float64"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +40,32 @@ class Tuning(Block, ABC):
     """Dtype of frozen weights. Default: `train.dtype`, so that policy and reference start exactly equal."""
     encoder_dtype: DtypeName = "float32"
     """Dtype of the VAE and the text encoders, which run before training only."""
+    empty_text: Literal["encoded", "zeros"] = "encoded"
+    """What the empty caption becomes, which caption dropout gives. The default encodes it, as the released training
+    scripts do. SDXL's sampler gives zeros instead where its pipeline says `force_zeros_for_empty_prompt`: `zeros`
+    trains what is then used as the unconditional half of guidance."""
+    prediction: Literal["eps", "v"] | None = None
+    """What the network predicts, where the scheduler's file is wrong about it. Default: what that file says."""
     attention: Place = "native"
     """Attention implementation: native, xformers, or what the network's family offers."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: a third more time for far less memory."""
     time: Time = field(default_factory=Time)
     """How training times are drawn; left out, as the base model's family does."""
+
+    def find(self) -> BaseModel:
+        """Find the base model with what replaces parts of it, and check that everything fits; nothing is loaded.
+
+        Raises:
+            UserError: Something is not there, or does not fit.
+        """
+        base = find_base(self.path, vae=self.vae, denoiser=self.denoiser)
+        self.check(base)
+        return base
+
+    @abstractmethod
+    def check(self, base: BaseModel) -> None:
+        """Refuse settings that this model cannot follow, with a `UserError`."""
 
     @abstractmethod
     def prepare(self, network: nn.Module, family: type[Denoiser], dtype: torch.dtype) -> None:
@@ -74,18 +86,14 @@ class Full(Tuning):
 
     trains_base: ClassVar[bool] = True
 
-    def prepare(self, network: nn.Module, family: type[Denoiser], dtype: torch.dtype) -> None:
-        """Train all parameters.
-
-        Raises:
-            UserError: An adapter to continue was given.
-        """
+    def check(self, base: BaseModel) -> None:
         if self.lora is not None:
             raise UserError(f"model.lora is {self.lora}, but full tuning continues no adapter; choose model=lora")
+
+    def prepare(self, network: nn.Module, family: type[Denoiser], dtype: torch.dtype) -> None:
         network.to(dtype).requires_grad_(True)
 
     def reference(self, policy: Denoiser, dtype: torch.dtype) -> Reference:
-        """Copy."""
         return frozen_copy(policy, dtype)
 
     def save(self, folder: Path, base: BaseModel, network: Any, weights: dict[str, Tensor]) -> None:
@@ -94,7 +102,7 @@ class Full(Tuning):
             plain = base.network_class.from_config(network.config)
         buffers = {name: x.cpu() for name, x in network.named_buffers() if name in plain.state_dict()}
         plain.load_state_dict(weights | buffers, assign=True)
-        plain.save_pretrained(folder / base.family.component)
+        plain.save_pretrained(folder / base.component)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,16 +111,26 @@ class LoRA(Tuning):
 
     trains_base: ClassVar[bool] = False
 
-    rank: Annotated[int, Range(least=1, most=4096)] = 16
-    """Rank of the two factors."""
+    rank: Annotated[int, Range(least=1, most=4096)] | None = None
+    """Rank of the two factors. Default: 16, or what the file `lora` has."""
     alpha: Positive | None = None
-    """The adapter is scaled by alpha / rank. Default: the rank."""
+    """The adapter is scaled by alpha / rank. Default: the rank, or what the file `lora` says."""
     dropout: Sharing = 0.0
     """Must be 0 for a method with a reference, or the two networks no longer see the same input."""
     targets: tuple[str, ...] | None = None
     """Endings of the adapted modules' names. Default: the attention projections of the model's family."""
     init: Literal["gaussian", "default"] = "gaussian"
-    """How the first factor starts; the second starts at zero."""
+    """How the first factor of a new adapter starts: normal with deviation 1 / rank, or peft's uniform one. The second
+    starts at zero."""
+
+    def check(self, base: BaseModel) -> None:
+        if not base.family.lora_targets:
+            raise UserError(
+                f"model=lora, but diffusers' {base.pipeline} can neither save nor load a LoRA, so that nothing could "
+                "use the result: choose model=full"
+            )
+        if self.lora is not None:
+            self._check_file(find_lora(self.lora).path, base.component)
 
     def prepare(self, network: Any, family: type[Denoiser], dtype: torch.dtype) -> None:
         """Add (or load) the adapter; the base keeps its dtype, the adapter gets `dtype`.
@@ -132,7 +150,6 @@ class LoRA(Tuning):
                 parameter.data = parameter.data.to(dtype)
 
     def reference(self, policy: Denoiser, dtype: torch.dtype) -> Reference:
-        """Switch adapters in the policy's own network."""
         return AdapterReference(policy)
 
     def save(self, folder: Path, base: BaseModel, network: Any, weights: dict[str, Tensor]) -> None:
@@ -141,17 +158,15 @@ class LoRA(Tuning):
 
         layers = get_peft_model_state_dict(network, state_dict=weights, adapter_name="default")
         metadata = network.peft_config["default"].to_dict()
-        name = f"{base.family.component}_lora"
-        base.pipeline_class.save_lora_weights(
-            folder, **{f"{name}_layers": layers, f"{name}_adapter_metadata": metadata}
-        )
+        base.family.save_lora(base.pipeline_class, base.component, folder, layers, metadata)
 
     def _add(self, network: Any, family: type[Denoiser]) -> None:
         from peft import LoraConfig
 
+        rank = DEFAULT_RANK if self.rank is None else self.rank
         config = LoraConfig(
-            r=self.rank,
-            lora_alpha=self.rank if self.alpha is None else self.alpha,  # pyright: ignore[reportArgumentType]
+            r=rank,
+            lora_alpha=rank if self.alpha is None else self.alpha,  # pyright: ignore[reportArgumentType]
             lora_dropout=self.dropout,
             target_modules=list(self.targets or family.lora_targets),
             init_lora_weights="gaussian" if self.init == "gaussian" else True,
@@ -165,15 +180,60 @@ class LoRA(Tuning):
             ) from error
 
     def _continue(self, network: Any, family: type[Denoiser], path: str) -> None:
-        file = find_lora(path).path
+        from peft.utils import get_peft_model_state_dict
+
+        file, component = find_lora(path).path, family.components[0]
         try:
             for adapter in (REFERENCE_ADAPTER, "default"):
-                network.load_lora_adapter(
-                    file.parent, weight_name=file.name, prefix=family.component, adapter_name=adapter
-                )
+                family.load_lora(network, component, file, adapter)
             network.set_adapter("default")  # raises if nothing of the file was for this network
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"the adapter {path} does not fit a {type(network).__name__}: {error}") from error
+        used, held = len(get_peft_model_state_dict(network, adapter_name="default")), len(_lora_shapes(file))
+        if used != held:
+            raise UserError(
+                f"the adapter {path} does not fit a {type(network).__name__}: it holds {held} tensors, of which the "
+                f"network takes {used}. Give the base that the adapter was trained on"
+            )
+
+    def _check_file(self, file: Path, component: str) -> None:
+        """Refuse an adapter file that would be used in part only, or against the settings."""
+        shapes = _lora_shapes(file)
+        others = sorted({name.partition(".")[0] for name in shapes} - {component})
+        if others and any(name.startswith(f"{component}.") for name in shapes):
+            raise UserError(
+                f"the adapter {file} also changes {', '.join(others)}, which diffpo does not train: it would be "
+                f"dropped. Give an adapter of the {component} alone"
+            )
+        ranks = {shape[0] for name, shape in shapes.items() if name.endswith(_FIRST_FACTOR)}
+        if self.rank is not None and ranks and ranks != {self.rank}:
+            raise UserError(
+                f"model.rank is {self.rank}, but the adapter {file} has rank {', '.join(map(str, sorted(ranks)))}; "
+                "a continued adapter keeps its rank: leave model.rank out"
+            )
+        given = [name for name in ("alpha", "targets") if getattr(self, name) is not None]
+        if given:
+            raise UserError(
+                f"model.{given[0]} is {getattr(self, given[0])}, but the continued adapter {file} has one of its own: "
+                f"leave model.{given[0]} out"
+            )
+
+
+DEFAULT_RANK = 16
+_FIRST_FACTOR = ("lora_A.weight", "lora_down.weight", "lora.down.weight")
+
+
+def _lora_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of an adapter file's tensors; only its header is read.
+
+    Raises:
+        UserError: It is no safetensors file.
+    """
+    try:
+        with safe_open(file, "pt") as tensors:
+            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"the adapter {file} cannot be read: {error}") from error
 
 
 MODELS: dict[str, type[Tuning]] = {"full": Full, "lora": LoRA}

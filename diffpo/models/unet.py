@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
 from diffpo.core.types import Condition
-from diffpo.models.base import Denoiser, discrete_process, images_only
+from diffpo.models.base import Denoiser, Width, discrete_process, images_only
 
 
 class UNet(Denoiser):
     """`StableDiffusionPipeline`'s UNet."""
 
     pipelines = ("StableDiffusionPipeline",)
-    component = "unet"
+    components = ("unet",)
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
     blocks = ("BasicTransformerBlock", "ResnetBlock2D")
-    multiple = 1
     make_process = staticmethod(discrete_process)
 
     def predict(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        """See `Denoiser.predict`."""
         t, text = t.to(z.device), cond.text.to(self.dtype)
         return images_only(lambda x: self.network(x, t, text, return_dict=False)[0], z.to(self.dtype))
 
     @staticmethod
-    def encode_prompt(pipeline: Any, prompt: str) -> dict[str, Tensor]:
+    def encode_prompt(pipeline: Any, prompt: str, network: Mapping[str, Any]) -> dict[str, Tensor]:
         """Last hidden states, all positions: the UNet attends to the padding too."""
         text, _ = pipeline.encode_prompt(prompt, pipeline.device, 1, False)
         return {"text": text[0]}
+
+    @staticmethod
+    def widths(network: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]) -> list[Width]:
+        taken = network.get("encoder_hid_dim") or network.get("cross_attention_dim")
+        given = parts["text_encoder"].get("hidden_size")
+        return [*Denoiser.widths(network, parts), Width("text width", "text_encoder", given, taken)]

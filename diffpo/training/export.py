@@ -15,7 +15,7 @@ from huggingface_hub import HfApi, ModelCard, ModelCardData
 from diffpo import __version__
 from diffpo.disk.files import sweep, whole_folder
 from diffpo.errors import UserError
-from diffpo.models.load import find_base
+from diffpo.models.bases import find_base
 from diffpo.training.checkpoint import trained_weights
 from diffpo.training.learner import check_finite
 from diffpo.training.processes import by_the_first
@@ -62,7 +62,7 @@ def export(config: Config, accelerator: Accelerator, policy: Denoiser, folder: P
             grid = newest_grid(folder)
             if grid is not None:
                 shutil.copyfile(grid, path / "grid.png")
-            (path / "README.md").write_text(str(model_card(config, folder, base.family.component, grid is not None)))
+            (path / "README.md").write_text(str(model_card(config, folder, base.component, grid is not None)))
             note(folder, *(final / new.relative_to(path) for new in set(path.rglob("*")) - before if new.is_file()))
         if push is not None:
             push_folder(final, push)

@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from diffpo.config.run import Config
+from diffpo.core.types import DTYPES
 from diffpo.errors import UserError
 from diffpo.models.base import Denoiser
 from diffpo.models.load import load
 from diffpo.models.reference import Reference
-from diffpo.models.tuning import DTYPES
 from diffpo.training import checkpoint
 from diffpo.training.average import Average
 from diffpo.training.optimizers import make_optimizer, make_schedule

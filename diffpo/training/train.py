@@ -19,7 +19,7 @@ from torch import Tensor
 
 from diffpo.config.run import Config
 from diffpo.core.step import preference_step
-from diffpo.core.types import PairBatch, Rng, StepOutput
+from diffpo.core.types import DTYPES, PairBatch, Rng, StepOutput
 from diffpo.data.cache import EncodingCache
 from diffpo.data.encode import Encodings, LiveEncodings
 from diffpo.data.loader import PairLoader
@@ -27,8 +27,7 @@ from diffpo.data.plan import Schedule
 from diffpo.data.records import Table
 from diffpo.data.splits import check_order, check_requires, load_splits
 from diffpo.errors import UserError
-from diffpo.models.encoders import Encoders, load_encoders
-from diffpo.models.tuning import DTYPES
+from diffpo.models.encoders import Encoders
 from diffpo.training.alerts import Alerts
 from diffpo.training.banner import describe_run
 from diffpo.training.export import export, without_places
@@ -165,7 +164,7 @@ def prepare_data(
         check_requires(config.method.requires, table, config.method_name)
         if not config.method.uses_preference:
             check_order(table, config.method_name)
-    encoders = load_encoders(config.model, accelerator.device)
+    encoders = Encoders(config.model, accelerator.device)
     loaders = [
         PairLoader(
             table,

@@ -19,14 +19,13 @@ import torch
 from torch import Tensor
 
 from diffpo.core.inversion import Inversion, trajectory
-from diffpo.core.types import Pair
+from diffpo.core.types import DTYPES, Pair
 from diffpo.data.cache import CachedEncodings
 from diffpo.data.loader import PairLoader
 from diffpo.disk.files import write_file
 from diffpo.disk.progress import track
 from diffpo.disk.shards import cut, entry_tensors, make_entry, read_shards, write_entries
 from diffpo.models import pipelines
-from diffpo.models.tuning import DTYPES
 from diffpo.training.learner import Learner
 
 if TYPE_CHECKING:

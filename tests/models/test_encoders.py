@@ -16,8 +16,8 @@ ensure_torchvision()
 
 from diffusers import AutoencoderKL, DiffusionPipeline  # noqa: E402
 
-from diffpo.models.encoders import fingerprint, load_encoders  # noqa: E402
-from diffpo.models.load import find_base  # noqa: E402
+from diffpo.models.bases import find_base  # noqa: E402
+from diffpo.models.encoders import Encoders, fingerprint  # noqa: E402
 from diffpo.models.tuning import Full  # noqa: E402
 
 PROMPTS = ["a red circle", "", "word " * 40]
@@ -25,7 +25,7 @@ PROMPTS = ["a red circle", "", "word " * 40]
 
 
 def encoders(folder, **more):
-    return load_encoders(Full(path=str(folder), **more), "cpu")
+    return Encoders(Full(path=str(folder), **more), "cpu")
 
 
 def pixels(seed: int = 0, height: int = 16, width: int = 24) -> torch.Tensor:
@@ -41,7 +41,7 @@ def test_an_image_is_shifted_then_scaled(pipelines, name):
 
     The pipelines undo it before they decode: x / scale + shift. So a draw from our moments, undone, is the VAE's draw.
     """
-    mean, std = encoders(pipelines(name)).encode_image(pixels())
+    mean, std = encoders(pipelines(name)).encode_media(pixels().unsqueeze(1))
     channels = SHAPES[name][0]
     assert mean.shape == std.shape == (channels, 1, 8, 12)
     assert mean.dtype == std.dtype == torch.float32 and not mean.requires_grad
@@ -122,9 +122,9 @@ def test_the_dtype_of_the_encoders(pipelines):
     """Computed in half; what is stored is float32 all the same."""
     half = encoders(pipelines("sd15"), encoder_dtype="bfloat16")
     assert half.pipeline.vae.dtype == half.pipeline.text_encoder.dtype == torch.bfloat16
-    mean, std = half.encode_image(pixels())
+    mean, std = half.encode_media(pixels().unsqueeze(1))
     assert mean.dtype == std.dtype == half.encode_prompt("a")["text"].dtype == torch.float32
-    full = encoders(pipelines("sd15")).encode_image(pixels())[0]
+    full = encoders(pipelines("sd15")).encode_media(pixels().unsqueeze(1))[0]
     assert not torch.equal(mean, full)
     torch.testing.assert_close(mean, full, rtol=0.1, atol=0.05)
 
@@ -135,12 +135,12 @@ def copy(pipelines, tmp_path):
 
 
 def identity(folder, vae=None, dtype="float32") -> str:
-    return fingerprint(find_base(str(folder)), vae, dtype)
+    return fingerprint(find_base(str(folder), vae=vae), Full(path=str(folder), encoder_dtype=dtype))
 
 
 def flip_a_byte(file, at: int = -1) -> None:
     content = bytearray(file.read_bytes())
-    content[at] ^= 1
+    content[at] ^= 0x2A  # a newline becomes a space: still JSON
     file.write_bytes(content)
 
 
@@ -175,7 +175,7 @@ def test_the_fingerprint_knows_the_dtype_and_another_vae(pipelines, tmp_path):
     folder = pipelines("sdxl")
     vae = shutil.copytree(folder / "vae", tmp_path / "fixed" / "vae")
     flip_a_byte(vae / "diffusion_pytorch_model.safetensors")
-    assert len({identity(folder), identity(folder, dtype="float16"), identity(folder, vae)}) == 3
+    assert len({identity(folder), identity(folder, dtype="float16"), identity(folder, str(vae))}) == 3
 
 
 def test_another_vae_is_used(pipelines, tmp_path):
@@ -189,7 +189,7 @@ def test_another_vae_is_used(pipelines, tmp_path):
     ours = encoders(pipelines("sdxl"), vae=str(tmp_path))
     with torch.no_grad():
         expected = 0.5 * other.encode(pixels()[None]).latent_dist.mode()[0]
-    torch.testing.assert_close(ours.encode_image(pixels())[0].squeeze(1), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(ours.encode_media(pixels().unsqueeze(1))[0].squeeze(1), expected, rtol=1e-5, atol=1e-6)
     assert ours.fingerprint != encoders(pipelines("sdxl")).fingerprint
 
 

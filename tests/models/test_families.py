@@ -12,10 +12,10 @@ from tiny_steps import make, moved, pair_batch
 from diffpo.core.process import DiscreteProcess, FlowProcess, Time
 from diffpo.core.types import Condition
 from diffpo.errors import UserError
-from diffpo.models import DENOISERS
+from diffpo.models import FAMILIES
 from diffpo.models.base import discrete_process
-from diffpo.models.encoders import load_encoders
-from diffpo.models.load import find_base
+from diffpo.models.bases import find_base
+from diffpo.models.encoders import Encoders
 from diffpo.models.tuning import Full
 
 SIZE = {"original_size": (96, 80), "crops_coords_top_left": (5, 7), "target_size": (18, 14)}
@@ -28,7 +28,7 @@ def overhear(folder, prompt: str, **more) -> list[tuple[torch.Tensor, torch.Tens
 
     pipeline = DiffusionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
-    network = pipeline.components[find_base(str(folder)).family.component]
+    network = pipeline.components[find_base(str(folder)).component]
     heard = []
 
     def listen(_, args, kwargs, output):
@@ -49,7 +49,7 @@ def test_predict_asks_as_the_pipeline_does(pipelines, name):
     denoiser, _ = make(pipelines(name), "full")
     heard = overhear(pipelines(name), "a red circle", **(SIZE if name == "sdxl" else {}))
     assert len(heard) == 3
-    encoded = load_encoders(Full(path=str(pipelines(name))), "cpu").encode_prompt("a red circle")
+    encoded = Encoders(Full(path=str(pipelines(name))), "cpu").encode_prompt("a red circle")
     size = torch.tensor([[value for pair in SIZE.values() for value in pair]])
     cond = Condition(
         encoded["text"][None],
@@ -188,6 +188,6 @@ def test_a_parametrisation_that_is_not_trained_is_refused(pipelines):
 
 def test_names_are_told_apart():
     """One pipeline class, one family; a network is looked up by the component's name."""
-    classes = [name for family in DENOISERS.values() for name in family.pipelines]
+    classes = [name for family in FAMILIES.values() for name in family.pipelines]
     assert len(classes) == len(set(classes))
-    assert {family.component for family in DENOISERS.values()} == {"unet", "transformer"}
+    assert {name for family in FAMILIES.values() for name in family.components} == {"unet", "transformer"}

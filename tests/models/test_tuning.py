@@ -12,8 +12,8 @@ from tiny import PIPELINES
 from tiny_steps import ask, make, move, pair_batch
 
 from diffpo.errors import UserError
-from diffpo.models import DENOISERS
-from diffpo.models.load import find_base
+from diffpo.models import FAMILIES
+from diffpo.models.bases import find_base
 from diffpo.models.pipelines import LORA_FILE, find_lora
 from diffpo.models.tuning import MODELS
 
@@ -124,7 +124,7 @@ def test_an_exported_adapter_loads_in_plain_diffusers(pipelines, tmp_path, name)
     pipeline = DiffusionPipeline.from_pretrained(pipelines(name))
     pipeline.load_lora_weights(tmp_path / "second")
     family = find_base(str(pipelines(name))).family
-    plain = family(pipeline.components[family.component], policy.process)
+    plain = family(pipeline.components[family.components[0]], policy.process)
     batch = pair_batch(name, [0, 1])
     torch.testing.assert_close(ask(plain, batch), ask(policy, batch), rtol=1e-5, atol=1e-5)
 
@@ -135,8 +135,8 @@ def test_an_exported_network_loads_in_plain_diffusers(pipelines, tmp_path, name)
     move(policy.network)
     save(policy, pipelines(name), "full", tmp_path)
     family = find_base(str(pipelines(name))).family
-    assert {p.suffix for p in (tmp_path / family.component).iterdir()} == {".json", ".safetensors"}
-    plain = family(type(policy.network).from_pretrained(tmp_path / family.component), policy.process)
+    assert {p.suffix for p in (tmp_path / family.components[0]).iterdir()} == {".json", ".safetensors"}
+    plain = family(type(policy.network).from_pretrained(tmp_path / family.components[0]), policy.process)
     batch = pair_batch(name, [0, 1])
     assert torch.equal(ask(plain, batch), ask(policy, batch))
 
@@ -189,4 +189,4 @@ def test_unknown_keys_are_refused(tuning):
 
 
 def test_every_family_names_its_targets():
-    assert all(family.lora_targets and family.pipelines for family in DENOISERS.values())
+    assert all(family.lora_targets and family.pipelines for family in FAMILIES.values())

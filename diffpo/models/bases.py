@@ -1,0 +1,124 @@
+"""A base model on disk: its parts, what replaces some of them, and whether all of them fit together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from diffpo.disk import weights
+from diffpo.errors import UserError
+from diffpo.models import FAMILIES, Denoiser
+from diffpo.models.base import SCHEDULER_NAMES
+from diffpo.models.pipelines import find_denoiser, find_pipeline, network_class, read_json
+
+_NO_ENCODERS = ("scheduler", "safety_checker", "feature_extractor", "image_encoder")
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A diffusers pipeline on disk and what diffpo makes of it."""
+
+    folder: Path
+    """Where the files are; a Hub model is in the Hub's cache by now."""
+    pipeline: str
+    """Name of the pipeline's class."""
+    family: type[Denoiser]
+    replaced: dict[str, Path] = field(default_factory=dict)
+    """Folders of parts that are used instead of the pipeline's own, by the part's name."""
+
+    @property
+    def pipeline_class(self) -> Any:
+        """The class itself."""
+        import diffusers
+
+        return getattr(diffusers, self.pipeline)
+
+    @property
+    def index(self) -> dict[str, Any]:
+        """The pipeline's `model_index.json`: which class each part has."""
+        return read_json(self.folder / "model_index.json")
+
+    @property
+    def component(self) -> str:
+        """Name of the part that is trained."""
+        return self.family.components[0]
+
+    @property
+    def network_class(self) -> Any:
+        """Class of the network that is trained."""
+        return network_class(self.config(self.component))
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """Names of the parts that decide an encoding: VAE, text encoders, tokenizers."""
+        others = (*self.family.components, *_NO_ENCODERS)
+        return tuple(
+            name for name, kind in self.index.items() if isinstance(kind, list) and kind[0] and name not in others
+        )
+
+    def part(self, name: str) -> Path:
+        """Folder of a part."""
+        return self.replaced.get(name, self.folder / name)
+
+    def config(self, name: str) -> dict[str, Any]:
+        """Configuration of a network."""
+        return read_json(self.part(name) / "config.json")
+
+    def scheduler(self, prediction: str | None) -> dict[str, Any]:
+        """Configuration of the pipeline's scheduler; `prediction` (eps or v) goes over what it says of that."""
+        config = read_json(self.folder / "scheduler" / "scheduler_config.json")
+        return config if prediction is None else config | {"prediction_type": SCHEDULER_NAMES[prediction]}
+
+
+def find_base(path: str, *, vae: str | None = None, denoiser: str | None = None) -> BaseModel:
+    """Find a base model and recognise its family; nothing is loaded.
+
+    Args:
+        path: A diffusers folder, a Hub id, or `shapes:base`.
+        vae: A folder or Hub id of a VAE to use instead of the pipeline's own.
+        denoiser: A folder, run or Hub id of a network to use instead of the pipeline's own.
+
+    Raises:
+        UserError: Something is not there, the family is not supported, or the parts do not fit together.
+    """
+    folder = find_pipeline(path).path
+    name = read_json(folder / "model_index.json").get("_class_name")
+    families = [family for family in FAMILIES.values() if name in family.pipelines]
+    if not families:
+        known = ", ".join(p for family in FAMILIES.values() for p in family.pipelines)
+        raise UserError(f"{path} is a {name}, which diffpo does not train; supported are {known}")
+    replaced = {}
+    if vae is not None:
+        fetch = partial(weights.snapshot, what="a VAE", patterns=("*.json", "*.safetensors"), probe="config.json")
+        replaced["vae"] = weights.locate(vae, what="a VAE", fetch=fetch).path
+    if denoiser is not None:
+        replaced[families[0].components[0]] = find_denoiser(denoiser).path
+    base = BaseModel(folder, name, families[0], replaced)
+    _check_network(base)
+    _check_widths(base)
+    return base
+
+
+def _check_network(base: BaseModel) -> None:
+    """Refuse a replaced network of another class than the pipeline's own."""
+    own = network_class(read_json(base.folder / base.component / "config.json"))
+    if base.network_class is not own:
+        raise UserError(
+            f"model.denoiser is a {base.network_class.__name__} ({base.part(base.component)}), but {base.folder} has a "
+            f"{own.__name__}. Give the base that the network was tuned from"
+        )
+
+
+def _check_widths(base: BaseModel) -> None:
+    """Compare by their configurations what the parts give and what the network takes."""
+    parts = {name: base.config(name) for name in base.encoders if (base.part(name) / "config.json").is_file()}
+    for width in base.family.widths(base.config(base.component), parts):
+        if isinstance(width.given, int) and isinstance(width.taken, int) and width.given != width.taken:
+            places = [str(base.part(name)) for name in (*width.part.split(" and "), base.component)]
+            raise UserError(
+                f"the parts of this model do not fit together: its {width.part} gives {width.what} of {width.given}, "
+                f"its {base.component} takes {width.taken}. The parts are {', '.join(places)}; give parts that were "
+                "trained together"
+            )
