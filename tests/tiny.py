@@ -14,6 +14,8 @@ from diffusers import (  # noqa: E402
     DDIMScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    PixArtSigmaPipeline,
+    PixArtTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -149,13 +151,39 @@ def sd3():
     )
 
 
+def pixart():
+    t5 = T5Config(vocab_size=128, d_model=WIDTH, d_ff=32, d_kv=8, num_layers=1, num_heads=2)
+    return PixArtSigmaPipeline(
+        tokenizer=t5_tokenizer(),
+        text_encoder=T5EncoderModel(t5),
+        vae=vae(scaling_factor=0.13025),
+        transformer=PixArtTransformer2DModel(
+            sample_size=32,  # the smallest whose list of resolutions the pipeline has
+            patch_size=2,
+            num_layers=2,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            cross_attention_dim=16,
+            caption_channels=WIDTH,
+            use_additional_conditions=False,
+        ),
+        scheduler=DDIMScheduler(beta_start=0.0001, beta_end=0.02, beta_schedule="linear", clip_sample=False),
+    )
+
+
 PIPELINES = {
     "sd15": lambda: sd("epsilon"),
     "sd2": lambda: sd("v_prediction"),
     "sdxl": sdxl,
     "sd3": sd3,
+    "pixart": pixart,
 }
 """Every family and parametrisation that diffpo trains, by the name of its best-known model."""
+WITHOUT_LORA = {"pixart": "diffusers' pipeline neither saves nor loads one"}
+"""Pipelines that can be tuned in full only, and why."""
+WITH_LORA = [name for name in PIPELINES if name not in WITHOUT_LORA]
+TUNED = [*((name, "full") for name in PIPELINES), *((name, "lora") for name in WITH_LORA)]
+"""(pipeline, tuning): all that go together."""
 
 
 def save_pipeline(name: str, folder: Path) -> Path:

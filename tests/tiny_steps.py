@@ -9,7 +9,8 @@ from diffpo.models.reference import Reference
 from diffpo.models.tuning import MODELS
 
 TOKENS = 5
-SHAPES = {"sd15": (4, 24, 0), "sd2": (4, 24, 0), "sdxl": (4, 48, 24), "sd3": (8, 48, 48)}
+SHAPES = {"sd15": (4, 24, 0), "sd2": (4, 24, 0), "sdxl": (4, 48, 24), "sd3": (8, 48, 48), "pixart": (4, 24, 0)}
+MASKED = {"pixart"}
 """Latent channels, width of the text states, width of the pooled state (0: none)."""
 
 
@@ -22,7 +23,13 @@ def side(name: str, row: int, which: str, dtype: torch.dtype) -> tuple[torch.Ten
         for shape in ((channels, 1, 8, 8), (TOKENS, width), (pooled,))
     )
     sizes = torch.tensor([[512 + row, 640, 3, row, 512, 640]])
-    return latent, Condition(text, pool if pooled else None, extra={"size": sizes} if name == "sdxl" else {})
+    mask = torch.arange(TOKENS)[None] < 2 + row % 3
+    return latent, Condition(
+        text,
+        pool if pooled else None,
+        mask if name in MASKED else None,
+        extra={"size": sizes} if name == "sdxl" else {},
+    )
 
 
 def pair_batch(name: str, rows: list[int], dtype: torch.dtype = torch.float32) -> PairBatch:

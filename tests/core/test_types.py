@@ -174,3 +174,22 @@ def test_a_block_refuses_unknown_keys():
     assert adapter.validate_python({"beta": 2}) == Knobs(beta=2.0)
     with pytest.raises(ValidationError, match="bta"):
         adapter.validate_python({"bta": 2})
+
+
+def told(length: int, mask: list[bool] | None = None, fill: float = 1.0) -> Condition:
+    held = None if mask is None else torch.tensor([mask])
+    return Condition(torch.full((1, length, 2), fill), mask=held)
+
+
+def test_captions_of_different_length_are_padded_and_masked():
+    """Zeros behind the shorter text, hidden; a part without a mask holds tokens only; masks stay boolean."""
+    joined = Condition.cat([told(2, [True, False], 1.0), told(4, None, 2.0), told(3, [True, True, True], 3.0)])
+    assert joined.text[:, :, 0].tolist() == [[1, 1, 0, 0], [2, 2, 2, 2], [3, 3, 3, 0]]
+    assert joined.mask.dtype == torch.bool
+    assert joined.mask.tolist() == [[True, False, False, False], [True] * 4, [True, True, True, False]]
+
+
+def test_texts_of_a_family_without_masks_have_one_length():
+    assert Condition.cat([told(3), told(3)]).mask is None
+    with pytest.raises(AssertionError, match=r"texts of \[2, 3\] tokens were given without masks"):
+        Condition.cat([told(2), told(3)])

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from tiny import PIPELINES
-from tiny_steps import make, moved, pair_batch
+from tiny_steps import draws, make, moved, pair_batch
 
 from diffpo.core.process import DiscreteProcess, FlowProcess, Time
-from diffpo.core.types import Condition
+from diffpo.core.step import preference_step
+from diffpo.core.types import Condition, Pair
 from diffpo.errors import UserError
+from diffpo.methods import METHODS
 from diffpo.models import FAMILIES
 from diffpo.models.base import discrete_process
 from diffpo.models.bases import find_base
 from diffpo.models.encoders import Encoders
 from diffpo.models.tuning import Full
+from diffpo.models.unet import UNet
 
 SIZE = {"original_size": (96, 80), "crops_coords_top_left": (5, 7), "target_size": (18, 14)}
 """SDXL's three: all different, so that no two can change places."""
@@ -47,20 +51,23 @@ def overhear(folder, prompt: str, **more) -> list[tuple[torch.Tensor, torch.Tens
 def test_predict_asks_as_the_pipeline_does(pipelines, name):
     """Text, pooled state, sizes and time, with our own encoding of the prompt: the same answers at every step."""
     denoiser, _ = make(pipelines(name), "full")
-    heard = overhear(pipelines(name), "a red circle", **(SIZE if name == "sdxl" else {}))
+    heard = overhear(
+        pipelines(name), "a red circle", **{"sdxl": SIZE, "pixart": {"use_resolution_binning": False}}.get(name, {})
+    )
     assert len(heard) == 3
     encoded = Encoders(Full(path=str(pipelines(name))), "cpu").encode_prompt("a red circle")
     size = torch.tensor([[value for pair in SIZE.values() for value in pair]])
     cond = Condition(
         encoded["text"][None],
-        encoded["pooled"][None] if "pooled" in encoded else None,
+        *(encoded[key][None] if key in encoded else None for key in ("pooled", "mask")),
         extra={"size": size} if name == "sdxl" else {},
     )
     for z, time, answer in heard:
         t = time.reshape(1) / 1000 if name == "sd3" else time.reshape(1)
         with torch.no_grad():
             ours = denoiser.predict(z.unsqueeze(2), t, cond)
-        torch.testing.assert_close(ours.squeeze(2), answer, rtol=1e-5, atol=1e-6)
+        kept = answer[:, : z.shape[1]]  # PixArt's other half is a variance
+        torch.testing.assert_close(ours.squeeze(2), kept, rtol=1e-5, atol=1e-6)
 
 
 def answers(denoiser, batch, t, cond=None):
@@ -191,3 +198,76 @@ def test_names_are_told_apart():
     classes = [name for family in FAMILIES.values() for name in family.pipelines]
     assert len(classes) == len(set(classes))
     assert {name for family in FAMILIES.values() for name in family.components} == {"unet", "transformer"}
+
+
+@pytest.mark.parametrize("method", ["dcpo", "dpo"])
+def test_two_captions_of_different_length(pipelines, method):
+    """Padding cut off each text, so that the sides' lengths differ: the same loss as at PixArt's fixed length."""
+    models, whole = moved(pipelines("pixart")), pair_batch("pixart", [0, 1, 2], torch.float64)
+
+    def cut(cond: Condition) -> Condition:
+        longest = int(cond.mask.sum(dim=1).max())
+        return replace(cond, text=cond.text[:, :longest], mask=cond.mask[:, :longest])
+
+    rejected = replace(whole.cond.rejected, mask=torch.arange(5)[None] < torch.tensor([[1], [3], [2]]))
+    whole = replace(whole, cond=Pair(whole.cond.chosen, rejected))
+    short = replace(whole, cond=whole.cond.map(cut))
+    assert [len(cond.text[0]) for cond in short.cond] == [4, 3]
+    expected, loss = (preference_step(METHODS[method](beta=50.0), *models, x, draws(x)).loss for x in (whole, short))
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    other = replace(whole.cond.rejected, text=whole.cond.rejected.text.where(rejected.mask[..., None], 7.0))
+    unheard = replace(whole, cond=Pair(whole.cond.chosen, other))
+    hidden = preference_step(METHODS[method](beta=50.0), *models, unheard, draws(unheard)).loss
+    torch.testing.assert_close(hidden, expected, rtol=1e-12, atol=0)
+
+
+def test_pixart_answers_half_of_its_channels(pipelines):
+    """The other half is a variance that was learned beside epsilon."""
+    denoiser, _ = make(pipelines("pixart"), "full")
+    batch, whole = pair_batch("pixart", [0, 1]), []
+    denoiser.network.register_forward_hook(lambda _, args, output: whole.append(output[0]))
+    answer = answers(denoiser, batch, torch.tensor([5, 900]))
+    assert whole[0].shape[1] == 8 and torch.equal(answer.squeeze(2), whole[0][:, :4])
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_decoding_undoes_the_normalisation(pipelines, name):
+    """Latents of the encoder, decoded by the family: the pictures that the pipeline makes of the same latents."""
+    from diffusers import DiffusionPipeline
+
+    encoders = Encoders(Full(path=str(pipelines(name))), "cpu")
+    pipeline = DiffusionPipeline.from_pretrained(pipelines(name))
+    frames = 2 * torch.rand(3, 1, 16, 24, generator=torch.Generator().manual_seed(0)) - 1
+    mean, _ = encoders.encode_media(frames)
+    family = find_base(str(pipelines(name))).family
+    with torch.no_grad():
+        ours = family.decode_media(pipeline, mean[None])
+        theirs = pipeline.vae.decode(pipeline.vae.encode(frames.transpose(0, 1)).latent_dist.mode()).sample
+    assert ours.shape == (1, 3, 1, 16, 24)
+    torch.testing.assert_close(ours[0].transpose(0, 1), theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_a_clip_is_refused_by_image_models(pipelines, name):
+    with pytest.raises(UserError, match=r"takes images; it was given a clip of 2 frames"):
+        Encoders(Full(path=str(pipelines(name))), "cpu").encode_media(torch.zeros(3, 2, 16, 16))
+
+
+class Clips(UNet):
+    """Only the facts that the frame rule reads."""
+
+    most_frames = None
+
+    @staticmethod
+    def factors(vae):
+        return vae["spatial"], vae["temporal"]
+
+
+def test_the_frame_rule():
+    """k r + 1 frames: the nearest lengths are named."""
+    vae = {"spatial": 8, "temporal": 4}
+    for count in (1, 5, 9, 81):
+        Clips.check_frames(count, vae)
+    for count, near in ((2, "1 and 5"), (8, "5 and 9"), (82, "81 and 85")):
+        with pytest.raises(UserError, match=rf"k \* 4 \+ 1 frames; it was given {count} frames.* {near}"):
+            Clips.check_frames(count, vae)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import PIPELINES
+from tiny import TUNED
 from tiny_steps import ask, make, move, moved, pair_batch
 
 from diffpo.models.base import Denoiser
@@ -16,8 +16,7 @@ from diffpo.models.unet import UNet
 TUNINGS = ["full", "lora"]
 
 
-@pytest.mark.parametrize("tuning", TUNINGS)
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize(("name", "tuning"), TUNED)
 def test_it_starts_equal_and_stays(pipelines, name, tuning):
     policy, reference = make(pipelines(name), tuning)
     batch = pair_batch(name, [0, 1])
@@ -49,8 +48,7 @@ def test_it_answers_without_a_graph(pipelines, tuning):
     assert policy.predict(batch.latent.chosen, torch.tensor([500]), batch.cond.chosen).requires_grad
 
 
-@pytest.mark.parametrize("tuning", TUNINGS)
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize(("name", "tuning"), TUNED)
 def test_asking_it_leaves_no_trace(pipelines, name, tuning):
     """peft's own `disable_adapters` would flip requires_grad: an optimizer or a sharded module loses some."""
     policy, reference = moved(pipelines(name), tuning)
