@@ -10,7 +10,6 @@ update would depend on their number.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -21,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from diffpo.commands.compare import run_compare
+from diffpo.config.blocks import to_plain
 from diffpo.config.evaluation import Evaluation, JudgedModel
-from diffpo.config.options import make_scorer
 from diffpo.config.run import Config, load_config
 from diffpo.disk.files import write_file
 from diffpo.disk.lock import sole_writer
@@ -62,7 +61,7 @@ def evaluate(evaluation: Evaluation) -> Evaluated:
         UserError: Whatever the user can mend; nothing made before is lost.
     """
     prompts = load_prompts(evaluation.prompts)
-    scorers = [make_scorer(spec) for spec in evaluation.scorers]
+    scorers = evaluation.scorers
     names = list({scorer.name: scorer.provenance for scorer in scorers})  # weights that are not there are missed now
     _check_models(evaluation)
     runs = {label: prepare_run(model) for label, model in evaluation.models.items() if model.train is not None}
@@ -182,7 +181,7 @@ def _say_what_is_missing(works: Mapping[str, Work], console: Console) -> None:
 def _compare(evaluation: Evaluation, media: tuple[Path, ...], scorers: list[str], runs: list[Path]) -> None:
     """Compare, and write everything that a reader sees."""
     output = Path(evaluation.output)
-    text = yaml.safe_dump(_plain(dataclasses.asdict(evaluation)), sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(to_plain(evaluation), sort_keys=False, allow_unicode=True)
     write_file(output / "evaluation.yaml", text.encode())
     result = run_compare(
         media,
@@ -208,10 +207,3 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, as YAML has them."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -5,7 +5,7 @@
       mine: {path: owner/model, tuned: runs/mine}
       dpo: {train: configs/sd15-dpo.yaml}   the run of that configuration, trained first if it is not there
     prompts: partiprompts
-    scorers: [hpsv2.1, "pickscore,scale=percent"]
+    scorers: [hpsv2.1, {name: pickscore, scale: percent}]
 
 Only `models`, `prompts` and `scorers` have to be there.
 """
@@ -21,11 +21,14 @@ from typing import Annotated, Any, Literal
 
 from diffpo.compare.compare import Judging
 from diffpo.compare.stats import Resampling
-from diffpo.config.options import make_scorer
-from diffpo.config.run import close_match, read_tree, validate
+from diffpo.config.blocks import Named, Short, build
+from diffpo.config.names import close_match
+from diffpo.config.overrides import override
+from diffpo.config.reading import read_tree
 from diffpo.core.block import Block, Count, Place, Range, Seed
-from diffpo.errors import ConfigError, UserError
+from diffpo.errors import UserError
 from diffpo.generation.settings import GenerateOptions, Sampling
+from diffpo.scorers import SCORERS, Scorer
 
 LABEL = re.compile(r"[\w.+-]+")
 SHORT = "a model is a pipeline (folder or Hub id), or a block of keys"
@@ -100,12 +103,13 @@ class Comparing(Block):
 class Evaluation(Block):
     """All that an evaluation is told."""
 
-    models: Mapping[str, JudgedModel]
+    models: Mapping[str, Annotated[JudgedModel, Short("path", SHORT)]]
     """By label, the baseline first unless `baseline` names it."""
     prompts: Place
     """A file of prompts, or a named set such as `partiprompts` or `shapes:heldout:100`."""
-    scorers: tuple[str, ...]
-    """As `--scorer` of `diffpo score`: `pickscore,scale=cosine`; the first one makes the headline."""
+    scorers: tuple[Annotated[Scorer, Named(SCORERS, "scorer")], ...]
+    """Each a block `{name: pickscore, scale: cosine}`, or as for `--scorer`: `pickscore,scale=cosine`. The first one
+    makes the headline."""
     seeds: tuple[Seed, ...] = (0,)
     """One image per prompt and seed."""
     sampling: Sampling = field(default_factory=Sampling)
@@ -132,9 +136,6 @@ class Evaluation(Block):
         return GenerateOptions(model=path, seeds=self.seeds, **tuned, **dataclasses.asdict(self.sampling))
 
 
-SECTIONS: dict[str, type] = {"sampling": Sampling, "compare": Comparing}
-
-
 def load_evaluation(path: str | Path, overrides: Sequence[str] = ()) -> Evaluation:
     """Read a YAML file, apply `a.b=c` overrides, and validate all of it.
 
@@ -145,7 +146,8 @@ def load_evaluation(path: str | Path, overrides: Sequence[str] = ()) -> Evaluati
     Raises:
         ConfigError: The file is missing, or values are wrong; the message lists every mistake.
     """
-    file, tree = read_tree(path, overrides, "models, prompts, scorers")
+    file, tree = read_tree(path, "models, prompts, scorers")
+    override(tree, overrides, Evaluation)
     if tree.get("output") is None:
         tree["output"] = f"runs/{file.stem}"
     return build_evaluation(tree, str(path))
@@ -157,64 +159,22 @@ def build_evaluation(tree: Mapping[str, Any], origin: str = "the configuration")
     Raises:
         ConfigError: Lists every mistake.
     """
-    mistakes: list[str] = []
-    known = [f.name for f in dataclasses.fields(Evaluation)]
-    strange = [key for key in tree if key not in known]
-    mistakes += [f"{key}: unknown key.{close_match(key, known)} Allowed are {', '.join(known)}" for key in strange]
-    parts = {key: value for key, value in tree.items() if key in known}
-    parts["models"] = _models(tree.get("models"), mistakes)
-    for name, cls in SECTIONS.items():
-        if isinstance(block := tree.get(name, {}), Mapping):
-            parts[name] = validate(cls, block, name, mistakes)
-        else:
-            mistakes.append(f"{name}: should be a block of keys, not {block!r}")
-    mistakes += _scorers(tree.get("scorers"))
-    whole: list[str] = []
-    if not mistakes:
-        evaluation = validate(Evaluation, parts, "evaluation", whole)
-        mistakes += [mistake.removeprefix("evaluation.").removeprefix("evaluation: ") for mistake in whole]
-        mistakes += _clashes(evaluation) if not mistakes else []
-        if not mistakes:
-            return evaluation
-    raise ConfigError(f"{origin}: {len(mistakes)} mistake(s)\n" + "\n".join(f"  {m}" for m in mistakes))
-
-
-def _models(given: Any, mistakes: list[str]) -> dict[str, JudgedModel]:
-    if not isinstance(given, Mapping) or not given:
-        mistakes.append("models: give models by label, such as base: owner/model")
-        return {}
-    models = {}
-    for label, value in given.items():
-        where, block = f"models.{label}", {"path": value} if isinstance(value, str) else value
-        if not LABEL.fullmatch(str(label)):
-            mistakes.append(f"{where}: a label names a folder: letters, digits and ._+- only")
-        elif not isinstance(block, Mapping):
-            mistakes.append(f"{where}: {SHORT}, not {value!r}")
-        else:
-            models[str(label)] = validate(JudgedModel, block, where, mistakes)
-    return models
-
-
-def _scorers(given: Any) -> list[str]:
-    """Mistakes in the scorers."""
-    if not isinstance(given, list | tuple) or not given or not all(isinstance(spec, str) for spec in given):
-        return ["scorers: give a list of scorers, each as for --scorer: [hpsv2.1, 'pickscore,scale=percent']"]
-    mistakes, names = [], []
-    for spec in given:
-        try:
-            names.append(make_scorer(spec).name)
-        except UserError as error:
-            mistakes.append(f"scorers: {error}")
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    return mistakes + [f"scorers: {name} stands there twice; each can be asked once" for name in repeated]
+    return build(Evaluation, tree, origin, _clashes)
 
 
 def _clashes(evaluation: Evaluation) -> list[str]:
     """Find values that are right alone and wrong together."""
     labels, clashes = list(evaluation.models), []
-    names = [make_scorer(spec).name for spec in evaluation.scorers]
+    names = [scorer.name for scorer in evaluation.scorers]
+    for label in labels:
+        if not LABEL.fullmatch(label):
+            clashes.append(f"models.{label}: a label names a folder: letters, digits and ._+- only")
     if len(labels) < 2:
-        clashes.append(f"models: a comparison needs two models at least, got {', '.join(labels)}")
+        clashes.append(f"models: a comparison needs two models at least, got {', '.join(labels) or 'none'}")
+    if not names:
+        clashes.append("scorers: give a list of scorers, such as [hpsv2.1, 'pickscore,scale=percent']")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    clashes += [f"scorers: {name} stands there twice; each can be asked once" for name in repeated]
     if evaluation.baseline is not None and evaluation.baseline not in labels:
         hint = close_match(evaluation.baseline, labels)
         clashes.append(f"baseline: there is no model {evaluation.baseline}.{hint} There are {', '.join(labels)}")

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import re
 from collections.abc import Mapping
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-import yaml
-
+from diffpo.config.blocks import Named, make
 from diffpo.core.block import FINITE, Range, hints_of
 from diffpo.errors import UserError
+
+if TYPE_CHECKING:
+    from diffpo.captioners import Captioner, Perturber
+    from diffpo.scorers import Scorer
 
 T = TypeVar("T")
 
@@ -23,40 +24,11 @@ def validated(cls: type[T], given: Mapping[str, Any], where: str) -> T:
     Raises:
         UserError: Lists every mistake.
     """
-    from diffpo.config.run import validate
-
-    mistakes: list[str] = []
-    value = validate(cls, given, where, mistakes)
-    if mistakes:
-        raise UserError("\n".join(mistakes))
-    return value
-
-
-def make_scorer(spec: str) -> Any:
-    """Make a scorer from `name` or `name,key=value,...`; see `from_spec`."""
-    from diffpo.scorers import SCORERS
-
-    return from_spec(spec, SCORERS, "scorer")
-
-
-def make_captioner(spec: str) -> Any:
-    """Make a captioner from `name` or `name,key=value,...`; see `from_spec`."""
-    from diffpo.captioners import CAPTIONERS
-
-    return from_spec(spec, CAPTIONERS, "captioner")
-
-
-def make_perturber(spec: str) -> Any:
-    """Make a perturber from `name` or `name,key=value,...`; see `from_spec`."""
-    from diffpo.captioners import PERTURBERS
-
-    return from_spec(spec, PERTURBERS, "perturber")
+    return make(cls, given, where)
 
 
 def from_spec(spec: str, known: Mapping[str, type[T]], what: str) -> T:
     """Make a frozen set of options from `name` or `name,key=value,...`.
-
-    A comma begins an option only where a key and = follow, so texts may hold commas.
 
     Args:
         spec: What the user gave.
@@ -66,27 +38,28 @@ def from_spec(spec: str, known: Mapping[str, type[T]], what: str) -> T:
     Raises:
         UserError: The name or a key is unknown, or a value wrong.
     """
-    name, *options = re.split(r",(?=\s*\w+\s*=)", spec)
-    if name not in known and name.partition(",")[0] in known:
-        name, _, option = name.partition(",")
-        raise UserError(f"{what} option {option!r} should look like key=value, as in {name},key=value")
-    if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f" Did you mean {close[0]}?" if close else ""
-        raise UserError(f"unknown {what} {name!r}.{hint} There are {', '.join(known)}.")
-    texts = {field.name for field in dataclasses.fields(known[name]) if re.search(r"\b(str|Place)\b", str(field.type))}
-    given = {}
-    for option in options:
-        key, _, text = (part.strip() for part in option.partition("="))
-        given[key] = text if key in texts and text != "null" else _parse_value(key, text)
-    return validated(known[name], given, name)
+    return make(Annotated[object, Named(known, what)], spec, "")
 
 
-def _parse_value(key: str, text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"option {key}={text} is no value that can be read") from error
+def make_scorer(spec: str) -> Scorer:
+    """Make a scorer from `name` or `name,key=value,...`; see `from_spec`."""
+    from diffpo.scorers import SCORERS
+
+    return from_spec(spec, SCORERS, "scorer")
+
+
+def make_captioner(spec: str) -> Captioner:
+    """Make a captioner from `name` or `name,key=value,...`; see `from_spec`."""
+    from diffpo.captioners import CAPTIONERS
+
+    return from_spec(spec, CAPTIONERS, "captioner")
+
+
+def make_perturber(spec: str) -> Perturber:
+    """Make a perturber from `name` or `name,key=value,...`; see `from_spec`."""
+    from diffpo.captioners import PERTURBERS
+
+    return from_spec(spec, PERTURBERS, "perturber")
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:

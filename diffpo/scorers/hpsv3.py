@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from diffpo.core.block import Count
 from diffpo.disk.weights import Weights
 from diffpo.errors import UserError
 from diffpo.scorers.base import JointScorer, versions
@@ -67,7 +68,7 @@ class HPSv3(JointScorer):
     base: str | None = None
     """Where Qwen2-VL's configuration, tokenizer and image processor are; None is beside the weights if they are there,
     else the Hub id that HPSv3 was tuned from. Its weights are not needed."""
-    batch: int = 4
+    batch: Count = 4
     """Images at a time."""
 
     @property

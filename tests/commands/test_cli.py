@@ -251,7 +251,7 @@ def test_data_build_by_a_scorer_or_by_choices(two_images, tmp_path, capsys, monk
         ((), "either --scorer NAME or --choices FILE.csv"),
         (("-s", "shapes", "--choices", "x.csv"), "either --scorer NAME or --choices FILE.csv"),
         (("--choices", "x.csv", "--margin", "1"), "leave out --margin"),
-        (("--choices", "x.csv"), "the choices x.csv cannot be read"),
+        (("--choices", "x.csv"), "x.csv cannot be read"),
         (("-s", "shapes", "--strategy", "some"), "build.strategy: input should be 'best-worst' or 'all'"),
         (("-s", "shapes", "--ties", "maybe"), "build.ties: input should be 'drop' or 'keep'"),
     ],

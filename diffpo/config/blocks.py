@@ -1,0 +1,273 @@
+"""The one builder of configuration blocks: plain values -> frozen dataclasses, with every mistake at once.
+
+A block is a dataclass; what a field may hold is its type. Two notes may stand beside a type:
+
+    method: Annotated[Method, Named(METHODS, "method")]        {name: dpo, beta: 2000}, or just: dpo,beta=2000
+    models: Mapping[str, Annotated[JudgedModel, Short("path")]]    a bare text stands for {path: text}
+
+Of a block inside a block that has a default, fields may be left out: they are as in that default.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+
+from diffpo.config.names import close_match, synonym
+from diffpo.config.reading import read_yaml
+from diffpo.config.values import kinds, read_value
+from diffpo.core.block import hints_of, out_of_range
+from diffpo.errors import ConfigError, UserError
+
+T = TypeVar("T")
+_WRONG: Any = object()
+
+
+@dataclasses.dataclass(frozen=True)
+class Named:
+    """Beside a type: the block is one of several classes, chosen by its key `name`."""
+
+    known: Mapping[str, type]
+    """The classes by name."""
+    what: str
+    """What they are, for messages: "scorer"."""
+    keeps: bool = False
+    """Whether an override that chooses another class, such as `model=lora`, keeps the fields that both have."""
+
+    __hash__ = object.__hash__
+
+    def name_of(self, block: Any) -> str:
+        """The name of a block's class."""
+        return next(name for name, cls in self.known.items() if cls is type(block))
+
+
+@dataclasses.dataclass(frozen=True)
+class Short:
+    """Beside a type: a bare text stands for the block with this one key."""
+
+    key: str
+    advice: str
+    """What to write, for messages."""
+
+
+def build(cls: type[T], tree: Any, origin: str, clashes: Callable[[T], list[str]] = lambda _: []) -> T:
+    """Make a whole configuration.
+
+    Args:
+        cls: Its class.
+        tree: Plain values.
+        origin: Where they come from, for the message.
+        clashes: Lists what is right alone and wrong together.
+
+    Raises:
+        ConfigError: Lists every mistake.
+    """
+    builder = Builder(cls)
+    made = builder.block(cls, tree, "")
+    if not builder.mistakes:
+        builder.mistakes += clashes(made)
+    if builder.mistakes:
+        lines = "\n".join(f"  {mistake}" for mistake in builder.mistakes)
+        raise ConfigError(f"{origin}: {len(builder.mistakes)} mistake(s)\n{lines}")
+    return made
+
+
+def make(hint: Any, given: Any, where: str) -> Any:
+    """Make what a command's option means: a block, a named block or a value.
+
+    Args:
+        hint: Its type.
+        given: Plain values.
+        where: How the message calls it.
+
+    Raises:
+        UserError: Lists every mistake.
+    """
+    builder = Builder()
+    made = builder.value(hint, given, where)
+    if builder.mistakes:
+        raise UserError("\n".join(builder.mistakes))
+    return made
+
+
+def parse_spec(spec: str, named: Named) -> dict[str, Any]:
+    """Read `name` or `name,key=value,...` into the plain values of a named block.
+
+    A comma begins an option only where a key and = follow, so texts may hold commas.
+
+    Raises:
+        UserError: A value cannot be read.
+    """
+    name, *options = re.split(r",(?=\s*\w+\s*=)", spec)
+    if name not in named.known and name.partition(",")[0] in named.known:
+        name, _, option = name.partition(",")
+        raise UserError(f"{named.what} option {option!r} should look like key=value, as in {name},key=value")
+    hints = hints_of(named.known[name]) if name in named.known else {}
+    given: dict[str, Any] = {"name": name}
+    for option in options:
+        key, _, text = (part.strip() for part in option.partition("="))
+        is_text = kinds(hints.get(key, str)) == {str}
+        given[key] = text if is_text and text != "null" else read_yaml(text, f"option {key}={text}")
+    return given
+
+
+def to_plain(value: Any) -> Any:
+    """Plain values of a block, as YAML holds them and `build` reads them."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        hints = hints_of(type(value))
+        return {f.name: _to_plain(hints[f.name], getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: to_plain(item) for key, item in value.items()}
+    return [to_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _to_plain(hint: Any, value: Any) -> Any:
+    named = note(hint, Named)
+    if named is not None:
+        return {"name": named.name_of(value)} | to_plain(value)
+    if isinstance(value, tuple) and get_origin(bare(hint)) is tuple:
+        return [_to_plain(get_args(bare(hint))[0], item) for item in value]
+    return to_plain(value)
+
+
+class Builder:
+    """Makes blocks of plain values, and gathers what is wrong with them in `mistakes`."""
+
+    def __init__(self, root: type | None = None):
+        """Begin without mistakes; keys of `root`'s blocks are known to those who look elsewhere for them."""
+        self.mistakes: list[str] = []
+        self.root = root
+
+    def block(self, cls: type, given: Any, where: str, *, named: bool = False) -> Any:
+        """Make a dataclass."""
+        if not isinstance(given, Mapping):
+            return self._wrong(f"{where or 'the configuration'}: should be a block of keys, not {given!r}")
+        before, hints = len(self.mistakes), hints_of(cls)
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        allowed = [*["name"] * named, *fields]
+        for key in given:
+            if key not in fields:  # the name of a named block was taken out before
+                hint = "" if synonym(str(key), allowed) else self._elsewhere(str(key))
+                hint = hint or close_match(str(key), allowed)
+                self._wrong(f"{_join(where, key)}: unknown key.{hint} Allowed are {', '.join(allowed)}")
+        values = {}
+        for name, field in fields.items():
+            if name in given:
+                values[name] = self.value(hints[name], given[name], _join(where, name), _default(field))
+            elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+                inner = note(hints[name], Named) or dataclasses.is_dataclass(bare(hints[name]))
+                if inner:
+                    values[name] = self.value(hints[name], {}, _join(where, name))
+                else:
+                    self._wrong(f"{_join(where, name)}: is missing")
+        if len(self.mistakes) > before:
+            return _WRONG
+        try:
+            return cls(**values)
+        except ValueError as error:
+            return self._wrong(f"{where}: {error}" if where else str(error))
+
+    def value(self, hint: Any, given: Any, where: str, default: Any = None) -> Any:
+        """Make whatever a type describes."""
+        kind, named, short = bare(hint), note(hint, Named), note(hint, Short)
+        if given is None and _is_optional(hint):
+            return None
+        if named is not None:
+            return self._named(named, given, where)
+        if short is not None and isinstance(given, str):
+            given = {short.key: given}
+        if short is not None and not isinstance(given, Mapping):
+            return self._wrong(f"{where}: {short.advice}, not {given!r}")
+        if dataclasses.is_dataclass(kind):
+            assert isinstance(kind, type)
+            if isinstance(given, kind):
+                return given
+            if isinstance(given, Mapping) and isinstance(default, kind):
+                given = {f.name: getattr(default, f.name) for f in dataclasses.fields(default)} | dict(given)
+            return self.block(kind, given, where)
+        origin, parts = get_origin(kind), get_args(kind)
+        if origin is tuple and _has_block(parts[0]):
+            items = given if isinstance(given, list | tuple) else [given]
+            return tuple(self.value(parts[0], item, f"{where}.{i}") for i, item in enumerate(items))
+        if isinstance(origin, type) and issubclass(origin, Mapping) and _has_block(parts[1]):
+            if not isinstance(given, Mapping):
+                return self._wrong(f"{where}: should be a block of keys, not {given!r}")
+            return {str(key): self.value(parts[1], item, _join(where, key)) for key, item in given.items()}
+        return self._leaf(hint, given, where)
+
+    def _named(self, named: Named, given: Any, where: str) -> Any:
+        if isinstance(given, str):
+            try:
+                given = parse_spec(given, named)
+            except UserError as error:
+                return self._wrong(f"{where}: {error}" if where else str(error))
+        if not isinstance(given, Mapping):
+            return self._wrong(f"{where or named.what}: should be a block of keys, not {given!r}")
+        rest = dict(given)
+        name = rest.pop("name", None)
+        if not isinstance(name, str) or name not in named.known:
+            told = "is missing" if name is None else f"unknown {named.what} {name!r}"
+            hint = close_match(name, named.known) if isinstance(name, str) else ""
+            place = f"{where}.name: " if where else ""
+            return self._wrong(f"{place}{told}.{hint} Allowed are {', '.join(named.known)}")
+        return self.block(named.known[name], rest, where or name, named=True)
+
+    def _leaf(self, hint: Any, given: Any, where: str) -> Any:
+        kind = bare(hint)
+        if get_origin(kind) is tuple and isinstance(given, str | int | float):
+            given = (given,)
+        value, mistakes = read_value(hint, given)
+        if mistakes:
+            self.mistakes += [f"{where}{told}" for told in mistakes]
+            return _WRONG
+        wrong = [self._wrong(f"{where}: {told}") for told in out_of_range(where.rpartition(".")[2], hint, value)]
+        return _WRONG if wrong else value
+
+    def _wrong(self, told: str) -> Any:
+        self.mistakes.append(told)
+        return _WRONG
+
+    def _elsewhere(self, key: str) -> str:
+        """Ask whether a key of another block is meant."""
+        for name, hint in hints_of(self.root).items() if self.root else ():
+            named, kind = note(hint, Named), bare(hint)
+            classes = named.known.values() if named else [kind] if dataclasses.is_dataclass(kind) else []
+            found = synonym(key, [field.name for cls in classes for field in dataclasses.fields(cls)])
+            if found is not None:
+                return f" Did you mean {name}.{found}?"
+        return ""
+
+
+def bare(hint: Any) -> Any:
+    """A type without the notes beside it, and without None."""
+    if get_origin(hint) is Annotated:
+        return bare(get_args(hint)[0])
+    if get_origin(hint) in (Union, UnionType):
+        parts = [part for part in get_args(hint) if part is not type(None)]
+        return bare(parts[0]) if len(parts) == 1 else hint
+    return hint
+
+
+def note(hint: Any, kind: type[T]) -> T | None:
+    """The note of a kind beside a type."""
+    notes = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
+    return next((each for each in notes if isinstance(each, kind)), None)
+
+
+def _join(where: str, key: Any) -> str:
+    return f"{where}.{key}" if where else str(key)
+
+
+def _is_optional(hint: Any) -> bool:
+    return get_origin(hint) in (Union, UnionType) and type(None) in get_args(hint)
+
+
+def _has_block(hint: Any) -> bool:
+    return note(hint, Named) is not None or dataclasses.is_dataclass(bare(hint))
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
