@@ -22,6 +22,7 @@ import yaml
 from diffpo.commands.compare import run_compare
 from diffpo.config.blocks import to_plain
 from diffpo.config.evaluation import Evaluation, JudgedModel
+from diffpo.config.reading import read_file, read_yaml
 from diffpo.config.run import Config, load_config
 from diffpo.disk.files import write_file
 from diffpo.disk.lock import sole_writer
@@ -108,6 +109,7 @@ def prepare_run(model: JudgedModel) -> str:
     config = load_config(model.train, model.overrides)
     assert config.train.output is not None
     if not is_finished(config):
+        _check_settings(config)
         if os.environ.get("WORLD_SIZE", "1") != "1":
             command = " ".join(["diffpo train", model.train, *model.overrides])
             raise UserError(
@@ -126,11 +128,31 @@ def prepare_run(model: JudgedModel) -> str:
 def is_finished(config: Config) -> bool:
     """Whether the run of a configuration is there and done: what decides its weights is as the configuration says."""
     folder = Path(config.train.output or "")
-    if not (folder / "final").is_dir() or not (folder / "config.yaml").is_file():
-        return False
-    there = _flat(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8")))
-    wanted = _flat(config.to_dict())
-    return all(there.get(key) == value for key, value in wanted.items() if key not in FREE)
+    return (folder / "final").is_dir() and (folder / "config.yaml").is_file() and not _differences(config)
+
+
+def _check_settings(config: Config) -> None:
+    """Refuse to go on with a run that learned with other settings: it would be judged under a name that is not its own.
+
+    Raises:
+        UserError: There is such a run; more steps are no other setting.
+    """
+    folder = Path(config.train.output or "")
+    differ = _differences(config) if (folder / "config.yaml").is_file() else {}
+    differ.pop("train.steps", None)
+    if differ:
+        lines = "\n".join(f"  {key}: {there} there, {here} here" for key, (there, here) in differ.items())
+        raise UserError(
+            f"{folder} holds a run with another config:\n{lines}\nGive this model a folder of its own with "
+            "train.output=... among its overrides, or leave the settings as they are there"
+        )
+
+
+def _differences(config: Config) -> dict[str, tuple[Any, Any]]:
+    """Settings that decide weights and differ from those of the run in the folder: key -> (there, here)."""
+    there = _flat(read_file(Path(config.train.output or "") / "config.yaml") or {})
+    here = _flat(read_yaml(yaml.safe_dump(config.to_dict()), "the configuration"))  # texts, as the file holds them
+    return {key: (there.get(key), value) for key, value in here.items() if key not in FREE and there.get(key) != value}
 
 
 def _check_models(evaluation: Evaluation) -> None:

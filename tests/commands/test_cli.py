@@ -293,7 +293,7 @@ def test_dual_captions_on_the_shapes_world(tmp_path, capsys, monkeypatch):
     ("arguments", "message"),
     [
         (("caption", "--captioner", "shape"), "Did you mean shapes?"),
-        (("caption", "--captioner", "transformers,path=no/model"), "its *config.json is neither in the local cache"),
+        (("caption", "--captioner", "transformers,path=no/model"), "config.json is neither in the local cache"),
         (("perturb", "--perturber", "shapes,level=mild", "--preset", "hybrid"), "'weak', 'medium' or 'strong'"),
         (("perturb", "--perturber", "shapes", "--preset", "hybird"), "there are perturbation, hybrid, hybrid-chosen"),
         (("perturb", "--perturber", "shapes", "--preset", "captioning"), "run `diffpo data caption`"),
