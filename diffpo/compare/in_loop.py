@@ -63,8 +63,9 @@ def warning(scorer: str, labels: Sequence[str]) -> str:
     """
     if not labels:
         return f"{scorer} was used in training or selection: a gain on it is no independent evidence."
-    of = f" of {' and '.join(labels)}"
-    return f"{scorer} labelled the training pairs{of}: a gain on it is no independent evidence."
+    *most, last = labels
+    of = f"{', '.join(most)} and {last}" if most else last
+    return f"{scorer} labelled the training pairs of {of}: a gain on it is no independent evidence."
 
 
 def _of_run(place: str | None, seen: set[Path]) -> Iterator[str]:

@@ -160,6 +160,7 @@ def _decorate(axes: Axes, panel: Panel, shown: dict[str, Series]) -> None:
     axes.spines["bottom"].set_color(LINE)
     axes.tick_params(colors=FAINT, length=0)
     axes.yaxis.get_offset_text().set_color(FAINT)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("update", color=FAINT)
     if len(axes.get_legend_handles_labels()[1]) > 1:
         axes.legend(frameon=False, labelcolor=INK, fontsize=8, ncols=3, loc="lower left", bbox_to_anchor=(-0.02, 1.0))

@@ -163,6 +163,12 @@ def test_panels_follow_the_metrics(run):
     assert len(draw_panels(strange)) == len(PANELS)
 
 
+def test_updates_are_whole_numbers():
+    svg = dict((panel.title, svg) for panel, svg in draw_panels({"loss": Series(np.arange(1.0, 6.0), np.arange(5.0))}))
+    shown = re.findall(r"<text[^>]*>([^<]+)</text>", svg["Loss"])
+    assert {"1", "2", "3", "4", "5", "update"} <= set(shown) and "1.5" not in shown
+
+
 def test_moving_average_and_thinning():
     """Start-corrected: the average of a constant is that constant, from the first value on."""
     np.testing.assert_allclose(moving_average(np.full(5, 3.0)), 3.0)
