@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 from diffpo.compare.compare import compare
 from diffpo.compare.export import write_result
 from diffpo.compare.result import Tournament
+from diffpo.disk.files import without_nan
 from diffpo.scorers.scores import ScoreRow, ScoreTable, write_scores
 
 
@@ -32,5 +34,16 @@ def compare_two(sources, *, model=None, **options):
 
 
 def write_comparison(path, found):
-    """Write one comparison as `diffpo compare` does."""
+    """Write one comparison as `diffpo compare` does, and check that the JSON holds all of it; returns the record."""
     write_result(path, Tournament(models=(found.baseline, found.model), comparisons=(found,)))
+    if path.suffix == ".json":
+        record = json.loads(path.read_text())
+        assert record == record_of(found)
+        return record
+    return None
+
+
+def record_of(found):
+    """A comparison as JSON says it."""
+    record = {**asdict(found), "verdict": found.verdict, "headline": found.headline}
+    return json.loads(json.dumps(without_nan(record), allow_nan=False))

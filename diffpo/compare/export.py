@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -12,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from diffpo.compare.numbers import number, p_value, percent, points, signed
-from diffpo.compare.result import Comparison, ScorerResult, Stratum, Tournament
+from diffpo.compare.result import Comparison, ScorerResult, Tournament
 from diffpo.compare.stats import Estimate, WinRate
-from diffpo.compare.users import UserWinRate
 from diffpo.disk.files import without_nan, write_file, write_json
 from diffpo.errors import UserError
 
@@ -53,23 +51,6 @@ def write_result(path: str | Path, found: Tournament) -> None:
         write_json(path, _record(found))
     else:
         write_file(path, _csv(found.comparisons) if path.suffix == ".csv" else _latex(found.comparisons))
-
-
-def read_comparison(path: str | Path) -> Comparison:
-    """Read the JSON of two models, or one of the `comparisons` of many.
-
-    Raises:
-        UserError: If it is none.
-    """
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-        del value["verdict"], value["headline"]
-        results = tuple(_read_result(result) for result in value.pop("results"))
-        return Comparison(results=results, notes=tuple(value.pop("notes")), **value)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}). `diffpo compare` writes it.") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path} is no comparison of `diffpo compare`: {error}") from error
 
 
 def latex(text: str) -> str:
@@ -178,21 +159,3 @@ def _latex_row(result: ScorerResult) -> str:
     )
     numbers = [f"${cell}$".replace("%", r"\%").replace(" [", r"\;[") for cell in cells]
     return " & ".join([latex(result.scorer) + ("$^*$" if result.in_loop else ""), *numbers]) + r" \\"
-
-
-def _read_result(record: dict[str, Any]) -> ScorerResult:
-    strata, users = record.pop("strata", ()), record.pop("users", None)
-    return ScorerResult(
-        strata=tuple(Stratum(**_read_estimates(stratum)) for stratum in strata),
-        users=UserWinRate(**{**users, "macro": Estimate(**_with_nan(users["macro"]))}) if users else None,
-        **_read_estimates(record),
-    )
-
-
-def _read_estimates(record: dict[str, Any]) -> dict[str, Any]:
-    difference, rate = Estimate(**_with_nan(record.pop("difference"))), WinRate(**_with_nan(record.pop("win_rate")))
-    return {**_with_nan(record), "difference": difference, "win_rate": rate}
-
-
-def _with_nan(record: dict[str, Any]) -> dict[str, Any]:
-    return {key: math.nan if value is None else value for key, value in record.items()}

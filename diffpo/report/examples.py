@@ -92,18 +92,6 @@ class Section:
         return all(p.tiny for group in self.groups for example in group.examples for p in example.pictures)
 
 
-@dataclass(frozen=True)
-class Choice:
-    """How many examples are shown."""
-
-    examples: int
-    """At random."""
-    extremes: int
-    """Of the largest wins, and of the largest losses."""
-    seed: int
-    """Of the random order."""
-
-
 class Gallery:
     """The images of some models and their scores by one scorer; each image is read once."""
 
@@ -115,8 +103,13 @@ class Gallery:
         self.keys: list[Key] = sorted(set.intersection(*(set(rows) for rows in self._rows.values())))
         """What all models drew."""
 
-    def sections(self, choice: Choice) -> list[Section]:
+    def sections(self, examples: int, extremes: int, seed: int) -> list[Section]:
         """Random examples first, then both ends: never only the best.
+
+        Args:
+            examples: How many at random.
+            extremes: How many of the largest wins, and of the largest losses.
+            seed: Of the random order.
 
         Raises:
             UserError: If an image is missing.
@@ -125,17 +118,17 @@ class Gallery:
             return []
         baseline, *others = self.models
         each = self._per_category()
-        order = random.Random(choice.seed).sample(self.keys, len(self.keys))
-        some = min(each, choice.examples)
-        drawn = self._group("", order, choice.examples, some, self.models)
-        how = f"Drawn from all {len(self.keys)} prompts and seeds with seed {choice.seed}: nobody picked the good ones."
+        order = random.Random(seed).sample(self.keys, len(self.keys))
+        some = min(each, examples)
+        drawn = self._group("", order, examples, some, self.models)
+        how = f"Drawn from all {len(self.keys)} prompts and seeds with seed {seed}: nobody picked the good ones."
         how += " A category shows the first ones of its own in the same order." if each else ""
         made = [Section("At random", how, (drawn,))]
         names = others if len(others) > 1 else [""]
-        few = min((each + 1) // 2, choice.extremes)
+        few = min((each + 1) // 2, extremes)
         for title, sign, does in (("Largest wins", 1, "gains"), ("Largest losses", -1, "loses")):
             groups = [
-                self._group(name, self._extremes(label, sign), choice.extremes, few, (baseline, label))
+                self._group(name, self._extremes(label, sign), extremes, few, (baseline, label))
                 for name, label in zip(names, others, strict=True)
             ]
             who = others[0] if len(others) == 1 else "each model"

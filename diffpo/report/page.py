@@ -29,16 +29,8 @@ from diffpo.disk.published import published
 from diffpo.errors import UserError
 from diffpo.media.prompts import PromptSet
 from diffpo.report.curves import draw_panels, read_metrics
-from diffpo.report.examples import Choice, Gallery, Section
-from diffpo.report.views import (
-    PLOT,
-    by_scorer,
-    category_tables,
-    distributions_of,
-    matrix_of,
-    notes_of,
-    summary_of,
-)
+from diffpo.report.examples import Gallery
+from diffpo.report.views import PLOT, by_scorer, category_tables, distributions_of, matrix_of, notes_of, summary_of
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -84,6 +76,9 @@ def write_report(
     models, comparisons = found.models, found.comparisons
     scorers = [result.scorer for result in found.rankings or comparisons[0].results]
     evidence = read_evidence(folders) if folders else Evidence(())
+    judge = next((name for name in scorers if name != HUMAN), None)
+    known = evidence.categories() if categories is None else categories
+    gallery = Gallery(evidence, models, judge, known) if judge else None
     page = _render(
         title=title or (f"{models[1]} against {models[0]}" if len(models) == 2 else f"{len(models)} models compared"),
         models=models,
@@ -95,7 +90,7 @@ def write_report(
         matrices=[matrix_of(ranking) for ranking in found.rankings],
         distributions=distributions_of(evidence, models, scorers),
         categories=category_tables(comparisons),
-        sections=_sections(evidence, models, scorers, categories, Choice(examples, extremes, seed)),
+        sections=gallery.sections(examples, extremes, seed) if gallery else [],
         runs=_curves(runs),
         facts=_facts(evidence, models, comparisons),
         provenance=_provenance(evidence, comparisons, runs),
@@ -143,20 +138,6 @@ def _environment() -> Environment:
 
 def _resource(name: str) -> str:
     return "\n" + (Path(__file__).parent / name).read_text(encoding="utf-8")
-
-
-def _sections(
-    evidence: Evidence,
-    models: Sequence[str],
-    scorers: Sequence[str],
-    categories: Mapping[str, str] | None,
-    choice: Choice,
-) -> list[Section]:
-    scorer = next((name for name in scorers if name != HUMAN), None)
-    if scorer is None:
-        return []
-    known = evidence.categories() if categories is None else categories
-    return Gallery(evidence, models, scorer, known).sections(choice)
 
 
 def _curves(runs: Sequence[Path]) -> list[tuple[str, list[tuple[Any, str]]]]:

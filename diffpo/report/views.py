@@ -41,10 +41,9 @@ class Summary:
 
 @dataclass(frozen=True)
 class Matrix:
-    """One scorer's ranking, its win rates oriented as they are shown: each row against each column."""
+    """One scorer's ranking and its Elo axis."""
 
     ranking: Ranking
-    rows: tuple[tuple[Rank, tuple[Cell | None, ...]], ...]
     low: float
     """Left end of the Elo axis."""
     high: float
@@ -127,16 +126,10 @@ def notes_of(comparisons: Sequence[Comparison]) -> tuple[list[str], list[str]]:
 
 
 def matrix_of(ranking: Ranking) -> Matrix:
-    """Orient all win rates of a ranking."""
-    labels = [rank.model for rank in ranking.ranks]
+    """Give a ranking an axis with room for all intervals."""
     ends = [end for rank in ranking.ranks for end in (rank.elo_low, rank.elo_high, rank.elo) if end == end]
     room = 0.05 * (max(ends) - min(ends)) or 1.0
-    return Matrix(
-        ranking=ranking,
-        rows=tuple((rank, tuple(ranking.cell(rank.model, other) for other in labels)) for rank in ranking.ranks),
-        low=min(ends) - room,
-        high=max(ends) + room,
-    )
+    return Matrix(ranking, min(ends) - room, max(ends) + room)
 
 
 def distributions_of(evidence: Evidence, models: Sequence[str], scorers: Sequence[str]) -> list[Distribution]:

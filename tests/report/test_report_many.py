@@ -14,7 +14,7 @@ from diffpo.compare.evidence import Evidence, Scored, read_evidence
 from diffpo.compare.stats import Resampling
 from diffpo.errors import UserError
 from diffpo.media.folder import read_media
-from diffpo.report.examples import Choice, Gallery
+from diffpo.report.examples import Gallery
 from diffpo.report.page import write_report
 from diffpo.report.views import distributions_of, matrix_of, notes_of, summary_of
 from diffpo.scorers import ShapesUtility, ShapesVerifier
@@ -85,8 +85,9 @@ def test_a_win_rate_turned_round(tournament):
     assert (back.estimate, back.wins, back.losses) == (1 - rate.estimate, rate.losses, rate.wins)
     assert (back.ci_low, back.ci_high) == (1 - rate.ci_high, 1 - rate.ci_low)
     matrix = matrix_of(tournament.rankings[0])
-    assert [cells[i] for i, (_, cells) in enumerate(matrix.rows)] == [None] * 3
-    assert matrix.low < min(0, *(rank.elo_low for rank, _ in matrix.rows))
+    ranks = matrix.ranking.ranks
+    assert [matrix.ranking.cell(rank.model, rank.model) for rank in ranks] == [None] * 3
+    assert matrix.low < min(0, *(rank.elo_low for rank in ranks))
 
 
 def test_a_baseline_that_nobody_beats_is_said_to_lead(three):
@@ -129,29 +130,29 @@ def test_every_category_has_examples_of_its_own(three, categories, tmp_path):
 def test_random_examples_are_the_first_of_one_order(three, categories):
     """Those of a category come in the same order as among all: showing both picks nobody out."""
     gallery = Gallery(read_evidence(three), ["base", "tuned", "pale"], "shapes-utility", categories)
-    drawn, *_ = gallery.sections(Choice(examples=3, extremes=1, seed=5))
-    everything, *_ = gallery.sections(Choice(examples=len(gallery.keys), extremes=1, seed=5))
+    drawn, *_ = gallery.sections(examples=3, extremes=1, seed=5)
+    everything, *_ = gallery.sections(examples=len(gallery.keys), extremes=1, seed=5)
     order = [(e.prompt, e.seed) for e in everything.groups[0].examples]
     assert sorted(order) == gallery.keys
     assert [(e.prompt, e.seed) for e in drawn.groups[0].examples if e.overall] == order[:3]
     for name in COLORS.values():
         mine = [(e.prompt, e.seed) for e in drawn.groups[0].examples if e.category == name]
         assert mine == [key for key in order if categories[key[0]] == name][: len(mine)] and mine
-    other, *_ = gallery.sections(Choice(examples=3, extremes=1, seed=6))
+    other, *_ = gallery.sections(examples=3, extremes=1, seed=6)
     assert other != drawn
 
 
 def test_wins_and_losses_are_the_largest(three):
     tables = [read_scores(folder) for folder in three[:2]]
     gallery = Gallery(read_evidence(three[:2]), ["base", "tuned"], "shapes-utility", {})
-    _, wins, losses = gallery.sections(Choice(examples=1, extremes=3, seed=0))
+    _, wins, losses = gallery.sections(examples=1, extremes=3, seed=0)
     scores = [{(r.prompt, r.seed): r.score for r in t.rows if r.scorer == "shapes-utility"} for t in tables]
     gains = sorted(scores[1][key] - scores[0][key] for key in gallery.keys)
     shown = [scores[1][e.prompt, e.seed] - scores[0][e.prompt, e.seed] for e in wins.groups[0].examples]
     assert shown == gains[::-1][:3]
     assert len(losses.groups[0].examples) == min(3, sum(gain < 0 for gain in gains))
     flipped = Gallery(read_evidence(three[:2]), ["tuned", "base"], "shapes-utility", {})
-    _, _, back = flipped.sections(Choice(examples=1, extremes=3, seed=0))
+    _, _, back = flipped.sections(examples=1, extremes=3, seed=0)
     assert [(e.prompt, e.seed) for e in back.groups[0].examples] == [
         (e.prompt, e.seed) for e in wins.groups[0].examples
     ]
