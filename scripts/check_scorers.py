@@ -1,6 +1,6 @@
-"""Compare diffpo's PickScore and HPS with numbers computed by the scorers' own published code.
+"""Compare diffpo's scorers, and GenEval's decisions, with numbers computed by the authors' own published code.
 
-    python scripts/check_scorers.py ../shared/golden/scorers
+    python scripts/check_scorers.py ../shared/golden/scorers ../shared/golden/scorers_more
 
 Each folder (or each folder in it) holds
 
@@ -9,15 +9,23 @@ Each folder (or each folder in it) holds
     pickscore/      a CLIP of transformers; where its tokenizer lacks the vocabulary, it is CLIP's, made here
     hpsv2/          weights (.pt, .pth, .bin, .safetensors; several are all checked) and the JSON file of their
                     architecture, without which they are a ViT-H/14; likewise `hpsv2.1/`
+    imagereward/    weights and BERT's vocabulary
+    mps/            weights and CLIP's files; the vocabulary as for pickscore
+    hpsv3/          weights and Qwen2-VL's files
+    aesthetic/      the head, and a CLIP of transformers in `clip/`; likewise `aesthetic-v1/`, which may use that CLIP
+    geneval/        cases.json: what is detected, what is asked, and whether the official program says that it is right
 
-of the last three at least one, each with `scores.json`, which may be
+of the scorers at least one, each with `scores.json`, or `matrix.json`, or both. Of `hpsv3/` only
+`scores_rounded_speeds.json` counts, which is as published; `scores_threshold_0_3.json` of `mps/` has that threshold.
+Such a file may be
 
     a list          image i with prompt i
     a matrix        every image with every prompt, by rows or by columns: where both are possible, what agrees better
     an object       by image (its number or name) a score, or scores by prompt (in order, or by number or text)
     records         a list of {"image": ..., "prompt": ..., "score": ...}; without a prompt it is the image's own
 
-also below "scores" in an object. Relative errors must not exceed 1e-4. Exits 1 if one does, 2 if a folder is not so.
+also below "scores" in an object. Errors, relative to a score or to 0.1 if that is larger, must not exceed 1e-4. Exits 1
+if one does, or a decision differs; 2 if a folder is not so.
 """
 
 from __future__ import annotations
@@ -37,13 +45,19 @@ from typing import Any
 
 from PIL import Image
 
+from diffpo.benchmarks.geneval.decide import Rules, decide, keep
+from diffpo.benchmarks.geneval.tasks import SeenObject, Task
 from diffpo.errors import UserError
-from diffpo.scorers import HPSv2, HPSv21, PickScore, Scorer
+from diffpo.scorers import MPS, AestheticV1, AestheticV2, HPSv2, HPSv3, HPSv21, ImageReward, PickScore, Scorer
 from diffpo.scorers.parts import SUFFIXES
 
 TOLERANCE = 1e-4
 HPS = {"hpsv2": HPSv2, "hpsv20": HPSv2, "hpsv21": HPSv21}
+AESTHETICS = {"aesthetic": AestheticV2, "aestheticv1": AestheticV1}
 """By a folder's name without its signs."""
+KINDS = {"pickscore", "imagereward", "mps", "hpsv3", *HPS, *AESTHETICS}
+SMALLEST = 0.1
+"""Errors of smaller scores are relative to this."""
 Row = tuple[int, int, float]
 
 
@@ -164,15 +178,41 @@ def read_named(content: Any, images: Sequence[str], prompts: Sequence[str], path
             yield i, place(prompt, prompts, path), float(score)
 
 
-def make_scorers(folder: Path, scratch: Path) -> list[Scorer]:
-    """Make the scorer that a folder is named after, for each of its files of weights.
+def make_scorers(folder: Path, scratch: Path) -> list[tuple[Scorer, list[str]]]:
+    """Make the scorer that a folder is named after, for each of its files of weights, with the files of its scores.
 
     Raises:
         UserError: Its weights or its architecture are not there, or not clear.
     """
-    if kind(folder) == "pickscore":
-        whole = any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json"))
-        return [PickScore(path=str(folder), processor=None if whole else str(processor(folder, scratch)), device="cpu")]
+    files, here = ["scores.json", "matrix.json"], str(folder)
+    name = kind(folder)
+    if name in HPS:
+        return [(scorer, files) for scorer in make_hps(folder)]
+    if name == "hpsv3":
+        return [(HPSv3(path=here, device="cpu"), ["scores_rounded_speeds.json"])]
+    if name == "imagereward":
+        return [(ImageReward(path=here, device="cpu"), files)]
+    if name in AESTHETICS:
+        own = folder / "clip"
+        clip = own if own.is_dir() else folder.parent / "aesthetic" / "clip"
+        return [(AESTHETICS[name](head=here, clip=str(clip), device="cpu"), files)]
+    whole = any((folder / file).is_file() for file in ("tokenizer.json", "vocab.json"))
+    beside = None if whole else str(processor(folder, scratch))
+    if name == "pickscore":
+        return [(PickScore(path=here, processor=beside, device="cpu"), files)]
+    other = [file.replace(".json", "_threshold_0_3.json") for file in files]
+    return [
+        (MPS(path=here, processor=beside, device="cpu"), files),
+        (MPS(path=here, processor=beside, threshold=0.3, device="cpu"), other),
+    ]
+
+
+def make_hps(folder: Path) -> list[Scorer]:
+    """Make an HPS for each file of weights.
+
+    Raises:
+        UserError: Its weights or its architecture are not there, or not clear.
+    """
     weights = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES)
     contents = {file: read_json(file) for file in sorted(folder.glob("*.json"))}
     configs = [file for file, x in contents.items() if isinstance(x, dict) and {"vision_cfg", "model_cfg"} & x.keys()]
@@ -189,7 +229,7 @@ def kind(folder: Path) -> str:
 
 def processor(folder: Path, scratch: Path) -> Path:
     """A copy of a CLIP's processor, with the vocabulary that it lacks."""
-    for file in folder.glob("*_config.json"):
+    for file in folder.glob("*config.json"):
         shutil.copy(file, scratch)
     write_vocabulary(scratch)
     return scratch
@@ -210,18 +250,29 @@ def write_vocabulary(folder: Path) -> None:
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]), encoding="utf-8")
 
 
-def check(folder: Path, scorer: Scorer) -> float:
-    """Check one scorer of a case, print each error, and return the largest."""
+def check(folder: Path, scorer: Scorer, files: Sequence[str]) -> float:
+    """Check one scorer of a case, print each error, and return the largest.
+
+    Raises:
+        UserError: None of the files is there, or one is not what it should be.
+    """
     images = read_images(folder.parent)
     prompts = read_prompts(folder.parent / "prompts.json", list(images))
+    there = [folder / file for file in files if (folder / file).is_file()]
+    worst = [check_file(file, scorer, images, prompts) for file in there or [folder / files[0]]]
+    return max(worst)
+
+
+def check_file(file: Path, scorer: Scorer, images: dict[str, Image.Image], prompts: list[str]) -> float:
+    """Check the scores of one file, print each error, and return the largest."""
     results = []
-    for rows in read_scores(folder / "scores.json", list(images), prompts):
-        pictures, texts = [list(images.values())[i] for i, _, _ in rows], [prompts[j] for _, j, _ in rows]
-        scores = scorer.score(pictures, texts).tolist()
+    for rows in read_scores(file, list(images), prompts):
+        pictures = [list(images.values())[i].convert("RGB") for i, _, _ in rows]
+        scores = scorer.score(pictures, [prompts[j] for _, j, _ in rows]).tolist()
         lines = [(*row, score, difference(score, row[2])) for row, score in zip(rows, scores, strict=True)]
         results.append((max(error for *_, error in lines), lines))
     worst, lines = min(results)
-    print(f"{folder}: {scorer.provenance['weights']}\n  image  prompt      expected         diffpo   relative error")
+    print(f"{file}: {scorer.provenance['weights']}\n  image  prompt      expected         diffpo   relative error")
     for i, j, expected, score, error in lines:
         wrong = "" if error <= TOLERANCE else "   TOO LARGE"
         print(f"  {i:5d}  {j:6d}  {expected:12.7f}   {score:12.7f}          {error:.1e}  {prompts[j][:40]!r}{wrong}")
@@ -229,9 +280,27 @@ def check(folder: Path, scorer: Scorer) -> float:
     return worst
 
 
+def check_decisions(folder: Path) -> list[int]:
+    """Decide GenEval's cases; returns the numbers of those that differ, in the decision or the number of reasons."""
+    differ = []
+    cases = read_json(folder / "cases.json")
+    for number, case in enumerate(cases):
+        task, rules = Task.parse(case["metadata"]), Rules(max_overlap=case["max_overlap"])
+        seen = [SeenObject(label, confidence, tuple(box)) for label, confidence, *box in case["detections"]]
+        colors = {id(item): color for item, color in zip(seen, case["colors"], strict=True)}
+        kept = keep(seen, task.tag, rules)
+        found = decide(kept, task, lambda objects, label, colors=colors: [colors[id(x)] for x in objects], rules)
+        same = found.correct == case["correct"] and len(found.reasons) == len(case["reason"].splitlines())
+        if not same or {label: len(items) for label, items in kept.items()} != case["kept"]:
+            differ.append(number)
+            print(f"{folder}: case {number}: expected {case['reason'] or 'correct'!r}, {case['kept']}, got {found}")
+    print(f"{folder}: {len(cases) - len(differ)} of {len(cases)} decisions are the same")
+    return differ
+
+
 def difference(score: float, expected: float) -> float:
     """Relative error; a NaN is infinitely wrong."""
-    error = abs(score - expected) / abs(expected) if expected else math.inf if score else 0.0
+    error = abs(score - expected) / max(abs(expected), SMALLEST)
     return math.inf if math.isnan(error) else error
 
 
@@ -242,27 +311,31 @@ def cases(folder: Path) -> list[Path]:
         UserError: There are none.
     """
     for pattern in ("*", "*/*"):
-        found = [path for path in sorted(folder.glob(pattern)) if path.is_dir() and kind(path) in {"pickscore", *HPS}]
+        found = [path for path in sorted(folder.glob(pattern)) if path.is_dir() and kind(path) in {*KINDS, "geneval"}]
         if found:
             return found
-    raise UserError(f"{folder} has neither pickscore/ nor hpsv2/ nor hpsv2.1/.")
+    raise UserError(f"{folder} has none of {', '.join(sorted(KINDS))} and geneval.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check the named cases; 0 if all agree."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR")
-    worst = []
+    worst, differ = [], []
     try:
         for folder in (found for case in parser.parse_args(arguments).folders for found in cases(case)):
+            if kind(folder) == "geneval":
+                differ += check_decisions(folder)
+                continue
             with tempfile.TemporaryDirectory() as scratch:
-                worst += [check(folder, scorer) for scorer in make_scorers(folder, Path(scratch))]
+                worst += [check(folder, scorer, files) for scorer, files in make_scorers(folder, Path(scratch))]
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
     agreed = sum(error <= TOLERANCE for error in worst)
-    print(f"{agreed} of {len(worst)} scorers agree to {TOLERANCE:.0e}; the largest relative error is {max(worst):.1e}.")
-    return 0 if agreed == len(worst) else 1
+    largest = f"; the largest relative error is {max(worst):.1e}" if worst else ""
+    print(f"{agreed} of {len(worst)} scorers agree to {TOLERANCE:.0e}{largest}.")
+    return 0 if agreed == len(worst) and not differ else 1
 
 
 if __name__ == "__main__":

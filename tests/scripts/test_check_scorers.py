@@ -33,6 +33,36 @@ def test_a_vocabulary_that_lacks_is_made(capsys):
     assert "2 of 2 scorers agree" in capsys.readouterr().out
 
 
+MORE = GOLDEN.parent / "scorers_more"
+
+
+def test_every_other_scorer_agrees_with_its_official_program(capsys):
+    """All images and prompts of ImageReward, MPS (two thresholds), HPSv3, both aesthetics; GenEval's decisions."""
+    assert check_scorers.main([str(MORE)]) == 0
+    said = capsys.readouterr().out
+    assert "6 of 6 scorers agree" in said and "60 of 60 decisions are the same" in said
+    assert said.count("allowed") == 9, "a file for each aesthetic and for HPSv3, two for ImageReward, four for MPS"
+
+
+@pytest.mark.parametrize(
+    ("scorer", "other", "official"),
+    [("mps", "scores_exact_speeds", "scores"), ("hpsv3", "scores", "scores_rounded_speeds")],
+)
+def test_other_rotary_speeds_would_be_found(scorer, other, official):
+    """Parity is no accident of easy cases."""
+    wrong, right = (json.loads((MORE / scorer / f"{name}.json").read_text()) for name in (other, official))
+    assert max(map(check_scorers.difference, wrong, right)) > 5 * check_scorers.TOLERANCE
+
+
+def test_a_wrong_decision_is_found(tmp_path, capsys):
+    cases = json.loads((MORE / "geneval" / "cases.json").read_text())
+    cases[3]["correct"] ^= True
+    (tmp_path / "geneval").mkdir()
+    (tmp_path / "geneval" / "cases.json").write_text(json.dumps(cases))
+    assert check_scorers.main([str(tmp_path)]) == 1
+    assert "59 of 60 decisions are the same" in capsys.readouterr().out
+
+
 def test_a_wrong_score_is_found(case, tmp_path, capsys):
     shutil.copytree(case, tmp_path, dirs_exist_ok=True)
     scores = json.loads((case / "hpsv2" / "scores.json").read_text())
