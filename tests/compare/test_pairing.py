@@ -92,3 +92,11 @@ def test_choosers_that_do_not_fit():
     unknown = {**BASELINE, "b": {0: math.nan}}
     with pytest.raises(UserError, match="'b' that should choose an image is not a finite number"):
         pair_values(MODEL, BASELINE, "median-image", chosen_by=(MODEL, unknown))
+
+
+def test_a_tie_is_as_near_as_the_largest_score_of_both_rounds():
+    """Rounding of 1,000 is no win where either model has such a score."""
+    for large in (0, 1):
+        sides = [{"p": {0: 1.0}, "q": {0: 2.0}}, {"p": {0: 1.0 + 5e-4}, "q": {0: 2.0}}]
+        sides[large]["r"], sides[1 - large]["r"] = {0: 1000.0}, {0: 0.0}
+        assert pair_values(*sides).tie_tolerance == pytest.approx(1e-3)

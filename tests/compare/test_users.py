@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from diffpo.compare.power import minimum_detectable_effect
 from diffpo.compare.stats import Resampling
 from diffpo.compare.users import _levels, user_win_rate
 from diffpo.errors import UserError
@@ -77,3 +78,33 @@ def test_one_user_is_no_population():
 def test_what_is_no_share(share):
     with pytest.raises(ValueError, match="between 0 and 1"):
         user_win_rate([1.0, share], ["p", "p"], ["ann", "bob"])
+
+
+def ten_users(**resampling):
+    """Ten users of one prompt each, evenly spread."""
+    shares = np.linspace(0.1, 0.9, 10)
+    return shares, user_win_rate(shares, ["p"] * 10, list(range(10)), resampling=Resampling(**resampling)).macro
+
+
+@pytest.mark.parametrize(("level", "t"), [(0.95, 2.262), (0.5, 0.703)])
+def test_few_users_have_wide_intervals(level, t):
+    """t of 9 degrees times s / sqrt(10); the normal quantiles are 1.960 and 0.674."""
+    shares, macro = ten_users(level=level, resamples=50_000)
+    assert (macro.ci_high - macro.ci_low) / 2 == pytest.approx(t * shares.std(ddof=1) / 10**0.5, rel=0.04)
+
+
+def test_users_are_the_unit_of_what_can_be_detected():
+    """Four users of two prompts: means 1, 1/2, 1/2, 0; two prompts per user make no eight observations."""
+    shares, users = [1, 1, 1, 0, 0, 1, 0, 0] * 2, np.repeat(np.arange(8), 2).tolist()
+    found = user_win_rate(shares, [0, 1] * 8, users, resampling=Resampling(resamples=50)).macro
+    assert found.detectable == minimum_detectable_effect([1, 0.5, 0.5, 0] * 2)
+
+
+def test_seed_and_resamples_are_used():
+    shares = np.random.default_rng(6).uniform(0.05, 1, size=40)
+    of = {"prompt_ids": [0, 1] * 20, "user_ids": np.repeat(np.arange(20), 2).tolist()}
+    found = {
+        key: user_win_rate(shares, **of, resampling=Resampling(resamples=key[0], seed=key[1])).macro
+        for key in ((400, 0), (400, 1), (500, 0))
+    }
+    assert len({macro.ci_low for macro in found.values()}) == len({macro.p_value for macro in found.values()}) == 3

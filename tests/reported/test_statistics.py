@@ -1,5 +1,6 @@
 """Corrections that may go missing without a trace: each of these was once taken out, and no test noticed."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -32,6 +33,48 @@ def test_few_prompts_have_wider_intervals():
     assert (high - low) / 2 == pytest.approx(2.262 * values.std(ddof=1) / math.sqrt(10), rel=0.06)
 
 
+def test_the_room_for_few_prompts_by_hand():
+    """Quantiles Phi(+-sqrt(n / (n - 1)) t) of the same resamples, t of n - 1 degrees: 0.0057 for 8 values."""
+    from scipy.stats import bootstrap, norm, t
+
+    values = np.random.default_rng(2).normal(size=8)
+    resampled = bootstrap((values,), np.mean, n_resamples=999, method="percentile", rng=np.random.default_rng([4, 0]))
+    tail = norm.cdf(math.sqrt(8 / 7) * t.ppf(0.025, 7))
+    assert tail == pytest.approx(0.0057, abs=1e-4)
+    expected = np.quantile(resampled.bootstrap_distribution, [tail, 1 - tail])
+    assert bootstrap_interval(values, Resampling(resamples=999, seed=4)) == pytest.approx(tuple(expected), abs=1e-12)
+
+
+def test_all_prompts_won_are_so_many_prompts_not_images():
+    """Five prompts of three images: 0.1^(1/5) for a level of 80 %, not 0.1^(1/15)."""
+    rate = win_rate([1.0] * 15, [0.0] * 15, [i // 3 for i in range(15)], resampling=Resampling(level=0.8))
+    assert (rate.ci_low, rate.ci_high) == (pytest.approx(0.1**0.2), 1.0)
+
+
+def test_the_detectable_effect_is_of_prompts():
+    """Means of prompts 1, 1, 1, 0, 0, 0: s = sqrt(0.3), t of 5 degrees 2.5706 + 0.9195."""
+    won = [1.0] * 9 + [0.0] * 9
+    rate = win_rate(won, [0.5] * 18, [i // 3 for i in range(18)])
+    assert rate.detectable == pytest.approx(3.4901 * math.sqrt(0.3 / 6), abs=1e-4)
+
+
+def test_a_win_rate_turned_round():
+    a, b = np.random.default_rng(0).normal(size=(2, 30))
+    rate = win_rate(a + 0.3, b, list(range(30)))
+    back = rate.flipped()
+    assert (back.estimate, back.ci_low, back.ci_high) == (1 - rate.estimate, 1 - rate.ci_high, 1 - rate.ci_low)
+    assert (back.wins, back.losses) == (rate.losses, rate.wins) and back.flipped().wins == rate.wins
+
+
+@pytest.mark.parametrize(
+    ("low", "estimate", "high", "standing"),
+    [(0.51, 0.6, 0.7, "better"), (0.3, 0.4, 0.49, "worse"), (0.49, 0.6, 0.7, "unclear"), (0.3, 0.4, 0.51, "unclear")],
+)
+def test_the_interval_decides_not_the_estimate(low, estimate, high, standing):
+    rate = dataclasses.replace(win_rate([1.0, 0.0], [0.0, 0.0], [1, 2]), estimate=estimate, ci_low=low, ci_high=high)
+    assert rate.standing == standing
+
+
 def test_the_level_reaches_the_interval():
     values = np.random.default_rng(0).normal(size=400)
     for interval in ("percentile", "bca"):
@@ -62,6 +105,11 @@ def test_bca_by_hand():
 def test_a_permutation_test_never_says_zero(permutations):
     """No random pattern is as extreme as the observed one, which is one of all: 1 / (1 + permutations)."""
     assert sign_flip_p_value(np.arange(1.0, 61.0), permutations=permutations) == 1 / (1 + permutations)
+
+
+def test_all_permutations_are_counted():
+    """Of values whose sum is 0 every pattern is as extreme; 300,000 patterns of 20 signs come in two blocks."""
+    assert sign_flip_p_value(np.array([1.0, -1.0] * 10), permutations=300_000) == 1.0
 
 
 def test_permutations_are_two_sided():
@@ -127,16 +175,20 @@ def test_all_that_judging_says_is_used(three):
             result.strata[3].difference,
             found.rankings[0].cells[1].win_rate,
         ]
-        return [(one.ci_low, one.ci_high) for one in estimates] + [
-            (rank.elo_low, rank.elo_high) for rank in found.rankings[0].ranks if rank.model != "base"
-        ]
+        sampled = [(one.p_value, one.p_value) for one in estimates[:2]]  # by chance: more prompts than are all tried
+        return (
+            [(one.ci_low, one.ci_high) for one in estimates]
+            + sampled
+            + [(rank.elo_low, rank.elo_high) for rank in found.rankings[0].ranks if rank.model != "base"]
+        )
 
     before = ends(Judging(**usual))
     for resampling in changes:
         after = ends(Judging(**usual | {"resampling": resampling}))
         same = [a == b for a, b in zip(before, after, strict=True)]
-        ranks = resampling.interval != "bca"  # the ranking's intervals are quantiles
-        assert not any(same[:4]) and not (ranks and any(same[4:])), resampling
+        drawn_anew = resampling.seed != 0 or resampling.resamples != 200
+        assert not any(same[:4]) and not (drawn_anew and any(same[4:6])), resampling
+        assert resampling.interval == "bca" or not any(same[6:]), resampling  # the ranking's intervals are quantiles
     assert (
         compare(folders, judging=Judging(resampling=Resampling(resamples=200, level=0.6))).comparisons[0].level == 0.6
     )
