@@ -93,7 +93,7 @@ def describe_fields(block: type) -> list[str]:
     """One line per field of a config dataclass: name, type, default, and the range where there is one."""
     hints, lines = hints_of(block), []
     for field in dataclasses.fields(block):
-        default = field.default if field.default is not dataclasses.MISSING else None
+        default = "null" if field.default in (dataclasses.MISSING, None) else field.default
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             default = "required"
         kind, limits = describe_type(hints[field.name])
@@ -110,7 +110,7 @@ def describe_type(hint: Any) -> tuple[str, list[str]]:
     if origin is Literal:
         return f"Literal[{', '.join(map(repr, parts))}]", []
     if not parts:
-        return "None" if hint is NoneType else "..." if hint is Ellipsis else getattr(hint, "__name__", str(hint)), []
+        return "null" if hint is NoneType else "..." if hint is Ellipsis else getattr(hint, "__name__", str(hint)), []
     inner = [describe_type(part) for part in parts]
     names, limits = [name for name, _ in inner], list(dict.fromkeys(limit for _, found in inner for limit in found))
     return (" | ".join(names) if origin in (Union, UnionType) else f"{origin.__name__}[{', '.join(names)}]"), limits

@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 from diffpo.core.block import (
     Block,
     Count,
-    Guidance,
     Place,
     Positive,
     Range,
@@ -18,6 +17,7 @@ from diffpo.core.block import (
     Whole,
 )
 from diffpo.errors import ConfigError
+from diffpo.generation.settings import Sampler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ class Train(Block):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample(Block):
+class Sample(Sampler):
     """What is drawn for the eye while training."""
 
     prompts: tuple[str, ...] | str = ()
@@ -106,11 +106,7 @@ class Sample(Block):
     seeds: tuple[Seed, ...] = (0,)
     """One image per prompt and seed, the same for base and tuned model."""
     steps: SamplingSteps = 30
-    """Sampler steps."""
-    guidance: Guidance = 7.5
-    """Classifier-free guidance scale."""
-    batch: Count = 4
-    """Images per forward."""
+    """Sampling steps."""
 
     def __post_init__(self) -> None:
         """Check the ranges, and that there is a seed.

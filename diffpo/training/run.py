@@ -50,6 +50,7 @@ FREE = {
     *("train.sample_every", "train.eval_every", "train.eval_pairs"),
     *("train.checkpoint_every", "train.checkpoint_minutes", "train.keep_last"),
     *("sample.prompts", "sample.seeds", "sample.steps", "sample.guidance", "sample.batch"),
+    *("sample.size", "sample.negative_prompt"),
     *("data.cache", "data.cache_dir"),
 }
 """Settings that do not change what is learned."""

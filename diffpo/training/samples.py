@@ -35,11 +35,12 @@ class SampleGrids:
     def __init__(self, config: Config, policy: Denoiser, encoders: Encoders, folder: Path):
         """Remember what to draw."""
         sample = config.sample
-        self._sampler = Sampler(steps=sample.steps, guidance=sample.guidance, batch=sample.batch)
+        self._sampler = Sampler(**{f.name: getattr(sample, f.name) for f in dataclasses.fields(Sampler)})
         self._policy, self._encoders, self._folder = policy, encoders, folder / "samples"
         self._prompts = PromptSet.of(choose_prompts(sample))
         jobs = [(prompt, seed) for prompt in choose_prompts(sample) for seed in sample.seeds]
-        drawn = hashlib.blake2b(repr((jobs, sample.steps, sample.guidance)).encode(), digest_size=4).hexdigest()
+        how = dataclasses.replace(self._sampler, batch=1)  # another number at a time makes no other images
+        drawn = hashlib.blake2b(repr((jobs, how)).encode(), digest_size=4).hexdigest()
         self._base = self._folder / f"base-{drawn}"
         numbers = {prompt: number for number, prompt in enumerate(self._prompts.prompts)}
         self._media = [

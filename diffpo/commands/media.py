@@ -1,0 +1,123 @@
+"""The commands that make media and look at each by itself: generate, score, geneval, set-metrics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diffpo.commands.shared import Folders, Fresh, compare_command, listed, quiet, say, scorer_for
+
+
+def generate(
+    model: Annotated[str, typer.Argument(help="A diffusers folder, a Hub id, or shapes:base.", show_default=False)],
+    prompts: Annotated[str, typer.Option(help="A file of prompts, or a named set such as shapes:heldout:200.")],
+    out: Annotated[Path, typer.Option(help="The media folder to write.")],
+    tuned: Annotated[str | None, typer.Option(help="A run of diffpo train, or its final/.")] = None,
+    lora: Annotated[str | None, typer.Option(help="A LoRA: folder, file or Hub id.")] = None,
+    denoiser: Annotated[str | None, typer.Option(help="A fully tuned UNet or transformer: folder or Hub id.")] = None,
+    label: Annotated[str | None, typer.Option(help="Name of the model in tables and grids.")] = None,
+    seeds: Annotated[str, typer.Option(help="Seeds per prompt: 0,1,2 or a range 0-3.")] = "0",
+    noise: Annotated[
+        str,
+        typer.Option(
+            help="per-prompt: right for statistics; consecutive; shared: all prompts get the seeds as they are."
+        ),
+    ] = "per-prompt",
+    distinct_seeds: Annotated[bool, typer.Option(help="The same as --noise consecutive.")] = False,
+    steps: Annotated[int, typer.Option(help="Sampling steps.")] = 50,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale.")] = 7.5,
+    batch: Annotated[int, typer.Option(help="Images at a time.")] = 4,
+    size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH in pixels; the model's own by default.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What to guide away from.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    fresh: Fresh = False,
+) -> None:
+    """Make images of prompts; the same command continues after a kill. The safety checker is off."""
+    from diffpo.config.options import parse_seeds, parse_size, validated
+
+    quiet()
+    from diffpo.generation.generate import generate as run
+    from diffpo.generation.settings import GenerateOptions
+    from diffpo.media.prompts import load_prompts
+
+    given = {"model": model, "tuned": tuned, "lora": lora, "denoiser": denoiser, "seeds": parse_seeds(seeds)}
+    given |= {"noise": "consecutive" if distinct_seeds else noise, "steps": steps, "guidance": guidance, "batch": batch}
+    given |= {"size": parse_size(size), "negative_prompt": negative_prompt, "dtype": dtype, "device": device}
+    done = run(validated(GenerateOptions, given, "generate"), load_prompts(prompts), out, label=label, fresh=fresh)
+    say(
+        f"wrote {done.images} images to {out} ({done.reused} were there)",
+        f"diffpo score {out} --scorer {scorer_for(model)}",
+    )
+
+
+def score(
+    folders: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Media folders; or any folders of images with prompts, or tables of paths and prompts.",
+            show_default=False,
+        ),
+    ],
+    scorers: Annotated[
+        list[str],
+        typer.Option(
+            "--scorer", "-s", help="A scorer; with options: pickscore,path=FOLDER,scale=cosine. May be repeated."
+        ),
+    ],
+) -> None:
+    """Score images, whoever made them; what was scored before is kept."""
+    from diffpo.config.options import make_scorer
+
+    made = [make_scorer(name) for name in scorers]
+    quiet()
+    from diffpo.media.folder import scores_file
+    from diffpo.scorers.scores import score_folder
+
+    for folder in folders:
+        score_folder(folder, made)
+    sources = [folder if folder.is_dir() else scores_file(folder) for folder in folders]
+    say(f"wrote {', '.join(str(scores_file(folder)) for folder in folders)}", compare_command(sources))
+
+
+def geneval(
+    folders: Annotated[list[Path], typer.Argument(help="Media folders.", show_default=False)],
+    detector: Annotated[str, typer.Option(help="mask2former (path=FOLDER, batch=8) or shapes.")] = "mask2former",
+    colors: Annotated[
+        str | None, typer.Option(help="A CLIP that names colours: clip,model=FOLDER; GenEval's by default.")
+    ] = None,
+    prompts: Annotated[
+        str | None, typer.Option(help="What is asked for, if the folders do not say: geneval, or a file of its lines.")
+    ] = None,
+) -> None:
+    """Judge by GenEval whether images show the objects, counts, colours and positions that their prompts ask for."""
+    quiet()
+    from diffpo.commands.geneval import run_geneval_command
+
+    run_geneval_command(folders, detector, colors, prompts=prompts)
+    say(
+        f"wrote {', '.join(f'{folder}/geneval.json' for folder in folders)}",
+        compare_command(folders, " --scorer geneval"),
+    )
+
+
+def set_metrics(
+    folders: Folders,
+    features: Annotated[
+        list[str] | None, typer.Option(help="clip (model=FOLDER) or inception (path=FILE); may be repeated.")
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="A folder of images that distances are to; else the baseline.")
+    ] = None,
+    limit: Annotated[float, typer.Option(help="Share of the baseline beyond which a drift is an alarm.")] = 0.1,
+    out: Annotated[Path, typer.Option(help="The JSON file to write.")] = Path("sets.json"),
+) -> None:
+    """Measure FID, KID, diversity within a prompt, and alarms of over-optimisation."""
+    quiet()
+    from diffpo.commands.set_metrics import run_set_metrics
+
+    earlier = [out] if out.exists() else []
+    run_set_metrics(folders, features or ["clip"], reference=reference, limit=limit, out=out)
+    say(f"wrote {listed([out], earlier)}", f"diffpo grid {' '.join(map(str, folders))}")

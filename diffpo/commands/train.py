@@ -1,0 +1,49 @@
+"""The commands that train: one run, or the demonstration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diffpo.commands.shared import Config, Fresh, quiet, say
+
+
+def train(
+    config: Config,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Such as method.beta=2000, or method=sft.", show_default=False)
+    ] = None,
+    fresh: Fresh = False,
+    push: Annotated[str | None, typer.Option(help="Hub repository (owner/name) that gets the export.")] = None,
+) -> None:
+    """Train on preference pairs; the same command resumes a run."""
+    from diffpo.config.run import load_config
+
+    loaded = load_config(config, overrides or [])
+    quiet()
+    from diffpo.training.train import train as run
+
+    folder = run(loaded, fresh=fresh, push=push)
+    start = "" if loaded.model.denoiser is None or loaded.model.trains_base else f" --denoiser {loaded.model.denoiser}"
+    prompts = loaded.sample.prompts if isinstance(loaded.sample.prompts, str) else "PROMPTS.txt"
+    say(
+        f"wrote {folder}/final, {folder}/metrics.jsonl",
+        f"diffpo generate {loaded.model.path}{start} --tuned {folder} --prompts {prompts} --out media/tuned",
+    )
+
+
+def demo(
+    output: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="Seed of the training.", min=0, max=2**63 - 1)] = 0,
+    prompts: Annotated[int, typer.Option(help="Held-out prompts to judge.", min=1)] = 200,
+    fresh: Fresh = False,
+) -> None:
+    """Run it all on the embedded shapes world: train, generate, score, compare, report."""
+    quiet()
+    from diffpo.commands.demo import run_demo
+
+    summary = run_demo(output, seed=seed, prompts=prompts, fresh=fresh)
+    say(f"wrote {output}/summary.json, {output}/report.html", f"open {output}/report.html in a browser")
+    print(f"win rate {summary['win_rate']:.3f} [{summary['ci_low']:.3f}, {summary['ci_high']:.3f}]")
