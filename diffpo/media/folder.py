@@ -12,15 +12,15 @@ Whatever is here under its final name is whole: files are written under another 
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffpo.disk.files import write_file
+from diffpo.disk.tables import read_json, read_rows
 from diffpo.errors import UserError
 from diffpo.media.frames import BrokenImage, Clip, decode, decode_clip, read_bytes
 
@@ -43,8 +43,8 @@ class Media:
     prompt: str
     prompt_id: int
     """Place of the prompt in its prompt set, from 0."""
-    seed: int
-    """What the image's initial noise was drawn with."""
+    seed: int | None
+    """What the image's initial noise was drawn with; None: unknown."""
     model: str
     """Label of the model that made it."""
     frames: int = 1
@@ -53,6 +53,13 @@ class Media:
     """Frames per second of a clip."""
 
 
+_NUMBERS: dict[str, tuple[type, float, float]] = {
+    "prompt_id": (int, 0, LARGEST_SEED),
+    "seed": (int, 0, LARGEST_SEED),
+    "frames": (int, 1, 100_000),
+    "fps": (float, 0.001, 1000),
+}
+"""Kind, least and largest value of the numbers of a row."""
 _DEFAULTS = {field.name: field.default for field in fields(Media)}
 
 
@@ -80,7 +87,7 @@ def read_manifest(folder: Path) -> list[Media]:
         UserError: If there is none, a line of it is broken, lacks its prompt, or points outside the folder.
     """
     path = folder / MANIFEST
-    media = [_parse_line(path, number, line) for number, line in _numbered_lines(path)]
+    media = [_media(place, row) for place, row in read_rows(path)]
     if not media:
         raise UserError(f"{path} names no image. Run `diffpo generate` again.")
     check_inside(folder, (item.file for item in media), path)
@@ -118,10 +125,8 @@ def read_settings(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / SETTINGS
     if not path.is_file():
         return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}). Use `--fresh` or another folder.") from error
+    settings = read_json(path)
+    return settings if isinstance(settings, dict) else {}
 
 
 def open_image(folder: str | Path, media: Media) -> Image:
@@ -199,48 +204,37 @@ def check_inside(folder: Path, files: Iterable[str], where: str | Path) -> None:
             )
 
 
-def _numbered_lines(path: Path) -> list[tuple[int, str]]:
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-
-
-def _parse_line(path: Path, number: int, line: str) -> Media:
-    try:
-        record = json.loads(line)
-        if not isinstance(record, dict):
-            raise ValueError("not an object")
-    except ValueError as error:
-        raise UserError(f"{path}, line {number} is broken ({error}). Run `diffpo generate` again.") from error
-    missing = [key for key in ("file", "prompt", "prompt_id", "seed", "model") if record.get(key) is None]
-    if missing:
-        raise UserError(
-            f"{path}, line {number} ({record.get('file', 'no file name')}) lacks {', '.join(missing)}: "
-            "every image needs it."
-        )
-    try:
-        return Media(
-            file=str(record["file"]),
-            prompt=str(record["prompt"]),
-            prompt_id=int(record["prompt_id"]),
-            seed=int(record["seed"]),
-            model=str(record["model"]),
-            **clip_fields(record),
-        )
-    except (TypeError, ValueError):
-        raise UserError(
-            f"{path}, line {number}: prompt_id, seed and frames must be integers, fps a number above 0."
-        ) from None
-
-
-def clip_fields(record: dict[str, Any]) -> dict[str, Any]:
-    """What a row says of a clip: `frames` and `fps`, if it says anything.
+def numbers_of(place: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers that a row about an image says; what it does not say is left away.
 
     Raises:
-        ValueError: If they are no numbers above 0.
-        TypeError: Likewise.
+        UserError: One is no number, or out of its range; the message names `place`.
     """
-    known = {key: record[key] for key in ("frames", "fps") if record.get(key) not in (None, "")}
-    found = {key: {"frames": int, "fps": float}[key](value) for key, value in known.items()}
-    if not all(0 < value < math.inf for value in found.values()):
-        raise ValueError(found)
+    found: dict[str, Any] = {}
+    for name, (kind, least, most) in _NUMBERS.items():
+        value = row.get(name)
+        if value is None or value == "" or value != value:
+            continue
+        try:
+            number = kind(value)
+            fits = least <= number <= most and (isinstance(value, str) or number == value)
+        except (TypeError, ValueError, OverflowError):
+            fits, number = False, None
+        if not fits:
+            what = "a whole number" if kind is int else "a number"
+            raise UserError(f"{place}: {name} is {value!r}; it must be {what} from {least} to {most}.")
+        found[name] = number
     return found
+
+
+def _media(place: str, row: Mapping[str, Any]) -> Media:
+    texts = {name: row.get(name) for name in ("file", "prompt", "model")}
+    missing = [name for name in (*texts, "prompt_id") if row.get(name) is None]
+    if missing:
+        raise UserError(
+            f"{place} ({row.get('file', 'no file name')}) lacks {', '.join(missing)}: every image needs it."
+        )
+    wrong = next((name for name, text in texts.items() if not isinstance(text, str)), None)
+    if wrong:
+        raise UserError(f"{place}: {wrong} is {texts[wrong]!r}; it must be a text.")
+    return Media(**texts, **{"seed": None} | numbers_of(place, row))

@@ -6,8 +6,8 @@
     TABLE.jsonl                        the same rows; paths are relative to the table; also `.csv`, `.tsv`, `.json`,
                                        `.parquet`
 
-Rows may say `seed`, `model` and `prompt_id` too. An image without a seed is the n-th of its prompt, so that the n-th
-images of two models meet in a comparison; a model is called like the folder or the table if nothing says otherwise.
+Rows may say `seed`, `model`, `prompt_id`, `frames` and `fps` too. Where a row says no seed it is unknown; then the n-th
+images of a prompt meet in a comparison. A model is called like the folder or the table if nothing says otherwise.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 from diffpo.disk.tables import TABLES, read_json, read_rows, read_text
 from diffpo.errors import UserError
-from diffpo.media.folder import MANIFEST, Media, check_inside, clip_fields, home_of
+from diffpo.media.folder import MANIFEST, Media, check_inside, home_of, numbers_of
 from diffpo.media.frames import find_pictures, name_others
 from diffpo.media.prompt_files import COLUMNS
 
@@ -100,28 +100,17 @@ def _row(place: str, row: Row) -> Row:
             f"{', '.join(map(str, row))}."
         )
     prompt = next((row[name] for name in COLUMNS if isinstance(row.get(name), str)), "")
-    known = {key: row[key] for key in ("seed", "prompt_id", "model") if row.get(key) not in (None, "")}
-    try:
-        known |= {key: int(known[key]) for key in ("seed", "prompt_id") if key in known} | clip_fields(row)
-    except (TypeError, ValueError):
-        raise UserError(
-            f"{place} ({file}): seed, prompt_id and frames must be integers, fps a number above 0."
-        ) from None
-    return {"file": file, "prompt": prompt, **known}
+    model = {"model": str(row["model"])} if row.get("model") not in (None, "") else {}
+    return {"file": file, "prompt": prompt, **model, **numbers_of(f"{place} ({file})", row)}
 
 
 def _number(rows: Sequence[Row], label: str) -> list[Media]:
     """Fill in what rows do not say."""
     prompts: dict[str, int] = {}
-    images: Counter[tuple[str, str]] = Counter()
-    media = []
-    for row in rows:
-        prompt, model = row["prompt"], str(row.get("model", label))
-        number = prompts.setdefault(prompt, len(prompts))
-        filled = {"prompt_id": number, "seed": images[model, prompt], **row, "model": model}
-        images[model, prompt] += 1
-        media.append(Media(**filled))
-    return media
+    return [
+        Media(**{"prompt_id": prompts.setdefault(row["prompt"], len(prompts)), "seed": None, "model": label} | row)
+        for row in rows
+    ]
 
 
 def _repeated(files: Iterable[str]) -> list[str]:

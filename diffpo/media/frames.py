@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from diffpo.disk.visible import visible_files
+from diffpo.disk.tables import files_below
 from diffpo.errors import UserError
 
 if TYPE_CHECKING:
@@ -244,13 +244,13 @@ def _on_white(image: Image) -> Image:
 
 
 def find_pictures(folder: Path) -> list[Path]:
-    """All pictures below a folder that are not hidden (see `disk.visible`), in the order of their names."""
-    return [file for file in visible_files(folder) if file.suffix.lower() in SUFFIXES]
+    """All pictures below a folder that are not hidden, in the order of their names."""
+    return files_below(folder, SUFFIXES)
 
 
 def name_others(folder: Path) -> None:
     """Count and name the pictures and clips below a folder whose formats are not read."""
-    others = [str(file.relative_to(folder)) for file in visible_files(folder) if file.suffix.lower() in OTHERS]
+    others = [str(file.relative_to(folder)) for file in files_below(folder, OTHERS)]
     if others:
         some = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
         log.warning(f"{folder}: the formats of {len(others)} files are not read, they are left out: {some}")

@@ -43,16 +43,16 @@ def write_grid(
     """
     if min(prompts, seeds, cell, len(folders)) < 1:
         raise UserError("a grid needs at least one folder, one prompt, one seed and a cell of one pixel.")
-    out, media = Path(out), [_by_prompt(folder) for folder in folders]
+    out, media = Path(out), _by_place([read_media(folder) for folder in folders])
     scores = [_scores(folder, scorer) for folder in folders]
     rows, record = [], []
     for prompt, common in _choose(media, prompts, seeds, shuffle):
-        items = [(i, images[prompt][seed]) for i, images in enumerate(media) for seed in common]
-        values = {(i, item.seed): scores[i].get(item.file) for i, item in items}
+        items = [(i, place, images[prompt][place]) for i, images in enumerate(media) for place in common]
+        values = {(i, place): scores[i].get(item.file) for i, place, item in items}
         cells, images = [], []
-        for i, item in items:
-            rivals = [value for (_, seed), value in values.items() if seed == item.seed]
-            score, path = values[i, item.seed], Path(folders[i]) / item.file
+        for i, place, item in items:
+            rivals = [values[other, place] for other in range(len(media))]
+            score, path = values[i, place], Path(folders[i]) / item.file
             cells.append(_cell(folders[i], item, len(common) > 1, score, rivals))
             images.append({"model": item.model, "seed": item.seed, "file": str(path), "score": score})
         rows.append(Row(prompt, tuple(cells)))
@@ -69,18 +69,24 @@ def _cell(
     folder: str | Path, item: Media, name_seed: bool, score: float | None, rivals: Sequence[float | None]
 ) -> Cell:
     """A cell; `rivals` are the scores of all models for this prompt and seed."""
-    parts = [f"seed {item.seed}"] if name_seed else []
+    parts = [f"seed {item.seed}"] if name_seed and item.seed is not None else []
     parts += [number(score)] if score is not None else []
     known = [value for value in rivals if value is not None]
     best = score is not None and score == max(known) and min(known) < max(known)
     return Cell(open_clip(folder, item), ": ".join(parts), best)
 
 
-def _by_prompt(folder: str | Path) -> dict[str, dict[int, Media]]:
-    images: dict[str, dict[int, Media]] = {}
-    for item in read_media(folder):
-        images.setdefault(item.prompt, {})[item.seed] = item
-    return images
+def _by_place(folders: Sequence[Sequence[Media]]) -> list[dict[str, dict[int, Media]]]:
+    """Each folder's images by prompt and seed; where a seed is unknown, all by prompt and their order in it."""
+    unknown = any(item.seed is None for media in folders for item in media)
+    found: list[dict[str, dict[int, Media]]] = []
+    for media in folders:
+        images: dict[str, dict[int, Media]] = {}
+        for item in media:
+            same = images.setdefault(item.prompt, {})
+            same[len(same) if unknown or item.seed is None else item.seed] = item
+        found.append(images)
+    return found
 
 
 def _choose(

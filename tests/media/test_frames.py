@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffpo.disk.visible import is_hidden, visible_files
 from diffpo.media import frames as module
 from diffpo.media.folder import Media, manifest_line, open_clip, open_image, read_media
 from diffpo.media.frames import BrokenImage, Clip, decode, decode_clip, encode, find_pictures, name_others, read_bytes
@@ -169,8 +168,6 @@ def test_hidden_files_are_no_data(tmp_path):
         path.write_bytes(b"")
     home = tmp_path / ".home"
     assert [str(path.relative_to(home)) for path in find_pictures(home)] == ["a.png", "b/c.JPG", "d.jfif"]
-    assert visible_files(home) == find_pictures(home)
-    assert not is_hidden("./a/../b.png")
 
 
 def test_formats_that_are_not_read_are_named(tmp_path, caplog):

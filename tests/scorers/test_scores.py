@@ -260,7 +260,7 @@ def test_a_scorer_is_asked_once(folder):
     ("change", "message"),
     [
         ({"prompt": None}, r"line 2 \(000000-s1\.png\) lacks prompt"),
-        ({"seed": "x"}, "must be integers"),
+        ({"seed": "x"}, "seed is .x.; it must be a whole number"),
         ({"file": "../secret.png"}, "not inside the folder"),
         ({"file": "/etc/passwd"}, "not inside the folder"),
     ],
@@ -287,7 +287,7 @@ def test_folders_that_are_none(folder, tmp_path):
     with pytest.raises(UserError, match="names no image"):
         read_media(folder)
     (folder / "manifest.jsonl").write_text('{"file": "0000')
-    with pytest.raises(UserError, match="line 1 is broken"):
+    with pytest.raises(UserError, match="line 1 is not JSON"):
         read_media(folder)
 
 

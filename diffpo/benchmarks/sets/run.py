@@ -184,7 +184,7 @@ def _load_reference(folder: Path, makers: Sequence[Features]) -> _Loaded:
     else:
         name_others(folder)
         files = [str(path.relative_to(folder)) for path in find_pictures(folder)]
-        media = [Media(file=file, prompt=file, prompt_id=i, seed=0, model="") for i, file in enumerate(files)]
+        media = [Media(file=file, prompt=file, prompt_id=i, seed=None, model="") for i, file in enumerate(files)]
     if len(media) < 2:
         raise UserError(f"{folder} is no reference: it needs at least two images ({', '.join(SUFFIXES)}).")
     return _Loaded(str(folder), media, folder_features(folder, media, makers))
