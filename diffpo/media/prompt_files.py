@@ -59,7 +59,7 @@ def _record(place: str, item: object) -> PromptRecord | None:
     prompt = item[column]
     if prompt is not None and not isinstance(prompt, str):
         raise UserError(
-            f"{place}: `{column}` must be a text, got a {type(prompt).__name__}: {str(prompt)[:80]}. Write the text "
+            f"{place}: `{column}` must be a text, got {type(prompt).__name__}: {str(prompt)[:80]}. Write the text "
             "itself into the column."
         )
     return prompt if prompt is None else PromptRecord(prompt, {k: v for k, v in item.items() if k != column})
