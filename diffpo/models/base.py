@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -147,10 +148,11 @@ class Denoiser(ABC):
         network.load_lora_adapter(file.parent, weight_name=file.name, prefix=component, adapter_name=adapter)
 
     def compile(self) -> None:
-        """Compile the repeated blocks in place: each class is compiled once, however often it occurs."""
+        """Compile the repeated blocks in place: blocks of one class, size and input share a graph."""
         for module in self.network.modules():
             if type(module).__name__ in self.blocks:
                 module.compile()
+                module._compiled_call_impl = partial(_with_room, module._compiled_call_impl)
 
     def lockstep(self, n: int) -> int:
         """Return the largest n over the processes among which the network is sharded, or n where it is whole.
@@ -169,6 +171,23 @@ class Denoiser(ABC):
     def dtype(self) -> torch.dtype:
         """Dtype of the network's weights: what its inputs are cast to."""
         return next(p.dtype for p in self.network.parameters() if p.is_floating_point())
+
+
+GRAPHS = 512
+"""Graphs that torch may keep for a class of blocks: more than any network has kinds of blocks, times batch sizes."""
+
+
+def _with_room(compiled: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a compiled block where torch keeps enough graphs.
+
+    All blocks of a class share one code object, for which torch keeps 8 graphs; what needs a ninth it runs uncompiled,
+    for good. A UNet has more kinds of blocks than that. The limit belongs to the thread, and gradient checkpointing
+    recomputes in threads of its own, so it is raised where the block is called.
+    """
+    config = torch._dynamo.config
+    if config.cache_size_limit < GRAPHS:
+        config.cache_size_limit = config.accumulated_cache_size_limit = GRAPHS
+    return compiled(*args, **kwargs)
 
 
 def with_network(denoiser: Denoiser, network: nn.Module) -> Denoiser:
