@@ -20,7 +20,7 @@ from diffpo.core.types import DTYPES
 from diffpo.disk import weights
 from diffpo.errors import UserError
 from diffpo.models.bases import BaseModel
-from diffpo.models.pipelines import variant
+from diffpo.models.pipelines import left_out, variant
 from diffpo.models.tuning import Tuning
 
 
@@ -47,9 +47,8 @@ class Encoders:
             UserError: Files are broken, or of another kind.
         """
         base, dtype = self._base, DTYPES[self._tuning.encoder_dtype]
-        parts: dict[str, Any] = dict.fromkeys(base.family.components)
-        if "safety_checker" in base.index:
-            parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+        unused = [name for name in ("feature_extractor", "image_encoder") if name in base.index]
+        parts = left_out(base.index) | dict.fromkeys([*base.family.components, *unused])
         try:
             if "vae" in base.replaced:
                 folder = base.part("vae")

@@ -130,9 +130,7 @@ def open_pipeline(model: Model, *, dtype: torch.dtype, device: str) -> Diffusion
     ensure_torchvision()
     from diffusers import DiffusionPipeline
 
-    parts: dict[str, Any] = {}
-    if "safety_checker" in model.index:
-        parts = {"safety_checker": None, "requires_safety_checker": False}
+    parts = left_out(model.index)
     if model.denoiser is not None:
         name, network = _load_denoiser(model, dtype)
         parts[name] = network
@@ -148,6 +146,12 @@ def open_pipeline(model: Model, *, dtype: torch.dtype, device: str) -> Diffusion
         if model.lora is not None:
             _load_lora(pipeline, model.lora.path)
     return pipeline.to(device)
+
+
+def left_out(index: dict[str, Any]) -> dict[str, Any]:
+    """Arguments with which diffusers loads a pipeline without the parts that its index leaves out, and unchecked."""
+    parts: dict[str, Any] = {name: None for name, kind in index.items() if kind == [None, None]}
+    return parts | ({"safety_checker": None, "requires_safety_checker": False} if "safety_checker" in index else {})
 
 
 def _load_lora(pipeline: DiffusionPipeline, path: Path) -> None:

@@ -78,7 +78,7 @@ def test_sd3_without_t5(without_t5, pipelines):
     """Encoded as the pipeline itself does when it samples; it trains, and its CLIP states are those of the whole."""
     encoders = Encoders(Full(path=str(without_t5)), "cpu")
     encoded = encoders.encode_prompt("a red circle")
-    pipeline = DiffusionPipeline.from_pretrained(without_t5)
+    pipeline = DiffusionPipeline.from_pretrained(without_t5, text_encoder_3=None, tokenizer_3=None)
     with torch.no_grad():
         text, _, pooled, _ = pipeline.encode_prompt(
             *["a red circle"] * 3, device="cpu", do_classifier_free_guidance=False
@@ -87,6 +87,7 @@ def test_sd3_without_t5(without_t5, pipelines):
     whole = Encoders(Full(path=str(pipelines("sd3"))), "cpu").encode_prompt("a red circle")
     assert torch.equal(encoded["text"][:16], whole["text"][:16]) and not encoded["text"][16:].any()
     assert encoders.count_cut(["a" * 20]) == {16: 1}
+    assert open_pipeline(find_model(str(without_t5)), dtype=torch.float32, device="cpu").text_encoder_3 is None
     policy, _ = make(without_t5, "full")
     assert ask(policy, pair_batch("sd3", [0])).isfinite().all()
 
