@@ -2,6 +2,7 @@
 
 A job may have several processes, with the environment that torchrun gives them. A job may be killed in a given place:
 a function of diffpo that is called when the run is there, and the number of the call. Nothing in diffpo knows of it.
+Several terminals may run the same command at the same time.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import diffpo.generation.generate
 import diffpo.generation.work
 import diffpo.scorers.scores
 import diffpo.training.checkpoint
+import diffpo.training.samples
 import diffpo.training.train  # and all the rest
 from diffpo.__main__ import main
 
@@ -81,15 +83,36 @@ PLACES: dict[str, Callable[[], None]] = {
 }
 
 
+STOPS: dict[str, tuple[Any, str, int]] = {
+    "encoding": (diffpo.disk.files, "_begin", 5),  # the run's two files, the store's recipe, one file of rows, and now
+    "step": (diffpo.training.train, "step_optimizer", 4),
+    "sampling": (diffpo.training.samples.Sampler, "draw", 1),
+    "checkpoint": (diffpo.training.checkpoint, "save_file", 5),
+}
+"""Where a signal may come that lets the run end by itself, as `PLACES` for kills."""
+
+
+def signal_at(place: str, number: int) -> None:
+    """Send this process a signal in a given place, and let it go on there."""
+    module, name, call = STOPS[place]
+    original = getattr(module, name)
+
+    def signalled(*args: Any, **kwargs: Any) -> Any:
+        os.kill(os.getpid(), number)
+        return original(*args, **kwargs)
+
+    at_call(module, name, call, signalled)
+
+
 def in_forks(job: dict[str, Any]) -> dict[str, Any]:
     """Run a job in forks of this process, and wait for them."""
-    ranks = job.get("processes", 1)
+    ranks, terminals = job.get("processes", 1), job.get("terminals", 1)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
-        outputs = [Path(folder) / str(rank) for rank in range(ranks)]
-        children = [os.fork() or in_child(job, rank, ranks, port, outputs[rank]) for rank in range(ranks)]
+        outputs = [Path(folder) / str(i) for i in range(ranks * terminals)]
+        children = [os.fork() or in_child(job, i % ranks, ranks, port, outputs[i]) for i in range(ranks * terminals)]
         codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         text = "".join(output.read_text() for output in outputs)
         seen = outputs[0].with_suffix(".json")
@@ -116,6 +139,8 @@ def in_child(job: dict[str, Any], rank: int, ranks: int, port: int, output: Path
         watch_shards(output.with_suffix(".json"))
     if "kill" in job:
         PLACES[job["kill"]]()
+    if "signal" in job and rank == ranks - 1:
+        signal_at(*job["signal"])
     sys.argv, code = ["diffpo", *job["argv"]], 0
     try:
         main()

@@ -140,7 +140,9 @@ def launch(jobs: Sequence[Mapping[str, Any]], file: Path) -> list[dict[str, Any]
 
     Args:
         jobs: Each with `argv`, the arguments of `diffpo`; perhaps `kill`, where SIGKILL hits (see `launch.py`);
-            `processes`, how many run it together; `env`, more environment; `seconds` that it may take.
+            `signal`, a place and a signal that comes there (`launch.STOPS`), to the last process; `processes`, how many
+            run it together; `terminals`, how many times the same command is started at once; `env`, more
+            environment; `seconds` that it may take.
         file: Where the list of jobs goes; the answers stand beside it.
 
     Returns:

@@ -6,6 +6,7 @@ its dtype and shape, and what is read is checked against that list. Nothing is p
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shlex
@@ -84,15 +85,18 @@ def updates_done(path: Path | None) -> int:
     return 0 if path is None else int(path.name.removeprefix("step-"))
 
 
-def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], values: dict[str, Any], keep: int) -> Path:
-    """Write one checkpoint whole or not at all, then remove all but the newest `keep`.
+def save(
+    folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], values: dict[str, Any], *, keep: int, every: int = 1
+) -> Path:
+    """Write one checkpoint whole or not at all, then remove what is not to be kept.
 
     Args:
         folder: The run's `checkpoints/`.
         step: Updates done.
         tensors: Contents by file name (`weights` becomes `weights.safetensors`).
         values: Contents of `state.json`, to which the list of all tensors is added.
-        keep: Checkpoints that stay.
+        keep: How many of the regular checkpoints stay, the newest ones.
+        every: Updates between regular ones. One in between, after a signal, goes when the next checkpoint is there.
 
     Raises:
         UserError: The disk is full; the checkpoints before this one are untouched.
@@ -105,8 +109,11 @@ def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], values:
             save_file(content, temporary / f"{name}.safetensors")
         held = {name: _describe(content) for name, content in tensors.items()}
         (temporary / STATE).write_text(json.dumps(values | {"tensors": held}))
-    for old in _found(folder)[keep:]:
-        discard(old)
+    found = _found(folder)
+    kept = [path for path in found if updates_done(path) % every == 0][:keep]
+    for old in found[1:]:
+        if old not in kept:
+            discard(old)
     return path
 
 
@@ -127,8 +134,8 @@ def load(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
                 f"{path} is broken: {error}. No whole checkpoint lies beside it: begin anew with --fresh, or give "
                 "another folder with train.output=..."
             ) from error
-        newer = [shlex.quote(str(broken)) for broken in found[: found.index(whole)]]
-        moves = "\n".join(f"  mv {broken} {broken}.broken" for broken in newer)
+        newer = found[: found.index(whole)]
+        moves = "\n".join(f"  mv {shlex.quote(str(each))} {shlex.quote(str(_aside(each)))}" for each in newer)
         raise UserError(
             f"{path} is broken: {error}. {whole.name} is whole. To go on from there, move what is newer out of the way "
             f"and run the same command again:\n{moves}"
@@ -147,6 +154,12 @@ def find_not_finite(tensors: Mapping[str, Mapping[str, Tensor]]) -> list[str]:
         for name, x in content.items()
         if x.is_floating_point() and not x.isfinite().all()
     ]
+
+
+def _aside(path: Path) -> Path:
+    """Find a free name for a broken checkpoint, under which nobody takes it for one."""
+    names = (path.with_name(f"{path.name}.broken{number or ''}") for number in itertools.count())
+    return next(name for name in names if not name.exists())
 
 
 def _found(folder: Path) -> list[Path]:
@@ -168,7 +181,7 @@ def _read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
         for name in held:
             file = path / f"{name}.safetensors"
             tensors[name] = load_file(file)
-    except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise BrokenError(f"{file.name} is missing or damaged ({error})") from error
     for name, content in tensors.items():
         found = _describe(content)

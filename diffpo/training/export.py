@@ -54,21 +54,25 @@ def export(config: Config, accelerator: Accelerator, policy: Denoiser, folder: P
         kept = [] if mark is None else others(folder, "final", mark)
         sweep(folder)
         with whole_folder(final) as path:
-            for file in kept:  # somebody has put notes there
-                (path / file.relative_to(final)).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, path / file.relative_to(final))
-            before = set(path.rglob("*"))
             config.model.save(path, base, network, weights)
             grid = newest_grid(folder)
             if grid is not None:
                 shutil.copyfile(grid, path / "grid.png")
             (path / "README.md").write_text(str(model_card(config, folder, base.component, grid is not None)))
-            note(folder, *(final / new.relative_to(path) for new in set(path.rglob("*")) - before if new.is_file()))
+            note(folder, *(final / new.relative_to(path) for new in path.rglob("*") if new.is_file()))
+            for file in kept:  # somebody has put notes there
+                keep_beside(file, path / file.relative_to(final))
         if push is not None:
             push_folder(final, push)
 
     by_the_first(accelerator, write)
     return final
+
+
+def keep_beside(file: Path, place: Path) -> None:
+    """Copy somebody's file into an export; where the export has one of that name, theirs gets another name."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(file, place.with_name(f"{place.name}.theirs") if place.exists() else place)
 
 
 def newest_grid(folder: Path) -> Path | None:

@@ -141,7 +141,8 @@ def save(learner: Learner, folder: Path, done: int, pairs: str) -> None:
         check_finite(tensors, done, learner.config)
         path = folder / "checkpoints" / checkpoint.NAME.format(done)
         note(folder, path)
-        checkpoint.save(path.parent, done, tensors, values, learner.config.train.keep_last)
+        train = learner.config.train
+        checkpoint.save(path.parent, done, tensors, values, keep=train.keep_last, every=train.checkpoint_every)
 
     by_the_first(accelerator, write)
 
@@ -167,7 +168,7 @@ def how_to_go_on(config: Config) -> str:
     return (
         "What was written before is whole. Run the same command again with a lower learning rate, such as "
         f"train.learning_rate={config.train.learning_rate / 10:.3g}{other}: it goes on from the newest checkpoint. If "
-        "the weights in there have already gone astray, add --fresh to begin anew"
+        "it stops again, the weights in there have already gone astray: add --fresh to begin anew"
     )
 
 

@@ -145,7 +145,6 @@ def claim(folder: Path, tree: dict[str, Any], *, fresh: bool) -> None:
         _check_changes(changed, folder, tree["train"]["steps"], done)
         entry = {"update": updates_done(done), "changed": {key: list(values) for key, values in changed.items()}}
         mark = Mark(wrote=mark.wrote, history=(*mark.history, entry))
-    _check_final(folder, mark)
     folder.mkdir(exist_ok=True)
     write_json(folder / MARK, asdict(Mark(wrote=tuple(sorted({*mark.wrote, *ALWAYS})), history=mark.history)))
     write_file(folder / "config.yaml", yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
@@ -173,8 +172,7 @@ def noting(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        new = set(folder.rglob("*")) - before
-        note(folder, *(path for path in new if path.parent not in new))
+        note(folder, *(path for path in set(folder.rglob("*")) - before if path.is_file()))
 
 
 def read_mark(folder: Path) -> Mark | None:
@@ -218,16 +216,6 @@ def _refuse_others(folder: Path) -> None:
         raise UserError(
             f"{folder} holds {', '.join(held[:5])}{more}, but no run of diffpo (no {MARK} that says so), so nothing is "
             "written or removed there. Give another folder with train.output=..."
-        )
-
-
-def _check_final(folder: Path, mark: Mark) -> None:
-    """Refuse to export over a `final/` that is somebody else's."""
-    final = folder / "final"
-    if final.is_dir() and any(final.iterdir()) and not any(name.startswith("final/") for name in mark.wrote):
-        raise UserError(
-            f"{final} was not written by this run, which would export over it: move it away, or give another folder "
-            "with train.output=..."
         )
 
 
@@ -281,6 +269,10 @@ def _clear(folder: Path, mark: Mark) -> None:
             discard(path)
         else:
             path.unlink(missing_ok=True)
+    for name in sorted({parent for each in mark.wrote for parent in Path(each).parents[:-1]}, reverse=True):
+        path = folder / name
+        if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
+            path.rmdir()
 
 
 def others(folder: Path, place: str, mark: Mark) -> list[Path]:

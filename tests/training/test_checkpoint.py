@@ -17,7 +17,7 @@ from diffpo.training import checkpoint
 
 def write(folder, step, keep=2):
     tensors = {"weights": {"a": torch.full((3,), float(step))}, "optimizer": {"a|exp_avg": torch.zeros(3)}}
-    return checkpoint.save(folder, step, tensors, {"step": step}, keep)
+    return checkpoint.save(folder, step, tensors, {"step": step}, keep=keep)
 
 
 def names(folder):
@@ -35,6 +35,16 @@ def test_the_last_ones_are_kept(tmp_path):
         write(tmp_path, step)
     assert names(tmp_path) == ["step-1000000", "step-999999"]
     assert checkpoint.newest(tmp_path).name == "step-1000000"
+
+
+def test_one_in_between_goes_when_the_next_one_is_there(tmp_path):
+    """After a signal, or by the clock; so a run that went on keeps the same ones as a straight run."""
+    kept = []
+    for step in (2, 4, 5, 6, 7):
+        tensors = {"weights": {"a": torch.ones(3)}}
+        checkpoint.save(tmp_path, step, tensors, {"step": step}, keep=2, every=2)
+        kept.append([int(name.removeprefix("step-")) for name in names(tmp_path)])
+    assert kept == [[2], [2, 4], [2, 4, 5], [4, 6], [4, 6, 7]]
 
 
 def test_unfinished_folders_are_no_checkpoints(tmp_path):
@@ -70,10 +80,10 @@ def test_a_real_limit_on_file_sizes_leaves_the_last_checkpoint_whole(tmp_path):
         "import resource, signal, torch, pathlib\n"
         "from diffpo.training import checkpoint\n"
         f"folder = pathlib.Path({str(tmp_path)!r})\n"
-        "checkpoint.save(folder, 1, {'weights': {'a': torch.ones(9)}}, {'step': 1}, 1)\n"
+        "checkpoint.save(folder, 1, {'weights': {'a': torch.ones(9)}}, {'step': 1}, keep=1)\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
-        "try: checkpoint.save(folder, 2, {'weights': {'a': torch.ones(99_999)}}, {'step': 2}, 1)\n"
+        "try: checkpoint.save(folder, 2, {'weights': {'a': torch.ones(99_999)}}, {'step': 2}, keep=1)\n"
         "except Exception as error: print(type(error).__name__, error)"
     )
     done = command("-c", code)
