@@ -52,7 +52,7 @@ def test_the_folder_holds_what_the_readme_says(plain):
     }
     config = yaml.safe_load((plain / "config.yaml").read_text())
     assert config.pop("pairs per update") == 2
-    assert (config["model"]["init"], config["train"]["adam_beta2"]) == ("gaussian", 0.999)  # defaults are written down too
+    assert (config["model"]["init"], config["train"]["adam_beta2"]) == ("gaussian", 0.999)
 
 
 def test_metrics_have_the_names_of_trl(plain):
