@@ -125,13 +125,15 @@ class PairBatch:
         return next(x for x in self.latent if x is not None).shape[1:]
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> PairBatch:
-        """Move to `device`, floating tensors to `dtype`; `index` stays on the CPU, where the random draws are made."""
+        """Move to `device`, floating tensors to `dtype`.
+
+        `index` stays on the CPU, where the random draws are made, and so do the labels: which terms and which branches
+        of a loss there are is decided without waiting for the device.
+        """
         return replace(
             self,
             latent=self.latent.map(lambda x: x.to(device, dtype)),
             cond=self.cond.map(lambda c: c.to(device, dtype)),
-            preference=self.preference.to(device, dtype),
-            segments=None if self.segments is None else self.segments.to(device),
             trajectory=None if self.trajectory is None else self.trajectory.map(lambda x: x.to(device, dtype)),
         )
 
@@ -179,7 +181,7 @@ class StepOutput:
     loss: Tensor
     """`[b]` sum over the row's terms; the loop divides by the effective batch's number of terms."""
     metrics: dict[str, Tensor]
-    """Detached `[b]` values to log, each a mean over rows."""
+    """Detached `[b]` values to log, each a sum over the row's terms; but `time` is the relative time of the row."""
 
 
 class Rng:

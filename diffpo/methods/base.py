@@ -18,44 +18,49 @@ from diffpo.core.block import Fraction, NotNegative, Positive
 from diffpo.core.inversion import Inversion, follow, invert
 from diffpo.core.method import Method
 from diffpo.core.noising import Predictor, random_noise
+from diffpo.core.terms import Terms, whole_rows
 from diffpo.core.types import Denoised, Noised, Pair, PairBatch, Rng, StepOutput
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What both networks made of the pairs. The side called chosen is the one to be preferred."""
+    """What both networks made of the pairs, term by term. The side called chosen is the one to be preferred."""
 
     policy: Pair[Denoised]
+    """Answers to the `b` rows; `terms.row` says which row a term belongs to."""
     reference: Pair[Denoised] | None
+    terms: Terms
     error: Pair[Tensor]
-    """`[b]` the policy's mean squared errors over all frames."""
+    """`[k]` the policy's mean squared errors over the frames of each term."""
     reference_error: Pair[Tensor] | None
-    """`[b]` the reference's."""
-    batch: PairBatch
+    """`[k]` the reference's."""
 
     @property
     def margin(self) -> Tensor:
-        """`[b]` how much more the policy has improved on the chosen side; see `objectives.margin`."""
+        """`[k]` how much more the policy has improved on the chosen side; see `objectives.margin`."""
         assert self.reference_error is not None, "the loop builds a reference for every method that needs one"
         return objectives.margin(self.error, self.reference_error)
 
     def swapped(self) -> Answers:
         """The same with the sides exchanged, and the labels turned round."""
-        preference = 1 - self.batch.preference
-        segments = None if self.batch.segments is None else -self.batch.segments
-        batch = replace(
-            self.batch,
-            latent=self.batch.latent.swapped(),
-            cond=self.batch.cond.swapped(),
-            preference=preference,
-            segments=segments,
-        )
         return Answers(
             self.policy.swapped(),
             self.reference and self.reference.swapped(),
+            replace(self.terms, preference=1 - self.terms.preference),
             self.error.swapped(),
             self.reference_error and self.reference_error.swapped(),
-            batch,
+        )
+
+    def take(self, which: Tensor) -> Answers:
+        """The terms at the positions `which`, `[n]`, on the CPU."""
+        if len(which) == len(self.terms.row):
+            return self
+        there = which.to(self.error.chosen.device)
+        return replace(
+            self,
+            terms=self.terms.take(which),
+            error=self.error.map(lambda x: x[there]),
+            reference_error=self.reference_error and self.reference_error.map(lambda x: x[there]),
         )
 
 
@@ -67,7 +72,8 @@ class TwoSidedMethod(Method):
 
         loss = p L(chosen, rejected) + (1 - p) L(rejected, chosen)
 
-    so p = 1 is the published loss, and for DPO this is the cross entropy with label p.
+    so p = 1 is the published loss, and for DPO this is the cross entropy with label p. A direction that a label gives
+    no weight is not computed.
     """
 
     sft_weight: NotNegative = 0.0
@@ -75,10 +81,11 @@ class TwoSidedMethod(Method):
     guard: Fraction | None = None
     """Diffusion-SDPO's safeguard (arXiv:2511.03317), its mu in [0, 1]: 0.9 for SD1.5, 0.6 for SDXL; null is off.
     The worse image's pull is damped, pair by pair, so that to first order it cannot raise the error of the better
-    one. (The released
-    code has one factor per micro-batch, which depends on who else is in it.)"""
+    one. (The released code has one factor per micro-batch, which depends on what else is in it.)"""
     inversion: Inversion | None = None
     """Walk the images back to noise along the network, in the place of adding random noise; null is off."""
+    dense: None = None
+    """What a term of the loss is. With null, the only value so far, each row is judged as a whole."""
 
     uses_preference: ClassVar[bool] = True
 
@@ -92,16 +99,24 @@ class TwoSidedMethod(Method):
         """The method's own, if its config says so."""
         return self.inversion if self.inversion is not None and self.inversion.cache else None
 
+    def terms(self, batch: PairBatch) -> Terms:
+        """List what the loss of each row is a sum of."""
+        return whole_rows(batch)
+
+    @final
+    def count(self, batch: PairBatch) -> Tensor:
+        return self.terms(batch).count(batch.size)
+
     @abstractmethod
     def compare(self, answers: Answers) -> Tensor:
-        """Loss per row `[b]` if the side called chosen is the better one."""
+        """Loss per term `[k]` if the side called chosen is the better one."""
 
     @abstractmethod
     def score(self, error: Tensor, reference: Tensor | None) -> Tensor:
-        """How well the policy does on an image, `[b]`: its implicit reward, for the log."""
+        """How well the policy does on one side of each term, `[k]`: its implicit reward, for the log."""
 
     def logit(self, answers: Answers) -> Tensor:
-        """How clearly the policy prefers the chosen side, `[b]`, for the log: the difference of the two rewards."""
+        """How clearly the policy prefers the chosen side, `[k]`, for the log: the difference of the two rewards."""
         chosen, rejected = self._rewards(answers)
         return chosen - rejected
 
@@ -120,13 +135,26 @@ class TwoSidedMethod(Method):
 
     @final
     def loss(self, policy: Pair[Denoised], reference: Pair[Denoised] | None, batch: PairBatch) -> StepOutput:
-        """Reduce over frames, and take the expected loss over the label."""
-        error = policy.map(lambda x: x.error.mean(1))
-        reference_error = None if reference is None else reference.map(lambda x: x.error.mean(1))
-        answers = Answers(policy, reference, error, reference_error, batch)
-        p = batch.preference.to(error.chosen)
-        loss = p * self._loss(answers) + (1 - p) * self._loss(answers.swapped())
-        return StepOutput(loss, {name: value.detach() for name, value in self._metrics(answers).items()})
+        """Reduce errors to terms, take the expected loss over each term's label, and sum over the terms of a row."""
+        terms = self.terms(batch)
+        error = policy.map(lambda x: terms.mean(x.error))
+        reference_error = reference and reference.map(lambda x: terms.mean(x.error))
+        answers = Answers(policy, reference, terms, error, reference_error)
+        metrics = self._metrics(answers)
+        sums = terms.sum(torch.stack([value.detach() for value in metrics.values()], dim=1), batch.size)
+        loss = terms.sum(self._weighted(answers) + self._weighted(answers.swapped()), batch.size)
+        return StepOutput(loss, dict(zip(metrics, sums.unbind(1), strict=True)))
+
+    def _weighted(self, answers: Answers) -> Tensor:
+        """P(chosen > rejected) times the loss in that direction, `[k]`.
+
+        Terms that give the direction no weight are left out: zero times their loss would cost a computation, and would
+        be no number where that loss is infinite.
+        """
+        p = answers.terms.preference
+        which = p.nonzero().flatten()
+        loss = self._loss(answers.take(which))
+        return loss.new_zeros(len(p)).index_add(0, which.to(loss.device), p[which].to(loss) * loss)
 
     def _loss(self, answers: Answers) -> Tensor:
         guarded = answers if self.guard is None else safeguard(answers, self.guard)
@@ -162,10 +190,12 @@ def safeguard(answers: Answers, mu: float) -> Answers:
 
         lambda = min(1, (1 - mu) |g_c|^2 / <g_c, g_r>) where <g_c, g_r> > 0, else 1
 
-    with g = d error / d prediction = 2 (prediction - target) / n, in closed form and for each pair.
+    with g = d error / d prediction = 2 w (prediction - target) / n, in closed form and for each term, where n is the
+    number of elements of a frame and w the frame's share in the term.
     """
     chosen, rejected = (output_gradient(x) for x in answers.policy)
-    dot, square = (chosen * rejected).sum(1), chosen.square().sum(1)
+    squared = replace(answers.terms, weight=answers.terms.weight.square())
+    dot, square = (squared.mean((chosen * other).sum((1, 3, 4))) for other in (rejected, chosen))
     factor = torch.where(dot > 0, ((1 - mu) * square / dot.clamp_min(torch.finfo(dot.dtype).tiny)).clamp(max=1), 1.0)
     error = answers.error.rejected
     damped = error.detach() + factor * (error - error.detach())
@@ -173,10 +203,10 @@ def safeguard(answers: Answers, mu: float) -> Answers:
 
 
 def output_gradient(answer: Denoised) -> Tensor:
-    """Gradient of an image's mean squared error by its prediction, `[b n]` flat, detached, in at least float32."""
+    """Gradient of each frame's error by the prediction, `[b c f h w]`, detached, in at least float32."""
     dtype = torch.promote_types(answer.prediction.dtype, torch.float32)
-    difference = (answer.prediction.detach().to(dtype) - answer.noised.target.to(dtype)).flatten(1)
-    return 2 * difference / difference.shape[1]
+    difference = answer.prediction.detach().to(dtype) - answer.noised.target.to(dtype)
+    return 2 * difference / difference[0, :, 0].numel()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,21 +217,23 @@ class PairwiseMethod(TwoSidedMethod):
     """Strength of the pull towards the reference, for the *mean* squared error and the factor 1/2 (docs/beta.md)."""
 
     @abstractmethod
-    def objective(self, margin: Tensor, batch: PairBatch) -> Tensor:
-        """Loss per row `[b]` of the margins `[b]`."""
+    def objective(self, margin: Tensor, preference: Tensor) -> Tensor:
+        """Loss of each term, elementwise.
+
+        Args:
+            margin: `[k]` how much more the policy has improved on the side called chosen.
+            preference: `[k]` P(chosen > rejected), for a method whose loss depends on it in a way of its own.
+        """
 
     @final
     def compare(self, answers: Answers) -> Tensor:
-        """Take the margin, apply the objective."""
-        return self.objective(answers.margin, answers.batch)
+        return self.objective(answers.margin, answers.terms.preference)
 
     @final
     def score(self, error: Tensor, reference: Tensor | None) -> Tensor:
-        """beta/2 (R - M)."""
         assert reference is not None, "the loop builds a reference for every method that needs one"
         return self.beta * objectives.reward(error, reference)
 
     @final
     def logit(self, answers: Answers) -> Tensor:
-        """U = beta margin."""
         return self.beta * answers.margin

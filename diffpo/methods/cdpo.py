@@ -12,7 +12,6 @@ from torch import Tensor
 
 from diffpo.core import objectives
 from diffpo.core.block import Positive, Range
-from diffpo.core.types import PairBatch
 from diffpo.methods.base import PairwiseMethod
 
 
@@ -25,6 +24,6 @@ class CDPO(PairwiseMethod):
     label_smoothing: Annotated[float, Range(least=0, below=0.5)] = 0.1
     """Probability e that a label is wrong, below 1/2; 0 is DPO."""
 
-    def objective(self, margin: Tensor, batch: PairBatch) -> Tensor:
+    def objective(self, margin: Tensor, preference: Tensor) -> Tensor:
         """Cross entropy with the smoothed label, `[b]`."""
         return objectives.cdpo(self.beta * margin, self.label_smoothing)

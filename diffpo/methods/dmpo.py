@@ -12,7 +12,6 @@ from torch import Tensor
 
 from diffpo.core import objectives
 from diffpo.core.block import Positive, Range
-from diffpo.core.types import PairBatch
 from diffpo.methods.base import PairwiseMethod
 
 
@@ -25,6 +24,6 @@ class DMPO(PairwiseMethod):
     alpha: Annotated[float, Range(above=0, below=0.5)] = 0.01
     """Probability that is left to the rejected image, in (0, 1/2)."""
 
-    def objective(self, margin: Tensor, batch: PairBatch) -> Tensor:
+    def objective(self, margin: Tensor, preference: Tensor) -> Tensor:
         """KL divergence of the policy's coin from the target's, `[b]`."""
         return objectives.dmpo(self.beta * margin, self.alpha)

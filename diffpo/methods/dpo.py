@@ -13,7 +13,6 @@ from torch import Tensor
 
 from diffpo.core import objectives
 from diffpo.core.block import Positive
-from diffpo.core.types import PairBatch
 from diffpo.methods.base import PairwiseMethod
 
 
@@ -24,6 +23,6 @@ class DPO(PairwiseMethod):
     beta: Positive = 2000.0
     """2000 for SD1.5 (paper), 5000 for SDXL; flow models use about 100."""
 
-    def objective(self, margin: Tensor, batch: PairBatch) -> Tensor:
+    def objective(self, margin: Tensor, preference: Tensor) -> Tensor:
         """-log sigmoid(beta margin), `[b]`."""
         return objectives.dpo(self.beta * margin)

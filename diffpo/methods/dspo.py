@@ -17,6 +17,7 @@ from torch import Tensor
 
 from diffpo.core import objectives
 from diffpo.core.block import Positive
+from diffpo.core.process import expand
 from diffpo.methods.base import Answers, TwoSidedMethod
 
 
@@ -28,16 +29,18 @@ class DSPO(TwoSidedMethod):
     """0.001 to 0.05 for SD1.5; larger ones outweigh the regression."""
 
     def compare(self, answers: Answers) -> Tensor:
-        """Mean squared distance from the corrected target, `[b]`."""
+        """Mean squared distance from the corrected target, `[k]`."""
         assert answers.reference is not None, "the loop builds a reference for every method that needs one"
         policy, reference = answers.policy.chosen, answers.reference.chosen
         dtype = torch.promote_types(policy.prediction.dtype, torch.float32)
-        prediction = policy.prediction.to(dtype)
+        row = answers.terms.row.to(policy.prediction.device)
+        prediction, target, other = (
+            x.to(dtype)[row] for x in (policy.prediction, policy.noised.target, reference.prediction)
+        )
         missing = 1 - torch.sigmoid(self.beta * answers.margin)
-        correction = self.beta * missing[:, None] * (prediction - reference.prediction.to(dtype)).flatten(1)
-        return ((prediction - policy.noised.target.to(dtype)).flatten(1) - correction).square().mean(1)
+        error = (prediction - target - self.beta * expand(missing, prediction) * (prediction - other)).square()
+        return (answers.terms.weight.to(error) * error.mean((1, 3, 4))).sum(1)
 
     def score(self, error: Tensor, reference: Tensor | None) -> Tensor:
-        """beta/2 (R - M)."""
         assert reference is not None, "the loop builds a reference for every method that needs one"
         return self.beta * objectives.reward(error, reference)

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from diffpo.core import objectives
 from diffpo.core.block import Positive
-from diffpo.core.types import PairBatch
 from diffpo.methods.base import PairwiseMethod
 
 
@@ -22,6 +21,6 @@ class Hinge(PairwiseMethod):
     beta: Positive = 2000.0
     """As for `dpo`."""
 
-    def objective(self, margin: Tensor, batch: PairBatch) -> Tensor:
+    def objective(self, margin: Tensor, preference: Tensor) -> Tensor:
         """relu(1 - beta margin), `[b]`."""
         return objectives.hinge(self.beta * margin)

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from diffpo.core import objectives
 from diffpo.core.block import Positive
-from diffpo.core.types import PairBatch
 from diffpo.methods.base import PairwiseMethod
 
 
@@ -26,6 +25,6 @@ class IPO(PairwiseMethod):
     beta: Positive = 2000.0
     """The margin to reach is 1 / (2 beta)."""
 
-    def objective(self, margin: Tensor, batch: PairBatch) -> Tensor:
+    def objective(self, margin: Tensor, preference: Tensor) -> Tensor:
         """Squared distance from the target margin, `[b]`."""
         return objectives.ipo(margin, self.beta)

@@ -37,6 +37,5 @@ class KTO(TwoSidedMethod):
         return objectives.kto(rewards.chosen, rewards.rejected, self.desirable_weight, self.undesirable_weight)
 
     def score(self, error: Tensor, reference: Tensor | None) -> Tensor:
-        """beta/2 (R - M)."""
         assert reference is not None, "the loop builds a reference for every method that needs one"
         return self.beta * objectives.reward(error, reference)

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from diffpo.core import objectives
 from diffpo.core.block import Positive, Range
-from diffpo.core.types import PairBatch
 from diffpo.methods.base import PairwiseMethod
 
 
@@ -25,6 +24,6 @@ class RDPO(PairwiseMethod):
     flip_rate: Annotated[float, Range(least=0, below=0.5)] = 0.1
     """Share e of flipped labels, below 1/2; 0 is DPO."""
 
-    def objective(self, margin: Tensor, batch: PairBatch) -> Tensor:
+    def objective(self, margin: Tensor, preference: Tensor) -> Tensor:
         """The unbiased estimate of the clean label's loss, `[b]`."""
         return objectives.rdpo(self.beta * margin, self.flip_rate)

@@ -18,7 +18,6 @@ from torch import Tensor
 from diffpo.core import objectives
 from diffpo.core.block import Positive
 from diffpo.core.inversion import Inversion
-from diffpo.core.types import PairBatch
 from diffpo.methods.base import PairwiseMethod
 
 
@@ -35,7 +34,7 @@ class SmPO(PairwiseMethod):
     inversion: Inversion | None = field(default_factory=lambda: Inversion(steps=5, renoise=1))
     """5 steps for SD1.5, 10 for SDXL, each with one ReNoise correction."""
 
-    def objective(self, margin: Tensor, batch: PairBatch) -> Tensor:
+    def objective(self, margin: Tensor, preference: Tensor) -> Tensor:
         """-log sigmoid(gamma (2 p - 1) beta margin), `[b]`: the same whichever side is called chosen."""
-        factor = self.gamma * (2 * batch.preference.to(margin) - 1)
+        factor = self.gamma * (2 * preference.to(margin) - 1)
         return objectives.dpo(factor * self.beta * margin)

@@ -24,6 +24,10 @@ RISING = (
     "{reference:.4g}): the model forgets the rejected images faster than it learns the chosen ones. Look at the "
     "samples; a lower train.learning_rate or fewer train.steps help, as does method.sft_weight in a new run"
 )
+EMPTY = (
+    "update {step} had nothing to learn from: no row of it has a term, since all of its labels are ties. It counted as "
+    "a loss of zero"
+)
 
 
 class Alerts:
@@ -37,7 +41,8 @@ class Alerts:
     def look(self, step: int, metrics: Mapping[str, float]) -> Iterator[str]:
         """Take in an update's metrics, and yield what has not been said yet."""
         self._seen.append(metrics)
-        for kind, text in (("accurate", self._accurate(step)), ("rising", self._rising())):
+        empty = EMPTY.format(step=step) if metrics.get("terms") == 0 else None
+        for kind, text in (("empty", empty), ("accurate", self._accurate(step)), ("rising", self._rising())):
             if text is not None and kind not in self._said:
                 self._said.add(kind)
                 yield text

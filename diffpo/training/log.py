@@ -23,20 +23,24 @@ from diffpo.disk.progress import SECONDS, stderr_console
 QUARTILES = 4
 
 
-def mean_metrics(names: list[str], rows: Tensor) -> dict[str, float]:
-    """Average logged values over the rows of an effective batch.
+def mean_metrics(names: list[str], rows: Tensor, count: Tensor) -> dict[str, float]:
+    """Average logged values over the terms of an effective batch; without any, the loss is zero and nothing else told.
 
     Args:
         names: One per column; `time` is the relative time, and `rewards/accuracies` is also averaged by its quartile.
-        rows: `[n names]` float64.
+        rows: `[n names]` float64, sums over the terms of each row.
+        count: `[n]` terms of each row.
     """
-    means = dict(zip(names, rows.mean(0).tolist(), strict=True))
+    if not count.any():
+        return {"loss": 0.0, "terms": 0}
+    means = dict(zip(names, (rows.sum(0) / count.sum()).tolist(), strict=True))
     if "time" in means and "rewards/accuracies" in means:
         quartile = (rows[:, names.index("time")] * QUARTILES).long().clamp(0, QUARTILES - 1)
         for q in range(QUARTILES):
-            chosen = rows[quartile == q, names.index("rewards/accuracies")]
-            if len(chosen):
-                means[f"rewards/accuracies/t{q + 1}"] = chosen.mean().item()
+            terms = count[quartile == q].sum()
+            if terms:
+                sums = rows[quartile == q, names.index("rewards/accuracies")].sum()
+                means[f"rewards/accuracies/t{q + 1}"] = (sums / terms).item()
     means.pop("time", None)
     return means
 

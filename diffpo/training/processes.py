@@ -13,6 +13,7 @@ from accelerate.utils import (
     InitProcessGroupKwargs,
     broadcast_object_list,
 )
+from torch import Tensor
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from diffpo.errors import UserError
@@ -82,6 +83,17 @@ def by_the_first(accelerator: Accelerator, work: Callable[[], T]) -> T:
     if outcome[1] is not None:
         raise UserError(outcome[1])
     return outcome[0]
+
+
+def gather_rows(accelerator: Accelerator, rows: Tensor) -> Tensor:
+    """Collect the rows `[b ...]` of all processes, on the CPU and exactly as they were.
+
+    They travel as bytes, since a device need not know their dtype: Apple's has no float64.
+    """
+    if accelerator.num_processes == 1:
+        return rows
+    raw = rows.contiguous().view(len(rows), -1).view(torch.uint8).to(accelerator.device)
+    return accelerator.gather(raw).cpu().view(rows.dtype).view(-1, *rows.shape[1:])
 
 
 def _shard(accelerator: Accelerator, config: Config) -> None:

@@ -33,7 +33,7 @@ from diffpo.training.banner import describe_run
 from diffpo.training.export import export, without_places
 from diffpo.training.learner import Learner, averaged, how_to_go_on, prepare_learner, resume, save
 from diffpo.training.log import RunLog, mean_metrics
-from diffpo.training.processes import make_accelerator
+from diffpo.training.processes import gather_rows, make_accelerator
 from diffpo.training.run import check_devices, noting, run_folder
 from diffpo.training.samples import SampleGrids
 from diffpo.training.stop import Stopped, Watch
@@ -207,27 +207,26 @@ def update(learner: Learner, batches: list[PairBatch], epoch: int, micro_seed: i
         micro_seed: Number of the update: seeds the networks' own dropout, where there is any.
 
     Returns:
-        Values to log, averaged over the rows of all processes.
+        Values to log, averaged over the terms of all processes.
     """
     config, accelerator = learner.config, learner.accelerator
-    counts = torch.stack([config.method.count(batch).sum() for batch in batches]).sum()
-    total = accelerator.reduce(counts.double().to(accelerator.device), "sum")
-    rows, names, index, table = [], [], [], torch.empty(0)
-    for i, batch in enumerate(batches):
+    counts = [config.method.count(batch) for batch in batches]
+    total = gather_rows(accelerator, torch.cat(counts).double()).sum()
+    judged, names, rows = [], [], torch.empty(0)
+    for i, (batch, count) in enumerate(zip(batches, counts, strict=True)):
         torch.manual_seed(hash((config.train.seed, micro_seed, i, accelerator.process_index)))
         last = i == len(batches) - 1
         with synchronised(learner, last):
             output = forward(learner, batch, epoch)
             names = list(output.metrics)
-            values = [output.loss.detach(), *output.metrics.values()]
-            rows.append(torch.stack([v.to(accelerator.device, torch.float64) for v in values], dim=1))
-            index.append(batch.index.to(accelerator.device))
+            judged.append((batch.index, count, output.loss.detach(), *output.metrics.values()))
             if last:  # before the backward: DeepSpeed's is also the optimizer's step
-                table, index = accelerator.gather(torch.cat(rows)), accelerator.gather(torch.cat(index))
-                check_losses(table[:, 0], index, epoch, how_to_go_on(config))
-            accelerator.backward(output.loss.sum() * (accelerator.num_processes / total).to(output.loss))
+                rows = gather_rows(accelerator, torch.cat([as_rows(*each) for each in judged]))
+                check_losses(rows[:, 2], rows[:, 0].long(), epoch, how_to_go_on(config))
+            share = accelerator.num_processes / total.clamp(min=1)  # of one term; no term at all: a loss of zero
+            accelerator.backward(output.loss.sum() * share.to(output.loss))
     norm = clip(learner)
-    metrics = {"loss": (table[:, 0].sum() / total).item(), **mean_metrics(names, table[:, 1:].cpu())}
+    metrics = mean_metrics(["loss", *names], rows[:, 2:], rows[:, 1])
     metrics |= {"grad_norm": norm, "learning_rate": learner.schedule.get_last_lr()[0], "epoch": epoch}
     step_optimizer(learner)
     return metrics
@@ -245,6 +244,11 @@ def forward(learner: Learner, batch: PairBatch, epoch: int) -> StepOutput:
             Rng(train.seed, epoch, batch.index),
             split_forward=train.split_forward,
         )
+
+
+def as_rows(*columns: Tensor) -> Tensor:
+    """Lay values of rows, `[b]` each, side by side on the CPU, `[b n]` float64: not every device knows float64."""
+    return torch.stack([column.cpu().double() for column in columns], dim=1)
 
 
 @contextmanager
@@ -311,8 +315,8 @@ def evaluate(learner: Learner, held_out: PairLoader) -> dict[str, float]:
     for batch in held_out.held_out(train.batch, limit=train.eval_pairs):
         output = forward(learner, batch, epoch=0)
         names = list(output.metrics)
-        rows.append(torch.stack([v.cpu().double() for v in (output.loss, *output.metrics.values())], dim=1))
+        rows.append(as_rows(learner.config.method.count(batch), output.loss, *output.metrics.values()))
     learner.policy.network.train()
     table = torch.cat(rows)
-    metrics = {"loss": table[:, 0].mean().item(), **mean_metrics(names, table[:, 1:])}
+    metrics = mean_metrics(["loss", *names], table[:, 1:], table[:, 0])
     return {f"eval/{name}": value for name, value in metrics.items()}

@@ -99,9 +99,3 @@ def test_defaults_and_needs():
         frozenset(),
         ("chosen", "rejected"),
     )
-
-
-@pytest.mark.parametrize("beta", [0.0, -1.0])
-def test_a_beta_that_turns_the_preference_round_is_refused(beta):
-    with pytest.raises(ValueError, match="must be positive"):
-        METHODS["dpo"](beta=beta)

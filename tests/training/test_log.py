@@ -24,7 +24,7 @@ class Process:
 def test_means_and_quartiles_by_hand():
     """Times 0.1, 0.2, 0.6 and 1.0 lie in quartiles 1, 1, 3 and 4."""
     rows = torch.tensor([[0.1, 1.0, 3.0], [0.2, 0.0, 5.0], [0.6, 0.5, 0.0], [1.0, 1.0, 0.0]], dtype=torch.float64)
-    assert mean_metrics(["time", "rewards/accuracies", "error/chosen"], rows) == pytest.approx(
+    assert mean_metrics(["time", "rewards/accuracies", "error/chosen"], rows, torch.ones(4)) == pytest.approx(
         {
             "rewards/accuracies": 0.625,
             "error/chosen": 2.0,
@@ -37,7 +37,19 @@ def test_means_and_quartiles_by_hand():
 
 def test_without_accuracies_there_are_no_quartiles():
     rows = torch.tensor([[0.1, 3.0], [0.9, 5.0]], dtype=torch.float64)
-    assert mean_metrics(["time", "error/chosen"], rows) == {"error/chosen": 4.0}
+    assert mean_metrics(["time", "error/chosen"], rows, torch.ones(2)) == {"error/chosen": 4.0}
+
+
+def test_means_are_over_terms():
+    """Rows of 3, 0 and 1 terms, whose values are sums over them: 6 / 4, and accuracies 2 of 3 and 1 of 1."""
+    rows = torch.tensor([[0.1, 2.0, 5.0], [0.1, 0.0, 0.0], [0.9, 1.0, 1.0]], dtype=torch.float64)
+    means = mean_metrics(["time", "rewards/accuracies", "loss"], rows, torch.tensor([3.0, 0.0, 1.0]))
+    accuracies = {"rewards/accuracies": 0.75, "rewards/accuracies/t1": 2 / 3, "rewards/accuracies/t4": 1.0}
+    assert means == pytest.approx({"loss": 1.5} | accuracies)
+
+
+def test_without_terms_there_is_a_loss_of_zero_and_no_number_that_is_none():
+    assert mean_metrics(["loss", "error/chosen"], torch.zeros(2, 2), torch.zeros(2)) == {"loss": 0.0, "terms": 0}
 
 
 def write(folder, start, steps, process):
