@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from diffpo.disk.ahead import chunks
-from diffpo.disk.files import sweep, whole_folder, write_file, write_json
+from diffpo.disk.files import sweep, whole_folder, write_file
 from diffpo.disk.progress import progress
-from diffpo.media.folder import SETTINGS, Media, write_manifest
+from diffpo.media.folder import Media, write_manifest, write_settings
 from diffpo.media.frames import Clip, encode
 from diffpo.media.prompts import PromptSet, write_prompts
 
@@ -79,7 +79,7 @@ def begin(work: Work) -> None:
     """Say in the folder what it will hold, and how that is made; one process does it, after all have looked."""
     work.folder.mkdir(parents=True, exist_ok=True)
     sweep(work.folder)
-    write_json(work.folder / SETTINGS, work.settings)
+    write_settings(work.folder, work.settings)
     write_prompts(work.folder, work.prompts)
     write_manifest(work.folder, work.media)
 

@@ -19,7 +19,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffpo.disk.files import write_file
+from diffpo.disk.files import write_file, write_json
+from diffpo.disk.published import published
 from diffpo.disk.tables import read_json, read_rows
 from diffpo.errors import UserError
 from diffpo.media.frames import BrokenImage, Clip, decode, decode_clip, read_bytes
@@ -60,6 +61,8 @@ _NUMBERS: dict[str, tuple[type, float, float]] = {
     "fps": (float, 0.001, 1000),
 }
 """Kind, least and largest value of the numbers of a row."""
+_PLACES = ("model", "tuned")
+"""Settings that may be paths."""
 _DEFAULTS = {field.name: field.default for field in fields(Media)}
 
 
@@ -126,7 +129,29 @@ def read_settings(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     settings = read_json(path)
-    return settings if isinstance(settings, dict) else {}
+    if not isinstance(settings, dict):
+        return {}
+    there = {name: path.parent / str(settings[name]) for name in _PLACES if settings.get(name)}
+    return settings | {name: os.path.normpath(place) for name, place in there.items() if place.exists()}
+
+
+def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Write how a folder's images are made; places become relative to the folder, and name no home."""
+    places = {name: _seen_from(folder, settings[name]) for name in _PLACES if settings.get(name)}
+    write_json(folder / SETTINGS, {**settings, **places})
+
+
+def _seen_from(folder: Path, place: str) -> str:
+    """A place on the disk, relative to a folder; a Hub id, or the name of embedded weights, stays what it is."""
+    path, home = Path(place).expanduser().absolute(), Path.home()
+    if not path.exists():
+        return place
+    shared = os.path.commonpath([path, folder.absolute()])
+    return (
+        published(str(path))
+        if home in path.parents and not Path(shared).is_relative_to(home)
+        else os.path.relpath(path, folder)
+    )
 
 
 def open_image(folder: str | Path, media: Media) -> Image:

@@ -197,7 +197,7 @@ def test_images_of_other_settings_are_never_taken_for_these(base, tmp_path):
     settings = Request.of(options(base), "x").describe(prompts)
     generate(options(base), prompts, tmp_path / "out", label="x")
     file = tmp_path / "out" / "settings.json"
-    assert json.loads(file.read_text()) == settings
+    assert read_settings(tmp_path / "out") == settings
     decisive = set(settings) - NAMES
     assert decisive - ASKED == {
         *("weights", "lora_weights", "denoiser_weights", "pipeline", "scheduler", "steps", "guidance", "size"),

@@ -9,7 +9,7 @@ from PIL import Image
 
 from diffpo.errors import UserError
 from diffpo.generation.settings import GenerateOptions
-from diffpo.media.folder import Media, manifest_line, read_media
+from diffpo.media.folder import Media, manifest_line, read_media, read_settings, write_settings
 from diffpo.scorers.scores import ScoreRow, ScoreTable, read_scores, write_scores
 
 LARGEST = 2**63 - 1
@@ -108,3 +108,18 @@ def test_seeds_of_generate_are_refused_at_the_start():
         options.seeds_of(options.seeds, "a prompt", 0)
     shared = GenerateOptions(model="x", seeds=(LARGEST,), noise="shared")
     assert shared.seeds_of(shared.seeds, "a prompt", 5) == (LARGEST,)
+
+
+def test_settings_name_no_home_and_are_found_again(tmp_path, monkeypatch):
+    """Where weights lie is said from the folder's place; a folder that moves with them still finds them."""
+    home = tmp_path / "home" / "alice"
+    monkeypatch.setenv("HOME", str(home))
+    for place in (home / "runs" / "mine", home / "media", tmp_path / "scratch"):
+        place.mkdir(parents=True)
+    settings = {"label": "x", "model": "owner/name", "tuned": str(home / "runs" / "mine")}
+    for folder in (home / "media", tmp_path / "scratch"):
+        write_settings(folder, settings)
+        assert "alice" not in (folder / "settings.json").read_text()
+        assert read_settings(folder)["model"] == "owner/name"
+    assert read_settings(home / "media") == settings
+    assert read_settings(tmp_path / "scratch")["tuned"] == ".../mine"
