@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-from diffpo.errors import UserError, disk_is_full
+from diffpo.errors import for_the_user
 
 DEBUG = "--debug"
 
@@ -26,12 +26,12 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
-        known = isinstance(error, UserError) or disk_is_full(error)
-        message = str(error) if known else f"{type(error).__name__}: {error} (this looks like a bug; see {DEBUG})"
+        told = for_the_user(error)
+        message = told or f"{type(error).__name__}: {error} (this looks like a bug; see {DEBUG})"
         rank = os.environ.get("RANK", "0")  # of several processes each says its own: they may fail for other reasons
         print(f"diffpo{'' if rank == '0' else f' [process {rank}]'}: {message}", file=sys.stderr)
         sys.stderr.flush()
-        sys.exit(2 if known else 1)
+        sys.exit(1 if told is None else 2)
 
 
 if __name__ == "__main__":

@@ -69,6 +69,7 @@ def evaluate(evaluation: Evaluation) -> Evaluated:
     state = make_state()
     console = quiet_console(state)
     output = Path(evaluation.output)
+    output.mkdir(parents=True, exist_ok=True)  # what is no place for it is missed now
     with sole_writer(output, "diffpo evaluate") if state.is_main_process else nullcontext():
         works = _find_works(evaluation, prompts, runs)
         state.wait_for_everyone()  # nobody writes while another one looks

@@ -85,6 +85,7 @@ def grid(
     """Draw models side by side: rows are prompts, columns are models."""
     from diffpo.report.grid import write_grid
 
+    out.parent.mkdir(parents=True, exist_ok=True)
     outs = [out, out.with_suffix(".json")]
     earlier = [out for out in outs if out.exists()]
     write_grid(out, folders, prompts=prompts, seeds=seeds, scorer=scorer, shuffle=shuffle)
