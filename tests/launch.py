@@ -18,8 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import diffpo.data.cache
 import diffpo.disk.files
+import diffpo.disk.rows
 import diffpo.generation.generate
 import diffpo.generation.work
 import diffpo.scorers.scores
@@ -70,7 +70,7 @@ def unrenamed_export() -> None:
 
 
 PLACES: dict[str, Callable[[], None]] = {
-    "encoding": lambda: at_call(diffpo.data.cache, "write_file", 3, half_a_shard),  # key.json, one shard, and now
+    "encoding": lambda: at_call(diffpo.disk.rows, "write_file", 2, half_a_shard),  # one file of rows, and now
     "step": lambda: at_call(diffpo.training.train, "step_optimizer", 4),
     "checkpoint": lambda: at_call(
         diffpo.training.checkpoint, "save_file", 5, half_a_file

@@ -38,8 +38,8 @@ class TinyEncoder:
         if self.images == self.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
         self.images += 1
-        posterior = self.vae.encode(frames.squeeze(1)[None]).latent_dist
-        return posterior.mean[0].unsqueeze(1), posterior.std[0].unsqueeze(1)
+        posterior = self.vae.encode(frames.transpose(0, 1)).latent_dist
+        return posterior.mean.transpose(0, 1), posterior.std.transpose(0, 1)
 
     def encode_prompt(self, prompt):
         self.prompts += 1

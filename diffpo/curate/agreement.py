@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from diffpo.core.block import Block, Count, Fraction, Range, Seed
 from diffpo.curate.score import Scorer, score_rows
+from diffpo.data.contents import identify
 from diffpo.data.splits import load_splits
 from diffpo.errors import UserError
 
@@ -114,7 +115,7 @@ def agreement(
     )
     return Agreement(
         table=table.path,
-        fingerprint=table.fingerprint,
+        fingerprint=identify(table),
         split=source.split,
         n_pairs=len(kept),
         n_prompts=len(set(prompts)),

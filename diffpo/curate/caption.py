@@ -14,19 +14,21 @@ counted and named. When more than `MOST_EMPTY` of a table's rows have one, somet
 
 from __future__ import annotations
 
-import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
-from diffpo.curate.derived import Target, compute_rows, read_tables
-from diffpo.data.encode import BOTH, WORKERS, decode_row
-from diffpo.disk.ahead import ahead
+import numpy as np
+
+from diffpo.curate.derived import Target, compute_values, key_images, read_tables, writing
+from diffpo.data.contents import read_contents
+from diffpo.data.encode import BOTH
+from diffpo.disk.ahead import WORKERS, ahead, groups
+from diffpo.disk.rows import as_keys, digest, key_at
 from diffpo.errors import UserError
-from diffpo.media.frames import BrokenImage
+from diffpo.media.frames import BrokenImage, decode
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -79,15 +81,6 @@ class Perturber(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Job:
-    """A text to be made: what it is made of, and a number of its own."""
-
-    key: int
-    row: int
-    side: str
-
-
 def read_preset(name: str) -> Preset:
     """Read the name of a preset of `perturb_pairs`.
 
@@ -119,9 +112,9 @@ def caption_pairs(source: Source, captioner: Captioner, folder: Path, *, fresh: 
     """
     recipe = {"made by": "diffpo data caption", "preset": "captioning", **captioner.provenance}
     targets = [Target(folder, split, table, recipe) for split, table in read_tables(source).items()]
-    for target in [target for target in targets if not target.is_finished(fresh=fresh)]:
-        texts = partial(_caption, target.table, target.table.column("prompt"), captioner)
-        _write(target, _compute(target.table, captioner.provenance, BOTH, texts, "Captioning"), {})
+    with writing("diffpo data caption", targets, fresh=fresh) as unfinished:
+        for target in unfinished:
+            _write(target, {f"{side}_prompt": _caption(target.table, side, captioner) for side in BOTH}, {})
     return [target.path for target in targets]
 
 
@@ -147,48 +140,74 @@ def perturb_pairs(
     recipe = {"made by": "diffpo data perturb", "preset": preset, **perturber.provenance}
     targets = [Target(folder, split, table, recipe) for split, table in read_tables(source).items()]
     texts = {target.split: _texts_to_perturb(target.table, preset) for target in targets}
-    for target in [target for target in targets if not target.is_finished(fresh=fresh)]:
-        before = texts[target.split]
-        provenance = {"of": "prompt" if preset == "perturbation" else preset, **perturber.provenance}
-        work = partial(_perturb, before, perturber)
-        columns = _compute(target.table, provenance, ["rejected"], work, "Perturbing")
-        unchanged = sum(a == b for a, b in zip(before, columns["rejected_prompt"], strict=True))
-        if unchanged:
-            log.warning(f"{unchanged} of {len(before)} captions came out as they were: nothing was perturbed there.")
-        if preset == "perturbation":
-            columns["chosen_prompt"] = before
-        _write(target, columns, {"unchanged": unchanged})
+    with writing("diffpo data perturb", targets, fresh=fresh) as unfinished:
+        for target in unfinished:
+            before = texts[target.split]
+            columns = {"rejected_prompt": _perturb(before, perturber)}
+            unchanged = sum(a == b for a, b in zip(before, columns["rejected_prompt"], strict=True))
+            if unchanged:
+                log.warning(
+                    f"{unchanged} of {len(before)} captions came out as they were: nothing was perturbed there."
+                )
+            if preset == "perturbation":
+                columns["chosen_prompt"] = before
+            _write(target, columns, {"unchanged": unchanged})
     return [target.path for target in targets]
 
 
-def _caption(table: Table, prompts: Sequence[str], captioner: Captioner, jobs: Sequence[Job]) -> Iterator[str | None]:
-    """Caption the images of some jobs, decoded by threads ahead; None where one cannot be decoded."""
+def _caption(table: Table, side: str, captioner: Captioner) -> list[str | None]:
+    """Caption the images of one side; None where one cannot be decoded, or nothing came out."""
+    prompts, contents = table.column("prompt"), read_contents(table, side)
+    keys = key_images(contents.keys, prompts)
 
-    def decode(job: Job) -> Image | None:
+    def read(row: int) -> tuple[int, Image | BrokenImage]:
         try:
-            return decode_row(table.rows[job.row], [job.side])[job.side]
+            return row, decode(table.cell(row, side))
         except BrokenImage as error:
-            log.warning(f"{table.path}, row {table.origin[job.row]} gets no caption: {error}")
-            return None
+            return row, error
 
-    decoded = ahead(decode, jobs, workers=WORKERS, depth=captioner.batch + WORKERS)
-    for group in _groups(zip(jobs, decoded, strict=True), captioner.batch):
-        good = [(job, image) for job, image in group if image is not None]
-        keys = [job.key for job, _ in good]
-        images, words = [image for _, image in good], [prompts[job.row] for job, _ in good]
-        made = captioner.caption(images, words, keys) if good else []
-        found = dict(zip(keys, made, strict=True))
-        yield from (found.get(job.key) for job, _ in group)
+    def compute(rows: Sequence[int]) -> Iterator[dict[str, Any]]:
+        images = ahead(read, rows, workers=WORKERS, depth=captioner.batch + WORKERS)
+        for group in groups(images, captioner.batch):
+            good = {row: image for row, image in group if not isinstance(image, BrokenImage)}
+            words, draws = [prompts[row] for row in good], [_draw(keys, row) for row in good]
+            made = captioner.caption(list(good.values()), words, draws) if good else []
+            texts = dict(zip(good, made, strict=True))
+            yield from ({"text": texts[row]} if row in texts else {"broken": str(image)} for row, image in group)
+
+    values = compute_values("captions", captioner.provenance, keys, compute, f"Captioning {side}")
+    for row, value in enumerate(values):
+        reason = contents.unreadable[row] if value is None else value.get("broken")
+        if reason is not None:
+            log.warning(f"{table.path}, row {table.origin[row]} gets no {side} caption: {reason}")
+    return _texts(values)
 
 
-def _perturb(before: Sequence[str], perturber: Perturber, jobs: Sequence[Job]) -> Iterator[str | None]:
-    """Perturb the texts of some jobs; None where there is none."""
-    for group in _groups(jobs, perturber.batch):
-        good = [job for job in group if before[job.row].strip()]
-        keys = [job.key for job in good]
-        made = perturber.perturb([before[job.row] for job in good], keys) if good else []
-        found = dict(zip(keys, made, strict=True))
-        yield from (found.get(job.key) for job in group)
+def _perturb(before: Sequence[str], perturber: Perturber) -> list[str | None]:
+    """Perturb texts; None where there is none, or nothing came out."""
+    times: Counter[str] = Counter()
+    keys = as_keys([b""] * len(before))
+    for row, text in enumerate(before):
+        if text.strip():  # a caption that stands in several rows is perturbed anew in each of them
+            keys[row] = digest(text, str(times[text]))
+            times[text] += 1
+
+    def compute(rows: Sequence[int]) -> Iterator[dict[str, Any]]:
+        for group in groups(rows, perturber.batch):
+            made = perturber.perturb([before[row] for row in group], [_draw(keys, row) for row in group])
+            yield from ({"text": text} for text in made)
+
+    return _texts(compute_values("captions", perturber.provenance, keys, compute, "Perturbing"))
+
+
+def _draw(keys: np.ndarray, row: int) -> int:
+    """The number that a caption's random draws depend on: of what it is made of, not of where that stands."""
+    return int.from_bytes(key_at(keys, row)[:6], "little")
+
+
+def _texts(values: Sequence[Mapping[str, Any] | None]) -> list[str | None]:
+    texts = [None if value is None else value.get("text") for value in values]
+    return [text if text and text.strip() else None for text in texts]
 
 
 def _texts_to_perturb(table: Table, preset: Preset) -> list[str]:
@@ -202,33 +221,7 @@ def _texts_to_perturb(table: Table, preset: Preset) -> list[str]:
             f"preset {preset} perturbs captions of the images; {table.path} has no {' and no '.join(missing)}. Run "
             f"`diffpo data caption {table.path} ...` first, or choose --preset perturbation."
         )
-    return table.captions(side)
-
-
-def _compute(
-    table: Table,
-    provenance: dict[str, Any],
-    sides: Sequence[str],
-    texts: Callable[[Sequence[Job]], Iterator[str | None]],
-    title: str,
-) -> dict[str, list[str | None]]:
-    """Make the captions of some sides: column -> text per row, None where nothing came out."""
-
-    def compute(rows: range) -> Iterator[dict[str, Any]]:
-        jobs = [Job(len(BOTH) * row + BOTH.index(side), row, side) for row in rows for side in sides]
-        made = texts(jobs)
-        for _ in rows:
-            yield {f"{side}_prompt": next(made) for side in sides}
-
-    columns = compute_rows(table, provenance, compute, title)
-    return {name: [text if text and text.strip() else None for text in found] for name, found in columns.items()}
-
-
-def _groups(items: Any, size: int) -> Iterator[list[Any]]:
-    """Cut into lists of `size`; the last may be shorter."""
-    iterator = iter(items)
-    while group := list(itertools.islice(iterator, size)):
-        yield group
+    return table.captions(side).to_pylist()
 
 
 def _write(target: Target, columns: dict[str, list[str | None]], notes: dict[str, Any]) -> Path:

@@ -1,31 +1,34 @@
 """Tables made of other tables: the same rows and images, with columns added or replaced.
 
-Two steps, for whatever is slow per row (scores, captions):
+Two steps, for whatever is slow per image or text (scores, captions):
 
-    columns = compute_rows(table, provenance, compute, "Scoring")      # resumable, kept in the cache
-    path = target.write(table.rows, columns)                           # one parquet file, whole or not at all
+    values = compute_values("scores", recipe, keys, compute, "Scoring")    # resumable, kept in the cache
+    path = target.write(table.rows, columns)                               # one parquet file, whole or not at all
 
-What was computed lies in the cache under a name that depends on the table's fingerprint and on what computes it. So a
-run that was killed loses at most one chunk, and writing the same results in another way (another temperature, another
-folder) computes nothing anew.
+What was computed is kept by content: under the hash of the image and its prompt, in a store (`disk.rows`) whose name
+depends on what computes it. So a run that was killed loses little, and the same images in another table, or another
+temperature, compute nothing anew.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffpo.data.cache import default_cache_dir
-from diffpo.data.records import digest
+import numpy as np
+
+from diffpo.data.contents import identify
 from diffpo.data.splits import load_splits
-from diffpo.disk.files import write_file
+from diffpo.disk.files import write_file, write_json
+from diffpo.disk.lock import sole_writer
 from diffpo.disk.progress import track
+from diffpo.disk.rows import Row, RowStore, digest, key_at
 from diffpo.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,9 +36,8 @@ if TYPE_CHECKING:
 
     from diffpo.data.records import Source, Table
 
-CHUNK_ROWS = 32
-"""Rows per file of results, unless that gave more than `MOST_CHUNKS`: what a kill costs at most."""
-MOST_CHUNKS = 4096
+ROWS_PER_FILE = 64
+"""Values that a kill costs at most: a caption may take seconds."""
 ROW_GROUP = 100
 """Rows written at a time: what is held in memory, images included."""
 
@@ -52,52 +54,43 @@ def read_tables(source: Source) -> dict[str, Table]:
     return {"train": splits.train} | ({"validation": splits.validation} if splits.validation else {})
 
 
-def compute_rows(
-    table: Table, provenance: Mapping[str, Any], compute: Callable[[range], Iterator[dict[str, Any]]], title: str
-) -> dict[str, list[Any]]:
-    """Compute columns for every row of a table; what an earlier call has finished is read, not computed.
+def key_images(contents: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+    """`[n]` keys of images and their prompts; empty where an image cannot be read."""
+    keys = np.zeros_like(contents)
+    for row in np.flatnonzero(contents != b"").tolist():
+        keys[row] = digest(key_at(contents, row), prompts[row])
+    return keys
+
+
+def compute_values(
+    kind: str,
+    recipe: Mapping[str, Any],
+    keys: np.ndarray,
+    compute: Callable[[list[int]], Iterable[Mapping[str, Any]]],
+    title: str,
+) -> list[Mapping[str, Any] | None]:
+    """Compute something for every key; what an earlier call has finished is read, not computed.
 
     Args:
-        table: The rows.
-        provenance: All that decides the results besides the table, as plain JSON values.
-        compute: Yields, for a chunk of row numbers, one result per row in that order: column -> plain value. It is
-            called once per chunk, and the chunks do not depend on interruptions, so batches inside it do not either.
-        title: Of the progress bar.
+        kind: What is computed: `scores`, `captions`.
+        recipe: All that decides a value besides its key, as plain JSON values.
+        keys: `[n]`; where one is empty nothing is computed.
+        compute: Yields the values of the places in `keys` that it is given, in that order, as plain values.
+        title: For the progress.
 
     Returns:
-        Column -> `len(table)` values.
+        `n` values; None where the key is empty.
 
     Raises:
-        UserError: The disk is full, a file of results is damaged, or whatever `compute` raises. Finished chunks stay.
+        UserError: The disk is full, a file of values is damaged, or whatever `compute` raises. What is finished stays.
     """
-    recipe = {"rows_per_chunk": _chunk_rows(len(table)), **provenance}
-    key = digest(table.fingerprint, json.dumps(recipe, sort_keys=True).encode())
-    folder = default_cache_dir() / "derived" / key
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be made ({error.strerror}): set DIFFPO_CACHE to another folder.") from error
-    chunks = _chunks(folder, len(table))
-    missing = [(path, rows) for path, rows in chunks if not path.exists()]
-    computed = itertools.chain.from_iterable(compute(rows) for _, rows in missing)
-    total = sum(len(rows) for _, rows in missing)
-    with contextlib.closing(track(computed, title, total)) as results:
-        for path, rows in missing:
-            chunk = list(itertools.islice(results, len(rows)))
-            assert len(chunk) == len(rows), f"{len(chunk)} results for {len(rows)} rows"
-            write_file(path, json.dumps(chunk))
-    found = [row for path, _ in chunks for row in _read(path)]
-    return {name: [row[name] for row in found] for name in found[0]}
-
-
-def _chunk_rows(rows: int) -> int:
-    return max(CHUNK_ROWS, -(-rows // MOST_CHUNKS))
-
-
-def _chunks(folder: Path, rows: int) -> list[tuple[Path, range]]:
-    length = _chunk_rows(rows)
-    starts = range(0, rows, length)
-    return [(folder / f"{i:05d}.json", range(start, min(start + length, rows))) for i, start in enumerate(starts)]
+    store, wanted = RowStore(kind, recipe, rows_per_file=ROWS_PER_FILE), np.flatnonzero(keys != b"")
+    store.fill(keys[wanted], lambda some: map(Row, compute(wanted[some].tolist())), title)
+    codes, kinds = store.values(keys[wanted])
+    values: list[Mapping[str, Any] | None] = [None] * len(keys)
+    for place, code in zip(wanted.tolist(), codes.tolist(), strict=True):
+        values[place] = kinds[code]
+    return values
 
 
 def _read(path: Path) -> Any:
@@ -105,6 +98,22 @@ def _read(path: Path) -> Any:
         return json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): delete it and run the command again.") from error
+
+
+@contextlib.contextmanager
+def writing(command: str, targets: Sequence[Target], *, fresh: bool) -> Iterator[list[Target]]:
+    """Hold the places of tables against other commands, and find those that are still to be written.
+
+    Args:
+        command: What writes, for messages: "diffpo data score".
+        targets: Tables in one folder.
+        fresh: Whether tables that were made in another way may be replaced.
+
+    Raises:
+        UserError: Another command writes there, or see `Target.is_finished`.
+    """
+    with sole_writer(targets[0].folder, command):
+        yield [target for target in targets if not target.is_finished(fresh=fresh)]
 
 
 @dataclass(frozen=True)
@@ -145,7 +154,7 @@ class Target:
         if not self.record.is_file():
             raise UserError(f"{self.path} is there, and nothing says how it was made: choose another folder.")
         made = _read(self.record)
-        if all(made.get(name) == value for name, value in self._provenance().items()):
+        if all(made.get(name) == value for name, value in self._provenance.items()):
             return "rows" in made and not fresh
         if not fresh:
             raise UserError(
@@ -197,13 +206,13 @@ class Target:
         return self.path
 
     def _write_record(self, more: Mapping[str, Any]) -> None:
-        text = json.dumps(self._provenance() | dict(more), indent=2)
-        write_file(self.record, text)
+        write_json(self.record, self._provenance | dict(more))
 
+    @cached_property
     def _provenance(self) -> dict[str, Any]:
         """What decides the table; a table that was derived itself brings its own provenance along."""
         earlier = Path(self.table.path).expanduser() / self.record.name
-        source: dict[str, Any] = {"path": self.table.path, "fingerprint": self.table.fingerprint}
+        source: dict[str, Any] = {"path": self.table.path, "fingerprint": identify(self.table)}
         if earlier.is_file():
             source["provenance"] = _read(earlier)
         return json.loads(json.dumps({"source": source, "recipe": self.recipe}))

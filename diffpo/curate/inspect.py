@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from diffpo.data.encode import BOTH, WORKERS, decode_row
+from diffpo.data.contents import read_contents
+from diffpo.data.encode import BOTH, decode_row
 from diffpo.data.read import read_table
 from diffpo.data.records import Counts, Source, Table
-from diffpo.data.splits import fitting_layouts, normalise, read_splits, shared_prompts
-from diffpo.disk.ahead import ahead
+from diffpo.data.sources import SOURCES
+from diffpo.data.splits import advise_columns, fitting_layouts, normalise, read_splits, shared_prompts
+from diffpo.disk.ahead import WORKERS, ahead
 from diffpo.disk.progress import track
 from diffpo.errors import UserError
 from diffpo.media.frames import BrokenImage
@@ -41,6 +43,12 @@ class SplitReport:
     """How many images have a width and height."""
     mismatched: int
     """Pairs whose two images have different aspects."""
+    blank: int
+    """Pairs whose prompt is empty."""
+    identical: int
+    """Pairs of one image and itself: nothing can be learned from them."""
+    contradicting: int
+    """Pairs that stand in the table a second time with the opposite label."""
     prompts: int
     """Different prompts, after normalisation."""
     users: int | None
@@ -61,35 +69,37 @@ class Report:
         return {name: sorted(requires - set(self.train.columns)) for name, requires in methods.items()}
 
 
-def guess_source(path: str, split: str = "train") -> Source:
+def guess_source(path: str, split: str = "train", columns: Mapping[str, str] | None = None) -> Source:
     """Choose the layout that fits a table's columns.
+
+    Args:
+        path: The table.
+        split: Its split.
+        columns: What the table calls the columns: see `Source.columns`.
 
     Raises:
         UserError: The table cannot be read, or fits no layout; the message says what `diffpo data import` would do.
     """
-    from diffpo.data import SOURCES
-
+    renamed = {theirs: ours for ours, theirs in (columns or {}).items()}
     try:
         found = read_table(path, split, ()).rows.column_names
     except UserError as error:
         raise UserError(f"{error}{_import_advice(path)}") from error
-    fitting = fitting_layouts(found)
+    fitting = fitting_layouts([renamed.get(name, name) for name in found])
     if not fitting:
-        needed = "; ".join(f"{name} needs {', '.join(source.columns)}" for name, source in SOURCES.items())
+        needed = "; ".join(f"{name} needs {', '.join(source.needed)}" for name, source in SOURCES.items())
         message = f"{path} has the columns {', '.join(found)}, which fit no layout: {needed}."
-        raise UserError(message + _import_advice(path))
-    return SOURCES[fitting[0]](path=path, split=split)
+        raise UserError(f"{message} {_import_advice(path) or advise_columns(found)}")
+    return SOURCES[fitting[0]](path=path, split=split, columns=dict(columns or {}))
 
 
 def _import_advice(path: str) -> str:
-    from diffpo.curate.imports.run import describe_layouts, fitting_imports
+    """What `diffpo data import` would do; empty if it would do nothing."""
+    from diffpo.curate.imports.run import fitting_imports
 
-    fitting = fitting_imports(path)
-    if not fitting:
-        return f" `diffpo data import` brings these into a table: {describe_layouts()}."
     return "".join(
         f"\nIt looks like {name}: run `diffpo data import {path} --layout {name} --out FOLDER` and inspect FOLDER."
-        for name in fitting
+        for name in fitting_imports(path)
     )
 
 
@@ -115,7 +125,9 @@ def _inspect(table: Table) -> SplitReport:
         sizes.update(pair)
         (width, height), (other_width, other_height) = pair
         mismatched += abs(math.log(width * other_height / (height * other_width))) > math.log(SAME_ASPECT)
-    columns = tuple(table.rows.column_names)
+    columns, prompts = tuple(table.rows.column_names), [normalise(prompt) for prompt in table.column("prompt")]
+    contents = [read_contents(table, side).keys.tolist() for side in BOTH]
+    pairs = Counter(zip(prompts, *contents, strict=True))
     return SplitReport(
         path=table.path,
         counts=table.counts,
@@ -124,14 +136,21 @@ def _inspect(table: Table) -> SplitReport:
         broken=broken,
         sizes=sizes,
         mismatched=mismatched,
-        prompts=len({normalise(prompt) for prompt in table.column("prompt")}),
+        blank=prompts.count(""),
+        identical=sum(chosen == rejected != b"" for chosen, rejected in zip(*contents, strict=True)),
+        contradicting=sum(
+            number
+            for (prompt, chosen, rejected), number in pairs.items()
+            if chosen != rejected and (prompt, rejected, chosen) in pairs
+        ),
+        prompts=len(set(prompts)),
         users=len(set(table.column("user_id"))) if "user_id" in columns else None,
     )
 
 
 def _sizes(table: Table, index: int) -> tuple[tuple[int, int], ...] | BrokenImage:
     try:
-        return tuple(image.size for image in decode_row(table.rows[index], BOTH).values())
+        return tuple(clip.first.size for clip in decode_row(table.rows[index], BOTH).values())
     except BrokenImage as error:
         return error
 
@@ -166,6 +185,9 @@ def _summary_rows(splits: dict[str, SplitReport]) -> dict[str, list[str]]:
         "without a prompt": [f"{r.counts.promptless}" for r in reports],
         "pairs to use": [f"{r.pairs - len(r.broken)}" for r in reports],
         "with a broken image": [f"{len(r.broken)}" for r in reports],
+        "with an empty prompt": [f"{r.blank}" for r in reports],
+        "of an image and itself": [f"{r.identical}" for r in reports],
+        "with the opposite label, too": [f"{r.contradicting}" for r in reports],
         "with two aspects": [f"{r.mismatched}" for r in reports],
         "different prompts": [f"{r.prompts}" for r in reports],
         "users": ["not said" if r.users is None else f"{r.users}" for r in reports],

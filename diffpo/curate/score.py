@@ -9,7 +9,6 @@ nobody could decide is decided by the scorer. Equal scores give exactly 0.5, whi
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -19,12 +18,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from diffpo.curate.derived import Target, compute_rows, read_tables
+from diffpo.curate.derived import Target, compute_values, key_images, read_tables, writing
 from diffpo.curate.labels import Bounds, Labelling, other_side, preferences
-from diffpo.data.encode import BOTH, WORKERS, decode_row
-from diffpo.disk.ahead import ahead
+from diffpo.data.contents import identify, read_contents
+from diffpo.data.encode import BOTH, describe_broken_image
+from diffpo.disk.ahead import WORKERS, ahead, groups
 from diffpo.errors import UserError
-from diffpo.media.frames import BrokenImage
+from diffpo.media.frames import BrokenImage, decode
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Raise it when the meaning of kept scores changes."""
 
 
@@ -127,17 +127,16 @@ def score_pairs(
     labelling.check_scorer(scorer.provenance)
     tables = read_tables(source)
     recipe = {"made by": "diffpo data score", "scorer": scorer.provenance} | labelling.recipe
-    recipe |= {"normalised like": tables["train"].fingerprint}
-    targets = {split: Target(Path(folder), split, table, recipe) for split, table in tables.items()}
-    finished = {split: target.is_finished(fresh=fresh) for split, target in targets.items()}
-    found = {split: score_rows(table, scorer, batch) for split, table in tables.items()}
-    bounds = labelling.find_bounds(found["train"].scores)
-    for split, target in targets.items():
-        if not finished[split]:
-            _write(target, found[split], bounds, labelling)
+    recipe |= {"normalised like": identify(tables["train"])}
+    targets = [Target(Path(folder), split, table, recipe) for split, table in tables.items()]
+    with writing("diffpo data score", targets, fresh=fresh) as unfinished:
+        found = {split: score_rows(table, scorer, batch) for split, table in tables.items()}
+        bounds = labelling.find_bounds(found["train"].scores)
+        for target in unfinished:
+            _write(target, found[target.split], bounds, labelling)
     scores = np.concatenate([part.scores for part in found.values()])
     return Scored(
-        files=[target.path for target in targets.values()],
+        files=[target.path for target in targets],
         pairs={split: len(part.kept) for split, part in found.items()},
         broken={split: part.broken for split, part in found.items()},
         disagree=int((scores[:, 0] < scores[:, 1]).sum()),
@@ -152,51 +151,66 @@ def score_rows(table: Table, scorer: Scorer, batch: int) -> PairScores:
     Raises:
         UserError: A score is no finite number, or no row is left.
     """
-    provenance = {"what": "scores of both images for the prompt", "format": FORMAT, "scorer": scorer.provenance}
-    captions = table.column("prompt")
-    columns = compute_rows(
-        table, provenance, lambda rows: _score(table, rows, captions, scorer, batch), f"Scoring with {scorer.name}"
+    prompts, contents = table.column("prompt"), {side: read_contents(table, side) for side in BOTH}
+    keys = np.stack([key_images(contents[side].keys, prompts) for side in BOTH], axis=1).reshape(-1)
+    recipe = {"format": FORMAT, "scorer": scorer.provenance}
+    values = compute_values(
+        "scores",
+        recipe,
+        keys,
+        lambda places: _score(table, places, prompts, scorer, batch),
+        f"Scoring with {scorer.name}",
     )
-    broken = {int(table.origin[i]): reason for i, reason in enumerate(columns["broken"]) if reason is not None}
-    for row, reason in broken.items():
+    scores, broken = np.full((len(table), len(BOTH)), np.nan), {}
+    for place, value in enumerate(values):
+        row, number = divmod(place, len(BOTH))
+        if value is not None and "score" in value:
+            scores[row, number] = value["score"]
+        elif row not in broken:
+            side = BOTH[number]
+            reason = contents[side].unreadable[row] if value is None else value["broken"]
+            broken[row] = describe_broken_image(side, table.cell(row, side), reason)
+    dropped = {int(table.origin[row]): reason for row, reason in broken.items()}
+    for row, reason in dropped.items():
         log.warning(f"{table.path}: row {row} is dropped: {reason}")
-    kept = [i for i, reason in enumerate(columns["broken"]) if reason is None]
-    if not kept:
-        raise UserError(f"Every pair of {table.path} has a broken image: {next(iter(broken.values()))}.")
-    scores = np.column_stack([np.array(columns[side], np.float64)[kept] for side in BOTH])
-    return PairScores(np.array(kept), scores, broken)
+    kept = np.setdiff1d(np.arange(len(table)), list(broken))
+    if not len(kept):
+        raise UserError(f"Every pair of {table.path} has a broken image: {next(iter(dropped.values()))}.")
+    return PairScores(kept, scores[kept], dropped)
 
 
-def _score(table: Table, rows: range, captions: list[str], scorer: Scorer, batch: int) -> Iterator[dict[str, Any]]:
-    """Yield both scores of each row, or why it is broken; images are decoded by threads some rows ahead."""
-    pairs = max(1, batch // 2)
-    decoded = ahead(lambda row: (row, _decode(table, row)), rows, workers=WORKERS, depth=pairs + WORKERS)
-    while group := list(itertools.islice(decoded, pairs)):
-        whole = {row: images for row, images in group if isinstance(images, list)}
-        images = [image for pair in whole.values() for image in pair]
-        prompts = [captions[row] for row in whole for _ in BOTH]
-        scores = scorer.score(images, prompts).double().reshape(-1, 2).tolist() if whole else []
-        by_row = dict(zip(whole, scores, strict=True))
-        _check_finite(by_row, table, scorer.name)
-        for row, found in group:
-            reason = found if isinstance(found, str) else None
-            yield dict(zip(BOTH, by_row.get(row, (None, None)), strict=True)) | {"broken": reason}
+def _score(
+    table: Table, places: Sequence[int], prompts: list[str], scorer: Scorer, batch: int
+) -> Iterator[dict[str, Any]]:
+    """Yield the score of each image, or why it is broken; images are decoded by threads some ahead."""
+    decoded = ahead(lambda place: (place, _decode(table, place)), places, workers=WORKERS, depth=batch + WORKERS)
+    for group in groups(decoded, batch):
+        images = {place: image for place, image in group if not isinstance(image, BrokenImage)}
+        asked = [prompts[place // len(BOTH)] for place in images]
+        scores = dict(
+            zip(images, scorer.score(list(images.values()), asked).double().tolist() if images else [], strict=True)
+        )
+        _check_finite(scores, table, scorer.name)
+        for place, image in group:
+            yield {"broken": str(image)} if isinstance(image, BrokenImage) else {"score": scores[place]}
 
 
-def _decode(table: Table, row: int) -> list[Image] | str:
+def _decode(table: Table, place: int) -> Image | BrokenImage:
+    row, number = divmod(place, len(BOTH))
     try:
-        return list(decode_row(table.rows[row], BOTH).values())
+        return decode(table.cell(row, BOTH[number]))
     except BrokenImage as error:
-        return str(error)
+        return error
 
 
-def _check_finite(scores: dict[int, list[float]], table: Table, scorer: str) -> None:
-    wrong = [row for row, pair in scores.items() if not all(map(math.isfinite, pair))]
+def _check_finite(scores: dict[int, float], table: Table, scorer: str) -> None:
+    wrong = [place for place, score in scores.items() if not math.isfinite(score)]
     if wrong:
-        some = "; ".join(f"row {table.origin[row]}: {scores[row][0]}, {scores[row][1]}" for row in wrong[:8])
+        named = [(table.origin[place // len(BOTH)], BOTH[place % len(BOTH)], scores[place]) for place in wrong[:8]]
+        some = "; ".join(f"row {row}, {side}: {score}" for row, side, score in named)
         raise UserError(
-            f"{scorer} gives {len(wrong)} pairs of {table.path} scores that are no finite numbers (chosen, rejected; "
-            f"{some}). Score in float32 if it was not, or remove these rows."
+            f"{scorer} gives {len(wrong)} images of {table.path} scores that are no finite numbers ({some}). Score in "
+            "float32 if it was not, or remove these rows."
         )
 
 

@@ -1,68 +1,55 @@
-"""Encodings on disk: written once, in shards, by any number of processes; read through memory-mapped Arrow.
+"""Encodings on disk: made once for an image or a prompt, whatever table, order or method asks for them.
 
-A cache is a folder whose name is a hash of everything that its content depends on (`EncodingCache.key`), so a changed
-setting cannot read a stale one. It holds shards of images (one entry per row of the table, broken rows with the reason)
-and of prompts (one entry per different prompt, and the empty one). A shard is written under a temporary name, synced,
-and renamed: it is there completely or not at all. So a run that was killed loses at most the shard that it was writing,
-and the same call continues; the finished files do not depend on the interruption.
+They are rows of two stores (`disk.rows`), one of images and one of texts, whose names are hashes of what decides an
+encoding: the encoder's files, the size, the precision. An image is kept under the hash of its bytes, and of what was
+drawn for its pair where something is drawn; a text under its hash. So a new row in the table, a moved folder, another
+limit or another method encodes nothing again, and a changed setting cannot read a stale row. A kill costs the file that
+was being written at most, and the same call continues.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import itertools
-import json
-import os
+import struct
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
+from diffpo.data.contents import Contents, read_contents
 from diffpo.data.encode import (
     BOTH,
-    WORKERS,
     Encoder,
     Encodings,
-    LiveEncodings,
+    describe_broken_image,
     different_captions,
-    encode_prepared,
-    encode_row,
+    encode_frames,
     encode_text,
     log_cut_captions,
-    prepare_row,
+    target_of,
 )
-from diffpo.data.images import Prepared, target_sizes
-from diffpo.disk.ahead import ahead
-from diffpo.disk.files import write_file
-from diffpo.disk.progress import track
-from diffpo.disk.shards import Shard, cut, entry_tensors, make_entry, read_shards, write_entries
+from diffpo.data.images import Prepared, draw_window, prepare, target_sizes
+from diffpo.disk.ahead import WORKERS, ahead
+from diffpo.disk.rows import Row, RowStore, as_keys, digest, key_at
 from diffpo.errors import UserError
-from diffpo.media.frames import BrokenImage
+from diffpo.media.frames import BrokenImage, decode_clip
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-
     from diffpo.data.records import Source, Table
 
-__all__ = ["CachedEncodings", "Encoder", "EncodingCache", "Encodings", "LiveEncodings", "encode_row", "encode_text"]
-
-FORMAT = 1
-"""Raise it when the meaning of a shard's content changes."""
-
-
-def default_cache_dir() -> Path:
-    """$DIFFPO_CACHE, or ~/.cache/diffpo."""
-    return Path(os.environ.get("DIFFPO_CACHE") or "~/.cache/diffpo").expanduser()
+FORMAT = 2
+"""Raise it when the meaning of a row's content changes."""
 
 
 class EncodingCache:
-    """The cache of one table under one set of settings."""
+    """The encodings of one table under one set of settings."""
 
-    def __init__(self, table: Table, source: Source, encoder: Encoder, *, seed: int, sides: Sequence[str] = BOTH):
-        """Find the cache's place; nothing is encoded, read or written.
+    def __init__(
+        self, table: Table, source: Source, encoder: Encoder, *, seed: int, sides: Sequence[str] = BOTH, rank: int = 0
+    ):
+        """Find what is there already; nothing is encoded.
 
         Args:
             table: The pairs.
@@ -70,115 +57,154 @@ class EncodingCache:
             encoder: Identity of the networks, and the networks.
             seed: What flips and random crops depend on.
             sides: Sides that the method uses; the other one is neither decoded nor encoded.
+            rank: This process; only rank 0 shows progress.
 
         Raises:
             UserError: The encoder cannot take the resolution.
         """
         target_sizes(source, encoder.multiple)
-        self._source, self._encoder, self._seed, self._sides = source, encoder, seed, tuple(sides)
-        self._rows = table.rows.select_columns(list(sides))
-        self._path, captions = table.path, different_captions(table, self._sides)
-        self.prompts = list(dict.fromkeys(["", *captions]))
-        self.key = {
-            "format": FORMAT,
-            "encoder": encoder.fingerprint,
-            "multiple": encoder.multiple,
-            "table": table.fingerprint,
-            "sides": self._sides,
-            "resolution": source.resolution,
-            "buckets": source.buckets,
-            "crop": source.crop,
-            "flip": source.flip,
-            "seed": seed if source.flip or source.crop == "random" else None,
-            "dtype": source.cache_dtype,
-        }
-        name = hashlib.blake2b(json.dumps(self.key, sort_keys=True).encode(), digest_size=16).hexdigest()
-        root = Path(source.cache_dir).expanduser() if source.cache_dir else default_cache_dir()
-        self.folder = root / "encodings" / name
-        self.shards = [*cut(self.folder, "images", len(table)), *cut(self.folder, "text", len(self.prompts))]
+        self._source, self._encoder, self._seed, self._sides, self._rank = source, encoder, seed, tuple(sides), rank
+        self._table, self._rows = table, table.rows.select_columns(list(sides))
+        home = Path(source.cache_dir).expanduser() if source.cache_dir else None
+        same = {"format": FORMAT, "encoder": encoder.fingerprint, "dtype": source.cache_dtype}
+        geometry = {name: getattr(source, name) for name in ("resolution", "buckets", "crop", "flip")}
+        self.media = RowStore("encodings", {"what": "images", **same, "multiple": encoder.multiple, **geometry}, home)
+        self.texts = RowStore("encodings", {"what": "texts", **same}, home)
+        self._contents = {side: read_contents(table, side, home, shown=rank == 0) for side in sides}
+        self._keys = {side: self._key_images(self._contents[side]) for side in sides}
+        self._captions = ["", *different_captions(table, sides)]
+        self._text_keys = as_keys([digest(text) for text in self._captions])
+
+    def _key_images(self, contents: Contents) -> np.ndarray:
+        """`[n]` keys of a side's images: by content, and by what is drawn for their rows; empty for unreadable ones."""
+        source, seed = self._source, self._seed
+        if not (source.flip or source.buckets or source.crop == "random"):
+            return contents.keys
+        keys, first = np.zeros_like(contents.keys), self._contents[self._sides[0]].keys
+        usable = (contents.keys != b"") & (first != b"")
+        for row in np.flatnonzero(usable).tolist():
+            window = draw_window(source, seed, row)
+            drawn = struct.pack("<?dd", window.flip, window.top, window.left)
+            size_of = key_at(first, row) if source.buckets else b""  # with buckets, the first image decides the size
+            keys[row] = digest(key_at(contents.keys, row), drawn, size_of)
+        return keys
 
     @property
-    def complete(self) -> bool:
-        """Whether every shard is there."""
-        return all(shard.path.exists() for shard in self.shards)
+    def missing(self) -> int:
+        """How many images and texts are still to be encoded."""
+        images, _ = self._images()
+        return int((self.media.find(np.unique(images)) < 0).sum() + (self.texts.find(self._text_keys) < 0).sum())
 
-    def encode_shards(self, *, rank: int = 0, world: int = 1) -> None:
-        """Encode this process's share of the shards that are not there yet.
+    def _images(self) -> tuple[np.ndarray, np.ndarray]:
+        """Keys of all images that can be read, row by row, and where they are: row number x sides + side."""
+        keys = np.stack([self._keys[side] for side in self._sides], axis=1).reshape(-1)
+        places = np.flatnonzero(keys != b"")
+        return keys[places], places
 
-        No collective is called: the caller waits for the other processes before `open`. The shares may change from call
-        to call.
+    def fill(self, *, world: int = 1) -> None:
+        """Encode this process's share of what is not there yet.
+
+        No collective is called: with several processes (`world`) the caller waits for the others before `open`.
 
         Raises:
             UserError: The disk is full, or an encoding is not finite. What was finished stays, and the same call
                 continues.
         """
-        if rank == 0:
-            log_cut_captions(self.prompts[1:], self._encoder, self._path)
-        mine = [shard for shard in self.shards[rank::world] if not shard.path.exists()]
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{self.folder} cannot be made ({error.strerror}): set data.cache_dir.") from error
-        if mine:
-            write_file(self.folder / "key.json", json.dumps(self.key, indent=2))
-        total = sum(len(shard.entries) for shard in mine)
-        with contextlib.closing(track(self._encode(mine), "Encoding", total, shown=rank == 0)) as entries:
-            for shard in mine:
-                content = itertools.islice(entries, len(shard.entries))
-                write_file(shard.path, lambda file, content=content: write_entries(file, content))
+        keys, places = self._images()
+        share = {"rank": self._rank, "world": world}
+        self.media.fill(keys, lambda some: self._encode_images(places[some].tolist()), "Encoding images", **share)
+        self.texts.fill(self._text_keys, self._encode_texts, "Encoding prompts", **share)
 
-    def _encode(self, shards: list[Shard]) -> Iterator[dict[str, Any]]:
-        """Yield the entries of `shards`; images are decoded and cropped by threads a few rows ahead."""
-        rows = itertools.chain.from_iterable(shard.entries for shard in shards if shard.kind == "images")
-        for prepared in ahead(self._prepare, rows, workers=WORKERS, depth=2 * WORKERS):
+    def _encode_images(self, places: Sequence[int]) -> Iterator[Row]:
+        """Encode images, which threads decode and crop a few ahead."""
+        for prepared in ahead(self._prepare, places, workers=WORKERS, depth=2 * WORKERS):
             if isinstance(prepared, BrokenImage):
-                yield make_entry(str(prepared), (0, 0), {})
+                yield Row({"broken": str(prepared)})
             else:
-                target = prepared[self._sides[0]].size[4:].tolist()
-                yield make_entry(None, target, encode_prepared(prepared, self._encoder, self._source))
-        for position in itertools.chain.from_iterable(shard.entries for shard in shards if shard.kind == "text"):
-            prompt = self.prompts[position]
-            yield make_entry(prompt, (0, 0), encode_text(prompt, self._encoder, self._source))
+                target = [prepared.frames.shape[1], *prepared.size[4:].tolist()]
+                yield Row({"target": target}, encode_frames(prepared, self._encoder, self._source))
 
-    def _prepare(self, index: int) -> dict[str, Prepared] | BrokenImage:
+    def _prepare(self, place: int) -> Prepared | BrokenImage:
+        index, number = divmod(place, len(self._sides))
+        row, side, first = self._rows[index], self._sides[number], self._sides[0]
         try:
-            return prepare_row(self._rows[index], index, self._encoder.multiple, self._source, self._seed, self._sides)
+            clip = decode_clip(row[side], 1)
+            decides = clip if side == first or not self._source.buckets else decode_clip(row[first], 1)
         except BrokenImage as error:
             return error
+        target = target_of(decides, self._source, self._encoder.multiple)
+        return prepare(clip, target, draw_window(self._source, self._seed, index))
+
+    def _encode_texts(self, places: Sequence[int]) -> Iterator[Row]:
+        """Encode captions, and note after how many tokens an encoder cuts them."""
+        for place in places:
+            text = self._captions[place]
+            cut = [limit for limit, count in self._encoder.count_cut([text]).items() if count]
+            yield Row({"cut": cut}, encode_text(text, self._encoder, self._source))
 
     def open(self) -> CachedEncodings:
-        """Open a complete cache for reading.
+        """Read what all processes have encoded.
 
         Raises:
-            UserError: Shards are missing or damaged.
+            UserError: Encodings are missing or damaged.
         """
-        missing = [shard.path.name for shard in self.shards if not shard.path.exists()]
-        if missing:
+        self.media.refresh()
+        self.texts.refresh()
+        if self.missing:
             raise UserError(
-                f"{len(missing)} of {len(self.shards)} encoded files are missing in {self.folder} ({missing[0]}): "
-                "run the command again."
+                f"{self.missing} encodings are missing in {self.media.folder.parent}: run the command again."
             )
-        images, text = (read_shards([s for s in self.shards if s.kind == kind]) for kind in ("images", "text"))
-        return CachedEncodings(images, text, self.prompts, self.folder)
+        if self._rank == 0:
+            codes, kinds = self.texts.values(self._text_keys[1:])
+            counts = np.bincount(codes, minlength=len(kinds))
+            cut = Counter[int]()
+            for count, kind in zip(counts.tolist(), kinds, strict=True):
+                cut.update(dict.fromkeys(kind["cut"], count))
+            log_cut_captions(cut, len(self._captions) - 1, self._table.path)
+        return CachedEncodings(self._table, self.media, self.texts, self._keys, self._contents)
 
 
 class CachedEncodings(Encodings):
-    """Encodings read from a cache: memory-mapped, so that only the rows asked for are loaded."""
+    """Encodings read from the stores: memory-mapped, so that only the rows asked for are loaded."""
 
     read_ahead = 1
 
-    def __init__(self, images: Dataset, text: Dataset, prompts: list[str], folder: Path):
-        """Wrap the two tables of the cache in `folder`; entry i of `text` belongs to `prompts[i]`."""
-        self._images, self._text, self.folder = images, text, folder
-        self._position = {prompt: i for i, prompt in enumerate(prompts)}
-        notes = images.select_columns(["note", "height", "width"])[:]
-        self.broken = {i: note for i, note in enumerate(notes["note"]) if note is not None}
-        self.targets = np.stack([np.array(notes["height"], np.int64), np.array(notes["width"], np.int64)], axis=1)
+    def __init__(
+        self,
+        table: Table,
+        media: RowStore,
+        texts: RowStore,
+        keys: dict[str, np.ndarray],
+        contents: dict[str, Contents],
+    ):
+        """Find the broken rows and the sizes.
+
+        Args:
+            table: The pairs.
+            media: Encoded images.
+            texts: Encoded captions, by their hash.
+            keys: Per side, `[n]` keys of the images.
+            contents: Per side, the hashes of the images and what is unreadable.
+        """
+        self.media, self.texts, self.keys = media, texts, keys
+        self.contents = {side: each.keys for side, each in contents.items()}
+        self.broken, self.targets = {}, np.zeros((len(table), 3), np.int32)
+        for side in reversed(list(keys)):  # so that what is wrong with the first side is named
+            reasons = dict(contents[side].unreadable)
+            usable = np.flatnonzero(keys[side] != b"")
+            codes, kinds = media.values(keys[side][usable])
+            self.targets[usable] = np.array([kind.get("target", (0, 0, 0)) for kind in kinds] or [(0, 0, 0)])[codes]
+            for code, kind in enumerate(kinds):
+                if "broken" in kind:
+                    reasons |= dict.fromkeys(usable[codes == code].tolist(), kind["broken"])
+            for row, reason in reasons.items():
+                self.broken[row] = describe_broken_image(side, table.cell(row, side), reason)
+        self.broken = dict(sorted(self.broken.items()))
+        self.targets[list(self.broken)] = 0
 
     def images(self, index: int) -> dict[str, Tensor]:
-        """Read a row's encoded images."""
-        return entry_tensors(self._images[index])
+        rows = {side: self.media[key_at(keys, index)] for side, keys in self.keys.items()}
+        return {f"{side}_{name}": x for side, row in rows.items() for name, x in row.tensors.items()}
 
     def text(self, prompt: str) -> dict[str, Tensor]:
-        """Read a prompt's text states."""
-        return entry_tensors(self._text[self._position[prompt]])
+        return dict(self.texts[digest(prompt)].tensors)

@@ -1,4 +1,4 @@
-"""Encode a pair: pixels to the moments of the latent posterior, a prompt to text states.
+"""Encode a pair: frames to the moments of the latent posterior, a prompt to text states.
 
 Encoding is a function of one row, and rounds to `cache_dtype` itself, so what is read from the cache and what is
 encoded during training are the same bits. The networks come from outside: anything that has the members of `Encoder`
@@ -7,9 +7,7 @@ will do.
 
 from __future__ import annotations
 
-import itertools
 import logging
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache, partial
@@ -19,21 +17,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffpo.data.images import Prepared, choose_target, prepare, target_sizes
-from diffpo.disk.ahead import ahead
+from diffpo.data.contents import read_contents
+from diffpo.data.images import Prepared, choose_target, draw_window, prepare, target_sizes
+from diffpo.disk.ahead import WORKERS, ahead
 from diffpo.disk.progress import track
 from diffpo.errors import UserError
-from diffpo.media.frames import BrokenImage, decode, name_of
+from diffpo.media.frames import BrokenImage, Clip, decode_clip, name_of
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from diffpo.data.records import Source, Table
 
 log = logging.getLogger(__name__)
 
 BOTH = ("chosen", "rejected")
-WORKERS = min(8, os.cpu_count() or 1)
 
 
 class Encoder(Protocol):
@@ -68,13 +64,15 @@ def encode_row(
     """Encode the images of one row.
 
     Returns:
-        Per side `{side}_mean` and `{side}_std` `[c 1 h w]` in `cache_dtype`, and `{side}_size` `[6]` int64 (see
+        Per side `{side}_mean` and `{side}_std` `[c f h w]` in `cache_dtype`, and `{side}_size` `[6]` int64 (see
         `images.Prepared`).
 
     Raises:
         BrokenImage: One of the images cannot be used; then the row must be dropped.
     """
-    return encode_prepared(prepare_row(row, index, encoder.multiple, source, seed, sides), encoder, source)
+    prepared = prepare_row(row, index, encoder.multiple, source, seed, sides)
+    encoded = {side: encode_frames(prepared[side], encoder, source) for side in sides}
+    return {f"{side}_{name}": x for side, tensors in encoded.items() for name, x in tensors.items()}
 
 
 def prepare_row(
@@ -85,36 +83,40 @@ def prepare_row(
     Raises:
         BrokenImage: One of the images cannot be used.
     """
-    images = decode_row(row, sides)
-    first = images[sides[0]]
-    target = choose_target(target_sizes(source, multiple), first.height, first.width)
-    return {side: prepare(image, target, index, source, seed) for side, image in images.items()}
+    clips, window = decode_row(row, sides), draw_window(source, seed, index)
+    target = target_of(clips[sides[0]], source, multiple)
+    return {side: prepare(clip, target, window) for side, clip in clips.items()}
 
 
-def decode_row(row: dict[str, Any], sides: Sequence[str]) -> dict[str, Image.Image]:
-    """Decode the images of one row.
+def target_of(first: Clip, source: Source, multiple: int) -> tuple[int, int]:
+    """Choose the height and width that both images of a row are brought to, by the first one that is used."""
+    return choose_target(target_sizes(source, multiple), first.first.height, first.first.width)
+
+
+def decode_row(row: dict[str, Any], sides: Sequence[str]) -> dict[str, Clip]:
+    """Decode the images of one row: clips of one frame.
 
     Raises:
         BrokenImage: One of them cannot be decoded.
     """
-    images = {}
+    clips = {}
     for side in sides:
         try:
-            images[side] = decode(row[side])
+            clips[side] = decode_clip(row[side], 1)
         except BrokenImage as error:
-            raise BrokenImage(f"{side} image {name_of(row[side])}: {error}") from error
-    return images
+            raise BrokenImage(describe_broken_image(side, row[side], error)) from error
+    return clips
 
 
-def encode_prepared(prepared: dict[str, Prepared], encoder: Encoder, source: Source) -> dict[str, Tensor]:
-    """Do the part of `encode_row` that needs the network."""
-    tensors = {}
-    for side, image in prepared.items():
-        mean, std = encoder.encode_media(image.pixels.unsqueeze(1))
-        tensors[f"{side}_mean"] = _round(mean, source.cache_dtype, f"a {side} image")
-        tensors[f"{side}_std"] = _round(std, source.cache_dtype, f"a {side} image")
-        tensors[f"{side}_size"] = image.size
-    return tensors
+def describe_broken_image(side: str, cell: Any, reason: Any) -> str:
+    """Say which image of a row cannot be used, and why."""
+    return f"{side} image {name_of(cell)}: {reason}"
+
+
+def encode_frames(prepared: Prepared, encoder: Encoder, source: Source) -> dict[str, Tensor]:
+    """Do the part of `encode_row` that needs the network, for one side: `mean`, `std` and `size`."""
+    mean, std = (_round(x, source.cache_dtype, "an image") for x in encoder.encode_media(prepared.frames))
+    return {"mean": mean, "std": std, "size": prepared.size}
 
 
 def encode_text(prompt: str, encoder: Encoder, source: Source) -> dict[str, Tensor]:
@@ -125,15 +127,22 @@ def encode_text(prompt: str, encoder: Encoder, source: Source) -> dict[str, Tens
 
 def different_captions(table: Table, sides: Sequence[str]) -> list[str]:
     """Every caption of a table's sides once, in the order of the rows."""
-    return list(dict.fromkeys(itertools.chain.from_iterable(table.captions(side) for side in sides)))
+    columns = {id(column): column for column in map(table.captions, sides)}  # one, where no side has its own captions
+    return list(dict.fromkeys(text for column in columns.values() for text in column.unique().to_pylist()))
 
 
-def log_cut_captions(prompts: Sequence[str], encoder: Encoder, path: str) -> None:
-    """Warn of captions of the table at `path` whose end no text encoder, or not every one, will see."""
-    for limit, count in sorted(encoder.count_cut(prompts).items() if prompts else ()):
+def log_cut_captions(cut: dict[int, int], captions: int, path: str) -> None:
+    """Warn of captions of the table at `path` whose end no text encoder, or not every one, will see.
+
+    Args:
+        cut: Captions that are cut, by the number of tokens after which they are.
+        captions: Different ones in all.
+        path: Of the table.
+    """
+    for limit, count in sorted(cut.items()):
         if count:
             log.warning(
-                f"{path}: {count} of {len(prompts)} different captions are longer than the {limit} tokens that a text "
+                f"{path}: {count} of {captions} different captions are longer than the {limit} tokens that a text "
                 "encoder reads, and are cut there."
             )
 
@@ -153,10 +162,12 @@ class Encodings(ABC):
 
     read_ahead: ClassVar[int]
     """How many updates a background thread may prepare."""
+    contents: dict[str, np.ndarray]
+    """Per side, `[n]` hashes of the images' bytes."""
     broken: dict[int, str]
     """Rows that cannot be used, and why."""
     targets: np.ndarray
-    """`[n 2]` height and width in pixels that each row's images were brought to."""
+    """`[n 3]` frames, and the height and width in pixels that each row's images are brought to."""
 
     @abstractmethod
     def images(self, index: int) -> dict[str, Tensor]:
@@ -185,9 +196,11 @@ class LiveEncodings(Encodings):
         self._rows = table.rows.select_columns(list(sides))
         self._text = lru_cache(maxsize=1024)(partial(encode_text, encoder=encoder, source=source))
         if rank == 0:
-            log_cut_captions(different_captions(table, self._sides), encoder, table.path)
+            captions = different_captions(table, sides)
+            log_cut_captions(encoder.count_cut(captions), len(captions), table.path)
+        self.contents = {side: read_contents(table, side, shown=rank == 0).keys for side in sides}
         self.broken = {}
-        self.targets = np.zeros((len(table), 2), np.int64)
+        self.targets = np.zeros((len(table), 3), np.int32)
         checked = ahead(self._check, range(len(table)), workers=WORKERS, depth=4 * WORKERS)
         for index, found in enumerate(track(checked, "Checking images", len(table), shown=rank == 0)):
             if isinstance(found, BrokenImage):
@@ -195,17 +208,15 @@ class LiveEncodings(Encodings):
             else:
                 self.targets[index] = found
 
-    def _check(self, index: int) -> tuple[int, int] | BrokenImage:
+    def _check(self, index: int) -> tuple[int, int, int] | BrokenImage:
         try:
             first = decode_row(self._rows[index], self._sides)[self._sides[0]]
         except BrokenImage as error:
             return error
-        return choose_target(target_sizes(self._source, self._encoder.multiple), first.height, first.width)
+        return len(first.frames), *target_of(first, self._source, self._encoder.multiple)
 
     def images(self, index: int) -> dict[str, Tensor]:
-        """Encode a row's images."""
         return encode_row(self._rows[index], index, self._encoder, self._source, self._seed, self._sides)
 
     def text(self, prompt: str) -> dict[str, Tensor]:
-        """Encode a prompt; the most recent ones are remembered."""
         return self._text(prompt)

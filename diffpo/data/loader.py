@@ -13,12 +13,15 @@ import torch
 from torch import Tensor
 
 from diffpo.core.types import Condition, Pair, PairBatch, Rng
+from diffpo.data.contents import CHUNK_ROWS
 from diffpo.data.encode import BOTH, Encodings
 from diffpo.data.plan import Schedule
 from diffpo.disk.ahead import ahead
 from diffpo.errors import UserError
 
 if TYPE_CHECKING:
+    import pyarrow
+
     from diffpo.data.records import Table
 
 log = logging.getLogger(__name__)
@@ -40,7 +43,9 @@ class PairLoader:
     groups: tuple[np.ndarray, ...]
     """Usable row numbers by image size."""
     identity: str
-    """Changes with the rows: their number, sizes, captions and labels. Images are not read for it."""
+    """Changes with the rows: their number, images, sizes, captions and labels."""
+    captions: dict[str, pyarrow.ChunkedArray]
+    """Of every row, by side."""
     encodings: Encodings
     """What the batches are made of."""
     trajectories: Trajectories | None = None
@@ -63,11 +68,11 @@ class PairLoader:
         """
         self.encodings, self._seed, self._dropout, self._sides = encodings, seed, caption_dropout, tuple(sides)
         names = table.rows.column_names
-        self._captions = {side: table.captions(side) for side in self._sides}
-        self._preference = (
-            torch.tensor(table.column("preference")).float() if "preference" in names else torch.ones(len(table))
-        )
-        self._segments = table.column("segments") if "segments" in names else None
+        self.captions = {side: table.captions(side) for side in self._sides}
+        self._preference = torch.ones(len(table))
+        if "preference" in names:
+            self._preference = torch.from_numpy(table.arrow("preference").to_numpy().astype(np.float32))
+        self._segments = table.arrow("segments") if "segments" in names else None
         self.groups = group_rows(encodings)
         self.identity = self._identify()
         if encodings.broken:
@@ -78,10 +83,13 @@ class PairLoader:
             )
 
     def _identify(self) -> str:
-        digest = hashlib.blake2b(repr((self._captions, self._segments)).encode(), digest_size=16)
-        for values in (self._preference.numpy(), *self.groups):
-            digest.update(np.ascontiguousarray(values).tobytes())
-        return digest.hexdigest()
+        state = hashlib.blake2b(digest_size=16)
+        for cells in [*self.captions.values(), *([] if self._segments is None else [self._segments])]:
+            for start in range(0, len(cells), CHUNK_ROWS):
+                state.update(repr(cells.slice(start, CHUNK_ROWS).to_pylist()).encode())
+        for values in (self._preference.numpy(), *self.groups, *self.encodings.contents.values()):
+            state.update(np.ascontiguousarray(values).tobytes())
+        return state.hexdigest()
 
     def batch(self, indices: Sequence[int] | np.ndarray, epoch: int) -> PairBatch:
         """Make a batch of rows that have one image size: latents sampled, captions dropped now and then."""
@@ -104,13 +112,13 @@ class PairLoader:
             mean, std = (torch.stack([row[f"{side}_{moment}"] for row in rows]).float() for moment in ("mean", "std"))
             latent[side] = mean + std * noise(mean.shape[1:], side)
             captions = tuple(
-                "" if drop else self._captions[side][i] for i, drop in zip(index.tolist(), dropped, strict=True)
+                "" if drop else self.captions[side][i].as_py() for i, drop in zip(index.tolist(), dropped, strict=True)
             )
             if captions not in texts:
                 texts[captions] = Condition.cat([as_condition(self.encodings.text(caption)) for caption in captions])
             size = torch.stack([row[f"{side}_size"] for row in rows])
             cond[side] = replace(texts[captions], extra={"size": size})
-        segments = None if self._segments is None else torch.tensor([self._segments[i] for i in index.tolist()])
+        segments = None if self._segments is None else torch.tensor(self._segments.take(index.numpy()).to_pylist())
         return PairBatch(Pair(**latent), Pair(**cond), self._preference[index], index, segments)
 
     def updates(self, schedule: Schedule, start: int, stop: int, *, rank: int = 0) -> Iterator[list[PairBatch]]:
@@ -144,8 +152,8 @@ class PairLoader:
 
 
 def group_rows(encodings: Encodings) -> tuple[np.ndarray, ...]:
-    """Row numbers, without the broken rows, by the height and width of their images."""
-    usable = np.array([i for i in range(len(encodings.targets)) if i not in encodings.broken], np.int64)
+    """Row numbers, without the broken rows, by frames, height and width of their images."""
+    usable = np.setdiff1d(np.arange(len(encodings.targets)), list(encodings.broken))
     if not len(usable):
         return ()
     sizes, size_of = np.unique(encodings.targets[usable], axis=0, return_inverse=True)

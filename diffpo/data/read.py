@@ -51,42 +51,40 @@ class Raw:
     """Changes whenever the content of the table's files may have changed."""
 
 
-def read_table(path: str, split: str, images: Sequence[str]) -> Raw:
+def read_table(path: str, split: str, images: Sequence[str], texts: Sequence[str] = ()) -> Raw:
     """Read one split of a table.
 
     Args:
         path: Any of `FORMS`.
         split: Name of the split; a single file and a glob have only `train`.
         images: Columns that hold images. They come back undecoded, with absolute paths.
+        texts: Columns that hold texts, whatever they look like in a CSV file, besides `TEXTS`.
 
     Raises:
         UserError: Nothing readable is there, or it has no such split, or it has no rows.
     """
-    rows, identity, root = _open(path, split)
+    rows, identity, root = _open(path, split, (*TEXTS, *texts))
     if not len(rows):
         raise UserError(f"The table {path} (split {split}) has no rows.")
     for name in (name for name in images if name in rows.column_names):
         rows = _leave_undecoded(rows, name, root)
-        if rows.features[name].dtype == "string":
-            paths = rows.data.column(name).to_pylist()
-            identity = [*identity, name, *_identity([Path(path) for path in paths if path], root)]
     return Raw(rows, digest(split, *identity).hex())
 
 
-def _open(path: str, split: str) -> tuple[Dataset, list[str], Path]:
+def _open(path: str, split: str, texts: Sequence[str]) -> tuple[Dataset, list[str], Path]:
     """Rows, one line of identity per file, and the folder that relative image paths start from."""
     if path.startswith("shapes:"):
         path = _shapes_path(path)
     local = Path(os.path.expanduser(path))
     if local.is_file():
-        return _open_files(_pick(path, {"train": [local]}, split), path)
+        return _open_files(_pick(path, {"train": [local]}, split), path, texts)
     if local.is_dir():
-        return _open_folder(local, split)
+        return _open_folder(local, split, texts)
     if local.exists():
         raise UserError(f"{path} is neither a file nor a folder. A table can be given as {FORMS}.")
     if glob.has_magic(path):
         found = [Path(name) for name in sorted(glob.glob(str(local), recursive=True)) if "__MACOSX" not in name]
-        return _open_files(_pick(path, {"train": found}, split), path)
+        return _open_files(_pick(path, {"train": found}, split), path, texts)
     if HUB_ID.fullmatch(path) and local.suffix.lower() not in TABLES:
         return _open_hub(path, split)
     raise UserError(f"There is nothing at {path}. A table can be given as {FORMS}.")
@@ -114,7 +112,7 @@ def _shapes_path(path: str) -> str:
         raise UserError(f"{path} is not here: {error}") from error
 
 
-def _open_folder(folder: Path, split: str) -> tuple[Dataset, list[str], Path]:
+def _open_folder(folder: Path, split: str, texts: Sequence[str]) -> tuple[Dataset, list[str], Path]:
     import datasets
 
     if (folder / "dataset_dict.json").is_file():
@@ -125,22 +123,22 @@ def _open_folder(folder: Path, split: str) -> tuple[Dataset, list[str], Path]:
         rows = datasets.load_from_disk(str(folder))
         return (
             rows,
-            _identity(sorted(p for p in folder.iterdir() if p.is_file() and not is_hidden(p, folder)), folder),
+            _identity(sorted(p for p in folder.iterdir() if p.is_file() and not is_hidden(p.name)), folder),
             folder,
         )
     for place in (folder / split, folder):
         metadata = [file for suffix in TABLES if (file := place / f"metadata{suffix}").is_file()]
         if metadata:
             return _open_files(
-                metadata[:1] if place.name == split else _pick(folder, {"train": metadata[:1]}, split), folder
+                metadata[:1] if place.name == split else _pick(folder, {"train": metadata[:1]}, split), folder, texts
             )
     for suffix in TABLES[:-1]:  # .json files are often something else than tables
         if files := files_below(folder, [suffix]):
             splits = defaultdict(list)
             for file in files:
                 splits[_split_of(file.relative_to(folder))].append(file)
-            return _open_files(_pick(folder, splits, split), folder)
-    found = ", ".join(sorted(p.name for p in folder.iterdir() if not is_hidden(p, folder))[:8]) or "nothing"
+            return _open_files(_pick(folder, splits, split), folder, texts)
+    found = ", ".join(sorted(p.name for p in folder.iterdir() if not is_hidden(p.name))[:8]) or "nothing"
     raise UserError(f"The folder {folder} holds no table: found {found}. A table can be given as {FORMS}.")
 
 
@@ -155,7 +153,7 @@ def _split_of(file: Path) -> str:
     return "train"
 
 
-def _open_files(files: list[Path], path: str | Path) -> tuple[Dataset, list[str], Path]:
+def _open_files(files: list[Path], path: str | Path, texts: Sequence[str]) -> tuple[Dataset, list[str], Path]:
     import datasets
     import pyarrow
 
@@ -169,7 +167,7 @@ def _open_files(files: list[Path], path: str | Path) -> tuple[Dataset, list[str]
     if suffixes == {".parquet"}:
         rows = _map_parquet(files, path)
     else:
-        parts = [read_columns(file, TEXTS) for file in files]
+        parts = [read_columns(file, texts) for file in files]
         try:
             rows = datasets.Dataset(datasets.table.InMemoryTable(join_tables(parts)))
         except pyarrow.ArrowException as error:

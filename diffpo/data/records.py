@@ -7,10 +7,10 @@ choosing and ordering rows is an index.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -19,6 +19,7 @@ from diffpo.core.block import Block, Count, Fraction, Pixels, Place, Sharing
 from diffpo.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
+    import pyarrow
     from datasets import Dataset
 
 REQUIRED = ("prompt", "chosen", "rejected")
@@ -61,10 +62,10 @@ class Table:
     """One split in standard columns; row i is `rows[i]`, and i is the `index` of a batch."""
 
     rows: Dataset
-    origin: np.ndarray
-    """`[n]` the row numbers in the table as it was found."""
+    places: np.ndarray
+    """`[n]` numbers that tell the rows apart, the same ones as long as the files of the table are."""
     fingerprint: str
-    """Identity of the content: files, split, rows, order."""
+    """Identity of the files that hold the table, and of the split."""
     counts: Counts
     path: Place
 
@@ -72,26 +73,51 @@ class Table:
         """Count the pairs."""
         return len(self.rows)
 
+    @property
+    def origin(self) -> np.ndarray:
+        """`[n]` the row numbers in the table as it was found."""
+        return self.places % self.counts.rows
+
+    def arrow(self, name: str) -> pyarrow.ChunkedArray:
+        """Read one column as it lies in memory or on disk: few of its values are Python objects at a time."""
+        return arrow_column(self.rows, name)
+
     def column(self, name: str) -> list[Any]:
         """Read one column, without touching the others."""
         return read_column(self.rows, name)
 
-    def captions(self, side: str) -> list[str]:
+    def cell(self, row: int, name: str) -> Any:
+        """Read one value."""
+        return self.rows.select_columns([name])[row][name]
+
+    def paths(self, side: str) -> pyarrow.ChunkedArray | None:
+        """The paths of a side's images; None if the table holds the images themselves."""
+        return self.arrow(side) if self.rows.features[side].dtype in ("string", "large_string") else None
+
+    @cached_property
+    def prompts(self) -> pyarrow.ChunkedArray:
+        """The prompt of every pair."""
+        return self.arrow("prompt")
+
+    def captions(self, side: str) -> pyarrow.ChunkedArray:
         """Read the caption of every image of one side: `{side}_prompt` where it has one, else `prompt`."""
-        prompts = self.column("prompt")
+        from pyarrow import compute
+
         own = f"{side}_prompt"
         if own not in self.rows.column_names:
-            return prompts
-        return [text if has_words(text) else prompt for text, prompt in zip(self.column(own), prompts, strict=True)]
+            return self.prompts
+        texts = self.arrow(own).cast(self.prompts.type)
+        return compute.if_else(has_words(texts), texts, self.prompts)
 
     def captions_missing(self, side: str) -> int:
         """Count the rows in which `{side}_prompt`, a column of this table, is null or blank: `prompt` stands in."""
-        return sum(not has_words(text) for text in self.column(f"{side}_prompt"))
+        from pyarrow import compute
+
+        return len(self) - (compute.sum(has_words(self.arrow(f"{side}_prompt"))).as_py() or 0)
 
     def take(self, index: np.ndarray) -> Table:
         """Keep some rows, in the order given."""
-        fingerprint = digest(self.fingerprint, np.ascontiguousarray(index, np.int64).tobytes())
-        return Table(self.rows.select(index), self.origin[index], fingerprint, self.counts, self.path)
+        return Table(self.rows.select(index), self.places[index], self.fingerprint, self.counts, self.path)
 
 
 @dataclass(frozen=True)
@@ -116,15 +142,17 @@ class Layout:
 class Source(Block, ABC):
     """Where pairs come from and how their images are prepared; a layout of columns is a subclass."""
 
-    columns: ClassVar[tuple[str, ...]]
+    needed: ClassVar[tuple[str, ...]]
     """The columns that a table of this layout must have; the first two hold the images."""
 
     path: Place
     """A Hub id, a folder written by `save_to_disk`, a parquet file, folder or glob, a JSONL, JSON or CSV table (image
     paths relative to it), a folder holding `metadata.{jsonl,csv,parquet}`, or `shapes:pairs`, the table that comes with
     diffpo."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """What the table calls the columns, where it has names of its own: `{prompt: caption, chosen: winner}`."""
     split: Place = "train"
-    """Split to learn from."""
+    """Split to learn from. A table without splits needs none."""
     validation_path: Place | None = None
     """Another table to hold out, in the same layout. None: `path`, if `validation_split` is set."""
     validation_split: Place | None = None
@@ -173,7 +201,7 @@ class Source(Block, ABC):
         """Bring a table into standard columns and choose its usable rows.
 
         Args:
-            raw: The table as it was found, having `columns`.
+            raw: The table as it was found, having the columns `needed`.
             path: Where it was found, for messages.
 
         Raises:
@@ -181,35 +209,87 @@ class Source(Block, ABC):
         """
 
 
+def arrow_column(rows: Dataset, name: str) -> pyarrow.ChunkedArray:
+    """Read one column as Arrow keeps it."""
+    return rows.select_columns([name]).with_format("arrow")[:][name]
+
+
 def read_column(rows: Dataset, name: str) -> list[Any]:
     """Read one column, without touching the others."""
-    return rows.select_columns([name])[:][name]
+    return arrow_column(rows, name).to_pylist()
 
 
-def has_words(caption: str | None) -> bool:
-    """Whether an image has a caption of its own: a blank one is none (CSV files cannot say null)."""
-    return caption is not None and bool(caption.strip())
+def has_words(captions: pyarrow.ChunkedArray) -> pyarrow.ChunkedArray:
+    """Whether images have captions of their own: a blank one is none (CSV files cannot say null)."""
+    import pyarrow
+    from pyarrow import compute
+
+    trimmed = compute.utf8_trim_whitespace(captions.cast(pyarrow.string()))
+    return compute.fill_null(compute.greater(compute.utf8_length(trimmed), 0), False)
 
 
-def has_text(rows: Dataset, name: str) -> np.ndarray:
-    """`[n]` whether a row has a prompt; an empty one counts."""
-    return np.array([isinstance(text, str) for text in read_column(rows, name)], bool)
+def has_text(rows: Dataset, name: str, path: str) -> np.ndarray:
+    """`[n]` whether a row has a prompt; an empty one counts.
+
+    Raises:
+        UserError: A prompt holds marks that no text has.
+    """
+    check_texts(rows, name, path)
+    cells = arrow_column(rows, name)
+    return np.array(cells.is_valid()) if is_text(cells.type) else np.zeros(len(cells), bool)
+
+
+def is_text(kind: pyarrow.DataType) -> bool:
+    """Whether a column of this type holds texts."""
+    from pyarrow import types
+
+    return types.is_string(kind) or types.is_large_string(kind)
+
+
+def check_texts(rows: Dataset, name: str, path: str) -> None:
+    """Check a column of texts, as `disk.tables` does while it reads: not all tables come from there.
+
+    Raises:
+        UserError: A text holds a byte order mark, a mark for a lost character, or NUL.
+    """
+    from pyarrow import compute
+
+    cells = arrow_column(rows, name)
+    if not is_text(cells.type):
+        return
+    marked = compute.fill_null(compute.match_substring_regex(cells, "[\\x{FEFF}\\x{FFFD}\\x00]"), False)
+    if compute.any(marked).as_py():
+        row = compute.index(marked, True).as_py()
+        raise UserError(
+            f"{path}: `{name}` of row {row} is {cells[row].as_py()[:60]!r}, which holds marks that are no text. Write "
+            "the table again from texts that were read as what they are, or leave the row out."
+        )
 
 
 def check_preference(values: list[Any], path: str) -> np.ndarray:
-    """Return `[n]` float64 preferences.
+    """Return `[n]` float64 preferences; NaN where one is missing.
 
     Raises:
-        UserError: One is missing, is no number, or lies outside [0, 1].
+        UserError: One is no number, or lies outside [0, 1].
     """
-    wrong = [i for i, p in enumerate(values) if not isinstance(p, int | float) or math.isnan(p) or not 0 <= p <= 1]
-    if wrong:
-        examples = ", ".join(f"{values[i]!r} in row {i}" for i in wrong[:3])
-        raise UserError(
-            f"{path}: `preference` is P(chosen > rejected), a number from 0 to 1; {len(wrong)} rows are not "
-            f"({examples})."
-        )
-    return np.array(values, np.float64)
+    numbers = read_numbers(values, "preference", path)
+    _refuse(
+        ~np.isnan(numbers) & ~((numbers >= 0) & (numbers <= 1)),
+        values,
+        f"{path}: `preference` is P(chosen > rejected), a number from 0 to 1",
+    )
+    return numbers
+
+
+def read_numbers(values: list[Any], name: str, path: str) -> np.ndarray:
+    """Return `[n]` float64 numbers, booleans being 1 and 0; NaN where one is missing.
+
+    Raises:
+        UserError: One is something else.
+    """
+    known = [value is None or isinstance(value, int | float) for value in values]
+    _refuse(~np.array(known, bool), values, f"{path}: `{name}` holds numbers, booleans or null")
+    return np.array([math.nan if value is None else value for value in values], np.float64)
 
 
 def check_scores(values: list[Any], name: str, path: str) -> None:
@@ -218,13 +298,9 @@ def check_scores(values: list[Any], name: str, path: str) -> None:
     Raises:
         UserError: One is missing or is no finite number.
     """
-    wrong = [i for i, score in enumerate(values) if not isinstance(score, int | float) or not math.isfinite(score)]
-    if wrong:
-        examples = ", ".join(f"{values[i]!r} in row {i}" for i in wrong[:3])
-        raise UserError(
-            f"{path}: `{name}` is a number, what a scorer gave the image; {len(wrong)} rows have none ({examples}). "
-            "Score the table again, or remove the column."
-        )
+    right = [isinstance(score, int | float) and math.isfinite(score) for score in values]
+    advice = "Score the table again, or remove the column."
+    _refuse(~np.array(right, bool), values, f"{path}: `{name}` is a number, what a scorer gave the image", advice)
 
 
 def check_captions(values: list[Any], name: str, path: str) -> None:
@@ -233,26 +309,32 @@ def check_captions(values: list[Any], name: str, path: str) -> None:
     Raises:
         UserError: One is neither a text nor null.
     """
-    wrong = [i for i, text in enumerate(values) if not isinstance(text, str | None)]
-    if wrong:
-        examples = ", ".join(f"{values[i]!r} in row {i}" for i in wrong[:3])
-        raise UserError(f"{path}: `{name}` holds captions, texts or null; {len(wrong)} rows do not ({examples}).")
+    right = [isinstance(text, str | None) for text in values]
+    _refuse(~np.array(right, bool), values, f"{path}: `{name}` holds captions, texts or null")
 
 
-def check_segments(values: list[Any], path: str) -> None:
-    """Check the frame-by-frame labels.
+def check_segments(values: list[Any], path: str) -> np.ndarray:
+    """Check the frame-by-frame labels: lists of -1 (the rejected side is better), 0 (neither) and 1 (the chosen is).
+
+    Returns:
+        `[n]` whether a row has any.
 
     Raises:
-        UserError: One is no list of -1 (the rejected side is better), 0 (neither) and 1 (the chosen side is).
+        UserError: One is no such list.
     """
-    wrong = [i for i, marks in enumerate(values) if not isinstance(marks, list) or not set(marks) <= {-1, 0, 1}]
-    if wrong:
-        examples = ", ".join(f"{values[i]!r} in row {i}" for i in wrong[:3])
-        raise UserError(
-            f"{path}: `segments` is a list of -1, 0 and 1, one per frame; {len(wrong)} rows are not ({examples})."
-        )
+    right = [
+        marks is None or (isinstance(marks, list) and all(mark in (-1, 0, 1) for mark in marks)) for marks in values
+    ]
+    _refuse(~np.array(right, bool), values, f"{path}: `segments` is a list of -1, 0 and 1, one per frame")
+    lengths = np.array([len(marks or ()) for marks in values], np.int64)
+    ragged = (lengths > 0) & (lengths != lengths.max(initial=0))
+    _refuse(ragged, values, f"{path}: `segments` has the same number of labels, {lengths.max(initial=0)}, in all rows")
+    return lengths > 0
 
 
-def digest(fingerprint: str, more: bytes) -> str:
-    """Derive a fingerprint from another one."""
-    return hashlib.blake2b(more, key=fingerprint.encode(), digest_size=16).hexdigest()
+def _refuse(wrong: np.ndarray, values: list[Any], what: str, advice: str = "") -> None:
+    """Name the first rows that are wrong, if there are any."""
+    rows = np.flatnonzero(wrong)
+    if len(rows):
+        examples = ", ".join(f"{values[i]!r} in row {i}" for i in rows[:3])
+        raise UserError(f"{what}; {len(rows)} rows say something else ({examples}). {advice}".rstrip())

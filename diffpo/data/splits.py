@@ -5,18 +5,30 @@ from __future__ import annotations
 import hashlib
 import logging
 import unicodedata
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diffpo.data.read import read_table
-from diffpo.data.records import OPTIONAL, REQUIRED, Source, Splits, Table, check_captions, digest
+from diffpo.data.read import TEXTS, read_table
+from diffpo.data.records import OPTIONAL, REQUIRED, Source, Splits, Table, check_captions, check_texts
+from diffpo.disk.rows import digest
 from diffpo.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 log = logging.getLogger(__name__)
 
 SIDED = {"chosen": "chosen_prompt", "rejected": "rejected_prompt"}
 SINGLE = {"image", "completion", "label", "desirable", "file_name"}
 """Columns of tables that hold one judged image per row."""
+SYNONYMS = {
+    "prompt": ("prompt", "caption", "text", "instruction"),
+    "chosen": ("chosen", "winner", "win", "preferred", "better", "chosen_image", "image_w", "image_chosen", "good"),
+    "rejected": ("rejected", "loser", "lose", "other", "worse", "rejected_image", "image_l", "image_rejected", "bad"),
+}
+"""What people call the columns."""
 HOW_TO_GET = {
     **dict.fromkeys(
         ("preference", "chosen_score", "rejected_score"),
@@ -35,9 +47,13 @@ def load_table(source: Source, path: str, split: str) -> Table:
     Raises:
         UserError: The table cannot be read, lacks columns, or has no usable row.
     """
-    raw = read_table(path, split, source.columns[:2])
-    _check_columns(source, raw.rows.column_names, path)
-    layout = source.adapt(raw.rows, path)
+    own = {**{name: name for name in source.needed}, **source.columns}
+    raw = read_table(
+        path, split, [own[name] for name in source.needed[:2]], [own[name] for name in own if name in TEXTS]
+    )
+    rows = _rename(source, raw.rows, path)
+    _check_columns(source, rows.column_names, path)
+    layout = source.adapt(rows, path)
     index = layout.index[: source.limit]
     if not len(index):
         raise UserError(
@@ -45,23 +61,30 @@ def load_table(source: Source, path: str, split: str) -> Table:
         )
     log.info(f"{path}, split {split}: {layout.counts}; {len(index)} pairs are used.")
     keep = [name for name in (*REQUIRED, *OPTIONAL) if name in layout.rows.column_names]
-    fingerprint = digest(raw.fingerprint, type(source).__name__.encode())
-    table = Table(
-        layout.rows.select_columns(keep),
-        np.arange(len(layout.rows)) % layout.counts.rows,
-        fingerprint,
-        layout.counts,
-        path,
-    )
-    table = table.take(index)
+    fingerprint = digest(raw.fingerprint, type(source).__name__, repr(sorted(source.columns.items()))).hex()
+    places = np.arange(len(layout.rows))
+    table = Table(layout.rows.select_columns(keep), places, fingerprint, layout.counts, path).take(index)
     _note_missing_captions(table)
     return table
+
+
+def _rename(source: Source, rows: Dataset, path: str) -> Dataset:
+    """Give the columns that the source names their standard names, in the place of others of those names."""
+    missing = [theirs for theirs in source.columns.values() if theirs not in rows.column_names]
+    if missing:
+        raise UserError(
+            f"data.columns names {', '.join(missing)}, but {path} has the columns {', '.join(rows.column_names)}."
+        )
+    renamed = {theirs: ours for ours, theirs in source.columns.items() if theirs != ours}
+    replaced = [ours for ours in renamed.values() if ours in rows.column_names and ours not in renamed]
+    return rows.remove_columns(replaced).rename_columns(renamed)
 
 
 def _note_missing_captions(table: Table) -> None:
     for side, own in SIDED.items():
         if own in table.rows.column_names:
             check_captions(table.column(own), own, table.path)
+            check_texts(table.rows, own, table.path)
             missing = table.captions_missing(side)
             if missing:
                 log.warning(
@@ -152,20 +175,33 @@ def _check_not_blank(requires: frozenset[str], table: Table, method: str) -> Non
 
 def fitting_layouts(found: list[str]) -> list[str]:
     """Names of the layouts whose columns a table has."""
-    from diffpo.data import SOURCES
+    from diffpo.data.sources import SOURCES
 
-    return [name for name, source in SOURCES.items() if set(source.columns) <= set(found)]
+    return [name for name, source in SOURCES.items() if set(source.needed) <= set(found)]
+
+
+def advise_columns(found: Sequence[str]) -> str:
+    """Say how to tell what the columns of a table with other names are."""
+    guessed = {
+        ours: next((name for name in found if name.lower() in names), "COLUMN") for ours, names in SYNONYMS.items()
+    }
+    pairs = ", ".join(f"{ours}: {name}" for ours, name in guessed.items() if ours != name)
+    option = pairs.replace(": ", "=").replace(", ", ",")
+    return (
+        f"Say which column is which: data.columns='{{{pairs}}}' in a config or for `diffpo train`, --columns {option} "
+        "for `diffpo data`."
+    )
 
 
 def _check_columns(source: Source, found: list[str], path: str) -> None:
-    from diffpo.data import SOURCES
+    from diffpo.data.sources import SOURCES
 
-    missing = [name for name in source.columns if name not in found]
+    missing = [name for name in source.needed if name not in found]
     if not missing:
         return
     fitting = fitting_layouts(found)
-    needed = "; ".join(f"{name} needs {', '.join(other.columns)}" for name, other in SOURCES.items())
-    advice = f"Choose data.name={fitting[0]}." if fitting else f"Rename its columns: data.name={needed}."
+    needed = "; ".join(f"{name} needs {', '.join(other.needed)}" for name, other in SOURCES.items())
+    advice = f"Choose data.name={fitting[0]}." if fitting else f"{advise_columns(found)} (Layouts: {needed}.)"
     if not fitting and set(found) & SINGLE and not {"chosen", "rejected"} & set(found):
         advice = (
             "This looks like a table of single images with a label each. Every method learns from pairs, kto too: "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,6 +11,9 @@ from typing import TypeVar
 
 T = TypeVar("T")
 U = TypeVar("U")
+
+WORKERS = min(8, os.cpu_count() or 1)
+"""Threads that decode and read files."""
 
 
 def ahead(fn: Callable[[T], U], items: Iterable[T], *, workers: int, depth: int) -> Iterator[U]:
@@ -26,3 +31,10 @@ def ahead(fn: Callable[[T], U], items: Iterable[T], *, workers: int, depth: int)
 def chunks(rows: list[T], size: int) -> list[list[T]]:
     """Cut into pieces of `size`; the last may be shorter."""
     return [rows[i : i + size] for i in range(0, len(rows), size)]
+
+
+def groups(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Cut what comes into lists of `size`, no earlier than they are asked for; the last may be shorter."""
+    iterator = iter(items)
+    while group := list(itertools.islice(iterator, size)):
+        yield group

@@ -6,7 +6,8 @@ another order or a moved disk computes nothing again.
 
     store = RowStore("encodings", {"encoder": ..., "dtype": ...})
     store.fill(keys, compute, "Encoding")          # computes what is missing; any number of processes share the work
-    store[key].tensors["chosen_mean"]
+    store[key].tensors["mean"]                     # reads one row
+    codes, kinds = store.values(keys)              # what all rows say, at once: that of key i is kinds[codes[i]]
 
 Rows lie in Arrow files, each written whole or not at all, and read through memory maps. A kill loses at most the file
 that was being written. Two processes that compute the same row write two files; one of them is read.
@@ -40,8 +41,8 @@ ROWS_PER_FILE = 128
 """Rows in a file, unless that gave more than `MOST_FILES`: what a kill costs at most."""
 MOST_FILES = 512
 """Files that one `fill` writes at most: each one is a memory map, of which a process may have some ten thousand."""
-BATCH_ROWS = 16
-"""Rows per Arrow record batch: what is held in memory while a file is written."""
+BATCH_ROWS, BATCH_BYTES = 256, 8 * 2**20
+"""Rows and bytes of tensors after which an Arrow record batch ends: what is held in memory while a file is written."""
 RECIPE = "recipe.json"
 
 
@@ -52,6 +53,16 @@ def digest(*parts: bytes | str) -> bytes:
         content = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part
         state.update(len(content).to_bytes(8, "little") + content)
     return state.digest()
+
+
+def as_keys(keys: Sequence[bytes] | np.ndarray) -> np.ndarray:
+    """Keys as one array `[n]`: 16 bytes each, where a list of them has 60. An empty key stands for none."""
+    return np.asarray(keys, f"S{KEY_BYTES}")
+
+
+def key_at(keys: np.ndarray, place: int) -> bytes:
+    """One key of an array; numpy itself takes zeros off the end."""
+    return keys[place : place + 1].tobytes()
 
 
 def cache_home(given: str | None = None) -> Path:
@@ -72,40 +83,58 @@ class Row:
 class RowStore:
     """The rows of one recipe."""
 
-    def __init__(self, kind: str, recipe: Mapping[str, Any], home: Path | None = None):
+    def __init__(
+        self, kind: str, recipe: Mapping[str, Any], home: Path | None = None, rows_per_file: int = ROWS_PER_FILE
+    ):
         """Find a store and what it holds; nothing is written.
 
         Args:
             kind: Name of the folder of all stores of this kind: "encodings".
             recipe: All that decides a row besides its key, as plain JSON values.
             home: The folder of all kinds; `cache_home()` by default.
+            rows_per_file: What a kill costs at most: fewer where a row takes long.
         """
         self.recipe = json.loads(json.dumps(recipe))
         name = digest(json.dumps(self.recipe, sort_keys=True)).hex()
         self.folder = (home or cache_home()) / kind / name
+        self.rows_per_file = rows_per_file
         self.refresh()
 
     def refresh(self) -> None:
         """Look again at what is on the disk, such as what other processes have written."""
         self._files = sorted(self.folder.glob("*.arrow"))
-        self._tables: dict[int, pyarrow.Table] = {}
-        keys, places = [np.zeros((0, 2), ">u8")], [np.zeros((0, 2), np.int32)]
+        self._readers: dict[int, pyarrow.ipc.RecordBatchFileReader] = {}
+        keys, places = [as_keys([])], [np.zeros((0, 3), np.int32)]
         for number in range(len(self._files)):
-            column = self._table(number).column("key").combine_chunks()
-            found = np.frombuffer(column.buffers()[1], ">u8")[2 * column.offset :][: 2 * len(column)].reshape(-1, 2)
-            keys.append(found)
-            places.append(np.stack([np.full(len(found), number, np.int32), np.arange(len(found), dtype=np.int32)], 1))
-        high, low = np.concatenate(keys).astype(np.uint64).T
-        order = np.lexsort((low, high))
-        self._high, self._low, self._places = high[order], low[order], np.concatenate(places)[order]
+            with self._naming(number):
+                reader = self._open(number, ["key"])
+                for batch in range(reader.num_record_batches):
+                    column = reader.get_batch(batch).column(0)
+                    found = np.frombuffer(column.buffers()[1], f"S{KEY_BYTES}", len(column), KEY_BYTES * column.offset)
+                    keys.append(found)
+                    where = np.empty((len(found), 3), np.int32)
+                    where[:, 0], where[:, 1], where[:, 2] = number, batch, np.arange(len(found))
+                    places.append(where)
+        together = np.concatenate(keys)
+        order = np.argsort(together, kind="stable")
+        self._keys, self._places = together[order], np.concatenate(places)[order]
 
     def __len__(self) -> int:
         """Count the rows on disk, those that were computed twice included."""
-        return len(self._high)
+        return len(self._keys)
 
     def __contains__(self, key: bytes) -> bool:
         """Whether a row is there."""
-        return self._find(key) is not None
+        return self.find([key])[0] >= 0
+
+    def find(self, keys: Sequence[bytes] | np.ndarray) -> np.ndarray:
+        """Where rows are among all: `[n]`, -1 for those that are not there."""
+        keys = as_keys(keys)
+        if not len(self._keys):
+            return np.full(len(keys), -1)
+        at = np.searchsorted(self._keys, keys)
+        at[at == len(self._keys)] = 0
+        return np.where(self._keys[at] == keys, at, -1)
 
     def __getitem__(self, key: bytes) -> Row:
         """Read a row.
@@ -113,13 +142,46 @@ class RowStore:
         Raises:
             KeyError: It is not there.
         """
-        place = self._find(key)
-        if place is None:
+        at = self.find([key])[0]
+        if at < 0:
             raise KeyError(key.hex())
-        number, row = place
-        return _unpack(self._table(number).slice(row, 1).to_pylist()[0])
+        number, batch, row = self._places[at].tolist()
+        if number not in self._readers:
+            self._readers[number] = self._open(number)
+        return _unpack(self._readers[number].get_batch(batch).slice(row, 1).to_pylist()[0])
 
-    def pending(self, keys: Sequence[bytes], *, rank: int = 0, world: int = 1) -> list[list[int]]:
+    def values(self, keys: Sequence[bytes] | np.ndarray) -> tuple[np.ndarray, list[Mapping[str, Any]]]:
+        """Read the values of many rows at once; their tensors are not touched.
+
+        Returns:
+            `[n]` numbers into the list of the different values.
+
+        Raises:
+            KeyError: A row is not there.
+        """
+        import pyarrow
+
+        at = self.find(keys)
+        if (at < 0).any():
+            raise KeyError(key_at(as_keys(keys), int(np.argmin(at))).hex())
+        numbers, batches, rows = self._places[at].T
+        codes, kinds = np.zeros(len(at), np.int32), [pyarrow.array([], pyarrow.string())]
+        known = 0
+        for number in np.unique(numbers):
+            reader, mine = self._open(number, ["values"]), np.flatnonzero(numbers == number)
+            texts = pyarrow.chunked_array(
+                [b.column(0) for b in map(reader.get_batch, range(reader.num_record_batches))]
+            )
+            starts = np.cumsum([0, *(len(chunk) for chunk in texts.chunks)])
+            coded = texts.combine_chunks().dictionary_encode()
+            codes[mine] = known + coded.indices.to_numpy()[starts[batches[mine]] + rows[mine]]
+            kinds.append(coded.dictionary)
+            known += len(coded.dictionary)
+        different = pyarrow.chunked_array(kinds).combine_chunks().dictionary_encode()
+        codes = different.indices.to_numpy()[codes] if len(codes) else codes
+        return codes, [json.loads(text) for text in different.dictionary.to_pylist()]
+
+    def pending(self, keys: Sequence[bytes] | np.ndarray, *, rank: int = 0, world: int = 1) -> list[list[int]]:
         """List what is to be computed by one of several processes, file by file.
 
         The keys are cut into pieces, of which every process gets its share, whether or not they are there already. So a
@@ -133,16 +195,17 @@ class RowStore:
         Returns:
             For each file to write, the places in `keys` of the rows that are missing.
         """
-        first = {key: i for i, key in reversed(list(enumerate(keys)))}
-        places = sorted(first.values())
-        length = max(ROWS_PER_FILE, -(-len(places) // MOST_FILES))
-        pieces = [places[start : start + length] for start in range(0, len(places), length)]
-        missing = [[i for i in piece if keys[i] not in self] for piece in pieces[rank::world]]
-        return [piece for piece in missing if piece]
+        keys = as_keys(keys)
+        places = np.sort(np.unique(keys, return_index=True)[1])
+        missing = self.find(keys[places]) < 0
+        length = max(self.rows_per_file, -(-len(places) // MOST_FILES))
+        starts = range(0, len(places), length)[rank::world]
+        pieces = [places[start : start + length][missing[start : start + length]].tolist() for start in starts]
+        return [piece for piece in pieces if piece]
 
     def fill(
         self,
-        keys: Sequence[bytes],
+        keys: Sequence[bytes] | np.ndarray,
         compute: Callable[[list[int]], Iterable[Row]],
         title: str,
         *,
@@ -164,12 +227,13 @@ class RowStore:
         Raises:
             UserError: The disk is full, or whatever `compute` raises. Finished files stay.
         """
+        keys = as_keys(keys)
         sweep(self.folder)
         pieces = self.pending(keys, rank=rank, world=world)
         rows = itertools.chain.from_iterable(compute(piece) for piece in pieces)
         with contextlib.closing(track(rows, title, sum(map(len, pieces)), shown=rank == 0)) as computed:
             for piece in pieces:
-                self.add([keys[i] for i in piece], itertools.islice(computed, len(piece)))
+                self.add([key_at(keys, i) for i in piece], itertools.islice(computed, len(piece)))
         self.refresh()
 
     def add(self, keys: Sequence[bytes], rows: Iterable[Row]) -> None:
@@ -182,38 +246,33 @@ class RowStore:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
-                f"{self.folder} cannot be made ({error.strerror}): set DIFFPO_CACHE to another folder."
+                f"{self.folder} cannot be made ({error.strerror}): set data.cache_dir or DIFFPO_CACHE to another one."
             ) from error
         if not (self.folder / RECIPE).exists():
             write_json(self.folder / RECIPE, self.recipe)
         packed = (_pack(key, row) for key, row in zip(keys, rows, strict=True))
         write_file(self.folder / f"{secrets.token_hex(8)}.arrow", lambda file: _write(file, packed))
 
-    def _find(self, key: bytes) -> tuple[int, int] | None:
-        high, low = np.frombuffer(key, ">u8").astype(np.uint64)
-        for i in range(int(np.searchsorted(self._high, high)), len(self._high)):
-            if self._high[i] != high:
-                break
-            if self._low[i] == low:
-                number, row = self._places[i]
-                return int(number), int(row)
-        return None
-
-    def _table(self, number: int) -> pyarrow.Table:
-        """Open a file as a memory map.
-
-        Raises:
-            UserError: It is damaged.
-        """
+    def _open(self, number: int, columns: Sequence[str] | None = None) -> pyarrow.ipc.RecordBatchFileReader:
+        """Open a file as a memory map, for all columns or some."""
         import pyarrow
 
-        if number not in self._tables:
-            path = self._files[number]
-            try:
-                self._tables[number] = pyarrow.ipc.open_file(pyarrow.memory_map(str(path))).read_all()
-            except (OSError, pyarrow.ArrowException) as error:
-                raise UserError(f"{path} is damaged ({error}): delete it and run the command again.") from error
-        return self._tables[number]
+        with self._naming(number):
+            wanted = None if columns is None else [_schema().get_field_index(name) for name in columns]
+            options = pyarrow.ipc.IpcReadOptions(included_fields=wanted)
+            return pyarrow.ipc.open_file(pyarrow.memory_map(str(self._files[number])), options=options)
+
+    @contextlib.contextmanager
+    def _naming(self, number: int) -> Iterator[None]:
+        """Name a file that turns out to be damaged."""
+        import pyarrow
+
+        try:
+            yield
+        except (OSError, pyarrow.ArrowException) as error:
+            raise UserError(
+                f"{self._files[number]} is damaged ({error}): delete it and run the command again."
+            ) from error
 
 
 def _schema() -> pyarrow.Schema:
@@ -238,7 +297,14 @@ def _write(file: BinaryIO, rows: Iterator[dict[str, Any]]) -> None:
 
     schema = _schema()
     with pyarrow.ipc.new_file(file, schema) as writer:
-        while batch := list(itertools.islice(rows, BATCH_ROWS)):
+        batch, size = [], 0
+        for row in rows:
+            batch.append(row)
+            size += sum(map(len, row["data"]))
+            if len(batch) == BATCH_ROWS or size >= BATCH_BYTES:
+                writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
+                batch, size = [], 0
+        if batch:
             writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
 
 

@@ -20,7 +20,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from diffpo.errors import UserError
@@ -186,15 +186,16 @@ def join_tables(parts: Sequence[pyarrow.Table]) -> pyarrow.Table:
     return pyarrow.concat_tables(parts, promote_options="permissive")
 
 
-def is_hidden(path: Path, below: Path) -> bool:
-    """Whether a part of `path` under the folder `below` is hidden, or a copy that an archiver or editor keeps."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in path.relative_to(below).parts)
+def is_hidden(path: str | PurePath) -> bool:
+    """Whether a path within a folder or an archive is hidden: a part of it begins with "." or is `__MACOSX`."""
+    parts = (part for part in PurePath(path).parts if part not in (".", ".."))
+    return any(part.startswith(".") or part == "__MACOSX" for part in parts)
 
 
 def files_below(folder: Path, suffixes: Sequence[str]) -> list[Path]:
     """The files of some suffixes, in small letters, anywhere below a folder, sorted; what is hidden is left out."""
     found = (path for path in folder.rglob("*") if path.name.lower().endswith(tuple(suffixes)))
-    return sorted(path for path in found if not is_hidden(path, folder) and path.is_file())
+    return sorted(path for path in found if not is_hidden(path.relative_to(folder)) and path.is_file())
 
 
 def clean(text: str, place: str) -> str:

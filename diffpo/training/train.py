@@ -191,8 +191,8 @@ def encode(config: Config, accelerator: Accelerator, table: Table, encoders: Enc
     seed, sides, rank = config.train.seed, config.method.sides, accelerator.process_index
     if not config.data.cache:
         return LiveEncodings(table, config.data, encoders, seed=seed, sides=sides, rank=rank)
-    cache = EncodingCache(table, config.data, encoders, seed=seed, sides=sides)
-    cache.encode_shards(rank=rank, world=accelerator.num_processes)
+    cache = EncodingCache(table, config.data, encoders, seed=seed, sides=sides, rank=rank)
+    cache.fill(world=accelerator.num_processes)
     accelerator.wait_for_everyone()
     return cache.open()
 

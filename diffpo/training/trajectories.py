@@ -2,37 +2,34 @@
 
 For each row and side there are two trajectories, with the caption and with the empty one, from the posterior's mode
 to the end of the grid. A trajectory is a function of its row: four images through the network together, always the
-same four. They lie beside the encodings, under a name that depends on those, on the reference's weights and on the
-inversion.
+same four. They lie in a store (`disk.rows`) whose name depends on the encodings, on the reference's weights, on the
+inversion and on the precision; a row's key is the hash of its images' keys and of its captions.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import itertools
-import json
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from diffpo.core.inversion import Inversion, trajectory
 from diffpo.core.types import DTYPES, Pair
 from diffpo.data.cache import CachedEncodings
+from diffpo.data.encode import BOTH
 from diffpo.data.loader import PairLoader
-from diffpo.disk.files import write_file
-from diffpo.disk.progress import track
-from diffpo.disk.shards import cut, entry_tensors, make_entry, read_shards, write_entries
+from diffpo.disk.rows import Row, RowStore, as_keys, digest, key_at
 from diffpo.models import pipelines
 from diffpo.training.learner import Learner
 
 if TYPE_CHECKING:
     from diffpo.config.run import Config
 
-FORMAT = 1
-"""Raise it when the meaning of a file's content changes."""
+FORMAT = 2
+"""Raise it when the meaning of a row's content changes."""
 
 
 def keep_trajectories(learner: Learner, loaders: Sequence[PairLoader]) -> None:
@@ -44,7 +41,7 @@ def keep_trajectories(learner: Learner, loaders: Sequence[PairLoader]) -> None:
         kept = KeptTrajectories(learner.config, inversion, loader)
         kept.make(learner)
         learner.accelerator.wait_for_everyone()
-        kept.open()
+        kept.store.refresh()
         loader.trajectories = kept
 
 
@@ -52,22 +49,30 @@ class KeptTrajectories:
     """Trajectories of one table, one reference and one inversion."""
 
     def __init__(self, config: Config, inversion: Inversion, loader: PairLoader):
-        """Find their place; nothing is computed, read or written."""
-        assert isinstance(loader.encodings, CachedEncodings), "the config refuses inversion.cache without data.cache"
+        """Find what is there already; nothing is computed."""
+        encodings = loader.encodings
+        assert isinstance(encodings, CachedEncodings), "the config refuses inversion.cache without data.cache"
         self._inversion, self._loader = inversion, loader
-        encodings = loader.encodings.folder
-        self.key = {
+        recipe = {
             "format": FORMAT,
-            "encodings": encodings.name,
-            "pairs": loader.identity,
+            "encodings": [encodings.media.folder.name, encodings.texts.folder.name],
             "reference": identify_reference(config),
             "inversion": [inversion.steps, inversion.renoise, inversion.landing],
             "shift": config.model.time.shift,
             "precision": [config.model.dtype, config.train.dtype, config.train.mixed_precision, config.model.attention],
         }
-        name = hashlib.blake2b(json.dumps(self.key, sort_keys=True).encode(), digest_size=16).hexdigest()
-        self.folder = encodings.parent.parent / "trajectories" / name
-        self.shards = cut(self.folder, "trajectories", len(loader.encodings.targets))
+        home = Path(config.data.cache_dir).expanduser() if config.data.cache_dir else None
+        self.store = RowStore("trajectories", recipe, home)
+        self._usable = np.sort(np.concatenate(loader.groups))
+        self._keys = as_keys([self._key(row) for row in self._usable.tolist()])
+
+    def _key(self, row: int) -> bytes:
+        encodings = self._loader.encodings
+        assert isinstance(encodings, CachedEncodings)
+        return digest(
+            *(key_at(encodings.keys[side], row) for side in BOTH),
+            *(self._loader.captions[side][row].as_py() for side in BOTH),
+        )
 
     def make(self, learner: Learner) -> None:
         """Compute this process's share of what is not there yet; every process must call this.
@@ -77,49 +82,28 @@ class KeptTrajectories:
         """
         world, rank = learner.accelerator.num_processes, learner.accelerator.process_index
         assert learner.reference is not None, "inversion.cache comes with invert_with=reference"
-        mine = [shard for shard in self.shards[rank::world] if not shard.path.exists()]
-        rows = [i for shard in mine for i in shard.entries]
-        calls = learner.reference.lockstep(len(rows))
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if mine:
-            write_file(self.folder / "key.json", json.dumps(self.key, indent=2))
-        with contextlib.closing(
-            track(self._entries(learner, rows), "Inverting", len(rows), shown=rank == 0)
-        ) as entries:
-            for shard in mine:
-                content = itertools.islice(entries, len(shard.entries))
-                write_file(shard.path, lambda file, content=content: write_entries(file, content))
-        for _ in range(calls - len(rows)):  # a sharded reference must be called equally often by all processes
-            self._compute(learner, int(self._loader.groups[0][0]))
-
-    def open(self) -> None:
-        """Open what all processes have made."""
-        self._kept = read_shards(self.shards)
+        rows = sum(map(len, self.store.pending(self._keys, rank=rank, world=world)))
+        calls = learner.reference.lockstep(rows)
+        self.store.fill(self._keys, lambda some: self._compute(learner, some), "Inverting", rank=rank, world=world)
+        for _ in range(calls - rows):  # a sharded reference must be called equally often by all processes
+            list(self._compute(learner, [0]))
 
     def read(self, index: Sequence[int], dropped: Sequence[bool]) -> Pair[Tensor]:
         """Return `[b n c f h w]` of each side, for rows with their captions or, where dropped, without."""
-        rows = [entry_tensors(self._kept[i]) for i in index]
+        rows = [self.store[self._key(row)].tensors for row in index]
         return Pair(
-            *(
-                torch.stack([row[side][int(drop)] for row, drop in zip(rows, dropped, strict=True)])
-                for side in ("chosen", "rejected")
-            )
+            *(torch.stack([row[side][int(drop)] for row, drop in zip(rows, dropped, strict=True)]) for side in BOTH)
         )
 
-    def _entries(self, learner: Learner, rows: Sequence[int]) -> Iterator[dict[str, Any]]:
-        broken = self._loader.encodings.broken
-        for row in rows:
-            made = self._compute(learner, int(self._loader.groups[0][0]) if row in broken else row)
-            yield make_entry(broken.get(row), (0, 0), {} if row in broken else made)
-
-    def _compute(self, learner: Learner, row: int) -> dict[str, Tensor]:
-        """Return, for each side, `[2 n c f h w]`: with the caption, and with the empty one."""
+    def _compute(self, learner: Learner, places: Sequence[int]) -> Iterator[Row]:
+        """Yield, for usable rows, each side's `[2 n c f h w]`: with the caption, and with the empty one."""
         reference, train = learner.reference, learner.config.train
         assert reference is not None
-        batch = self._loader.both_ways(row).to(learner.accelerator.device, DTYPES[train.dtype])
-        with learner.accelerator.autocast():
-            kept = trajectory(reference, batch.latent, batch.cond, self._inversion)
-        return {"chosen": kept.chosen.cpu(), "rejected": kept.rejected.cpu()}
+        for row in self._usable[places].tolist():
+            batch = self._loader.both_ways(row).to(learner.accelerator.device, DTYPES[train.dtype])
+            with learner.accelerator.autocast():
+                kept = trajectory(reference, batch.latent, batch.cond, self._inversion)
+            yield Row(tensors={side: getattr(kept, side).cpu() for side in BOTH})
 
 
 def identify_reference(config: Config) -> list[str]:

@@ -29,7 +29,7 @@ class Told:
 
     def __init__(self, scores, name="told"):
         self.name, self.scores, self.asked = name, scores, 0
-        self.provenance = {"scorer": name, "scores": scores}
+        self.provenance = {"scorer": name, "scores": str(scores)}
 
     def score(self, images, prompts):
         self.asked += len(images)
@@ -70,11 +70,11 @@ def test_scores_are_kept_and_all_scorers_judge_the_same_pairs(records, jsonl, tm
     rows = records(5)
     source = Pairs(path=jsonl(rows))
     (tmp_path / "table" / rows[2]["chosen"]).write_bytes(b"no image")
-    good, bad = Told([1.0, 0.0] * 4, "good"), Told([0.0, 1.0] * 4, "bad")
+    good, bad = (Told([*pair * 2, 0.5, *pair * 2], name) for name, pair in (("good", [1.0, 0.0]), ("bad", [0.0, 1.0])))
     found = agreement(source, [good, bad])
     assert [(row.scorer, row.agreement) for row in found.scorers] == [("good", 1.0), ("bad", 0.0)]
     assert found.n_pairs == 4 and list(found.broken) == [2]
-    assert agreement(source, [good, bad]) == found and good.asked == bad.asked == 8
+    assert agreement(source, [good, bad]) == found and good.asked == bad.asked == 9
     write_agreement(tmp_path / "agreement.json", found)
     value = json.loads((tmp_path / "agreement.json").read_text())
     assert value["scorers"][0]["agreement"] == 1.0 and value["scorers"][1]["provenance"] == bad.provenance

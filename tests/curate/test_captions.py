@@ -11,20 +11,21 @@ from PIL import Image
 
 from diffpo.captioners import ShapesCaptioner, ShapesPerturber
 from diffpo.curate.caption import BOTH, PRESETS, caption_pairs, perturb_pairs
-from diffpo.curate.derived import CHUNK_ROWS
 from diffpo.curate.inspect import guess_source
 from diffpo.data.splits import check_requires, load_table
 from diffpo.errors import UserError
 from diffpo.worlds.shapes.verify import verify
 
+ROWS = 80
+
 
 class Reader:
-    """A captioner that says what it was given; empty for the images whose mean is in `silent`."""
+    """A captioner that says what it was given; nothing where that is in `silent`; it may stop after some images."""
 
     batch = 4
 
-    def __init__(self, silent=(), stop_at=None):
-        self.silent, self.stop_at = silent, stop_at
+    def __init__(self, silent=(), stop_after=10**9):
+        self.silent, self.stop_after = silent, stop_after
         self.asked: list[int] = []
 
     @property
@@ -34,16 +35,14 @@ class Reader:
     def caption(self, images, prompts, keys):
         assert 0 < len(images) == len(prompts) == len(keys) <= self.batch
         self.asked += keys
-        if self.stop_at in keys:
+        if len(self.asked) > self.stop_after:
             raise UserError("stop")
-        return [
-            "" if key in self.silent else f"{prompt}, mean {np.asarray(image).mean():.3f}"
-            for image, prompt, key in zip(images, prompts, keys, strict=True)
-        ]
+        words = [f"{p}, mean {np.asarray(image).mean():.3f}" for image, p in zip(images, prompts, strict=True)]
+        return ["" if text in self.silent else text for text in words]
 
 
 class Shouter:
-    """A perturber that writes in capitals, with the key; `same` come out as they were, `silent` empty."""
+    """A perturber that writes in capitals, with the key; `same` captions come out as they were, `silent` ones empty."""
 
     batch = 3
 
@@ -57,7 +56,7 @@ class Shouter:
     def perturb(self, captions, keys):
         assert 0 < len(captions) == len(keys) <= self.batch
         found = zip(captions, keys, strict=True)
-        return ["" if k in self.silent else c if k in self.same else f"{c.upper()} {k}" for c, k in found]
+        return ["" if c in self.silent else c if c in self.same else f"{c.upper()} {k}" for c, k in found]
 
 
 def read(folder, split="train"):
@@ -72,7 +71,7 @@ def said(table, side):
 
 @pytest.fixture
 def source(records, jsonl):
-    return guess_source(jsonl(records(CHUNK_ROWS + 6)))
+    return guess_source(jsonl(records(ROWS)))
 
 
 def test_both_images_get_the_captioners_words(source, tmp_path):
@@ -80,7 +79,7 @@ def test_both_images_get_the_captioners_words(source, tmp_path):
     table = read(tmp_path / "out")
     assert path.parent == tmp_path / "out"
     for side in BOTH:
-        assert table.column(f"{side}_prompt") == table.captions(side) == said(table, side)
+        assert table.column(f"{side}_prompt") == table.captions(side).to_pylist() == said(table, side)
     before = read(source.path)
     assert all(table.column(name) == before.column(name) for name in ("prompt", *BOTH))
 
@@ -90,7 +89,9 @@ def test_perturbation_keeps_the_prompt_for_the_chosen_image(source, tmp_path):
     table = read(tmp_path / "out")
     prompts = table.column("prompt")
     assert table.column("chosen_prompt") == prompts
-    assert table.column("rejected_prompt") == [f"{p.upper()} {2 * i + 1}" for i, p in enumerate(prompts)]
+    made = table.column("rejected_prompt")
+    assert [text.rpartition(" ")[0] for text in made] == [prompt.upper() for prompt in prompts]
+    assert len(set(made)) == ROWS  # prompts repeat; what is made of them does not
 
 
 @pytest.mark.parametrize(("preset", "side"), [("hybrid", "rejected"), ("hybrid-chosen", "chosen")])
@@ -99,8 +100,8 @@ def test_hybrids_perturb_captions_of_images(source, tmp_path, preset, side):
     perturb_pairs(guess_source(str(tmp_path / "captioned")), Shouter(), tmp_path / "out", preset)
     table = read(tmp_path / "out")
     assert table.column("chosen_prompt") == said(table, "chosen")
-    expected = [f"{text.upper()} {2 * i + 1}" for i, text in enumerate(said(table, side))]
-    assert table.column("rejected_prompt") == expected
+    made = [text.rpartition(" ")[0] for text in table.column("rejected_prompt")]
+    assert made == [text.upper() for text in said(table, side)]
     record = json.loads((tmp_path / "out" / "train.provenance.json").read_text())
     assert record["recipe"] == {"made by": "diffpo data perturb", "preset": preset, "perturber": "shouter"}
     assert record["source"]["provenance"]["recipe"]["captioner"] == "reader"
@@ -114,32 +115,35 @@ def test_hybrids_need_captions(source, tmp_path, preset):
 
 
 def test_what_is_finished_is_not_captioned_again(source, tmp_path):
-    rows = CHUNK_ROWS + 6
+    killed, again = Reader(stop_after=ROWS + 70), Reader()
     with pytest.raises(UserError, match="stop"):
-        caption_pairs(source, Reader(stop_at=2 * CHUNK_ROWS + 1), tmp_path / "out")
-    again = Reader()
+        caption_pairs(source, killed, tmp_path / "out")
     caption_pairs(source, again, tmp_path / "out")
-    assert again.asked == list(range(2 * CHUNK_ROWS, 2 * rows))
+    assert len(again.asked) == ROWS - 64  # the chosen side was finished, and a file of the other one
+    assert not set(again.asked) & set(killed.asked[:ROWS])
     third = Reader()
     caption_pairs(source, third, tmp_path / "out")
     caption_pairs(source, third, tmp_path / "elsewhere")
-    assert third.asked == [] and read(tmp_path / "out").captions("chosen") == said(read(tmp_path / "out"), "chosen")
+    assert third.asked == [] and read(tmp_path / "out").captions("chosen").to_pylist() == said(
+        read(tmp_path / "out"), "chosen"
+    )
 
 
 def test_a_few_empty_captions_leave_the_prompt_and_are_named(source, tmp_path, caplog):
-    """Key 9 is row 4's rejected image, key 12 row 6's chosen one."""
-    caption_pairs(source, Reader(silent=(9, 12)), tmp_path / "out")
-    assert "2 of 38 rows" in caplog.text and "(rows 4, 6)" in caplog.text
+    before = read(source.path)
+    silent = {said(before, "rejected")[4], said(before, "chosen")[6]}
+    caption_pairs(source, Reader(silent), tmp_path / "out")
+    assert "2 of 80 rows" in caplog.text and "(rows 4, 6)" in caplog.text
     table = read(tmp_path / "out")
     assert table.column("rejected_prompt")[4] is None and table.column("chosen_prompt")[6] is None
-    assert table.captions("rejected")[4] == table.column("prompt")[4]
-    assert table.captions("rejected")[6] == said(table, "rejected")[6]
+    assert table.captions("rejected")[4].as_py() == table.column("prompt")[4]
+    assert table.captions("rejected")[6].as_py() == said(table, "rejected")[6]
     assert json.loads((tmp_path / "out" / "train.provenance.json").read_text())["empty"] == [4, 6]
 
 
 def test_many_empty_captions_are_an_error(source, tmp_path):
-    with pytest.raises(UserError, match=r"5 of 38 rows.*\(rows 0, 1, 2, 3, 4\).*no table is written"):
-        caption_pairs(source, Reader(silent=range(10)), tmp_path / "out")
+    with pytest.raises(UserError, match=r"9 of 80 rows.*\(rows 0, 1, 2, 3, 4, .*no table is written"):
+        caption_pairs(source, Reader(silent=said(read(source.path), "chosen")[:9]), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -148,16 +152,19 @@ def test_a_broken_image_gets_no_caption(source, tmp_path, caplog):
     caption_pairs(guess_source(source.path), Reader(), tmp_path / "out")
     table = read(tmp_path / "out")
     assert table.column("rejected_prompt")[7] is None and table.column("chosen_prompt")[7] == said_row(table, 7)
-    assert "row 7 gets no caption: rejected image" in caplog.text
+    assert "row 7 gets no rejected caption: not an image" in caplog.text
 
 
 def said_row(table, row):
     return f"{table.column('prompt')[row]}, mean {np.asarray(Image.open(table.column('chosen')[row])).mean():.3f}"
 
 
-def test_unchanged_captions_are_counted(source, tmp_path, caplog):
-    perturb_pairs(source, Shouter(same=(1, 3), silent=(5,)), tmp_path / "out", "perturbation")
-    assert "2 of 38 captions came out as they were" in caplog.text
+def test_unchanged_captions_are_counted(records, jsonl, tmp_path, caplog):
+    rows = records(20)
+    rows[0]["prompt"], rows[1]["prompt"], rows[2]["prompt"] = "one", "two", "three"
+    source = guess_source(jsonl(rows))
+    perturb_pairs(source, Shouter(same=("one", "two"), silent=("three",)), tmp_path / "out", "perturbation")
+    assert "2 of 20 captions came out as they were" in caplog.text
     record = json.loads((tmp_path / "out" / "train.provenance.json").read_text())
     assert (record["unchanged"], record["empty"]) == (2, [2])
 
@@ -167,7 +174,7 @@ def test_an_empty_prompt_is_not_perturbed(records, jsonl, tmp_path):
     rows[3]["prompt"] = " "
     perturb_pairs(guess_source(jsonl(rows)), Shouter(), tmp_path / "out", "perturbation")
     table = read(tmp_path / "out")
-    assert table.column("rejected_prompt")[3] is None and table.captions("rejected")[3] == " "
+    assert table.column("rejected_prompt")[3] is None and table.captions("rejected")[3].as_py() == " "
 
 
 def test_a_held_out_table_is_captioned_too(records, jsonl, tmp_path):
@@ -179,7 +186,7 @@ def test_a_held_out_table_is_captioned_too(records, jsonl, tmp_path):
     assert len(caption_pairs(source, Reader(), tmp_path / "out")) == 2
     assert [len(read(tmp_path / "out", split)) for split in ("train", "validation")] == [8, 4]
     validation = read(tmp_path / "out", "validation")
-    assert validation.captions("chosen") == said(validation, "chosen")
+    assert validation.captions("chosen").to_pylist() == said(validation, "chosen")
 
 
 def test_the_shapes_worlds_hybrid(tmp_path):
@@ -207,8 +214,8 @@ def test_a_missing_or_empty_caption_in_a_table_is_the_prompt_and_counted(records
     own = ["its own", None, "", " \n", "another"]
     table = read(jsonl(records(5, rejected_prompt=lambda i: own[i], chosen_prompt=lambda i: f"chosen {i}")))
     prompts = table.column("prompt")
-    assert table.captions("rejected") == ["its own", *prompts[1:4], "another"]
-    assert table.captions("chosen") == [f"chosen {i}" for i in range(5)]
+    assert table.captions("rejected").to_pylist() == ["its own", *prompts[1:4], "another"]
+    assert table.captions("chosen").to_pylist() == [f"chosen {i}" for i in range(5)]
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
         f"{table.path}: 3 of 5 rejected captions are missing or empty: the prompt stands in."
     ]
@@ -220,7 +227,7 @@ def test_a_csv_leaves_captions_out_too(records, jsonl, tmp_path):
     lines = [f"{row['prompt']},{row['chosen']},{row['rejected']},{'own' if i else ''}" for i, row in enumerate(rows)]
     (tmp_path / "table" / "pairs.csv").write_text("\n".join(["prompt,chosen,rejected,chosen_prompt", *lines]))
     table = read(tmp_path / "table" / "pairs.csv")
-    assert table.captions("chosen") == [rows[0]["prompt"], "own", "own"]
+    assert table.captions("chosen").to_pylist() == [rows[0]["prompt"], "own", "own"]
 
 
 def test_a_column_without_any_caption_is_not_enough_for_a_method_that_needs_them(records, jsonl):
@@ -231,5 +238,7 @@ def test_a_column_without_any_caption_is_not_enough_for_a_method_that_needs_them
 
 
 def test_captions_are_texts(records, jsonl):
-    with pytest.raises(UserError, match=r"`chosen_prompt` holds captions, texts or null; 3 rows do not \(0 in row 0"):
+    with pytest.raises(
+        UserError, match=r"`chosen_prompt` holds captions, texts or null; 3 rows say something else \(0 in row 0"
+    ):
         read(jsonl(records(3, chosen_prompt=int)))

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -14,9 +10,11 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from diffpo.curate.derived import CHUNK_ROWS, Target, compute_rows
+from diffpo.curate.derived import ROWS_PER_FILE, Target, compute_values
 from diffpo.curate.inspect import guess_source
+from diffpo.data.contents import identify
 from diffpo.data.splits import load_table
+from diffpo.disk.rows import as_keys, digest
 from diffpo.errors import UserError
 
 RECIPE = {"made by": "counting"}
@@ -28,100 +26,55 @@ def open_table(path, split: str = "train"):
 
 @pytest.fixture
 def table(records, jsonl):
-    return open_table(jsonl(records(2 * CHUNK_ROWS + 5, user_id=lambda i: f"user {i}")))
+    return open_table(jsonl(records(ROWS_PER_FILE + 5, user_id=lambda i: f"user {i}")))
 
 
-def count(rows: range):
-    yield from ({"chosen_score": i / 7, "note": None} for i in rows)
+def keys_of(table):
+    return as_keys([digest(str(i)) for i in range(len(table))])
+
+
+def count(places):
+    yield from ({"chosen_score": i / 7, "note": None} for i in places)
 
 
 def target(table, folder, recipe=RECIPE, split="train") -> Target:
     return Target(folder, split, table, recipe)
 
 
-def test_results_come_in_the_order_of_the_rows_and_exactly(table):
-    columns = compute_rows(table, RECIPE, count, "Counting")
-    assert columns == {"chosen_score": [i / 7 for i in range(len(table))], "note": [None] * len(table)}
+def test_values_come_in_the_order_of_the_keys_and_exactly(table):
+    keys = keys_of(table)
+    keys[3] = b""
+    values = compute_values("counts", RECIPE, keys, count, "Counting")
+    assert values[3] is None
+    assert [value for value in values if value is not None] == [
+        {"chosen_score": i / 7, "note": None} for i in range(len(table)) if i != 3
+    ]
 
 
-def test_finished_chunks_are_not_computed_again(table):
-    asked = []
+def test_what_is_finished_is_not_computed_again(table):
+    asked, again = [], []
 
-    def until_the_third(rows):
-        asked.append(rows)
-        if len(asked) == 3:
+    def until_the_second(places):
+        asked.extend(places)
+        if len(asked) > ROWS_PER_FILE:
             raise UserError("stop")
-        yield from count(rows)
+        yield from count(places)
+
+    def note(places):
+        again.extend(places)
+        yield from count(places)
 
     with pytest.raises(UserError, match="stop"):
-        compute_rows(table, RECIPE, until_the_third, "Counting")
-    again = []
-
-    def note(rows):
-        again.append(rows)
-        yield from count(rows)
-
-    columns = compute_rows(table, RECIPE, note, "Counting")
-    assert again == [asked[2]] == [range(2 * CHUNK_ROWS, len(table))]
-    assert columns["chosen_score"] == [i / 7 for i in range(len(table))]
-
-
-def test_what_computes_and_what_it_reads_decide_what_is_reused(table, records, jsonl):
-    def fail(rows):
-        raise UserError("computed anew")
-        yield
-
-    compute_rows(table, RECIPE, count, "Counting")
-    compute_rows(table, dict(RECIPE), fail, "Counting")
-    with pytest.raises(UserError, match="anew"):
-        compute_rows(table, {"made by": "guessing"}, fail, "Counting")
-    with pytest.raises(UserError, match="anew"):
-        compute_rows(open_table(jsonl(records(9), "other.jsonl")), RECIPE, fail, "Counting")
-
-
-KILLED = """
-import os, signal, sys
-from diffpo.curate.derived import compute_rows
-from diffpo.curate.inspect import guess_source
-from diffpo.data.splits import load_table
-
-table = load_table(guess_source(sys.argv[1]), sys.argv[1], "train")
-
-def compute(rows):
-    for i in rows:
-        if i == int(sys.argv[2]):
-            os.kill(os.getpid(), signal.SIGKILL)
-        yield {"chosen_score": i / 7, "note": None}
-
-compute_rows(table, {"made by": "counting"}, compute, "Counting")
-"""
-
-
-def test_a_killed_process_loses_one_chunk(table):
-    code = [sys.executable, "-c", KILLED, table.path, str(CHUNK_ROWS + 3)]
-    assert subprocess.run(code, env=os.environ).returncode == -signal.SIGKILL
-    asked = []
-
-    def note(rows):
-        asked.append(rows.start)
-        yield from count(rows)
-
-    columns = compute_rows(table, RECIPE, note, "Counting")
-    assert asked == [CHUNK_ROWS, 2 * CHUNK_ROWS]
-    assert columns["chosen_score"] == [i / 7 for i in range(len(table))]
-
-
-def test_a_damaged_file_is_named(table):
-    compute_rows(table, RECIPE, count, "Counting")
-    file = sorted(Path(os.environ["DIFFPO_CACHE"]).rglob("00001.json"))[0]
-    file.write_text(file.read_text()[:-9])
-    with pytest.raises(UserError, match=r"00001\.json is damaged.*delete it"):
-        compute_rows(table, RECIPE, count, "Counting")
+        compute_values("counts", RECIPE, keys_of(table), until_the_second, "Counting")
+    compute_values("counts", RECIPE, keys_of(table), note, "Counting")
+    assert again == list(range(ROWS_PER_FILE, len(table)))
+    compute_values("counts", {"made by": "guessing"}, keys_of(table), note, "Counting")
+    assert len(again) == 2 * len(table) - ROWS_PER_FILE
 
 
 def test_a_written_table_is_read_like_any_other(table, tmp_path):
     made = target(table, tmp_path / "out", split="validation_unique")
-    made.write(table.rows, compute_rows(table, RECIPE, count, "Counting"), {"odd": 3})
+    made.write(table.rows, {"chosen_score": [i / 7 for i in range(len(table))]}, {"odd": 3})
     again = open_table(tmp_path / "out", "validation_unique")
     for name in ("prompt", "chosen", "rejected", "user_id"):
         assert again.column(name) == table.column(name)
@@ -129,7 +82,7 @@ def test_a_written_table_is_read_like_any_other(table, tmp_path):
     assert again.column("chosen_score") == [i / 7 for i in range(len(table))]
     record = json.loads(made.record.read_text())
     assert record["recipe"] == RECIPE and record["rows"] == len(table) and record["odd"] == 3
-    assert record["source"] == {"path": table.path, "fingerprint": table.fingerprint}
+    assert record["source"] == {"path": table.path, "fingerprint": identify(table)}
 
 
 def test_columns_of_the_same_name_are_replaced(table, tmp_path):

@@ -100,8 +100,8 @@ def test_twin_folders_with_a_caption_for_each(twins, out):
     put(twins / "1_style/l/b.caption", "another caption")
     import_table(str(twins), out, ImportOptions())
     table = load_splits(Pairs(path=str(out))).train
-    assert table.captions("chosen") == ["caption a", "caption b"]
-    assert table.captions("rejected") == ["caption a", "another caption"]
+    assert table.captions("chosen").to_pylist() == ["caption a", "caption b"]
+    assert table.captions("rejected").to_pylist() == ["caption a", "another caption"]
 
 
 def test_two_images_of_one_name_in_a_folder_are_refused(twins, out):
@@ -162,7 +162,7 @@ def test_a_json_list(tmp_path, out):
         ("b", "red", "green"),
         ("of the white one", "white", "green"),
     ]
-    assert table.captions("rejected") == ["a", "b", "of the green one"]
+    assert table.captions("rejected").to_pylist() == ["a", "b", "of the green one"]
     assert table.column("user_id") == [None, "7", None]
     assert (report.rows, report.ties, report.unlabelled, report.promptless) == (6, 1, 1, 1)
 

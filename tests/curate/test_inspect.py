@@ -85,6 +85,6 @@ def test_a_layout_that_has_to_be_imported_is_named(tmp_path, picture):
 
 def test_what_fits_nothing_is_told_all_there_is(jsonl):
     with pytest.raises(
-        UserError, match=r"fit no layout.*hpdv3 needs path1.*`diffpo data import` brings these .*hpdv2: .*tars of"
+        UserError, match=r"fit no layout.*hpdv3 needs path1.*--columns prompt=text,chosen=COLUMN,rejected=COLUMN"
     ):
         guess_source(jsonl([{"text": "a"}], "texts.jsonl"))

@@ -1,26 +1,28 @@
-"""Encodings on disk: the same bits as without a cache, whatever interrupts the writing, and never stale."""
+"""Encodings on disk: the same bits as without a cache, whatever interrupts the writing, never stale, never twice."""
 
 import contextlib
 import dataclasses
-import json
 import os
 import resource
+import shutil
 import signal
-from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from tiny_encoder import TinyEncoder
 
 from diffpo.data import Pairs, load_splits
-from diffpo.data.cache import EncodingCache, LiveEncodings, encode_row
-from diffpo.disk import shards
+from diffpo.data.cache import EncodingCache
+from diffpo.data.encode import LiveEncodings, encode_row
+from diffpo.disk import rows as store
 from diffpo.errors import UserError
 
 
 @pytest.fixture(autouse=True)
-def small_shards(monkeypatch):
-    monkeypatch.setattr(shards, "SHARD_ROWS", 4)
+def small_files(monkeypatch):
+    monkeypatch.setattr(store, "ROWS_PER_FILE", 8)
+    monkeypatch.setattr(store.RowStore.__init__, "__defaults__", (None, 8))
 
 
 @pytest.fixture
@@ -31,14 +33,17 @@ def table(records, jsonl, tmp_path):
     return path
 
 
-def filled(source, encoder, table=None, **kwargs):
-    made = EncodingCache(table or load_splits(source).train, source, encoder, seed=0, **kwargs)
-    made.encode_shards()
+def filled(source, encoder, table=None, *, seed=0, **kwargs):
+    made = EncodingCache(table or load_splits(source).train, source, encoder, seed=seed, **kwargs)
+    made.fill()
     return made
 
 
-def contents(folder):
-    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+def encoded(source, **kwargs):
+    """How many images and texts a start with these settings encodes."""
+    encoder = TinyEncoder()
+    filled(source, encoder, **kwargs)
+    return encoder.images, encoder.prompts
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -70,41 +75,32 @@ def test_cached_and_live_encodings_are_the_same_bits(table, encoder, dtype, geom
 
 
 def test_each_prompt_is_encoded_once_and_each_image_once(table):
-    encoder = TinyEncoder()
     source = Pairs(path=table, resolution=16)
-    made = filled(source, encoder)
-    assert (encoder.images, encoder.prompts) == (2 * 9, 4)  # 9 whole pairs; three prompts and the empty one
-    made.encode_shards()
-    assert (encoder.images, encoder.prompts) == (2 * 9, 4)
+    assert encoded(source) == (19, 4)  # the broken one is none; three prompts and the empty one
+    assert encoded(source) == (0, 0)
 
 
 def test_a_side_that_is_not_used_is_not_looked_at(table):
     encoder = TinyEncoder()
-    source = Pairs(path=table, resolution=16)
-    stored = filled(source, encoder, sides=("chosen",)).open()
+    stored = filled(Pairs(path=table, resolution=16), encoder, sides=("chosen",)).open()
     assert encoder.images == 10
     assert stored.broken == {}  # only a rejected image is
     assert stored.images(5).keys() == {"chosen_mean", "chosen_std", "chosen_size"}
 
 
-def assert_finishes_as_if_never_interrupted(source, tmp_path):
-    """Resume the cache of `source`: only unfinished shards are encoded, and the files are the usual ones."""
-    encoder = TinyEncoder()
-    resumed = EncodingCache(load_splits(source).train, source, encoder, seed=0)
-    with pytest.raises(UserError, match="of 4 encoded files are missing"):
-        resumed.open()
-    assert list(resumed.folder.glob(".*")), "the interruption must leave an unfinished file"
-    unfinished = [shard for shard in resumed.shards if shard.kind == "images" and not shard.path.exists()]
-    resumed.encode_shards()
-    assert encoder.images == 2 * len({i for shard in unfinished for i in shard.entries} - {5})
-
-    straight = filled(dataclasses.replace(source, cache_dir=str(tmp_path / "straight")), TinyEncoder())
-    assert contents(resumed.folder) == contents(straight.folder)
-    assert resumed.open().broken == straight.open().broken
+def same_encodings(source, **kwargs):
+    """Whether what is stored for a table is what encoding it gives."""
+    pairs = load_splits(source).train
+    stored = filled(source, TinyEncoder(), pairs, **kwargs).open()
+    live = LiveEncodings(pairs, source, TinyEncoder(), seed=kwargs.get("seed", 0))
+    rows = set(range(len(pairs))) - stored.broken.keys()
+    return stored.broken == live.broken and all(
+        torch.equal(x, stored.images(i)[name]) for i in rows for name, x in live.images(i).items()
+    )
 
 
-@pytest.mark.parametrize("kill_at", [0, 3, 15])
-def test_a_killed_encoding_continues_and_ends_the_same(table, tmp_path, kill_at):
+@pytest.mark.parametrize(("kill_at", "done", "left"), [(0, 0, 19), (3, 0, 19), (15, 16, 4)])
+def test_a_killed_encoding_continues_and_ends_the_same(table, tmp_path, kill_at, done, left):
     source = Pairs(path=table, resolution=16, cache_dir=str(tmp_path / "killed"))
     child = os.fork()
     if not child:
@@ -112,30 +108,22 @@ def test_a_killed_encoding_continues_and_ends_the_same(table, tmp_path, kill_at)
             filled(source, TinyEncoder(kill_at=kill_at))
         os._exit(1)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
-    assert_finishes_as_if_never_interrupted(source, tmp_path)
+    resumed = EncodingCache(load_splits(source).train, source, TinyEncoder(), seed=0)
+    with pytest.raises(UserError, match=f"{24 - done} encodings are missing"):
+        resumed.open()
+    assert encoded(source) == (left, 4)
+    assert same_encodings(source)
+    assert not list((tmp_path / "killed").rglob(".*")), "the kill was swept"
 
 
-@pytest.mark.parametrize("lost", [1, 2, 4])
-def test_any_unfinished_shards_are_made_again(table, tmp_path, lost):
-    source = Pairs(path=table, resolution=16, cache_dir=str(tmp_path / "torn"))
-    for path in sorted(filled(source, TinyEncoder()).folder.glob("*.arrow"))[-lost:]:
-        path.with_name(f".{path.name}.host-1").write_bytes(path.read_bytes()[:100])
-        path.unlink()
-    assert_finishes_as_if_never_interrupted(source, tmp_path)
-
-
-def test_processes_share_the_work_and_write_the_same(table, tmp_path):
+def test_processes_share_the_work(table, tmp_path):
     source = Pairs(path=table, resolution=16, cache_dir=str(tmp_path / "shared"))
     encoders = [TinyEncoder() for _ in range(3)]
-    caches = [EncodingCache(load_splits(source).train, source, encoder, seed=0) for encoder in encoders]
-    for rank in (2, 0):
-        caches[rank].encode_shards(rank=rank, world=3)
-    assert not caches[0].complete
-    caches[1].encode_shards(rank=1, world=3)
-    assert caches[0].complete
-    assert [encoder.images for encoder in encoders] == [8, 6, 4]
-    alone = filled(dataclasses.replace(source, cache_dir=str(tmp_path / "alone")), TinyEncoder())
-    assert contents(caches[0].folder) == contents(alone.folder)
+    caches = [EncodingCache(load_splits(source).train, source, e, seed=0, rank=i) for i, e in enumerate(encoders)]
+    for rank in (2, 0, 1):
+        caches[rank].fill(world=3)
+    assert [encoder.images for encoder in encoders] == [8, 7, 4]
+    assert same_encodings(source)
 
 
 SETTINGS = [
@@ -144,45 +132,122 @@ SETTINGS = [
     {"flip": True},
     {"buckets": True},
     {"cache_dtype": "float16"},
-    {"limit": 9},
+    {"crop": "random", "flip": True},
+    {"flip": True, "buckets": True},
 ]
 
 
-@pytest.mark.parametrize("change", SETTINGS, ids=lambda change: next(iter(change)))
-def test_a_changed_setting_has_another_cache(table, encoder, change):
+@pytest.mark.parametrize("change", SETTINGS, ids=lambda change: "+".join(change))
+@pytest.mark.parametrize(
+    "before", [{}, {"flip": True}, {"crop": "random"}, {"buckets": True}], ids=lambda x: "".join(x)
+)
+def test_a_changed_setting_reads_nothing_that_is_stale(records, jsonl, before, change):
+    """Whatever was encoded before with other settings, images and seeds in the same folder."""
+    sizes = [(24, 20), (20, 40), (48, 20)]
+    source = Pairs(path=jsonl(records(6, size=lambda i: sizes[i % 3])), resolution=16)
+    filled(dataclasses.replace(source, **before), TinyEncoder())
+    filled(dataclasses.replace(source, **before), TinyEncoder(), seed=1)
+    assert same_encodings(dataclasses.replace(source, **change))
+    assert same_encodings(dataclasses.replace(source, **change), seed=1)
+
+
+def test_the_seed_counts_where_something_is_drawn(table):
     source = Pairs(path=table, resolution=16)
-    other = dataclasses.replace(source, **change)
-    folders = [EncodingCache(load_splits(s).train, s, encoder, seed=0).folder for s in (source, other)]
-    assert folders[0] != folders[1]
+    encoded(source)
+    assert encoded(source, seed=1) == (0, 0)
+    for moving in ({"crop": "random"}, {"flip": True}):
+        moved = dataclasses.replace(source, **moving)
+        assert encoded(moved)[0] == 19
+        assert encoded(moved, seed=1)[0] > 4  # a flip of a row may be the same under two seeds
 
 
-def test_settings_that_change_no_encoding_share_the_cache(table, encoder):
+def test_other_networks_read_nothing_of_each_other(table):
     source = Pairs(path=table, resolution=16)
-    pairs = load_splits(source).train
-    other = dataclasses.replace(source, caption_dropout=0.5)
-    folders = {EncodingCache(pairs, s, encoder, seed=seed).folder for s in (source, other) for seed in (0, 1)}
-    assert len(folders) == 1
-    moving = dataclasses.replace(source, flip=True)
-    assert EncodingCache(pairs, moving, encoder, seed=0).folder != EncodingCache(pairs, moving, encoder, seed=1).folder
+    filled(source, TinyEncoder())
+    other = TinyEncoder("other")
+    filled(source, other)
+    assert (other.images, other.prompts) == (19, 4)
 
 
-def test_other_networks_files_or_sides_have_another_cache(table, encoder, tmp_path):
+def test_nothing_is_encoded_again_for_another_table_order_limit_method_or_place(records, jsonl, tmp_path):
+    rows = records(8)
+    source = Pairs(path=jsonl(rows), resolution=16)
+    assert encoded(source) == (16, 4)
+    for change in ({"limit": 3}, {"caption_dropout": 0.5}, {"validation_fraction": 0.4}):
+        assert encoded(dataclasses.replace(source, **change)) == (0, 0)
+    assert encoded(source, sides=("chosen",)) == (0, 0)
+    assert encoded(dataclasses.replace(source, path=jsonl(rows[::-1], "reversed.jsonl"))) == (0, 0)
+    shutil.copytree(tmp_path / "table", tmp_path / "moved")
+    os.utime(tmp_path / "moved/img/chosen1.png", (1, 1))
+    assert encoded(dataclasses.replace(source, path=str(tmp_path / "moved/pairs.jsonl"))) == (0, 0)
+    new = {"prompt": "a new one", "chosen": "img/new.png", "rejected": "img/chosen3.png"}
+    Image.new("RGB", (24, 20), "red").save(tmp_path / "table/img/new.png")
+    assert encoded(dataclasses.replace(source, path=jsonl([new, *rows], "more.jsonl"))) == (1, 1)
+    assert same_encodings(dataclasses.replace(source, path=str(tmp_path / "table/more.jsonl")))
+
+
+def test_an_image_that_changed_is_encoded_again(records, jsonl, tmp_path):
+    source = Pairs(path=jsonl(records(4)), resolution=16)
+    encoded(source)
+    Image.new("RGB", (24, 20), "red").save(tmp_path / "table/img/chosen2.png")
+    assert encoded(source) == (1, 0) and same_encodings(source)
+
+
+def test_an_image_that_is_not_there_yet_is_encoded_when_it_is(records, jsonl, tmp_path):
+    source = Pairs(path=jsonl(records(4)), resolution=16)
+    image = tmp_path / "table/img/chosen2.png"
+    content = image.read_bytes()
+    image.unlink()
+    broken = filled(source, TinyEncoder()).open().broken
+    assert list(broken) == [2] and "chosen2.png: No such file" in broken[2]
+    image.write_bytes(content)
+    assert encoded(source) == (1, 0) and filled(source, TinyEncoder()).open().broken == {}
+
+
+def test_a_start_reads_no_image_that_was_read_before(table, monkeypatch):
     source = Pairs(path=table, resolution=16)
+    filled(source, TinyEncoder())
 
-    def folder(encoder=encoder, **kwargs):
-        return EncodingCache(load_splits(source).train, source, encoder, seed=0, **kwargs).folder
+    def read(path):
+        raise AssertionError(f"{path} is read again")
 
-    first = folder()
-    assert folder() == first
-    assert folder(TinyEncoder("other")) != first
-    assert folder(sides=("chosen",)) != first
-    (tmp_path / "table/img/rejected5.png").write_bytes((tmp_path / "table/img/rejected6.png").read_bytes())
-    assert folder() != first
+    monkeypatch.setattr("diffpo.data.contents.read_bytes", read)
+    monkeypatch.setattr("diffpo.data.cache.decode_clip", read)
+    assert list(filled(source, TinyEncoder()).open().broken) == [5]
 
 
-def test_the_cache_says_what_it_is_for(table, encoder):
+def test_images_inside_a_table_are_remembered_too(records, jsonl, tmp_path, monkeypatch):
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = records(5)
+    cells = [row | {s: (tmp_path / "table" / row[s]).read_bytes() for s in ("chosen", "rejected")} for row in rows]
+    parquet.write_table(pyarrow.Table.from_pylist(cells), tmp_path / "inside.parquet")
+    encoded(Pairs(path=jsonl(rows), resolution=16))
+    inside = Pairs(path=str(tmp_path / "inside.parquet"), resolution=16)
+    assert encoded(inside) == (0, 0)  # the same bytes
+    monkeypatch.setattr("diffpo.data.contents._hash", lambda *_: pytest.fail("an image is read again"))
+    assert encoded(inside) == encoded(dataclasses.replace(inside, limit=3)) == (0, 0)
+
+
+@pytest.mark.parametrize("buckets", [True, False])
+def test_with_buckets_the_size_follows_the_chosen_image(records, jsonl, buckets):
+    """The same image beside a chosen one of another shape has another size, and so another row."""
+    rows = records(3, size=lambda i: [(24, 20), (20, 40), (48, 20)][i])
+    both = [rows[0] | {"rejected": rows[2]["rejected"]}, rows[1] | {"rejected": rows[2]["rejected"]}]
+    source = Pairs(path=jsonl(both), resolution=16, buckets=buckets)
+    stored = filled(source, TinyEncoder()).open()
+    sizes = [stored.images(i)["rejected_size"][4:].tolist() for i in range(2)]
+    assert (sizes[0] != sizes[1]) == buckets
+    assert stored.targets.tolist() == [[1, *size] for size in sizes]
+    assert same_encodings(source)
+
+
+def test_a_store_says_what_it_is_for(table, encoder):
+    import json
+
     made = filled(Pairs(path=table, resolution=16), encoder)
-    key = json.loads((made.folder / "key.json").read_text())
+    key = json.loads((made.media.folder / "recipe.json").read_text())
     assert (key["encoder"], key["resolution"], key["dtype"]) == ("tiny", 16, "float32")
 
 
@@ -191,7 +256,7 @@ def test_only_the_rows_asked_for_are_loaded(records, jsonl, encoder):
 
     source = Pairs(path=jsonl(records(12)), resolution=256)
     made = filled(source, encoder)
-    size = sum(path.stat().st_size for path in made.folder.glob("images-*"))
+    size = sum(path.stat().st_size for path in made.media.folder.glob("*.arrow"))
     before = pyarrow.total_allocated_bytes()
     stored = made.open()
     stored.images(7)
@@ -205,13 +270,13 @@ def test_a_full_disk_is_the_users_error_and_leaves_no_half_file(table, encoder, 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
     try:
-        with pytest.raises(UserError, match=r"The disk is full: .*make room .*data.cache_dtype=float16"):
-            made.encode_shards()
+        with pytest.raises(UserError, match=r"the disk is full: .*\.arrow could not be written"):
+            made.fill()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert [path.name for path in made.folder.iterdir()] == ["key.json"]
-    made.encode_shards()
-    assert made.complete
+    assert [path.name for path in made.media.folder.iterdir()] == ["recipe.json"]
+    made.fill()
+    assert not made.missing
 
 
 def test_a_place_that_cannot_be_written_is_the_users_error(table, encoder):
@@ -220,9 +285,9 @@ def test_a_place_that_cannot_be_written_is_the_users_error(table, encoder):
         filled(source, encoder)
 
 
-def test_a_damaged_shard_is_named(table, encoder):
+def test_a_damaged_file_is_named(table, encoder):
     made = filled(Pairs(path=table, resolution=16), encoder)
-    victim = next(made.folder.glob("text-*"))
+    victim = next(made.texts.folder.glob("*.arrow"))
     victim.write_bytes(victim.read_bytes()[:50])
     with pytest.raises(UserError, match=f"{victim.name} is damaged"):
         made.open()
@@ -254,9 +319,11 @@ def test_captions_that_the_encoder_cuts_are_counted_once_per_run(records, jsonl,
     for _ in range(2):  # also when everything is encoded already
         caplog.clear()
         if cache:
-            made = EncodingCache(table, source, encoder, seed=0)
-            made.encode_shards(rank=0, world=2)
-            made.encode_shards(rank=1, world=2)
+            caches = [EncodingCache(table, source, encoder, seed=0, rank=rank) for rank in (0, 1)]
+            for each in caches:
+                each.fill(world=2)
+            for each in caches:
+                each.open()
         else:
             LiveEncodings(table, source, encoder, seed=0, rank=0)
             LiveEncodings(table, source, encoder, seed=0, rank=1)
@@ -267,5 +334,5 @@ def test_captions_that_the_encoder_cuts_are_counted_once_per_run(records, jsonl,
 
 
 def test_captions_that_fit_are_not_spoken_of(table, caplog):
-    filled(Pairs(path=table, resolution=8), TinyEncoder())
+    filled(Pairs(path=table, resolution=8), TinyEncoder()).open()
     assert "longer" not in caplog.text

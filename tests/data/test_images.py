@@ -9,9 +9,10 @@ import torch
 from PIL import Image, ImageOps
 
 from diffpo.data import Pairs
-from diffpo.data.images import choose_target, prepare, target_sizes
+from diffpo.data.images import choose_target, draw_window, target_sizes
+from diffpo.data.images import prepare as prepare_clip
 from diffpo.errors import UserError
-from diffpo.media.frames import BrokenImage, decode
+from diffpo.media.frames import BrokenImage, Clip, decode
 
 
 def encoded(image, kind="PNG", **options):
@@ -22,6 +23,11 @@ def encoded(image, kind="PNG", **options):
 
 def source(**fields):
     return Pairs(path="unused", **fields)
+
+
+def prepare(image, target, index, settings, seed):
+    """Prepare an image as the clip of one frame that it is."""
+    return prepare_clip(Clip((image,)), target, draw_window(settings, seed, index))
 
 
 @pytest.fixture
@@ -88,8 +94,8 @@ def test_center_crop_by_hand(photo):
     prepared = prepare(photo, (45, 45), 0, source(), seed=0)
     resized = photo.resize((60, 45), Image.Resampling.LANCZOS)  # the shorter edge, 90, becomes 45
     wanted = torch.from_numpy(np.asarray(resized.crop((8, 0, 53, 45)), np.float32)) / 127.5 - 1
-    assert torch.equal(prepared.pixels, wanted.permute(2, 0, 1))
-    assert prepared.pixels.dtype == torch.float32
+    assert torch.equal(prepared.frames[:, 0], wanted.permute(2, 0, 1))
+    assert prepared.frames.dtype == torch.float32
     assert prepared.size.tolist() == [90, 120, 0, 8, 45, 45]
     assert prepared.size.dtype == torch.int64
 
@@ -97,7 +103,7 @@ def test_center_crop_by_hand(photo):
 def test_pixels_span_minus_one_to_one():
     image = Image.new("RGB", (4, 4), "white")
     image.putpixel((0, 0), (0, 0, 0))
-    pixels = prepare(image, (4, 4), 0, source(), seed=0).pixels
+    pixels = prepare(image, (4, 4), 0, source(), seed=0).frames[:, 0]
     assert (pixels[:, 0, 0] == -1).all()
     assert (pixels[:, 1:] == 1).all()
 
@@ -109,9 +115,9 @@ def test_flip_and_crop_are_the_same_for_both_images(photo):
     for index in range(40):
         one, other = (prepare(image, (45, 45), index, settings, seed=3) for image in (photo, larger))
         assert one.size[2:].tolist() == other.size[2:].tolist()
-        assert (one.pixels - other.pixels).abs().mean() < 0.02
+        assert (one.frames[:, 0] - other.frames[:, 0]).abs().mean() < 0.02
         lefts.add(one.size[3].item())
-        flips.add((one.pixels[0, 0, 0] > one.pixels[0, 0, -1]).item())
+        flips.add((one.frames[:, 0][0, 0, 0] > one.frames[:, 0][0, 0, -1]).item())
     assert lefts <= set(range(16))
     assert len(lefts) > 8
     assert flips == {False, True}
@@ -119,12 +125,14 @@ def test_flip_and_crop_are_the_same_for_both_images(photo):
 
 def test_the_crop_is_counted_in_the_flipped_image(photo):
     settings = source(crop="random", flip=True)
-    flipped = next(i for i in range(40) if (p := prepare(photo, (45, 45), i, settings, 0).pixels[0])[0, 0] > p[0, -1])
+    flipped = next(
+        i for i in range(40) if (p := prepare(photo, (45, 45), i, settings, 0).frames[0, 0])[0, 0] > p[0, -1]
+    )
     prepared = prepare(photo, (45, 45), flipped, settings, seed=0)
     _, _, top, left, _, _ = prepared.size.tolist()
     mirrored = ImageOps.mirror(photo.resize((60, 45), Image.Resampling.LANCZOS))
     wanted = np.asarray(mirrored.crop((left, top, left + 45, top + 45)), np.float32) / 127.5 - 1
-    assert torch.equal(prepared.pixels, torch.from_numpy(wanted).permute(2, 0, 1))
+    assert torch.equal(prepared.frames[:, 0], torch.from_numpy(wanted).permute(2, 0, 1))
 
 
 def test_the_window_depends_on_the_seed(photo):
@@ -135,7 +143,7 @@ def test_the_window_depends_on_the_seed(photo):
 
 def test_small_images_are_enlarged_until_they_cover_the_target():
     prepared = prepare(Image.new("RGB", (7, 5)), (64, 64), 0, source(), seed=0)
-    assert prepared.pixels.shape == (3, 64, 64)
+    assert prepared.frames.shape == (3, 1, 64, 64)
 
 
 def test_a_resolution_that_the_encoder_cannot_take_names_its_neighbours():
@@ -165,3 +173,40 @@ def test_an_image_gets_the_bucket_of_its_aspect():
     assert choose_target(sizes, 1000, 100) == (728, 360)
     assert choose_target(sizes, 200, 400) == (360, 728)
     assert choose_target(sizes, 300, 200) == (624, 416)
+
+
+def test_every_frame_of_a_clip_is_cut_alike(photo):
+    """Frames of one picture give the picture's pixels, as often as there are frames."""
+    settings = source(crop="random", flip=True)
+    clip = prepare_clip(Clip((photo,) * 3), (45, 30), draw_window(settings, 1, 2))
+    alone = prepare(photo, (45, 30), 2, settings, 1)
+    assert clip.frames.shape == (3, 3, 45, 30) and torch.equal(clip.size, alone.size)
+    assert all(torch.equal(clip.frames[:, i], alone.frames[:, 0]) for i in range(3))
+
+
+@pytest.mark.parametrize(("size", "target"), [((120, 90), (64, 32)), ((90, 120), (32, 64)), ((200, 90), (48, 64))])
+def test_the_window_lies_in_the_resized_image_along_both_axes(size, target):
+    """A picture whose colours are its coordinates tells where the window is, also where the target is no square."""
+    x, y = np.meshgrid(np.linspace(0, 250, size[0]), np.linspace(0, 250, size[1]))
+    image = Image.fromarray(np.stack([x, y, 0 * x], 2).astype(np.uint8))
+    height, width = target
+    scale = max(height / size[1], width / size[0])
+    room = round(size[1] * scale) - height, round(size[0] * scale) - width
+    for index in range(20):
+        window = draw_window(source(crop="random"), 5, index)
+        prepared = prepare(image, target, index, source(crop="random"), 5)
+        top, left = prepared.size[2:4].tolist()
+        assert (top, left) == (round(window.top * room[0]), round(window.left * room[1]))
+        corner = (prepared.frames[:2, 0, 0, 0] + 1) * 127.5
+        expected = [250 * left / (round(size[0] * scale) - 1), 250 * top / (round(size[1] * scale) - 1)]
+        assert corner.tolist() == pytest.approx(expected, abs=6)
+
+
+def test_half_of_the_pairs_are_flipped_and_windows_are_anywhere():
+    settings = source(crop="random", flip=True)
+    windows = [draw_window(settings, 0, i) for i in range(1000)]
+    assert 450 < sum(window.flip for window in windows) < 550
+    for name in ("top", "left"):
+        drawn = np.array([getattr(window, name) for window in windows])
+        assert np.abs(np.quantile(drawn, [0.1, 0.5, 0.9]) - [0.1, 0.5, 0.9]).max() < 0.06
+    assert len({(draw_window(settings, seed, 3)) for seed in range(20)}) == 20

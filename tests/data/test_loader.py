@@ -8,7 +8,8 @@ from tiny_encoder import TinyEncoder
 
 from diffpo.core.types import Rng
 from diffpo.data import Pairs, load_splits
-from diffpo.data.cache import EncodingCache, LiveEncodings
+from diffpo.data.cache import EncodingCache
+from diffpo.data.encode import LiveEncodings
 from diffpo.data.loader import PairLoader
 from diffpo.data.plan import Schedule
 from diffpo.errors import UserError
@@ -22,7 +23,7 @@ def loader(encoder):
             encodings = LiveEncodings(table, source, encoder, seed=4, sides=sides)
         else:
             cache = EncodingCache(table, source, encoder, seed=4, sides=sides)
-            cache.encode_shards()
+            cache.fill()
             encodings = cache.open()
         return PairLoader(table, encodings, seed=4, caption_dropout=dropout, sides=sides)
 

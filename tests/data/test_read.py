@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ import datasets
 import pytest
 
 from diffpo.data import PickAPic, load_splits
+from diffpo.data.contents import identify
 from diffpo.data.sources.pairs import Pairs
 from diffpo.errors import UserError
 from diffpo.media.frames import decode
@@ -144,13 +146,15 @@ def test_a_file_with_one_name_per_split(records, jsonl, tmp_path):
     assert (len(splits.train), len(splits.validation)) == (3, 3)
 
 
-def test_fingerprint_follows_images_that_the_table_points_at(records, jsonl, tmp_path):
+def test_a_table_is_what_its_rows_and_images_are_wherever_it_lies(records, jsonl, tmp_path):
     path = jsonl(records(2))
-    before = load_splits(Pairs(path=path)).train.fingerprint
-    assert load_splits(Pairs(path=path)).train.fingerprint == before
-    image = tmp_path / "table/img/rejected1.png"
-    os.utime(image, (1, 1))
-    assert load_splits(Pairs(path=path)).train.fingerprint != before
+    before = identify(load_splits(Pairs(path=path)).train)
+    os.utime(tmp_path / "table/img/rejected1.png", (1, 1))
+    shutil.copytree(tmp_path / "table", tmp_path / "copy")
+    assert identify(load_splits(Pairs(path=path)).train) == before
+    assert identify(load_splits(Pairs(path=str(tmp_path / "copy/pairs.jsonl"))).train) == before
+    (tmp_path / "table/img/rejected1.png").write_bytes((tmp_path / "table/img/rejected0.png").read_bytes())
+    assert identify(load_splits(Pairs(path=path)).train) != before
 
 
 def test_a_parquet_file_that_was_rewritten_is_read_again(records, tmp_path):
@@ -211,7 +215,7 @@ def test_missing_columns_name_the_layout_that_fits(records, jsonl):
     path = jsonl(records(2))
     expect("has no column jpg_0, jpg_1, label_0, caption; it has prompt.*Choose data.name=pairs", PickAPic(path=path))
     expect(
-        "has no column prompt; it has .*Rename its columns",
+        "has no column prompt; it has .*Say which column is which: data.columns='{prompt: COLUMN}'",
         Pairs(path=jsonl([{"chosen": "a", "rejected": "b"}], "no.jsonl")),
     )
 

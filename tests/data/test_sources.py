@@ -1,13 +1,13 @@
 """Which rows of a table are used, in which order, and how they are divided into splits."""
 
 import json
-import math
 import os
 
 import datasets
 import pytest
 
 from diffpo.data import HPDv3, Pairs, PickAPic, check_requires, load_splits
+from diffpo.data.contents import identify
 from diffpo.data.splits import normalise
 from diffpo.errors import ConfigError, UserError
 from diffpo.media.frames import decode
@@ -61,8 +61,8 @@ def test_pickapic_keeps_ties_with_preference_one_half(pickapic):
 
 def test_captions_of_pick_double_caption_follow_their_image(pickapic):
     table = load_splits(PickAPic(path=pickapic(caption_0=list("abcdef"), caption_1=list("ABCDEF")))).train
-    assert table.captions("chosen") == ["a", "B", "e"]
-    assert table.captions("rejected") == ["A", "b", "E"]
+    assert table.captions("chosen").to_pylist() == ["a", "B", "e"]
+    assert table.captions("rejected").to_pylist() == ["A", "b", "E"]
 
 
 def test_pickapic_without_a_caption_or_with_a_soft_label(pickapic):
@@ -79,14 +79,14 @@ def test_pairs_take_a_preference_of_one_half_for_a_tie(records, jsonl):
     assert load_splits(Pairs(path=path, ties="keep")).train.column("preference") == [0.9, 0.5, 0.2]
 
 
-@pytest.mark.parametrize("wrong", [1.5, -0.1, math.nan, None])
+@pytest.mark.parametrize("wrong", [1.5, -0.1])
 def test_a_preference_outside_its_range_is_refused(wrong, records, jsonl):
     path = jsonl(records(3, preference=[0.9, wrong, 0.2].__getitem__))
-    with pytest.raises(UserError, match=r"number from 0 to 1; 1 rows are not .*in row 1"):
+    with pytest.raises(UserError, match=r"number from 0 to 1; 1 rows say something else .*in row 1"):
         load_splits(Pairs(path=path))
 
 
-@pytest.mark.parametrize("wrong", [[2], 1.0, None])
+@pytest.mark.parametrize("wrong", [[2], 1.0, [[1]]])
 def test_segments_are_lists_of_signs(wrong, records, jsonl):
     path = jsonl(
         records(2, segments=[[1], wrong].__getitem__)
@@ -101,8 +101,8 @@ def test_unknown_columns_are_left_out_and_known_ones_kept(records, jsonl):
     path = jsonl(records(2, rejected_prompt=lambda i: ["own", None][i], colour=str, user_id=str))
     table = load_splits(Pairs(path=path)).train
     assert table.rows.column_names == ["prompt", "chosen", "rejected", "rejected_prompt", "user_id"]
-    assert table.captions("rejected") == ["own", "a shape number 1"]
-    assert table.captions("chosen") == table.column("prompt")
+    assert table.captions("rejected").to_pylist() == ["own", "a shape number 1"]
+    assert table.captions("chosen").to_pylist() == table.column("prompt")
 
 
 def test_what_was_dropped_is_logged(pickapic, caplog):
@@ -123,7 +123,7 @@ def test_no_prompt_stands_in_two_splits_of_a_fraction(records, jsonl):
     assert len(train) + len(held_out) == 20
     assert len(splits.train) + len(splits.validation) == 80
     assert 0 < len(held_out) < 13
-    assert splits.train.fingerprint != splits.validation.fingerprint
+    assert identify(splits.train) != identify(splits.validation)
 
 
 def test_the_fraction_chooses_a_prompt_wherever_it_stands(records, jsonl):
@@ -213,15 +213,15 @@ def test_pick_double_caption_in_exactly_its_layout(tmp_path, picture):
     datasets.Dataset.from_list(rows[:2]).to_parquet(tmp_path / "data" / "train-00000-of-00002.parquet")
     datasets.Dataset.from_list(rows[2:]).to_parquet(tmp_path / "data" / "train-00001-of-00002.parquet")
     table = load_splits(PickAPic(path=str(tmp_path))).train
-    assert table.captions("chosen") == ["first of 0", "second of 1", "prompt 3"]
-    assert table.captions("rejected") == ["second of 0", "first of 1", "first of 3"]
+    assert table.captions("chosen").to_pylist() == ["first of 0", "second of 1", "prompt 3"]
+    assert table.captions("rejected").to_pylist() == ["second of 0", "first of 1", "first of 3"]
     assert table.column("prompt") == ["prompt 0", "prompt 1", "prompt 3"]
     assert [decode(cell).width for cell in table.column("chosen")] == [24, 26, 26]
     assert table.counts.ties == 1
     check_requires(frozenset({"chosen_prompt", "rejected_prompt"}), table, "dcpo")
     kept = load_splits(PickAPic(path=str(tmp_path), ties="keep")).train
     assert kept.column("preference") == [1.0, 1.0, 0.5, 1.0]
-    assert kept.captions("chosen")[2] == "first of 2"
+    assert kept.captions("chosen")[2].as_py() == "first of 2"
 
 
 @pytest.fixture

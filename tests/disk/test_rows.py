@@ -6,7 +6,7 @@ import signal
 import pytest
 import torch
 
-from diffpo.disk.rows import ROWS_PER_FILE, Row, RowStore, digest
+from diffpo.disk.rows import ROWS_PER_FILE, Row, RowStore, as_keys, digest, key_at
 from diffpo.errors import UserError
 
 KEYS = [digest(f"row {i}") for i in range(300)]
@@ -111,8 +111,33 @@ def test_a_place_that_cannot_be_made_is_named(tmp_path):
         RowStore("squares", {}, tmp_path / "file").add(KEYS[:1], [Row()])
 
 
+def test_the_values_of_many_rows_are_read_at_once(store):
+    made = store()
+    for start in (0, 100):  # in two files, with one value in common
+        places = range(start, start + 100)
+        made.add(
+            [KEYS[i] for i in places], [Row({"kind": "even" if i % 2 else "odd", "big": i >= 100}) for i in places]
+        )
+    made.refresh()
+    asked = [150, 3, 3, 99, 100]
+    codes, kinds = made.values([KEYS[i] for i in asked])
+    assert [kinds[code] for code in codes] == [made[KEYS[i]].values for i in asked]
+    assert len(kinds) == 4
+    with pytest.raises(KeyError, match=KEYS[250].hex()):
+        made.values([KEYS[0], KEYS[250]])
+    assert made.values([])[0].size == 0
+
+
+def test_keys_that_end_in_zeros_are_keys(store):
+    keys = [b"x" * 15 + b"\0", b"x" * 14 + b"\0\0", b"\0" * 15 + b"x"]
+    made = store()
+    made.fill(keys, compute([]), "Squaring")
+    assert [made[key].values["square"] for key in keys] == [0, 1, 4]
+    assert [key_at(as_keys(keys), i) for i in range(3)] == keys
+
+
 def test_the_index_is_small(store):
-    """24 bytes a row: what a million rows cost."""
+    """28 bytes a row: what a million rows cost."""
     made = store()
     made.fill(KEYS, compute([]), "Squaring")
-    assert (made._high.nbytes + made._low.nbytes + made._places.nbytes) / len(made) == 24
+    assert (made._keys.nbytes + made._places.nbytes) / len(made) == 28

@@ -22,8 +22,7 @@ from diffpo.core.block import Block
 from diffpo.curate.imports import folders, hpdv2, open_image_preferences, webdataset
 from diffpo.curate.imports.comparisons import Comparison, Part, Plan, identity_of
 from diffpo.curate.imports.report import Report, name_some
-from diffpo.data.encode import WORKERS
-from diffpo.disk.ahead import ahead
+from diffpo.disk.ahead import WORKERS, ahead
 from diffpo.disk.files import write_file
 from diffpo.disk.progress import track
 from diffpo.errors import UserError

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from diffpo.core.block import Fraction
-from diffpo.data.records import Counts, Layout, Source, has_text, read_column
+from diffpo.data.records import Counts, Layout, Source, has_text, read_column, read_numbers
 from diffpo.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class HPDv3(Source):
     """A table with the columns of HPDv3: `prompt`, `path1` (preferred), `path2`."""
 
-    columns: ClassVar[tuple[str, ...]] = ("path1", "path2", "prompt")
+    needed: ClassVar[tuple[str, ...]] = ("path1", "path2", "prompt")
 
     labels: Literal["hard", "soft"] = "hard"
     """`soft`: the majority's share of the votes becomes `preference` (1 where nobody was counted). `hard`: it does not;
@@ -38,9 +38,9 @@ class HPDv3(Source):
         share = self._shares(raw, path)
         sure = np.ones(len(raw), bool)
         if "confidence" in raw.column_names:
-            known = [self.min_confidence if c is None else c for c in read_column(raw, "confidence")]
-            sure = np.array(known, np.float64) >= self.min_confidence
-        tie, prompted = share == 0.5, has_text(raw, "prompt")
+            confidence = read_numbers(read_column(raw, "confidence"), "confidence", path)
+            sure = np.isnan(confidence) | (confidence >= self.min_confidence)
+        tie, prompted = share == 0.5, has_text(raw, "prompt", path)
         use = sure & prompted & (~tie if self.ties == "drop" else True)
         rows = raw.select_columns(["prompt", "path1", "path2"]).rename_columns({"path1": "chosen", "path2": "rejected"})
         if self.labels == "soft" or self.ties == "keep":

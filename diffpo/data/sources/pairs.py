@@ -26,20 +26,20 @@ if TYPE_CHECKING:
 class Pairs(Source):
     """A table whose columns are already ours; a row with `preference` 0.5 is a tie."""
 
-    columns: ClassVar[tuple[str, ...]] = ("chosen", "rejected", "prompt")
+    needed: ClassVar[tuple[str, ...]] = ("chosen", "rejected", "prompt")
 
     def adapt(self, raw: Dataset, path: str) -> Layout:
-        """Choose the rows that have a prompt and, unless ties are kept, a preference other than 0.5."""
-        prompted = has_text(raw, "prompt")
-        tie = np.zeros(len(raw), bool)
+        """Choose the rows that have a prompt, labels where there are any, and unless ties are kept, no tie."""
+        prompted = has_text(raw, "prompt", path)
+        tie, judged = np.zeros(len(raw), bool), np.ones(len(raw), bool)
         if "preference" in raw.column_names:
-            tie = check_preference(read_column(raw, "preference"), path) == 0.5
+            preference = check_preference(read_column(raw, "preference"), path)
+            tie, judged = preference == 0.5, ~np.isnan(preference)
         for name in ("chosen_score", "rejected_score"):
             if name in raw.column_names:
                 check_scores(read_column(raw, name), name, path)
         if "segments" in raw.column_names:
-            check_segments(read_column(raw, "segments"), path)
-        use = prompted if self.ties == "keep" else prompted & ~tie
-        return Layout(
-            raw, np.flatnonzero(use), Counts(len(raw), ties=int(tie.sum()), promptless=int((~prompted).sum()))
-        )
+            judged &= check_segments(read_column(raw, "segments"), path)
+        use = judged & prompted & (~tie if self.ties == "drop" else True)
+        counts = Counts(len(raw), int((~judged).sum()), int((judged & tie).sum()), int((judged & ~prompted).sum()))
+        return Layout(raw, np.flatnonzero(use), counts)

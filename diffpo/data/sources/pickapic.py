@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from diffpo.data.records import Counts, Layout, Source, has_text, read_column
+from diffpo.data.records import Counts, Layout, Source, has_text, read_column, read_numbers
 from diffpo.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ TIES = "preference, ties being 0.5"
 class PickAPic(Source):
     """A table with the columns of Pick-a-Pic: `caption`, `jpg_0`, `jpg_1`, `label_0`."""
 
-    columns: ClassVar[tuple[str, ...]] = ("jpg_0", "jpg_1", "label_0", "caption")
+    needed: ClassVar[tuple[str, ...]] = ("jpg_0", "jpg_1", "label_0", "caption")
 
     def adapt(self, raw: Dataset, path: str) -> Layout:
         """Choose the judged rows and put the preferred image first.
@@ -41,7 +41,7 @@ class PickAPic(Source):
         from datasets import concatenate_datasets
 
         label = self._labels(raw, path)
-        judged, tie, prompted = ~np.isnan(label), label == 0.5, has_text(raw, "caption")
+        judged, tie, prompted = ~np.isnan(label), label == 0.5, has_text(raw, "caption", path)
         use = judged & prompted & (~tie if self.ties == "drop" else True)
         counts = Counts(len(raw), int((~judged).sum()), int(tie.sum()), int((judged & ~prompted).sum()))
         if self.ties == "keep":
@@ -52,9 +52,9 @@ class PickAPic(Source):
 
     def _labels(self, raw: Dataset, path: str) -> np.ndarray:
         """`[n]` label of image 0; NaN where nobody judged."""
-        label = np.array(read_column(raw, "label_0"), np.float64)
+        label = read_numbers(read_column(raw, "label_0"), "label_0", path)
         if "has_label" in raw.column_names:
-            label[~np.array(read_column(raw, "has_label"), bool)] = np.nan
+            label[np.nan_to_num(read_numbers(read_column(raw, "has_label"), "has_label", path)) == 0] = np.nan
         wrong = np.flatnonzero(~np.isnan(label) & ~np.isin(label, (0, 0.5, 1)))
         if len(wrong):
             raise UserError(

@@ -1,0 +1,150 @@
+"""What the images of a table are, by their bytes: so that nothing is done again for an image that was seen before.
+
+The hash of a file is remembered under its path, size and modification time, that of an image inside a table under the
+identity of the table's files and its place. So a start reads no image that it has read before. What is remembered takes
+32 bytes for an image, in one file for each column of a table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from diffpo.disk.ahead import WORKERS, ahead
+from diffpo.disk.files import write_file
+from diffpo.disk.progress import track
+from diffpo.disk.rows import KEY_BYTES, as_keys, cache_home, digest
+from diffpo.errors import UserError
+from diffpo.media.frames import BrokenImage, read_bytes
+
+if TYPE_CHECKING:
+    from diffpo.data.records import Table
+
+log = logging.getLogger(__name__)
+
+REMEMBERED = np.dtype([("stamp", f"S{KEY_BYTES}"), ("content", f"S{KEY_BYTES}")])
+CHUNK_ROWS = 4096
+"""Cells that are Python objects at a time."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The images of one column."""
+
+    keys: np.ndarray
+    """`[n]` hash of each image's bytes; empty where it cannot be read."""
+    unreadable: dict[int, str]
+    """Why, by row."""
+
+
+def read_contents(table: Table, side: str, home: Path | None = None, *, shown: bool = True) -> Contents:
+    """Hash the images of one side of a table, or remember their hashes.
+
+    Args:
+        table: The pairs.
+        side: `chosen` or `rejected`.
+        home: The folder of all caches; `cache_home()` by default.
+        shown: Whether to show progress.
+    """
+    stamps, unreadable = _stamps(table, side)
+    place = os.path.abspath(os.path.expanduser(table.path)) if os.path.exists(table.path) else table.path
+    memory = (home or cache_home()) / "contents" / f"{digest(place, side).hex()}.npy"
+    known = _remembered(memory)
+    at = np.minimum(np.searchsorted(known["stamp"], stamps), max(0, len(known) - 1))
+    seen = known["stamp"][at] == stamps if len(known) else np.zeros(len(stamps), bool)
+    keys = np.where(seen, known["content"][at], as_keys([b""])) if len(known) else np.zeros_like(stamps)
+    new = np.flatnonzero(~seen & (stamps != b""))
+    if len(new):
+        hashed = ahead(partial(_hash, table, side), new.tolist(), workers=WORKERS, depth=4 * WORKERS)
+        for row, found in zip(new.tolist(), track(hashed, "Reading images", len(new), shown=shown), strict=True):
+            if isinstance(found, BrokenImage):
+                unreadable[row] = str(found)
+            else:
+                keys[row] = found
+        _remember(memory, known, stamps[new], keys[new])
+    return Contents(keys, unreadable)
+
+
+def _stamps(table: Table, side: str) -> tuple[np.ndarray, dict[int, str]]:
+    """What a hash is remembered under, `[n]`; empty where there is nothing to hash, with the reason."""
+    stamps, unreadable = as_keys([b""] * len(table)), {}
+    paths = table.paths(side)
+    if paths is None:
+        inside = bytes.fromhex(table.fingerprint) + side.encode()
+        for row, place in enumerate(table.places.tolist()):
+            stamps[row] = hashlib.blake2b(inside + place.to_bytes(8, "little"), digest_size=KEY_BYTES).digest()
+        return stamps, unreadable
+    for row, path in enumerate(_each(paths)):
+        try:
+            found = os.stat(path)
+            stamp = b"%b\0%d\0%d" % (os.fsencode(path), found.st_size, found.st_mtime_ns)
+            stamps[row] = hashlib.blake2b(stamp, digest_size=KEY_BYTES).digest()
+        except (OSError, ValueError, TypeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else None
+            unreadable[row] = "the cell is empty" if path is None else reason or str(error)
+    return stamps, unreadable
+
+
+def _each(cells: Any) -> Iterator[Any]:
+    """The values of an Arrow column, of which few are Python objects at a time."""
+    for start in range(0, len(cells), CHUNK_ROWS):
+        yield from cells.slice(start, CHUNK_ROWS).to_pylist()
+
+
+def _hash(table: Table, side: str, row: int) -> bytes | BrokenImage:
+    """Hash the bytes of an image."""
+    cell = table.cell(row, side)
+    content = cell.get("bytes") if isinstance(cell, dict) else cell if isinstance(cell, bytes) else None
+    path = cell.get("path") if isinstance(cell, dict) else cell
+    if content is None and path is None:
+        return BrokenImage("the cell is empty")
+    try:
+        return digest(read_bytes(path) if content is None else content)
+    except BrokenImage as error:
+        return error
+    except (OSError, ValueError) as error:
+        return BrokenImage(error.strerror if isinstance(error, OSError) and error.strerror else str(error))
+
+
+def _remembered(memory: Path) -> np.ndarray:
+    """What is known, sorted by stamp; nothing, if the file is missing or damaged: then it is made again."""
+    try:
+        known = np.load(memory, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return np.zeros(0, REMEMBERED)
+    return known if known.dtype == REMEMBERED else np.zeros(0, REMEMBERED)
+
+
+def _remember(memory: Path, known: np.ndarray, stamps: np.ndarray, keys: np.ndarray) -> None:
+    new = np.zeros(len(stamps), REMEMBERED)
+    new["stamp"], new["content"] = stamps, keys
+    together = np.concatenate([known, new[keys != b""]])
+    _, first = np.unique(together["stamp"], return_index=True)
+    content = io.BytesIO()
+    np.save(content, together[first])
+    try:
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        write_file(memory, content.getvalue())
+    except (OSError, UserError) as error:
+        log.warning(f"The hashes of images are not remembered, so the next start reads them again: {error}")
+
+
+def identify(table: Table) -> str:
+    """Identify all that a table holds, images included, by content: the same rows elsewhere are the same table."""
+    state = hashlib.blake2b(digest_size=KEY_BYTES)
+    for side in ("chosen", "rejected"):
+        state.update(read_contents(table, side).keys.tobytes())
+    for name in sorted(set(table.rows.column_names) - {"chosen", "rejected"}):
+        cells = table.arrow(name)
+        for start in range(0, len(cells), CHUNK_ROWS):
+            state.update(repr((name, cells.slice(start, CHUNK_ROWS).to_pylist())).encode("utf-8", "surrogatepass"))
+    return state.hexdigest()
