@@ -65,7 +65,7 @@ class RunLog:
             lines = self._path.read_text().splitlines() if self._path.exists() else []
             kept = [line for line in lines if _step(line) is not None and (_step(line) or 0) <= start]
             write_file(self._path, "".join(f"{line}\n" for line in kept))
-            self._file = self._path.open("a")
+            self._file = self._path.open("ab", buffering=0)  # nothing is left to write when it is closed
         self._console = stderr_console()
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
@@ -136,8 +136,7 @@ class RunLog:
         """
         if self._file is not None:
             with writing(self._path):
-                self._file.write(json.dumps({"step": step} | metrics) + "\n")
-                self._file.flush()
+                self._file.write(json.dumps({"step": step} | metrics).encode() + b"\n")
         self._accelerator.log(metrics, step=step)
 
     def say(self, text: str) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 
 import pytest
 import torch
 
+from diffpo.errors import UserError
 from diffpo.training.log import RunLog, mean_metrics
 
 
@@ -120,3 +122,13 @@ def test_without_a_terminal_there_is_a_line_after_half_a_minute(tmp_path, capsys
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(",")[0].split(": ")[1] for line in lines] == ["update 2 of 100", "update 4 of 100"]
     assert lines[0].endswith("1960 s left")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a file on a full disk")
+def test_a_full_disk_is_said_with_the_name_of_the_file(tmp_path):
+    with (
+        pytest.raises(UserError, match=r"the disk is full: .*metrics\.jsonl could not be written .*run the same"),
+        RunLog(Process(), tmp_path, 0, 1, every=1) as log,
+        open("/dev/full", "wb", buffering=0) as log._file,
+    ):
+        log.write(1, {"loss": 1.0})
