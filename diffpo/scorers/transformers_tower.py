@@ -14,7 +14,7 @@ from diffpo.disk.weights import Weights, fingerprint
 from diffpo.errors import UserError
 from diffpo.scorers.base import versions
 from diffpo.scorers.loading import CLIP, check_kind, describe, frozen, load_network, load_part, load_state, read_state
-from diffpo.scorers.parts import find_folder, find_model
+from diffpo.scorers.parts import find_folder, find_model, read_json
 from diffpo.scorers.pixels import resize_and_crop
 from diffpo.scorers.towers import Tower, TowerSpec
 
@@ -70,7 +70,7 @@ class TransformersSpec(TowerSpec):
         from transformers import CLIPConfig, CLIPModel
 
         check_kind(_folder(self.weights), CLIP, self.what)
-        network = CLIPModel(CLIPConfig.from_pretrained(_folder(self.weights)))
+        network = CLIPModel(CLIPConfig.from_dict(read_json(_folder(self.weights) / "config.json")))
         load_state(network, read_state(self.weights.path), path=self.weights.path, what=self.what)
         return frozen(network, dtype, device)
 
