@@ -42,8 +42,8 @@ def test_the_version_is_one():
 
 
 def test_every_module_imports_without_the_extras():
-    extras = ["xformers", "bitsandbytes", "wandb", "trackio", "tensorboard", "deepspeed"]
-    assert {"xformers", "bnb", "wandb", "trackio", "tensorboard", "dev"} == set(
+    extras = ["open_clip", "xformers", "bitsandbytes", "wandb", "trackio", "tensorboard", "deepspeed"]
+    assert {"scorers", "xformers", "bnb", "wandb", "trackio", "tensorboard", "dev"} == set(
         PROJECT["project"]["optional-dependencies"]
     ), "an extra came or went: block its module here too"
     modules = [path for path in (ROOT / "diffpo").rglob("*.py") if path != ROOT / "diffpo" / "__init__.py"]

@@ -147,13 +147,21 @@ class JointScorer(NetworkScorer, ABC):
         parts = []
         for start in range(0, len(images), self.batch):
             rows = slice(start, start + self.batch)
-            rgb = [image.convert("RGB") for image in images[rows]]
-            parts.append(self._score_batch(rgb, list(prompts[rows])).float().cpu())
+            parts.append(self._score_batch([plain(x) for x in images[rows]], list(prompts[rows])).float().cpu())
         return torch.cat(parts)
 
     @abstractmethod
     def _score_batch(self, images: list[Image], prompts: list[str]) -> Tensor:
         """Score one batch of RGB images: `[b]`, in any dtype and place."""
+
+
+def plain(image: Image) -> Image:
+    """An image as RGB, with nothing but its pixels: processors would lay a colour that it names transparent on white."""
+    rgb = image.convert("RGB")
+    if rgb.info:
+        rgb = rgb.copy()
+        rgb.info = {}
+    return rgb
 
 
 def versions(*packages: str) -> str:

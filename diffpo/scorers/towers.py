@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
-from diffpo.scorers.base import NetworkScorer
+from diffpo.scorers.base import NetworkScorer, plain
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -47,7 +47,7 @@ class Tower(ABC):
 
     def image_features(self, images: Sequence[Image], batch: int) -> Tensor:
         """Features of images; those of the last images are remembered."""
-        rgb = [image.convert("RGB") for image in images]
+        rgb = [plain(image) for image in images]
         return _remembered(self._images, [_digest(image) for image in rgb], rgb, batch, self.encode_images)
 
     def prompt_features(self, prompts: Sequence[str], batch: int) -> Tensor:

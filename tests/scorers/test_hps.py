@@ -1,6 +1,7 @@
 """HPS against numbers of the official package, its preprocessing, and its ways of loading."""
 
 import shutil
+import sys
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from tiny_clips import ARCHITECTURE, HPS, golden, hps_state
 
 from diffpo.compat import ensure_torchvision
 from diffpo.errors import UserError
-from diffpo.scorers import HPSv2, HPSv21
+from diffpo.scorers import Clip, HPSv2, HPSv21
 
 DOT = ([Image.new("RGB", (8, 8))], ["x"])
 
@@ -152,3 +153,12 @@ def test_damaged_weights_are_an_error(tmp_path):
     torch.save({"state_dict": state}, tmp_path / "nan.pt")
     with pytest.raises(UserError, match=r"hpsv2 scored image 0 of 1 as nan.*damaged"):
         tiny(tmp_path / "nan.pt").score(*DOT)
+
+
+def test_without_open_clip_the_message_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "open_clip", None)  # as if it were not installed
+    for scorer in (tiny(), Clip(model=str(HPS), architecture=str(ARCHITECTURE))):
+        with pytest.raises(
+            UserError, match=r"need open-clip-torch, which is not installed: pip install 'diffpo\[scorers\]'"
+        ):
+            _ = scorer.provenance

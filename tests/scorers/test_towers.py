@@ -113,6 +113,18 @@ def test_an_image_that_changed_is_another(model):
     assert clip.score([image], ["x"]) != before
 
 
+def test_what_an_image_names_beside_its_pixels_changes_nothing(model):
+    """A transparent colour would be laid on white by transformers' processor; it was also remembered for others."""
+    scorer = Clip(model=str(model), device="cpu")
+    image = Image.new("RGB", (60, 40), (200, 30, 30))
+    image.paste((0, 0, 0), (0, 0, 30, 40))
+    keyed = image.copy()
+    keyed.info["transparency"] = (0, 0, 0)
+    first = scorer.score([keyed], ["a red square"])
+    assert torch.equal(first, Clip(model=str(model), device="cpu").score([image], ["a red square"]))
+    assert keyed.info, "what is handed in stays as it is"
+
+
 def test_only_the_last_images_are_kept(model, monkeypatch):
     monkeypatch.setattr(towers, "_KEPT", 2)
     scorer = PickScore(path=str(model), device="cpu")
