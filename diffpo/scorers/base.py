@@ -156,7 +156,7 @@ class JointScorer(NetworkScorer, ABC):
 
 
 def plain(image: Image) -> Image:
-    """An image as RGB, with nothing but its pixels: processors would lay a colour that it names transparent on white."""
+    """An image as RGB, with nothing but its pixels: processors lay a colour that it names as transparent on white."""
     rgb = image.convert("RGB")
     if rgb.info:
         rgb = rgb.copy()

@@ -121,7 +121,8 @@ def test_what_an_image_names_beside_its_pixels_changes_nothing(model):
     keyed = image.copy()
     keyed.info["transparency"] = (0, 0, 0)
     first = scorer.score([keyed], ["a red square"])
-    assert torch.equal(first, Clip(model=str(model), device="cpu").score([image], ["a red square"]))
+    scorer.tower._images.clear()
+    assert torch.equal(first, scorer.score([image], ["a red square"]))
     assert keyed.info, "what is handed in stays as it is"
 
 
