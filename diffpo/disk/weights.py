@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 from diffpo.errors import UserError
 
@@ -89,6 +90,20 @@ def snapshot(repo: str, *, what: str, patterns: Sequence[str], probe: str) -> Pa
     if not any(folder.glob(probe)):
         raise UserError(f"{repo} (as cached in {folder}) has no {probe}, so it is not {what}.")
     return folder
+
+
+BROKEN = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError, UnpicklingError)
+"""What the libraries that load weights raise at files that are broken, or of another kind."""
+
+
+def reason(error: Exception) -> str:
+    """Say why weights could not be loaded, without the libraries' advice to run code that came with them."""
+    text = str(error)
+    if "trust_remote_code" in text or "custom code" in text:
+        return "it needs code of its own, which is never run. Give a model that the library knows itself"
+    if isinstance(error, UnpicklingError) or "weights_only" in text:
+        return "a file holds more than tensors, and is not opened. Give the weights as safetensors"
+    return text or type(error).__name__
 
 
 @contextmanager

@@ -54,10 +54,12 @@ class Encoders:
                 folder = base.part("vae")
                 parts["vae"] = AutoencoderKL.from_pretrained(folder, dtype=dtype, variant=variant(folder))
             kinds = variant(*(base.folder / name for name in base.encoders if name not in base.replaced))
-            pipeline = base.pipeline_class.from_pretrained(base.folder, dtype=dtype, variant=kinds, **parts)
-        except (OSError, ValueError, RuntimeError) as error:
+            pipeline = base.pipeline_class.from_pretrained(
+                base.folder, dtype=dtype, variant=kinds, trust_remote_code=False, **parts
+            )
+        except weights.BROKEN as error:
             places = " and ".join(map(str, {base.part("vae"), base.folder}))
-            raise UserError(f"cannot load the VAE and text encoders of {places}: {error}") from error
+            raise UserError(f"cannot load the VAE and text encoders of {places}: {weights.reason(error)}") from error
         if self._tuning.prediction is not None:
             pipeline.scheduler = type(pipeline.scheduler).from_config(base.scheduler(self._tuning.prediction))
         for part in pipeline.components.values():

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from diffpo.core.types import DTYPES
+from diffpo.disk.weights import BROKEN, reason
 from diffpo.errors import UserError
 from diffpo.models import Denoiser
 from diffpo.models.bases import BaseModel
@@ -54,8 +55,8 @@ def load_network(base: BaseModel, dtype: torch.dtype) -> Any:
     folder = base.part(base.component)
     try:
         return base.network_class.from_pretrained(folder, dtype=dtype, variant=variant(folder))
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"cannot load a {base.network_class.__name__} from {folder}: {error}") from error
+    except BROKEN as error:
+        raise UserError(f"cannot load a {base.network_class.__name__} from {folder}: {reason(error)}") from error
 
 
 def set_attention(network: Any, name: str) -> None:

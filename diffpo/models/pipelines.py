@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from diffpo.disk.weights import Weights, hub_errors, local, locate, snapshot
+from diffpo.disk.weights import BROKEN, Weights, hub_errors, local, locate, reason, snapshot
 from diffpo.errors import UserError
 
 if TYPE_CHECKING:
@@ -138,9 +138,11 @@ def open_pipeline(model: Model, *, dtype: torch.dtype, device: str) -> Diffusion
     with torch.random.fork_rng(devices=[]):
         try:
             kinds = variant(*(model.base.path / name for name in model.index if name not in parts))
-            pipeline = DiffusionPipeline.from_pretrained(str(model.base.path), dtype=dtype, variant=kinds, **parts)
-        except (OSError, ValueError, AttributeError) as error:
-            raise UserError(f"diffusers cannot load {model.base.path}: {error}") from error
+            pipeline = DiffusionPipeline.from_pretrained(
+                str(model.base.path), dtype=dtype, variant=kinds, trust_remote_code=False, **parts
+            )
+        except BROKEN as error:
+            raise UserError(f"diffusers cannot load {model.base.path}: {reason(error)}") from error
         if "prompt" not in inspect.signature(pipeline.__call__).parameters:
             raise UserError(f"{model.base.path} is a {type(pipeline).__name__}, which makes no images of prompts.")
         if model.lora is not None:
@@ -181,8 +183,8 @@ def _load_denoiser(model: Model, dtype: torch.dtype) -> tuple[str, torch.nn.Modu
     try:
         network = network_class(read_json(folder / "config.json"))
         return name, network.from_pretrained(str(folder), dtype=dtype, variant=variant(folder))
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"diffusers cannot load {folder}: {error}") from error
+    except BROKEN as error:
+        raise UserError(f"diffusers cannot load {folder}: {reason(error)}") from error
 
 
 def _has(model: Model, key: str, folder: Path) -> bool:
@@ -223,10 +225,10 @@ def _fetch_pipeline(repo: str) -> Path:
     from diffusers import DiffusionPipeline
 
     with hub_errors(repo, what=_A_MODEL, probe=_INDEX):
-        folder = Path(DiffusionPipeline.download(repo, safety_checker=None))
+        folder = Path(DiffusionPipeline.download(repo, safety_checker=None, trust_remote_code=False))
         if any(file.suffix in (".safetensors", ".bin") for file in folder.glob("*/*")):
             return folder
-        return Path(DiffusionPipeline.download(repo, safety_checker=None, variant=_FP16))
+        return Path(DiffusionPipeline.download(repo, safety_checker=None, trust_remote_code=False, variant=_FP16))
 
 
 def find_lora(spec: str) -> Weights:
