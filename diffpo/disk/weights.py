@@ -96,13 +96,16 @@ BROKEN = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeEr
 """What the libraries that load weights raise at files that are broken, or of another kind."""
 
 
+MORE_THAN_TENSORS = "holds more than tensors, or is no torch file; opening it could run any code, so it is not opened"
+
+
 def reason(error: Exception) -> str:
     """Say why weights could not be loaded, without the libraries' advice to run code that came with them."""
     text = str(error)
     if "trust_remote_code" in text or "custom code" in text:
-        return "it needs code of its own, which is never run. Give a model that the library knows itself"
+        return "it needs code of its own, which is never run. Give a model that transformers or diffusers knows itself"
     if isinstance(error, UnpicklingError) or "weights_only" in text:
-        return "a file holds more than tensors, and is not opened. Give the weights as safetensors"
+        return f"it {MORE_THAN_TENSORS}. Give the weights as safetensors"
     return text or type(error).__name__
 
 

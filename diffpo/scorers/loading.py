@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from diffpo.disk.weights import MORE_THAN_TENSORS, reason
 from diffpo.errors import UserError
 from diffpo.scorers.parts import describe_folder, read_json
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
     Network = TypeVar("Network", bound=nn.Module)
 
-_MORE_THAN_TENSORS = "holds more than tensors, or is no torch file; opening it could run any code, so it is not opened"
 _CONTENTS = {
     "lora": "a LoRA",
     "rm_head.": "an HPSv3",
@@ -86,10 +86,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path} {_MORE_THAN_TENSORS}. Give a file of weights alone (a state dict), best as safetensors."
+            f"{path} {MORE_THAN_TENSORS}. Give a file of weights alone (a state dict), best as safetensors."
         ) from error
     except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        raise UserError(f"{path} cannot be read as weights: {_reason(error)}") from error
+        raise UserError(f"{path} cannot be read as weights: {reason(error)}") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
@@ -219,14 +219,4 @@ def _from_pretrained(auto: str, folder: str | Path, what: str, options: Mapping[
     try:
         return getattr(transformers, auto).from_pretrained(folder, trust_remote_code=False, **options)
     except Exception as error:  # what broken files make of transformers, tokenizers and torch has no common type
-        raise UserError(f"{folder} cannot be loaded as {what}: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    """What went wrong, without the advice of torch and transformers to run what came with the weights."""
-    text = str(error)
-    if "trust_remote_code" in text or "custom code" in text:
-        return "it needs code of its own, which is never run. Give a model that transformers knows itself."
-    if isinstance(error, pickle.UnpicklingError) or "weights_only" in text:
-        return f"it {_MORE_THAN_TENSORS}. Give the weights as safetensors."
-    return text or type(error).__name__
+        raise UserError(f"{folder} cannot be loaded as {what}: {reason(error)}") from error

@@ -101,9 +101,8 @@ def attempts(pipelines, tmp_path):
     def custom(folder: Path, part: str) -> None:
         index = folder / "model_index.json"
         index.write_text(json.dumps(json.loads(index.read_text()) | {part: ["evil", "Evil"]}))
-        (folder / part / "evil.py").write_text(
-            f"open({str(mark)!r}, 'w')\nfrom transformers import CLIPTextModel as Evil\n"
-        )
+        code = f"open({str(mark)!r}, 'w')\nfrom transformers import CLIPTextModel as Evil\n"
+        (folder / part / "evil.py").write_text(code)
 
     def pickled(folder: Path, part: str) -> None:
         (weights,) = (folder / part).glob("*.safetensors")
