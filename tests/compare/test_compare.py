@@ -98,6 +98,12 @@ def test_labels_are_text_not_markup(edited):
     assert "[bold]x[/nothing]" in printed(comparison_table(compare_two(copies)))
 
 
+def test_an_image_with_two_scores(edited):
+    copies = edited(1, lambda t: replace(t, rows=[*t.rows, replace(t.rows[0], file="again.png", score=9.0)]))
+    with pytest.raises(UserError, match=r"tuned has two scores of shapes-utility for the prompt .* seed 0"):
+        compare_two(copies, scorers=["shapes-utility"])
+
+
 def test_sets_that_do_not_match(edited):
     copies = edited(1, lambda t: replace(t, rows=[r for r in t.rows if (r.prompt_id, r.seed) != (4, 1)]))
     with pytest.raises(UserError, match="11 match; others: 0 of tuned, 1 of base"):
