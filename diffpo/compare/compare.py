@@ -105,7 +105,7 @@ def _compare(evidence: Evidence, baseline: str, model: str, names: Sequence[str]
         n_pairs=first.n_pairs,
         level=judging.resampling.level,
         results=tuple(results),
-        notes=tuple(notes_on(evidence, labels, results, itself=judging.chosen_by is None, mode=judging.mode)),
+        notes=tuple(notes_on(evidence, labels, results, mode=judging.mode, chosen_by=judging.chosen_by)),
         mode=judging.mode,
         prompt_set=evidence.prompt_set(labels),
     )

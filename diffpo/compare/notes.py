@@ -30,7 +30,7 @@ SAMPLING = (
 
 
 def notes_on(
-    evidence: Evidence, labels: tuple[str, str], results: Sequence[ScorerResult], *, mode: Mode, itself: bool
+    evidence: Evidence, labels: tuple[str, str], results: Sequence[ScorerResult], *, mode: Mode, chosen_by: str | None
 ) -> Iterator[str]:
     """Say what limits a comparison.
 
@@ -39,7 +39,7 @@ def notes_on(
         labels: Baseline and model.
         results: By scorer, the first for the headline.
         mode: Which images were compared.
-        itself: Whether each scorer chose the images that it judged, in modes that choose.
+        chosen_by: The scorer that chose them; None: each scorer for itself.
     """
     for result in results:
         if result.in_loop:
@@ -50,7 +50,7 @@ def notes_on(
             "is not known. Name them with --used-in-training."
         )
     yield from _on_size(results[0])
-    if mode == "best-of-n" and itself:
+    if mode == "best-of-n" and chosen_by is None:
         yield "Each scorer chose the best images itself, which rewards spread; name another one to choose by."
     yield from _on_noise(evidence, labels, [result.scorer for result in results], mode)
     if len(results) > 1:

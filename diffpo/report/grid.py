@@ -8,6 +8,7 @@ from pathlib import Path
 
 from diffpo.compare.numbers import number
 from diffpo.disk.files import write_json
+from diffpo.disk.published import published
 from diffpo.errors import UserError
 from diffpo.media.folder import SCORES, Media, open_clip, read_media
 from diffpo.media.sheet import Cell, Row, draw_grid, write_sheet
@@ -54,7 +55,7 @@ def write_grid(
             rivals = [values[other, place] for other in range(len(media))]
             score, path = values[i, place], Path(folders[i]) / item.file
             cells.append(_cell(folders[i], item, len(common) > 1, score, rivals))
-            images.append({"model": item.model, "seed": item.seed, "file": str(path), "score": score})
+            images.append({"model": item.model, "seed": item.seed, "file": published(str(path)), "score": score})
         rows.append(Row(prompt, tuple(cells)))
         record.append({"prompt": prompt, "images": images})
     labels = [next(iter(next(iter(images.values())).values())).model for images in media]

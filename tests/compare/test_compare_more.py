@@ -145,6 +145,17 @@ def test_people_are_asked_first(two, tmp_path):
     write_comparison(tmp_path / "c.json", found)
 
 
+def test_the_interval_over_users_is_as_asked(two, tmp_path):
+    (tmp_path / "votes.csv").write_text(VOTES)
+    ends = {
+        level: compare_two([], votes=tmp_path / "votes.csv", judging=Judging(resampling=Resampling(level=level)))
+        .results[0]
+        .users.macro.ci_low
+        for level in (0.2, 0.95)
+    }
+    assert ends[0.2] > ends[0.95]
+
+
 def test_votes_alone_are_a_comparison(tmp_path):
     (tmp_path / "votes.csv").write_text(VOTES)
     found = compare_two([], votes=tmp_path / "votes.csv")

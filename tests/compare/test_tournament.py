@@ -100,6 +100,15 @@ def test_models_that_score_alike_are_even(tmp_path):
     )
 
 
+def test_rounding_moves_no_model(tmp_path):
+    """Scores that differ by less than float32 can say are ties in the ranking, too."""
+    scores = wave("base", 0)
+    near = {prompt: [value * (1 + 1e-8) for value in values] for prompt, values in scores.items()}
+    folders = [write_folder(tmp_path / n, n, {"x": s}) for n, s in (("a", scores), ("b", near), ("c", near))]
+    ranking = compare(folders, judging=QUICK).rankings[0]
+    assert [rank.elo for rank in ranking.ranks] == pytest.approx([0, 0, 0])
+
+
 def test_votes_between_some(three, tmp_path):
     """No vote between base and dpo: they are ranked through sft, and not compared directly."""
     lines = ["model_a,model_b,prompt,choice", *(f"base,sft,{p},b" for p in "abc"), *(f"sft,dpo,{p},b" for p in "abd")]

@@ -74,10 +74,11 @@ def test_reports_and_comparisons_name_no_place(of_alice, folders, tmp_path):  # 
     for command in (
         ["compare", *media, "--out", "c.json", "--out", "c.csv", "--out", "c.tex"],
         ["report", *media, "--run", str(run)],
+        ["grid", *media],
     ):
         done = CliRunner().invoke(app, command)
         assert done.exit_code == 0, done.output
-    for file in ("c.json", "c.csv", "c.tex", "report.html"):
+    for file in ("c.json", "c.csv", "c.tex", "report.html", "grid.json"):
         text = (tmp_path / file).read_text()
         text = text.replace("&#34;", '"').replace("/r", "")
         assert not [name for name in names if len(name) > 4 and name in text], file

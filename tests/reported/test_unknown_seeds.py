@@ -49,7 +49,9 @@ def test_places_stand_in_for_the_seeds_of_the_other_model_too(two):
     """One folder knows its seeds, 10, 11 and 12; the other does not know its own."""
     known = compare_two(two).results[0]
     table = read_scores(two[0])
-    write_scores(two[0] / "scores.parquet", replace(table, rows=[replace(row, seed=row.seed + 10) for row in table.rows]))
+    write_scores(
+        two[0] / "scores.parquet", replace(table, rows=[replace(row, seed=row.seed + 10) for row in table.rows])
+    )
     forget_seeds(two[1])
     assert compare_two(two).results[0] == known
 
