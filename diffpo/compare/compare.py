@@ -108,6 +108,7 @@ def _compare(evidence: Evidence, baseline: str, model: str, names: Sequence[str]
         notes=tuple(notes_on(evidence, labels, results, mode=judging.mode, chosen_by=judging.chosen_by)),
         mode=judging.mode,
         prompt_set=evidence.prompt_set(labels),
+        seeds_known=not evidence.unknown_seeds(names, labels),
     )
 
 
@@ -200,7 +201,6 @@ def _adjusted(comparisons: Sequence[Comparison]) -> tuple[Comparison, ...]:
 
 def _rank(evidence: Evidence, name: str, models: Sequence[str], judging: Judging) -> Ranking:
     """All models on one scale, by one scorer."""
-    evidence.provenance(name, models)  # scores that were made differently are not ranked
     found = {
         (model, other): evidence.pairs(name, model, other, judging.mode, judging.chosen_by)
         for other, model in combinations(models, 2)

@@ -132,6 +132,11 @@ class Evidence:
         in_order = any(row.seed is None for rows in of_models for row in rows)
         return [_by_place(rows) if in_order else _by_seed(rows) for rows in of_models]
 
+    def unknown_seeds(self, scorers: Sequence[str], labels: Sequence[str]) -> list[str]:
+        """Those of the models of which the seed of an image is not known."""
+        rows = {label: [row for name in scorers for row in self._rows.get((name, label), [])] for label in labels}
+        return [label for label in labels if any(row.seed is None for row in rows[label])]
+
     def pairs(self, scorer: str, model: str, baseline: str, mode: Mode, chosen_by: str | None = None) -> PairedScores:
         """The scores of two models, paired; votes are pairs as they are.
 

@@ -10,7 +10,6 @@ from diffpo.compare.numbers import percent, points
 from diffpo.compare.pairing import Mode
 from diffpo.compare.power import ALPHA, least_p_value
 from diffpo.compare.result import ScorerResult
-from diffpo.compare.votes import HUMAN
 from diffpo.disk.published import published
 
 FEW_PROMPTS = 30
@@ -81,13 +80,12 @@ def _on_size(first: ScorerResult) -> Iterator[str]:
 
 def _on_noise(evidence: Evidence, labels: Sequence[str], names: Sequence[str], mode: Mode) -> Iterator[str]:
     """Say whether images of different prompts began with the same noise, as far as that is known."""
-    rows = [row for name in names if name != HUMAN for rows in evidence.images(name, labels) for row in rows.values()]
-    unknown = [label for label in labels if any(row.seed is None for row in rows if row.model == label)]
+    unknown = evidence.unknown_seeds(names, labels)
     if unknown:
         paired = " Images of a prompt are paired in their order, not by the same noise." if mode == "same-seed" else ""
         yield f"The seeds of {' and '.join(unknown)} are unknown.{paired}"
         return
-    images = {(row.prompt, row.seed) for row in rows}
+    images = {key for name in names for rows in evidence.images(name, labels) for key in rows}
     prompts, seeds = {prompt for prompt, _ in images}, {seed for _, seed in images}
     if len(prompts) > 1 and len(seeds) * len(prompts) == len(images):
         shared = "seed" if len(seeds) == 1 else f"{len(seeds)} seeds"

@@ -70,6 +70,14 @@ class Comparison:
     """Which images were compared; see `pairing`."""
     prompt_set: str = ""
     """Name and hash of the prompts, as far as the media folders know them."""
+    seeds_known: bool = True
+    """Otherwise images of a prompt were paired in their order, not by the same noise."""
+
+    @property
+    def what(self) -> str:
+        """What was compared and counted."""
+        in_order = self.mode == "same-seed" and not self.seeds_known
+        return "comparisons on the same prompts, of images in their order" if in_order else WHAT[self.mode]
 
     @property
     def verdict(self) -> str:
@@ -94,7 +102,7 @@ class Comparison:
         human = first.scorer == HUMAN
         return (
             f"{opening} Judged by {'people' if human else first.scorer}, {self.model} wins {percent(rate.estimate)} of "
-            f"{self.n_pairs} {'votes' if human else WHAT[self.mode]}{sure}.{' Ties count half.' if rate.ties else ''}"
+            f"{self.n_pairs} {'votes' if human else self.what}{sure}.{' Ties count half.' if rate.ties else ''}"
             f"{f' But {first.in_loop}' if first.in_loop else ''}"
         )
 

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 from diffpo import __version__
 from diffpo.compare.evidence import Evidence, read_evidence
 from diffpo.compare.numbers import number, p_value, percent, points, signed
-from diffpo.compare.pairing import WHAT
 from diffpo.compare.result import Comparison, Tournament
 from diffpo.compare.stats import USUAL
 from diffpo.compare.votes import HUMAN
@@ -153,7 +152,7 @@ def _facts(evidence: Evidence, models: Sequence[str], comparisons: Sequence[Comp
         prompts = PromptSet.of(row.prompt for row in sorted(place.table.rows, key=lambda row: row.prompt_id))
         name, known = published(place.settings.get("prompts", "named by no set")), place.settings.get("prompts_hash")
         sets[f"{name}: {len(prompts.prompts)} prompts, hash {known or prompts.hash}"] = None
-    modes = dict.fromkeys(f"{comparison.mode}: {WHAT[comparison.mode]}" for comparison in comparisons)
+    modes = dict.fromkeys(f"{comparison.mode}: {comparison.what}" for comparison in comparisons)
     packages = ", ".join(f"{name} {version(name)}" for name in ("numpy", "scipy"))
     return [
         ("Models", ", ".join(models)),

@@ -156,6 +156,12 @@ def test_the_interval_over_users_is_as_asked(two, tmp_path):
     assert ends[0.2] > ends[0.95]
 
 
+def test_votes_of_somebody_unknown_make_no_users(tmp_path):
+    (tmp_path / "votes.csv").write_text(VOTES.replace("bob", ""))
+    found = compare_two([], votes=tmp_path / "votes.csv")
+    assert found.results[0].users is None and "users" not in " ".join(found.notes)
+
+
 def test_votes_alone_are_a_comparison(tmp_path):
     (tmp_path / "votes.csv").write_text(VOTES)
     found = compare_two([], votes=tmp_path / "votes.csv")

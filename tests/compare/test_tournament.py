@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from judged import compare_two, record_of, write_comparison, write_folder
@@ -98,6 +99,20 @@ def test_models_that_score_alike_are_even(tmp_path):
     assert all(
         cell.win_rate.p_value == 1 and cell.win_rate.ci_low < 0.5 < cell.win_rate.ci_high for cell in ranking.cells
     )
+
+
+def test_the_ranking_is_judged_as_the_comparisons_are(three):
+    """Mode, the scorer that chooses, and what the user says of training reach every cell."""
+    judging = Judging(
+        mode="best-of-n", chosen_by="size_%", used_in_training=("taste",), resampling=Resampling(resamples=200)
+    )
+    found = compare(three, scorers=["taste"], judging=judging)
+    (ranking,) = found.rankings
+    for comparison in found.comparisons:
+        assert ranking.cell(comparison.model, "base").win_rate == comparison.results[0].win_rate
+        assert comparison.n_pairs == 8 and comparison.results[0].in_loop == ranking.in_loop != ""
+    itself = compare(three, scorers=["taste"], judging=replace(judging, chosen_by=None)).rankings[0]
+    assert itself.ranks != ranking.ranks
 
 
 def test_rounding_moves_no_model(tmp_path):

@@ -31,6 +31,8 @@ def test_unknown_is_said_to_be_unknown(two):
     assert (
         "The seeds of theirs are unknown. Images of a prompt are paired in their order, not by the same noise." in notes
     )
+    found = compare_two(two)
+    assert "comparisons on the same prompts, of images in their order" in found.headline and not found.seeds_known
     forget_seeds(two[0])
     assert "The seeds of ours and theirs are unknown." in " ".join(compare_two(two).notes)
     assert "in their order" not in " ".join(compare_two(two, judging=Judging(mode="mean-over-seeds")).notes)
