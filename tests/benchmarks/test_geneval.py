@@ -239,7 +239,7 @@ def test_what_was_judged_is_not_judged_again(shapes, monkeypatch, tmp_path):
     monkeypatch.setenv("DIFFPO_CACHE", str(tmp_path / "cache"))
     media = read_media(shapes)
     tasks = {item.prompt: shapes_tasks(item.prompt) for item in media}
-    eyes = CountingEyes()
+    eyes, CountingEyes.looked = CountingEyes(), 0
     first = run_geneval(shapes, tasks, eyes, eyes)
     assert CountingEyes.looked == 12
     written = (shapes / GENEVAL).read_bytes()
@@ -250,6 +250,30 @@ def test_what_was_judged_is_not_judged_again(shapes, monkeypatch, tmp_path):
     assert CountingEyes.looked == 13 and not all(item.correct for item in again.judged if item.prompt_id == 0)
     run_geneval(shapes, tasks, eyes, eyes, rules=Rules(position_threshold=0.2))
     assert CountingEyes.looked == 25
+
+
+def test_another_question_is_judged_anew(shapes, monkeypatch, tmp_path):
+    """Of the same images and prompts; what was asked before is still known."""
+    monkeypatch.setenv("DIFFPO_CACHE", str(tmp_path / "cache"))
+    media = read_media(shapes)
+    first = {item.prompt: shapes_tasks(item.prompt) for item in media}
+    none = [Task(tag="single_object", include=(Requirement(label="hexagon", count=1),))]
+    eyes, CountingEyes.looked = CountingEyes(), 0
+    before = run_geneval(shapes, first, eyes, eyes)
+    other = run_geneval(shapes, dict.fromkeys(first, none), eyes, eyes)
+    assert CountingEyes.looked == 24 and not any(item.correct for item in other.judged)
+    assert run_geneval(shapes, first, eyes, eyes) == before and CountingEyes.looked == 24
+
+
+def test_judgements_that_others_made_stay(shapes, monkeypatch, tmp_path):
+    """A folder that was copied from elsewhere: its geneval.json tells, nothing of it is in this cache."""
+    media = read_media(shapes)
+    tasks = {item.prompt: shapes_tasks(item.prompt) for item in media}
+    eyes, CountingEyes.looked = CountingEyes(), 0
+    monkeypatch.setenv("DIFFPO_CACHE", str(tmp_path / "one"))
+    before = run_geneval(shapes, tasks, eyes, eyes)
+    monkeypatch.setenv("DIFFPO_CACHE", str(tmp_path / "other"))
+    assert run_geneval(shapes, tasks, eyes, eyes) == before and CountingEyes.looked == 12
 
 
 def test_tasks_come_with_the_prompts(shapes):

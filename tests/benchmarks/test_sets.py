@@ -9,10 +9,11 @@ import tiny_clips
 import torch
 from PIL import Image, ImageEnhance
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 
 from diffpo.benchmarks.sets.distances import frechet_distance, kernel_distance, mmd
 from diffpo.benchmarks.sets.features import ClipFeatures, Inception, Looks, folder_features, resized
-from diffpo.benchmarks.sets.run import compare_sets, mean_pair_distance
+from diffpo.benchmarks.sets.run import _drift, compare_sets, mean_pair_distance
 from diffpo.commands.set_metrics import run_set_metrics
 from diffpo.errors import UserError
 from diffpo.media.folder import Media, read_media, write_manifest
@@ -217,6 +218,29 @@ def test_alarms_are_beyond_the_limit_drifts_are_not(base, clip):
         for limit in (0.0, 5.0)
     }
     assert flags[0.0]["saturation"] == "alarm" and flags[5.0]["saturation"] == "drift"
+
+
+def test_an_alarm_needs_the_near_end_of_the_interval_beyond_the_limit():
+    """Half of the prompts change by 40 %, half by nothing: 20 % on average, which may be less than 10 %."""
+    baseline = {str(i): 1.0 for i in range(8)}
+    mixed = {str(i): 1.4 if i % 2 else 1.0 for i in range(8)}
+    same = {str(i): 1.2 for i in range(8)}
+    drift = {name: _drift("contrast", values, baseline, 0.1, 0) for name, values in (("mixed", mixed), ("same", same))}
+    assert drift["mixed"].change.estimate == pytest.approx(0.2) == drift["same"].change.estimate
+    assert 0 < drift["mixed"].change.ci_low < 0.1 < drift["mixed"].change.ci_high
+    assert (drift["mixed"].flag, drift["same"].flag) == ("drift", "alarm")
+    less = {name: 2 - value for name, value in same.items()}
+    assert _drift("contrast", less, baseline, 0.1, 0).flag == "alarm"
+
+
+def test_features_of_other_weights_are_others(base, clip, tmp_path):
+    folder = tiny_clips.write_pickscore(tmp_path / "clip")
+    state = load_file(folder / "model.safetensors")
+    state["visual_projection.weight"] *= 2
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    other, media = replace(clip, model=str(folder)), read_media(base)[:3]
+    found, doubled = (folder_features(base, media, [maker])["clip"] for maker in (clip, other))
+    assert doubled == pytest.approx(2 * found, rel=1e-5)
 
 
 def test_less_diversity_is_an_alarm(base, clip):

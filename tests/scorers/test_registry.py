@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from tiny_clips import ARCHITECTURE
 from diffpo.config.options import make_scorer
 from diffpo.errors import UserError
 from diffpo.scorers import SCORERS
+from diffpo.worlds.shapes.annotators import ANNOTATORS
 
 LEARNED = {
     "pickscore": r"yuvalkirstain/PickScore_v1.*config\.json",
@@ -137,3 +139,50 @@ def test_the_table_in_the_documents_has_them_all():
     assert set(rows) == set(SCORERS)
     for name, scorer in SCORERS.items():
         assert all(repository in rows[name] for repository in re.findall(r"Hub ([\w-]+/[\w.-]+)", scorer.origin))
+
+
+OTHERS = {
+    "dtype": "bfloat16",
+    "scale": {"pickscore": "cosine", "hpsv2": "logit", "hpsv2.1": "logit", "clip": "clipscore"},
+    "resize": "longest-side-plain",
+    "prefix": "A photo of ",
+    "condition": "hands",
+    "threshold": 0.25,
+    "annotator": next(iter(ANNOTATORS)),
+}
+"""For each option that decides a score, a value that is not its default; `scale` of the aesthetics is `0-1`."""
+PLACES = {"path", "file", "model", "architecture", "processor", "tokenizer", "base", "head", "clip", "library"}
+"""What says where parts are: it is the content that counts."""
+
+
+def test_every_option_that_decides_a_score_is_in_the_provenance(weights):
+    """Kept scores are of the same provenance: an option that it lacks would be given the scores of another."""
+    made = specs(weights) | {"shapes": "shapes", "shapes-utility": "shapes-utility"}
+    for name, scorer in SCORERS.items():
+        first = make_scorer(made[name])
+        for field in fields(scorer):
+            if field.name in PLACES | {"batch", "device", "preprocessing"}:
+                continue
+            other = OTHERS[field.name]
+            if isinstance(other, dict):
+                other = other.get(name, "0-1")
+            changed = replace(first, **{field.name: other})
+            assert changed.provenance != first.provenance, (name, field.name)
+        assert replace(first).provenance == first.provenance
+
+
+def test_parts_beside_the_weights_are_in_the_provenance(weights, tmp_path):
+    """Another tokenizer under the same path is another scorer."""
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("preprocessor_config.json", "config.json"):
+        (other / name).write_text('{"a": 1}')
+    (other / "vocab.txt").write_text("other")
+    for spec, option in (
+        ("pickscore", "processor"),
+        ("imagereward", "tokenizer"),
+        ("mps", "processor"),
+        ("hpsv3", "base"),
+    ):
+        made = specs(weights)[spec]
+        assert make_scorer(made).provenance != make_scorer(f"{made},{option}={other}").provenance, spec
