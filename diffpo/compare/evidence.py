@@ -190,7 +190,7 @@ class Evidence:
         """Name and hash of the prompts of these models, as far as their folders know; empty if they do not."""
         settings = [place.settings for place in self.scored if any(label in place.table.models for label in labels)]
         named = [
-            f"{published(known['prompts'])}, hash {known['prompts_hash']}"
+            f"{published(known.get('prompts', 'a set without a name'))}, hash {known['prompts_hash']}"
             for known in settings
             if "prompts_hash" in known
         ]

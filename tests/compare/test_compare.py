@@ -6,7 +6,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from judged import compare_two, write_comparison
+from judged import compare_two, write_comparison, write_folder
 from rich.console import Console
 
 from diffpo.compare.evidence import read_evidence
@@ -69,6 +69,40 @@ def test_notes_say_what_limits_the_numbers(folders, edited):
     assert "base and tuned were sampled differently, and the scores show both: steps 25 and 50." in " ".join(
         compare_two(copies).notes
     )
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "weights",
+        "prompts_hash",
+        "scheduler",
+        "steps",
+        "guidance",
+        "size",
+        "negative_prompt",
+        "dtype",
+        "device",
+        "batch",
+    ],
+)
+def test_every_difference_in_sampling_is_said(tmp_path, key):
+    scores = {f"p{i}": [float(i)] for i in range(3)}
+    folders = [write_folder(tmp_path / n, n, {"x": scores}, {key: f"of {n}"}) for n in ("a", "b")]
+    assert f"the scores show both: {key} of a and of b." in " ".join(compare_two(folders).notes)
+
+
+def test_noise_of_each_prompt_is_no_shared_noise(edited):
+    copies = edited(0, lambda t: replace(t, rows=[replace(r, seed=r.seed + 10 * r.prompt_id) for r in t.rows]))
+    edited(1, lambda t: replace(t, rows=[replace(r, seed=r.seed + 10 * r.prompt_id) for r in t.rows]))
+    assert "share the same" not in " ".join(compare_two(copies).notes)
+
+
+def test_sampling_that_is_not_known(edited):
+    copies = edited(1, lambda table: table)
+    (copies[1] / "settings.json").unlink()
+    notes = " ".join(compare_two(copies).notes)
+    assert "How the images of tuned were sampled is not known" in notes and "sampled differently" not in notes
 
 
 def test_rounding_is_no_win(edited):

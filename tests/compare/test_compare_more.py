@@ -210,6 +210,28 @@ def test_the_scorer_that_labelled_the_pairs_is_flagged(tmp_path):
     assert compare_two(folders[:1] + folders[1:], scorers=["clean"]).results[0].in_loop == ""
 
 
+@pytest.mark.parametrize("given", ["tuned", "denoiser", "lora"])
+@pytest.mark.parametrize("began", ["denoiser", "lora"])
+def test_every_way_from_one_run_to_another(tmp_path, given, began):
+    """A media folder's model, and what a run starts from, may be a folder of weights or a LoRA."""
+    start = trained(tmp_path / "first", scored_table(tmp_path / "pairs", "taste"))
+    run = trained(tmp_path / "second", "human/pairs", {began: str(start / "final")})
+    folders = [
+        write_folder(tmp_path / "b", "base", {"taste": BASE}),
+        write_folder(tmp_path / "t", "tuned", {"taste": TUNED}, {given: str(run / "final" / "unet")}),
+    ]
+    assert compare_two(folders).results[0].in_loop.startswith("taste labelled the training pairs of tuned")
+
+
+def test_a_run_that_has_moved_is_said_to_be_unknown(tmp_path):
+    folders = [
+        write_folder(tmp_path / "b", "base", {"taste": BASE}),
+        write_folder(tmp_path / "t", "tuned", {"taste": TUNED}, {"tuned": str(tmp_path / "elsewhere" / "run")}),
+    ]
+    notes = " ".join(compare_two(folders).notes)
+    assert "The run that made tuned is not at .../run any more" in notes and "--used-in-training" in notes
+
+
 def test_runs_that_tell_nothing_and_one_that_is_damaged(tmp_path):
     gone = [
         write_folder(tmp_path / "b", "base", {"taste": BASE}, {"tuned": None}),
