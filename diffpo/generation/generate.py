@@ -11,7 +11,6 @@ what else is in the batch.
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from diffpo.errors import UserError
 from diffpo.generation.processes import make_state, quiet_console
 from diffpo.generation.sampling import sample_clips
 from diffpo.generation.settings import GenerateOptions
-from diffpo.generation.work import Sample, begin, find_work, make
+from diffpo.generation.work import Draw, Work, begin, make
 from diffpo.media.folder import MANIFEST, SCORES, SETTINGS, Media, read_manifest, read_settings
 from diffpo.media.prompts import PROMPTS, PromptSet
 from diffpo.models.pipelines import Model, find_model, open_pipeline
@@ -64,7 +63,7 @@ class Request:
         name = path.parent.name if path.name == "final" and path.parent.name else path.name
         return Request(options, model, pick_device(options.device), label or name)
 
-    def open(self) -> Sample:
+    def open(self) -> Draw:
         """Load the pipeline.
 
         Raises:
@@ -125,7 +124,6 @@ class Generation:
     images: int
     reused: int
     """How many of them were there already."""
-    seconds: float
 
 
 def generate(
@@ -156,7 +154,7 @@ def generate(
     prompts = prompts if isinstance(prompts, PromptSet) else PromptSet.of(prompts)
     if not prompts:
         raise UserError("there is no prompt to generate for.")
-    out, start = Path(out), time.perf_counter()
+    out = Path(out)
     request = Request.of(options, label)
     settings = request.describe(prompts)
     media = request.media(prompts, lambda number, _, seed: f"{number:06d}-s{seed}.png")
@@ -168,7 +166,14 @@ def generate(
         if anew and state.is_main_process:
             _clear(out)
         state.wait_for_everyone()
-        work = find_work(out, media, options.batch, sample=request.open, prompts=prompts, settings=settings)
+        work = Work(
+            folder=out,
+            media=media,
+            batch=options.batch,
+            sample=request.open,
+            prompts=prompts,
+            settings=settings,
+        )
         state.wait_for_everyone()
         if state.is_main_process:
             begin(work)
@@ -177,7 +182,7 @@ def generate(
         state.wait_for_everyone()
         make(work, console, rank=state.process_index, world=state.num_processes)
         state.wait_for_everyone()
-    return Generation(out, len(media), len(media) - work.images_missing, time.perf_counter() - start)
+    return Generation(out, len(media), len(media) - work.images_missing)
 
 
 def _check_folder(out: Path, settings: dict[str, Any], fresh: bool) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 
 from diffpo.generation.generate import NAMES, Request
 from diffpo.generation.settings import hash_of
-from diffpo.generation.work import Work, find_work
+from diffpo.generation.work import Work
 from diffpo.media.prompts import PromptSet
 
 ASKED = frozenset({"prompts_hash", "n_prompts", "seeds", "noise", "batch"})
@@ -36,8 +36,14 @@ def find_stored(request: Request, prompts: PromptSet, home: Path, labels: Collec
     settings = request.describe(prompts)
     folder = _claim_folder(home, request.label, key_of(settings), labels)
     media = request.media(prompts, lambda _, prompt, seed: f"{hash_of(prompt, 8)}-s{seed}.png")
-    batch = request.options.batch
-    return find_work(folder, media, batch, sample=request.open, prompts=prompts, settings=settings)
+    return Work(
+        folder=folder,
+        media=media,
+        batch=request.options.batch,
+        sample=request.open,
+        prompts=prompts,
+        settings=settings,
+    )
 
 
 def key_of(settings: dict[str, Any]) -> str:

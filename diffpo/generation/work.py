@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,53 +26,44 @@ from diffpo.media.prompts import PromptSet, write_prompts
 if TYPE_CHECKING:
     from rich.console import Console
 
-Sample = Callable[[Sequence[str], Sequence[int]], Sequence[Clip]]
+Draw = Callable[[Sequence[str], Sequence[int]], Sequence[Clip]]
 """Prompts and seeds, one of each per image -> the images."""
 _BATCH = ".batch-"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Work:
-    """What a media folder is to hold, and what of it is missing."""
+    """What a media folder is to hold, and what of it is missing.
+
+    Several processes may look at once what is missing, before any of them begins.
+    """
 
     folder: Path
+    """It need not exist yet."""
     media: list[Media]
-    missing: list[list[Media]]
-    """By batch."""
-    sample: Callable[[], Sample]
+    """All that it is to hold."""
+    batch: int
+    """Images at a time."""
+    sample: Callable[[], Draw]
     """Opens what samples; called only where something is missing."""
     prompts: PromptSet
+    """Those of the images, with what their set says of them."""
     settings: dict[str, Any]
     """How the images are made."""
+    missing: list[list[Media]] = field(init=False)
+    """By batch."""
+
+    def __post_init__(self):
+        """Finish what a kill left half done, and see what is missing."""
+        for path in self.folder.glob(f"{_BATCH}*"):
+            _give_names(path)
+        missing = [item for item in self.media if not (self.folder / item.file).is_file()]
+        object.__setattr__(self, "missing", chunks(missing, self.batch))
 
     @property
     def images_missing(self) -> int:
         """How many images are missing."""
         return sum(map(len, self.missing))
-
-
-def find_work(
-    folder: Path,
-    media: list[Media],
-    batch: int,
-    *,
-    sample: Callable[[], Sample],
-    prompts: PromptSet,
-    settings: dict[str, Any],
-) -> Work:
-    """See what is there and what is missing; several processes may look at once, before any begins.
-
-    Args:
-        folder: The media folder, which need not exist yet.
-        media: All that it is to hold.
-        batch: Images at a time.
-        sample: Opens what samples.
-        prompts: Those of the images, with what their set says of them.
-        settings: How the images are made.
-    """
-    _finish_batches(folder)
-    missing = [item for item in media if not (folder / item.file).is_file()]
-    return Work(folder, media, chunks(missing, batch), sample, prompts, settings)
 
 
 def begin(work: Work) -> None:
@@ -129,9 +120,3 @@ def _give_names(whole: Path) -> None:
             file.replace(whole.parent / file.name)
     with contextlib.suppress(OSError):
         whole.rmdir()
-
-
-def _finish_batches(folder: Path) -> None:
-    """Give the images of batches that were whole at a kill their names."""
-    for path in folder.glob(f"{_BATCH}*"):
-        _give_names(path)

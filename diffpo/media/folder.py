@@ -17,16 +17,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from diffpo.disk.files import write_file, write_json
 from diffpo.disk.published import published
 from diffpo.disk.tables import read_json, read_rows
 from diffpo.errors import UserError
-from diffpo.media.frames import BrokenImage, Clip, decode, decode_clip, read_bytes
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from diffpo.media.frames import BrokenImage, Clip, decode_clip, read_bytes
 
 MANIFEST = "manifest.jsonl"
 SETTINGS = "settings.json"
@@ -154,15 +151,6 @@ def _seen_from(folder: Path, place: str) -> str:
     )
 
 
-def open_image(folder: str | Path, media: Media) -> Image:
-    """Read an image as RGB, fully decoded; of a clip the first frame.
-
-    Raises:
-        UserError: If the file is missing, or broken (`BrokenImage`).
-    """
-    return decode_file(read_file(folder, media), Path(folder) / media.file)
-
-
 def open_clip(folder: str | Path, media: Media) -> Clip:
     """Read all frames that the manifest says, RGB; an image has one.
 
@@ -187,16 +175,6 @@ def read_file(folder: str | Path, media: Media) -> bytes:
             return read_bytes(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}). {_remedy(path)}") from error
-
-
-def decode_file(data: bytes, path: Path) -> Image:
-    """Decode the content of a file to RGB; `path` is where it came from.
-
-    Raises:
-        BrokenImage: If it cannot be; the message names the file.
-    """
-    with _naming(path):
-        return decode(data)
 
 
 @contextmanager

@@ -39,37 +39,13 @@ class Row:
     cells: tuple[Cell, ...]
 
 
-@dataclass(frozen=True)
 class _Layout:
-    """Measures in pixels, all in proportion to the cell."""
+    """Measures in pixels, all in proportion to the cell; so many frames stand side by side in a column."""
 
-    cell: int
-    frames: int = 1
-    """How many stand side by side in a column."""
-
-    @property
-    def column(self) -> int:
-        return self.frames * self.cell
-
-    @property
-    def text(self) -> int:
-        return max(13, self.cell // 14)
-
-    @property
-    def small(self) -> int:
-        return max(12, self.cell // 18)
-
-    @property
-    def gap(self) -> int:
-        return max(8, self.cell // 24)
-
-    @property
-    def margin(self) -> int:
-        return 2 * self.gap
-
-    @property
-    def caption(self) -> int:
-        return self.cell
+    def __init__(self, cell: int, frames: int):
+        self.cell, self.frames, self.column, self.caption = cell, frames, frames * cell, cell
+        self.text, self.small, self.gap = max(13, cell // 14), max(12, cell // 18), max(8, cell // 24)
+        self.margin = 2 * self.gap
 
 
 def draw_grid(columns: Sequence[str], rows: Sequence[Row], *, cell: int = 256) -> Image:

@@ -15,7 +15,7 @@ from diffpo.config.settings import Sample
 from diffpo.disk.progress import stderr_console
 from diffpo.generation.sampling import sample_clips
 from diffpo.generation.settings import Sampler
-from diffpo.generation.work import begin, find_work, make
+from diffpo.generation.work import Work, begin, make
 from diffpo.media.folder import Media, open_clip
 from diffpo.media.frames import Clip
 from diffpo.media.prompts import PromptSet, load_prompts
@@ -52,10 +52,10 @@ class SampleGrids:
 
     def base(self, accelerator: Accelerator) -> None:
         """Draw the base's images, unless an earlier start of this run did; the policy must be untrained yet."""
-        work = find_work(
-            self._base,
-            self._media,
-            self._sampler.batch,
+        work = Work(
+            folder=self._base,
+            media=self._media,
+            batch=self._sampler.batch,
             sample=lambda: partial(self._sample, accelerator),
             prompts=self._prompts,
             settings=dataclasses.asdict(self._sampler),
