@@ -91,7 +91,7 @@ def _on_noise(evidence: Evidence, labels: Sequence[str], names: Sequence[str], m
         shared = "seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
         yield (
             f"All prompts share the same {shared}, hence the same noise: the intervals tell how other prompts would "
-            "differ, not how other seeds would. `diffpo generate` gives each prompt noise of its own, unless it is told "
+            "differ, not how other seeds would. `diffpo generate` gives each prompt noise of its own, unless told "
             "--noise shared."
         )
 
