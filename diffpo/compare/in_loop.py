@@ -113,6 +113,6 @@ def _of_provenance(record: Mapping[str, Any]) -> Iterator[str]:
 def _mapping(path: Path, parse: Any) -> Mapping[str, Any]:
     try:
         value = parse(path.read_text(encoding="utf-8"))
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, OSError, RecursionError, yaml.YAMLError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
     return value if isinstance(value, Mapping) else {}

@@ -80,20 +80,20 @@ PANELS = (
 
 
 def read_metrics(run: str | Path) -> dict[str, Series]:
-    """Read a run folder's metrics; empty where there are none. A line that a kill cut off is passed over."""
+    """Read a run folder's metrics; empty where there are none. A line that is damaged, as by a kill, is passed over."""
     path = Path(run) / METRICS
     columns: dict[str, tuple[list[float], list[float]]] = {}
     if path.is_file():
-        for line in path.read_text(encoding="utf-8").split("\n"):
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
             try:
-                record = json.loads(line)
-            except ValueError:
+                record = json.loads(line, parse_int=float)
+            except (ValueError, RecursionError):
                 continue
-            if isinstance(record, dict) and _is_number(record.get("step")):
+            if isinstance(record, dict) and isinstance(step := record.get("step"), float) and math.isfinite(step):
                 for key, value in record.items():
-                    if key != "step" and _is_number(value):
+                    if key != "step" and isinstance(value, float):
                         steps, values = columns.setdefault(key, ([], []))
-                        steps.append(record["step"])
+                        steps.append(step)
                         values.append(value)
     return {
         key: Series(np.array(steps, dtype=float), np.array(values, dtype=float))
@@ -195,7 +195,3 @@ def _for_html(svg: str, title: str) -> str:
     for color, variable in _VARIABLES.items():
         svg = svg.replace(color, variable)
     return svg.replace("<svg", f'<svg role="img" aria-label="{title}"', 1)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -167,7 +167,7 @@ def _provenance(evidence: Evidence, comparisons: Sequence[Comparison], runs: Seq
     configs = [
         (
             f"Configuration of {run.name}" if len(runs) > 1 else "Configuration",
-            published(path.read_text(encoding="utf-8")),
+            published(path.read_text(encoding="utf-8", errors="replace")),
         )
         for run in runs
         if (path := run / "config.yaml").is_file()

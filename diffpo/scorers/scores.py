@@ -25,6 +25,7 @@ from diffpo.media.folder import SCORES, Media, check_inside, home_of, read_media
 from diffpo.scorers.judging import Judge, judge_media, key_of
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from rich.console import Console
 
     from diffpo.media.frames import Clip
@@ -222,12 +223,28 @@ def read_scores(path: str | Path) -> ScoreTable:
     missing = [f.name for f in fields(ScoreRow) if f.name not in wanted and f.default is MISSING]
     if missing:
         raise UserError(f"{file} lacks the columns {', '.join(missing)}; it has {', '.join(table.column_names)}.")
-    rows = [ScoreRow(**record) for record in table.select(wanted).to_pylist()]
+    try:
+        columns = table.select(wanted).cast(pa.schema([_schema().field(name) for name in wanted]))
+        provenance = json.loads((table.schema.metadata or {}).get(_METADATA, b"{}"))
+    except (pa.ArrowException, ValueError) as error:
+        raise UserError(f"{file} is no score table: {error}. Run `diffpo score` again.") from error
+    empty = [name for name in wanted if columns[name].null_count and name not in ("seed", "fps", "score")]
+    if empty or not isinstance(provenance, dict) or not all(isinstance(of, dict) for of in provenance.values()):
+        what = f"empty cells in {', '.join(empty)}" if empty else "no provenance"
+        raise UserError(f"{file} is no score table: it has {what}. Run `diffpo score` again.")
+    rows = [ScoreRow(**record) for record in columns.to_pylist()]
     if file.name == SCORES:  # of a media folder; a table given by itself may name images anywhere
         check_inside(file.parent, {row.file for row in rows}, file)
     for row in rows:
         _check_number(row.score, row.scorer, file.parent / row.file)
-    return ScoreTable(rows, json.loads((table.schema.metadata or {}).get(_METADATA, b"{}")))
+    return ScoreTable(rows, provenance)
+
+
+def _schema() -> pa.Schema:
+    import pyarrow as pa
+
+    types = {"str": pa.string(), "int": pa.int64(), "float": pa.float64()}
+    return pa.schema([pa.field(f.name, types[str(f.type).removesuffix(" | None")]) for f in fields(ScoreRow)])
 
 
 def write_scores(path: Path, table: ScoreTable) -> None:
@@ -235,11 +252,7 @@ def write_scores(path: Path, table: ScoreTable) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    types = {"str": pa.string(), "int": pa.int64(), "float": pa.float64()}
-    schema = pa.schema(
-        [pa.field(f.name, types[str(f.type).removesuffix(" | None")]) for f in fields(ScoreRow)],
-        metadata={_METADATA: json.dumps(table.provenance)},
-    )
+    schema = _schema().with_metadata({_METADATA: json.dumps(table.provenance)})
     content = pa.Table.from_pylist([asdict(row) for row in table.rows], schema=schema)
     write_file(path, lambda file: pq.write_table(content, file))
 
