@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,12 +28,16 @@ SCHEDULER_NAMES = {"eps": "epsilon", "v": "v_prediction"}
 
 @dataclass(frozen=True)
 class Width:
-    """A size that another part of a model gives and its network takes."""
+    """A size that other parts of a model give together and its network takes, found in their configurations."""
 
     what: str
-    part: str
-    given: int | None
-    taken: int | None
+    given: dict[str, str]
+    """Part -> the key in its configuration; several are added up."""
+    taken: Callable[[Mapping[str, Any]], int]
+    """What the network's configuration says."""
+
+
+LATENT_CHANNELS = Width("latent channels", {"vae": "latent_channels"}, itemgetter("in_channels"))
 
 
 class Denoiser(ABC):
@@ -54,6 +59,8 @@ class Denoiser(ABC):
     """Latent sides must be divisible by this."""
     most_frames: ClassVar[int | None] = 1
     """The longest clip that the family takes; None: any length that the frame rule allows."""
+    widths: ClassVar[tuple[Width, ...]]
+    """What must fit beside the latents' channels: the widths of the text."""
     token_limits: ClassVar[dict[str, int]] = {}
     """Tokens that the pipeline reads of a prompt, by its name for the tokenizer; others read the tokenizer's own."""
 
@@ -126,14 +133,6 @@ class Denoiser(ABC):
         vae = pipeline.vae
         latent = latent / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
         return images_only(lambda x: vae.decode(x.to(vae.dtype), return_dict=False)[0], latent)
-
-    @staticmethod
-    def widths(network: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]) -> list[Width]:
-        """List the sizes that the network must agree on with other parts, from the configurations of all of them.
-
-        A configuration that does not say a size leaves None in its place.
-        """
-        return [Width("latent channels", "vae", parts["vae"].get("latent_channels"), network.get("in_channels"))]
 
     @staticmethod
     def save_lora(pipeline: Any, component: str, folder: Path, layers: dict[str, Tensor], metadata: Any) -> None:
@@ -223,8 +222,3 @@ def images_only(fn: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
     """Run an image network `[b c h w]` on latents `[b c 1 h w]`."""
     assert z.shape[2] == 1, f"this family takes images; got {z.shape[2]} frames"
     return fn(z.squeeze(2)).unsqueeze(2)
-
-
-def total(*sizes: int | None) -> int | None:
-    """Add up sizes; None where one is not known."""
-    return None if None in sizes else sum(sizes)  # pyright: ignore[reportArgumentType]

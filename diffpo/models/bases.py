@@ -10,7 +10,7 @@ from typing import Any
 from diffpo.disk import weights
 from diffpo.errors import UserError
 from diffpo.models import FAMILIES, Denoiser
-from diffpo.models.base import SCHEDULER_NAMES
+from diffpo.models.base import LATENT_CHANNELS, SCHEDULER_NAMES
 from diffpo.models.pipelines import find_denoiser, find_pipeline, network_class, read_json
 
 _NO_ENCODERS = ("scheduler", "safety_checker", "feature_extractor", "image_encoder")
@@ -113,12 +113,17 @@ def _check_network(base: BaseModel) -> None:
 
 def _check_widths(base: BaseModel) -> None:
     """Compare by their configurations what the parts give and what the network takes."""
-    parts = {name: base.config(name) for name in base.encoders if (base.part(name) / "config.json").is_file()}
-    for width in base.family.widths(base.config(base.component), parts):
-        if isinstance(width.given, int) and isinstance(width.taken, int) and width.given != width.taken:
-            places = [str(base.part(name)) for name in (*width.part.split(" and "), base.component)]
+    network = base.config(base.component)
+    for width in (LATENT_CHANNELS, *base.family.widths):
+        try:
+            given = sum(base.config(part)[key] for part, key in width.given.items() if part in base.encoders)
+            taken = width.taken(network)
+        except (KeyError, TypeError):  # an older configuration leaves it out
+            continue
+        if given and isinstance(taken, int) and given != taken:
+            parts = " and ".join(width.given)
+            places = ", ".join(str(base.part(name)) for name in (*width.given, base.component))
             raise UserError(
-                f"the parts of this model do not fit together: its {width.part} gives {width.what} of {width.given}, "
-                f"its {base.component} takes {width.taken}. The parts are {', '.join(places)}; give parts that were "
-                "trained together"
+                f"the parts of this model do not fit together: its {parts} gives {width.what} of {given}, its "
+                f"{base.component} takes {taken}. The parts are {places}; give parts that were trained together"
             )

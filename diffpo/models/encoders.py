@@ -13,14 +13,13 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor
 
 from diffpo.core.types import DTYPES
 from diffpo.disk import weights
 from diffpo.errors import UserError
 from diffpo.models.bases import BaseModel
-from diffpo.models.pipelines import left_out, variant
+from diffpo.models.pipelines import left_out, load_network, variant
 from diffpo.models.tuning import Tuning
 
 
@@ -49,17 +48,17 @@ class Encoders:
         base, dtype = self._base, DTYPES[self._tuning.encoder_dtype]
         unused = [name for name in ("feature_extractor", "image_encoder") if name in base.index]
         parts = left_out(base.index) | dict.fromkeys([*base.family.components, *unused])
+        if "vae" in base.replaced:
+            parts["vae"] = load_network(base.part("vae"), dtype)
         try:
-            if "vae" in base.replaced:
-                folder = base.part("vae")
-                parts["vae"] = AutoencoderKL.from_pretrained(folder, dtype=dtype, variant=variant(folder))
             kinds = variant(*(base.folder / name for name in base.encoders if name not in base.replaced))
             pipeline = base.pipeline_class.from_pretrained(
                 base.folder, dtype=dtype, variant=kinds, trust_remote_code=False, **parts
             )
         except weights.BROKEN as error:
-            places = " and ".join(map(str, {base.part("vae"), base.folder}))
-            raise UserError(f"cannot load the VAE and text encoders of {places}: {weights.reason(error)}") from error
+            raise UserError(
+                f"cannot load the VAE and text encoders of {base.folder}: {weights.reason(error)}"
+            ) from error
         if self._tuning.prediction is not None:
             pipeline.scheduler = type(pipeline.scheduler).from_config(base.scheduler(self._tuning.prediction))
         for part in pipeline.components.values():

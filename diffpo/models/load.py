@@ -7,11 +7,9 @@ from typing import Any
 import torch
 
 from diffpo.core.types import DTYPES
-from diffpo.disk.weights import BROKEN, reason
 from diffpo.errors import UserError
 from diffpo.models import Denoiser
-from diffpo.models.bases import BaseModel
-from diffpo.models.pipelines import variant
+from diffpo.models.pipelines import load_network
 from diffpo.models.reference import Reference
 from diffpo.models.tuning import Tuning
 
@@ -31,7 +29,7 @@ def load(tuning: Tuning, dtype: torch.dtype, needs_reference: bool) -> tuple[Den
     """
     base = tuning.find()
     family, frozen = base.family, DTYPES[tuning.dtype] if tuning.dtype else dtype
-    network = load_network(base, dtype if tuning.trains_base else frozen)
+    network = load_network(base.part(base.component), dtype if tuning.trains_base else frozen)
     process = family.make_process(base.scheduler(tuning.prediction), tuning.time)
     if tuning.prediction not in (None, process.prediction):
         raise UserError(
@@ -44,19 +42,6 @@ def load(tuning: Tuning, dtype: torch.dtype, needs_reference: bool) -> tuple[Den
     set_attention(network, tuning.attention)
     policy = family(network, process)
     return policy, tuning.reference(policy, frozen) if needs_reference else None
-
-
-def load_network(base: BaseModel, dtype: torch.dtype) -> Any:
-    """Load the base's network, or the one that replaces it.
-
-    Raises:
-        UserError: Its files are missing, broken, or those of another network.
-    """
-    folder = base.part(base.component)
-    try:
-        return base.network_class.from_pretrained(folder, dtype=dtype, variant=variant(folder))
-    except BROKEN as error:
-        raise UserError(f"cannot load a {base.network_class.__name__} from {folder}: {reason(error)}") from error
 
 
 def set_attention(network: Any, name: str) -> None:

@@ -125,15 +125,11 @@ def open_pipeline(model: Model, *, dtype: torch.dtype, device: str) -> Diffusion
     Raises:
         UserError: If diffusers cannot read the files, or the tuned weights do not fit the base.
     """
-    from diffpo.compat import ensure_torchvision
-
-    ensure_torchvision()
     from diffusers import DiffusionPipeline
 
     parts = left_out(model.index)
     if model.denoiser is not None:
-        name, network = _load_denoiser(model, dtype)
-        parts[name] = network
+        parts[_component(model)] = load_network(model.denoiser.path, dtype)
     # Networks and adapters are initialised at random before their weights are read.
     with torch.random.fork_rng(devices=[]):
         try:
@@ -169,28 +165,33 @@ def _load_lora(pipeline: DiffusionPipeline, path: Path) -> None:
         raise UserError(f"the LoRA {path} has no weight that fits {type(pipeline).__name__}: it would change nothing.")
 
 
-def _load_denoiser(model: Model, dtype: torch.dtype) -> tuple[str, torch.nn.Module]:
+def _component(model: Model) -> str:
+    """Name of the base's part that the tuned denoiser replaces: the one of the same class."""
     assert model.denoiser is not None
-    folder = model.denoiser.path
-    class_name = read_json(folder / "config.json")["_class_name"]
-    name = next((key for key in NETWORKS if _has(model, key, folder)), None)
-    if name is None:
-        own = ", ".join(f"{key} {model.index[key][1]}" for key in NETWORKS if key in model.index)
-        raise UserError(
-            f"{folder} is a {class_name}, but {model.base.path} has {own or 'no denoiser'}. "
-            "Give the base that it was tuned from."
-        )
+    kind = network_class(read_json(model.denoiser.path / "config.json"))
+    own = {name: model.base.path / name / "config.json" for name in NETWORKS}
+    own = {name: network_class(read_json(file)) for name, file in own.items() if file.is_file()}
+    for name, other in own.items():
+        if other is kind:
+            return name
+    held = ", ".join(f"{name} {other.__name__}" for name, other in own.items())
+    raise UserError(
+        f"{model.denoiser.path} is a {kind.__name__}, but {model.base.path} has {held or 'no denoiser'}. "
+        "Give the base that it was tuned from."
+    )
+
+
+def load_network(folder: Path, dtype: torch.dtype) -> Any:
+    """Load a network of diffusers, whole or of half-precision files where there are no others.
+
+    Raises:
+        UserError: Its files are missing, broken, or those of another network.
+    """
+    kind = network_class(read_json(folder / "config.json"))
     try:
-        network = network_class(read_json(folder / "config.json"))
-        return name, network.from_pretrained(str(folder), dtype=dtype, variant=variant(folder))
+        return kind.from_pretrained(folder, dtype=dtype, variant=variant(folder))
     except BROKEN as error:
-        raise UserError(f"diffusers cannot load {folder}: {reason(error)}") from error
-
-
-def _has(model: Model, key: str, folder: Path) -> bool:
-    """Whether the base's own network `key` is of the same class as the one in `folder`."""
-    own = model.base.path / key / "config.json"
-    return own.is_file() and network_class(read_json(own)) is network_class(read_json(folder / "config.json"))
+        raise UserError(f"cannot load a {kind.__name__} from {folder}: {reason(error)}") from error
 
 
 def network_class(config: dict[str, Any]) -> Any:
@@ -219,9 +220,6 @@ def variant(*folders: Path) -> str | None:
 
 
 def _fetch_pipeline(repo: str) -> Path:
-    from diffpo.compat import ensure_torchvision
-
-    ensure_torchvision()
     from diffusers import DiffusionPipeline
 
     with hub_errors(repo, what=_A_MODEL, probe=_INDEX):

@@ -7,6 +7,7 @@ here.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import itemgetter
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -22,6 +23,7 @@ class PixArt(Denoiser):
     components = ("transformer",)
     blocks = ("BasicTransformerBlock",)
     patch = 2
+    widths = (Width("text width", {"text_encoder": "d_model"}, itemgetter("caption_channels")),)
     token_limits: ClassVar = {"tokenizer": 300}  # the pipeline's max_sequence_length; T5 itself knows no limit
     make_process = staticmethod(discrete_process)
 
@@ -46,10 +48,3 @@ class PixArt(Denoiser):
         """T5's states, and which of them belong to the prompt."""
         text, mask, _, _ = pipeline.encode_prompt(prompt, do_classifier_free_guidance=False, device=pipeline.device)
         return {"text": text[0], "mask": mask[0].bool()}
-
-    @staticmethod
-    def widths(network: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]) -> list[Width]:
-        width = Width(
-            "text width", "text_encoder", parts["text_encoder"].get("d_model"), network.get("caption_channels")
-        )
-        return [*Denoiser.widths(network, parts), width]

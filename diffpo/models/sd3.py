@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import itemgetter
 from typing import Any, ClassVar
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from diffpo.core.process import FlowProcess, NoiseProcess, Time
 from diffpo.core.types import Condition
-from diffpo.models.base import Denoiser, Width, images_only, total
+from diffpo.models.base import Denoiser, Width, images_only
 
 
 class SD3(Denoiser):
@@ -21,6 +22,14 @@ class SD3(Denoiser):
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
     blocks = ("JointTransformerBlock",)
     patch = 2
+    widths = (
+        Width("text width", {"text_encoder_3": "d_model"}, itemgetter("joint_attention_dim")),
+        Width(
+            "pooled text width",
+            {"text_encoder": "projection_dim", "text_encoder_2": "projection_dim"},
+            itemgetter("pooled_projection_dim"),
+        ),
+    )
     token_limits: ClassVar = {"tokenizer_3": 256}  # the pipeline's max_sequence_length; T5 itself knows no limit
 
     def predict(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
@@ -50,14 +59,3 @@ class SD3(Denoiser):
             prompt, prompt, prompt, device=pipeline.device, do_classifier_free_guidance=False
         )
         return {"text": text[0], "pooled": pooled[0]}
-
-    @staticmethod
-    def widths(network: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]) -> list[Width]:
-        clip = ("text_encoder", "text_encoder_2")
-        pooled = total(*(parts[name].get("projection_dim") for name in clip))
-        t5 = parts.get("text_encoder_3", {}).get("d_model")
-        return [
-            *Denoiser.widths(network, parts),
-            Width("text width", "text_encoder_3", t5, network.get("joint_attention_dim")),
-            Width("pooled text width", " and ".join(clip), pooled, network.get("pooled_projection_dim")),
-        ]

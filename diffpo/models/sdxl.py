@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffpo.core.types import Condition
-from diffpo.models.base import Denoiser, Width, discrete_process, images_only, total
+from diffpo.models.base import Denoiser, Width, discrete_process, images_only
 
 
 class SDXL(Denoiser):
@@ -19,6 +20,18 @@ class SDXL(Denoiser):
     components = ("unet",)
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
     blocks = ("BasicTransformerBlock", "ResnetBlock2D")
+    widths = (
+        Width(
+            "text width",
+            {"text_encoder": "hidden_size", "text_encoder_2": "hidden_size"},
+            itemgetter("cross_attention_dim"),
+        ),
+        Width(
+            "pooled text width",
+            {"text_encoder_2": "projection_dim"},
+            lambda unet: unet["projection_class_embeddings_input_dim"] - 6 * unet["addition_time_embed_dim"],
+        ),
+    )
     make_process = staticmethod(discrete_process)
 
     def predict(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
@@ -39,23 +52,3 @@ class SDXL(Denoiser):
             prompt, device=pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=False
         )
         return {"text": text[0], "pooled": pooled[0]}
-
-    @staticmethod
-    def widths(network: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]) -> list[Width]:
-        encoders, second = ("text_encoder", "text_encoder_2"), parts["text_encoder_2"]
-        sizes, pooled = network.get("addition_time_embed_dim"), network.get("projection_class_embeddings_input_dim")
-        return [
-            *Denoiser.widths(network, parts),
-            Width(
-                "text width",
-                " and ".join(encoders),
-                total(*(parts[name].get("hidden_size") for name in encoders)),
-                network.get("cross_attention_dim"),
-            ),
-            Width(
-                "pooled text width",
-                "text_encoder_2",
-                second.get("projection_dim"),
-                None if sizes is None or pooled is None else pooled - 6 * sizes,
-            ),
-        ]

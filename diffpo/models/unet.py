@@ -18,6 +18,13 @@ class UNet(Denoiser):
     components = ("unet",)
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
     blocks = ("BasicTransformerBlock", "ResnetBlock2D")
+    widths = (
+        Width(
+            "text width",
+            {"text_encoder": "hidden_size"},
+            lambda unet: unet.get("encoder_hid_dim") or unet["cross_attention_dim"],
+        ),
+    )
     make_process = staticmethod(discrete_process)
 
     def predict(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
@@ -29,9 +36,3 @@ class UNet(Denoiser):
         """Last hidden states, all positions: the UNet attends to the padding too."""
         text, _ = pipeline.encode_prompt(prompt, pipeline.device, 1, False)
         return {"text": text[0]}
-
-    @staticmethod
-    def widths(network: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]) -> list[Width]:
-        taken = network.get("encoder_hid_dim") or network.get("cross_attention_dim")
-        given = parts["text_encoder"].get("hidden_size")
-        return [*Denoiser.widths(network, parts), Width("text width", "text_encoder", given, taken)]
