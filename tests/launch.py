@@ -86,7 +86,7 @@ PLACES: dict[str, Callable[[], None]] = {
 STOPS: dict[str, tuple[Any, str, int]] = {
     "encoding": (diffpo.disk.files, "_begin", 5),  # the run's two files, the store's recipe, one file of rows, and now
     "step": (diffpo.training.train, "step_optimizer", 4),
-    "sampling": (diffpo.training.samples.Sampler, "draw", 1),
+    "sampling": (diffpo.training.samples.SampleGrids, "draw", 1),
     "checkpoint": (diffpo.training.checkpoint, "save_file", 5),
 }
 """Where a signal may come that lets the run end by itself, as `PLACES` for kills."""
@@ -137,12 +137,12 @@ def in_child(job: dict[str, Any], rank: int, ranks: int, port: int, output: Path
         }
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         watch_shards(output.with_suffix(".json"))
-    if "kill" in job:
-        PLACES[job["kill"]]()
-    if "signal" in job and rank == ranks - 1:
-        signal_at(*job["signal"])
     sys.argv, code = ["diffpo", *job["argv"]], 0
     try:
+        if "kill" in job:
+            PLACES[job["kill"]]()
+        if "signal" in job and rank == ranks - 1:
+            signal_at(*job["signal"])
         main()
     except SystemExit as end:
         code = int(end.code or 0)
