@@ -98,8 +98,9 @@ class Full(Tuning):
 
     def save(self, folder: Path, base: BaseModel, network: Any, weights: dict[str, Tensor]) -> None:
         """Write a network folder: `from_pretrained(folder / component)`."""
+        config = {key: value for key, value in network.config.items() if key != "_name_or_path"}  # is published
         with torch.device("meta"):  # a plain module: the one in training may be sharded, and of another class then
-            plain = base.network_class.from_config(network.config)
+            plain = base.network_class.from_config(config)
         buffers = {name: x.cpu() for name, x in network.named_buffers() if name in plain.state_dict()}
         plain.load_state_dict(weights | buffers, assign=True)
         plain.save_pretrained(folder / base.component)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +12,7 @@ from huggingface_hub import HfApi, ModelCard, ModelCardData
 
 from diffpo import __version__
 from diffpo.disk.files import sweep, whole_folder
+from diffpo.disk.published import published
 from diffpo.errors import UserError
 from diffpo.models.bases import find_base
 from diffpo.training.checkpoint import trained_weights
@@ -91,7 +90,7 @@ def last_metrics(folder: Path) -> dict[str, float]:
 
 def model_card(config: Config, folder: Path, component: str, grid: bool) -> ModelCard:
     """Write down the base model, the data, the method, the metrics and the exact config."""
-    tree = without_places(config.to_dict())
+    tree = published(config.to_dict())
     method, adapter = tree["method"]["name"], tree["model"]["name"] == "lora"
     base, dataset, start = tree["model"]["path"], tree["data"]["path"], tree["model"]["denoiser"]
     tags = ["diffusers", "text-to-image", "diffusers-training", "diffpo", method, *(["lora"] if adapter else [])]
@@ -102,20 +101,6 @@ def model_card(config: Config, folder: Path, component: str, grid: bool) -> Mode
         base_model=base if is_hub_id(config.model.path) else None,
         datasets=[dataset] if is_hub_id(config.data.path) else None,
     )
-    load = (
-        f'pipe = DiffusionPipeline.from_pretrained("{base}")\npipe.load_lora_weights("PATH/OF/THIS/FOLDER")'
-        if adapter
-        else f"from diffusers import AutoModel\n\n"
-        f'{component} = AutoModel.from_pretrained("PATH/OF/THIS/FOLDER", subfolder="{component}")\n'
-        f'pipe = DiffusionPipeline.from_pretrained("{base}", {component}={component})'
-    )
-    if adapter and config.model.denoiser is not None:
-        load = (
-            "from diffusers import AutoModel\n\n"
-            f'{component} = AutoModel.from_pretrained("{start}")  # what the adapter was trained on\n'
-            f'pipe = DiffusionPipeline.from_pretrained("{base}", {component}={component})\n'
-            'pipe.load_lora_weights("PATH/OF/THIS/FOLDER")'
-        )
     values = last_metrics(folder)
     rows = "\n".join(f"| {name} | {values[name]:.5g} |" for name in METRICS if name in values)
     text = [
@@ -123,30 +108,24 @@ def model_card(config: Config, folder: Path, component: str, grid: bool) -> Mode
         f"# {folder.name}\n",
         f"`{base}` tuned on the preference pairs of `{dataset}` with {method} by diffpo {__version__}.\n",
         "![base beside tuned](grid.png)\n" if grid else "",
-        f"```python\nfrom diffusers import DiffusionPipeline\n{load}\n```\n",
+        f"```python\n{how_to_load(base, component, start, adapter=adapter)}\n```\n",
         f"## Last update ({values.get('step', 0)})\n\n| metric | value |\n|---|---|\n{rows}\n",
         f"## Config\n\n```yaml\n{yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)}```\n",
     ]
     return ModelCard("\n".join(part for part in text if part))
 
 
-def without_places(value: Any) -> Any:
-    """Name the paths in a tree of settings without saying where on this machine they are.
-
-    A path below the working directory becomes relative to it. Of any other one the last name stays, with a hash that
-    tells whether two are the same. Hub ids, relative paths and other texts stay as they are.
-    """
-    if isinstance(value, dict):
-        return {key: without_places(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_places(item) for item in value]
-    if not isinstance(value, str) or not value.startswith(("/", "~", "..")):
-        return value
-    path = Path(os.path.abspath(Path(value).expanduser()))
-    if path.is_relative_to(Path.cwd()) and path != Path.cwd():
-        return path.relative_to(Path.cwd()).as_posix()
-    key = hashlib.blake2b(str(path).encode(), digest_size=4).hexdigest()
-    return f"local:{key}" if path.name == Path.home().name else f"local:{key}/{path.name}"
+def how_to_load(base: str, component: str, start: str | None, *, adapter: bool) -> str:
+    """Write the lines of Python that load an export; an adapter may lie on a network of its own, `start`."""
+    lines, given = ["from diffusers import AutoModel, DiffusionPipeline", ""], f", {component}={component}"
+    if not adapter:
+        lines.append(f'{component} = AutoModel.from_pretrained("PATH/OF/THIS/FOLDER", subfolder="{component}")')
+    elif start is not None:
+        lines.append(f'{component} = AutoModel.from_pretrained("{start}")  # what the adapter was trained on')
+    else:
+        lines[0], given = "from diffusers import DiffusionPipeline", ""
+    lines.append(f'pipe = DiffusionPipeline.from_pretrained("{base}"{given})')
+    return "\n".join([*lines, 'pipe.load_lora_weights("PATH/OF/THIS/FOLDER")'] if adapter else lines)
 
 
 def is_hub_id(path: str) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -69,13 +70,20 @@ def place_reference(reference: Reference, accelerator: Accelerator, compiled: bo
     reference.denoiser.network = network
 
 
-def resume(learner: Learner, folder: Path, pairs: str) -> int:
+OTHERS = {
+    "pairs": "from other pairs: the table under data.path has changed (rows, captions or labels). Bring the old table",
+    "model": "from another model: the weights under model.path, model.lora or model.denoiser have changed. Bring them",
+}
+"""What is said where a checkpoint was made from something else, by what it was made from."""
+
+
+def resume(learner: Learner, folder: Path, identity: Mapping[str, Any]) -> int:
     """Continue from the newest checkpoint.
 
     Args:
         learner: What learns.
         folder: The run's.
-        pairs: Identity of the pairs.
+        identity: What changes with the pairs, and with the weights that are tuned (the keys of `OTHERS`).
 
     Returns:
         The updates done.
@@ -95,11 +103,11 @@ def resume(learner: Learner, folder: Path, pairs: str) -> int:
     if path is None:
         return 0
     tensors, values = checkpoint.load(path)
-    if values["pairs"] != pairs:
-        raise UserError(
-            f"{path} learned from other pairs: the table under data.path has changed (rows, captions or labels). "
-            "Bring the old table back, or give another folder with train.output=..., or begin anew with --fresh"
-        )
+    for what, words in OTHERS.items():
+        if values["identity"][what] != identity[what]:
+            raise UserError(
+                f"{path} learned {words} back, or give another folder with train.output=..., or begin anew with --fresh"
+            )
     _check_fits(path, tensors["weights"], learner)
     checkpoint.restore(
         learner.policy.network,
@@ -116,7 +124,7 @@ def resume(learner: Learner, folder: Path, pairs: str) -> int:
     return values["step"]
 
 
-def save(learner: Learner, folder: Path, done: int, pairs: str) -> None:
+def save(learner: Learner, folder: Path, done: int, identity: Mapping[str, Any]) -> None:
     """Write a checkpoint; every process takes part in collecting, the first one writes. Arguments as for `resume`.
 
     Raises:
@@ -128,7 +136,7 @@ def save(learner: Learner, folder: Path, done: int, pairs: str) -> None:
     tensors = {"weights": weights, "optimizer": state}
     values = {
         "step": done,
-        "pairs": pairs,
+        "identity": identity,
         "optimizer": plain,
         "schedule": learner.schedule.last_epoch,
         "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,

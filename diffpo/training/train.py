@@ -9,13 +9,15 @@ divides by their number of terms, so that 1 x 8, 2 x 4 and 8 x 1 pairs give the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from diffpo.config.run import Config
 from diffpo.core.step import preference_step
@@ -26,18 +28,19 @@ from diffpo.data.loader import PairLoader
 from diffpo.data.plan import Schedule
 from diffpo.data.records import Table
 from diffpo.data.splits import check_order, check_requires, load_splits
+from diffpo.disk.published import published
 from diffpo.errors import UserError
 from diffpo.models.encoders import Encoders
 from diffpo.training.alerts import Alerts
 from diffpo.training.banner import describe_run
-from diffpo.training.export import export, without_places
+from diffpo.training.export import export
 from diffpo.training.learner import Learner, averaged, how_to_go_on, prepare_learner, resume, save
 from diffpo.training.log import RunLog, mean_metrics
 from diffpo.training.processes import gather_rows, make_accelerator
 from diffpo.training.run import check_devices, noting, run_folder
 from diffpo.training.samples import SampleGrids
 from diffpo.training.stop import Stopped, Watch
-from diffpo.training.trajectories import keep_trajectories
+from diffpo.training.trajectories import identify_reference, keep_trajectories
 
 
 def train(config: Config, *, fresh: bool = False, push: str | None = None) -> Path:
@@ -68,46 +71,31 @@ def train(config: Config, *, fresh: bool = False, push: str | None = None) -> Pa
         sampler = SampleGrids(config, learner.policy, encoders, folder) if encoders is not None else None
         if sampler is not None:
             sampler.base(accelerator)
-        done = resume(learner, folder, loader.identity)
+        identity = {"pairs": loader.identity, "model": identify_reference(config)}
+        done = resume(learner, folder, identity)
         with RunLog(accelerator, folder, done, config.train.steps, every=config.train.log_every) as log:
             for line in describe_run(learner, plan, loader, held_out, folder, done):
                 log.say(line)
-            learn(learner, plan, loader, held_out, sampler, folder=folder, done=done, log=log, watch=watch)
+            _learn(learner, plan, loader, held_out, sampler, folder, identity, done, log, watch)
         with averaged(learner):
             export(config, accelerator, learner.policy, folder, push)
     accelerator.end_training()
     return folder
 
 
-def learn(
+def _learn(
     learner: Learner,
     plan: Schedule,
     loader: PairLoader,
     held_out: PairLoader | None,
     sampler: SampleGrids | None,
-    *,
     folder: Path,
+    identity: Mapping[str, Any],
     done: int,
     log: RunLog,
     watch: Watch,
 ) -> None:
-    """Make the updates that are left.
-
-    Args:
-        learner: What learns.
-        plan: Which pairs go into which update.
-        loader: The pairs to learn from.
-        held_out: The pairs to judge, if there are any.
-        sampler: Draws the samples, if any are wanted.
-        folder: The run's.
-        done: Updates done before.
-        log: Is told the metrics.
-        watch: Knows whether the user wants the run to end.
-
-    Raises:
-        Stopped: The user wants that; a checkpoint was written.
-        UserError: Numbers are no longer finite, or the disk is full.
-    """
+    """Make the updates that are left; a user who wants the run to end gets a checkpoint first."""
     config, accelerator, alerts = learner.config, learner.accelerator, Alerts()
     with watch.patiently():
         for batches in loader.updates(plan, done, config.train.steps, rank=accelerator.process_index):
@@ -129,7 +117,7 @@ def learn(
             number, late = watch.look()
             if number or late or due(config.train.checkpoint_every, done, config):
                 with log.aside("writing a checkpoint"):
-                    save(learner, folder, done, loader.identity)
+                    save(learner, folder, done, identity)
                 watch.saved()
             if number:
                 accelerator.end_training()
@@ -142,7 +130,7 @@ def start_trackers(config: Config, accelerator: Accelerator, folder: Path) -> No
         with noting(folder) if accelerator.is_main_process else nullcontext():
             accelerator.init_trackers(
                 config.train.project,
-                config={"config": str(without_places(config.to_dict()))},
+                config={"config": str(published(config.to_dict()))},
                 init_kwargs={"wandb": {"dir": str(folder)}},
             )
 
@@ -288,7 +276,7 @@ def clip(learner: Learner) -> float:
     """
     most = learner.config.train.max_grad_norm
     norm = learner.accelerator.clip_grad_norm_(learner.policy.network.parameters(), math.inf if most is None else most)
-    value = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm) if norm is not None else math.nan
+    value = float(norm.full_tensor() if isinstance(norm, DTensor) else norm) if norm is not None else math.nan
     if norm is not None and not math.isfinite(value) and learner.accelerator.scaler is None:
         raise UserError(
             f"the gradient's norm is {value} although every loss is finite. Nothing was updated. "

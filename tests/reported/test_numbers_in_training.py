@@ -121,13 +121,13 @@ def test_what_is_not_finite_is_never_written(world, what, value):
     parameter = next(p for p in learner.policy.network.parameters() if p.requires_grad)
     parameter.grad = torch.zeros_like(parameter)
     learner.optimizer.step()
-    save(learner, run, 1, "pairs")
+    save(learner, run, 1, {})
     export(config, accelerator, learner.policy, run)
     before = contents_of(run)
     with torch.no_grad():
         (parameter if what == "weights" else learner.optimizer.state[parameter]["exp_avg_sq"]).view(-1)[3] = value
     with pytest.raises(UserError, match=rf"after update 2, 1 of \d+ tensors are not finite, the first is {what}: "):
-        save(learner, run, 2, "pairs")
+        save(learner, run, 2, {})
     if what == "weights":
         with pytest.raises(UserError, match="tensors are not finite"):
             export(config, accelerator, learner.policy, run)

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from pathlib import Path
 
 import diffusers
 import pytest
@@ -13,8 +14,9 @@ import torch
 import yaml
 from runs import World, difference, weights
 
+from diffpo.disk.published import published
 from diffpo.errors import UserError
-from diffpo.training.export import export, is_hub_id, without_places
+from diffpo.training.export import export, is_hub_id
 from diffpo.training.processes import make_accelerator
 
 COMPONENTS = {"sd15": "unet", "sdxl": "unet", "sd3": "transformer"}
@@ -116,10 +118,20 @@ def test_the_card_says_how_it_was_made(world, run):
     assert "## Last update (2)" in text and f"| loss | {last['loss']:.5g} |" in text
     config = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
     there = {k: v for k, v in yaml.safe_load((run / "config.yaml").read_text()).items() if " " not in k}
-    assert config == without_places(there)
+    assert config == published(there)
     assert {k: v for k, v in config["train"].items() if k != "output"} == {
         k: v for k, v in there["train"].items() if k != "output"
     }
+
+
+@pytest.mark.parametrize("changes", [{"model.rank": 4}, {"model.name": "full"}], ids=["lora", "full"])
+def test_no_exported_file_names_a_place_of_this_machine(world, tuned, changes):
+    final, _ = tuned("sd15", f"published-{changes.get('model.name')}", changes)
+    files = [file for file in final.rglob("*") if file.is_file()]
+    assert len(files) > 1
+    for file in files:
+        for secret in (str(world.folder), f"{Path.home()}/"):
+            assert secret.encode() not in file.read_bytes(), f"{file.name} holds {secret}"
 
 
 def test_the_card_names_what_is_on_the_hub(tmp_path):

@@ -141,12 +141,12 @@ def test_a_lora_resumes_with_every_optimizer(tmp_path, optimizer):
 
 def test_a_schedule_goes_on_where_it_was(tmp_path):
     world = World.make(tmp_path)
-    warm = {"train.warmup_steps": 3, "train.checkpoint_every": 2}
+    warm = {"train.warmup_steps": 2, "train.checkpoint_every": 1}
     world.train("straight", warm | {"train.steps": 4})
-    world.train("stopped", warm | {"train.steps": 2})
+    world.train("stopped", warm | {"train.steps": 3})
     world.train("stopped", warm | {"train.steps": 4})
     rates = [line["learning_rate"] for line in metrics(tmp_path / "stopped")]
-    assert rates == pytest.approx([0.0, 1e-3 / 3, 2e-3 / 3, 1e-3])
+    assert rates == pytest.approx([0.0, 1e-3 / 2, 1e-3, 1e-3])
     assert_same(contents(tmp_path / "straight"), contents(tmp_path / "stopped"))
 
 
@@ -176,3 +176,18 @@ def test_another_table_under_the_same_path_is_refused(tmp_path):
     table.write_text("\n".join(lines) + "\n")  # the same rows in a newer file
     world.train("run", {"train.steps": 3})
     assert [line["step"] for line in metrics(world.folder / "run")] == [1, 2, 3]
+
+
+def test_another_model_under_the_same_path_is_refused(tmp_path):
+    """The network's weights have changed: what is tuned, and the reference, would be others."""
+    from safetensors.torch import load_file, save_file
+
+    world = World.make(tmp_path)
+    world.train("run", {"train.steps": 2})
+    file = tmp_path / "sd15" / "unet" / "diffusion_pytorch_model.safetensors"
+    whole = file.read_bytes()
+    save_file({name: x * 1.01 for name, x in load_file(file).items()}, file, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"learned from another model: .* Bring them back, or give another folder"):
+        world.train("run", {"train.steps": 3})
+    file.write_bytes(whole)
+    world.train("run", {"train.steps": 3})
