@@ -5,11 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from diffpo.core.block import Block, Count
+from diffpo.disk.weights import Weights
 from diffpo.errors import UserError
+from diffpo.scorers.parts import find_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -139,7 +142,31 @@ class NetworkScorer(OnDevice, Scorer, ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class JointScorer(NetworkScorer, ABC):
-    """A scorer whose network sees image and prompt at once, so that nothing of one can be kept for another."""
+    """A scorer whose network sees image and prompt at once, so that nothing of one can be kept for another.
+
+    Its weights are one file in the authors' layout, read into a network of transformers.
+    """
+
+    file: ClassVar[str]
+    """Name of the authors' file."""
+    what: ClassVar[str]
+    """What the weights are, for messages: "an MPS"."""
+
+    path: str
+    """Hub id, local folder, or file with the weights: safetensors, or a torch file of weights alone."""
+
+    @cached_property
+    def _weights(self) -> Weights:
+        return find_file(self.path, file=self.file, what=self.what)
+
+    @property
+    def _found(self) -> dict[str, Any]:
+        return {"weights": self._weights.identity, **self._beside, "library": versions("transformers", "pillow")}
+
+    @property
+    @abstractmethod
+    def _beside(self) -> dict[str, Any]:
+        """What decides a score beside weights and libraries: other parts, preprocessing, options."""
 
     def _judge(self, images: Sequence[Image], prompts: Sequence[str]) -> Tensor:
         import torch

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 from diffpo.core.block import Count
 from diffpo.disk.weights import Weights
 from diffpo.errors import UserError
-from diffpo.scorers.base import JointScorer, versions
+from diffpo.scorers.base import JointScorer
 from diffpo.scorers.hpsv3_instruction import INSTRUCTION, REWARD
 from diffpo.scorers.loading import Kind, below, check_kind, describe, frozen, load_part, load_state, read_state
-from diffpo.scorers.parts import find_beside, find_file, read_json
+from diffpo.scorers.parts import find_beside, read_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,10 +31,8 @@ if TYPE_CHECKING:
 
 HUB_MODEL = "MizzenAI/HPSv3"
 HUB_BASE = "Qwen/Qwen2-VL-7B-Instruct"
-FILE = "HPSv3.safetensors"
 PIXELS = 256 * 28 * 28
 """What an image is resized to, as nearly as sides of whole patches allow."""
-_FORMAT = "an HPSv3"
 _BASE = (
     "Qwen2-VL's configuration, tokenizer and image processor (config.json, tokenizer.json, preprocessor_config.json)"
 )
@@ -60,11 +58,13 @@ class HPSv3(JointScorer):
 
     name = "hpsv3"
     about = "A vision-language model trained to rate images as people rank them (Human Preference Score v3)."
-    origin = f"Hub {HUB_MODEL}, {FILE}; {HUB_BASE} without its weights"
+    file = "HPSv3.safetensors"
+    what = "an HPSv3"
+    origin = f"Hub {HUB_MODEL}, {file}; {HUB_BASE} without its weights"
     scale = "mean rating"
 
     path: str = HUB_MODEL
-    """Hub id, local folder, or file with the weights."""
+    """Hub id, local folder, or file with the weights: safetensors, or a torch file of weights alone."""
     base: str | None = None
     """Where Qwen2-VL's configuration, tokenizer and image processor are; None is beside the weights if they are there,
     else the Hub id that HPSv3 was tuned from. Its weights are not needed."""
@@ -72,13 +72,11 @@ class HPSv3(JointScorer):
     """Images at a time."""
 
     @property
-    def _found(self) -> dict[str, Any]:
+    def _beside(self) -> dict[str, Any]:
         return {
-            "weights": self._weights.identity,
             "base": self._base.identity,
             "preprocessing": f"PIL, {PIXELS} pixels",
             "rotary speeds": "bfloat16",
-            "library": versions("transformers", "pillow"),
         }
 
     def _score_batch(self, images: list[Image], prompts: list[str]) -> Tensor:
@@ -101,10 +99,6 @@ class HPSv3(JointScorer):
         ).last_hidden_state
         at = tokens.input_ids == tokenizer.convert_tokens_to_ids(REWARD)
         return head(states[at].float())[:, 0]
-
-    @cached_property
-    def _weights(self) -> Weights:
-        return find_file(self.path, file=FILE, what=_FORMAT)
 
     @cached_property
     def _base(self) -> Weights:
@@ -153,8 +147,8 @@ class HPSv3(JointScorer):
         head = nn.Sequential(  # as the authors number it, with a dropout at 2
             *(nn.Linear(width, 1024), nn.ReLU(), nn.Identity(), nn.Linear(1024, 16), nn.ReLU(), nn.Linear(16, 2))
         )
-        load_state(network, {name: x.to(dtype) for name, x in own.items()}, path=path, what=_FORMAT)
-        load_state(head, {name: x.float() for name, x in rating.items()}, path=path, what=_FORMAT)
+        load_state(network, {name: x.to(dtype) for name, x in own.items()}, path=path, what=self.what)
+        load_state(head, {name: x.float() for name, x in rating.items()}, path=path, what=self.what)
         return network, head
 
 

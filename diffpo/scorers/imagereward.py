@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 from diffpo.disk.weights import Weights
 from diffpo.errors import UserError
-from diffpo.scorers.base import JointScorer, versions
+from diffpo.scorers.base import JointScorer
 from diffpo.scorers.loading import below, describe, frozen, load_part, load_state, read_state
-from diffpo.scorers.parts import find_beside, find_file
+from diffpo.scorers.parts import find_beside
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 HUB_MODEL = "THUDM/ImageReward"
 HUB_TOKENIZER = "google-bert/bert-base-uncased"
-FILE = "ImageReward.pt"
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
 """Of the rewards on the authors' data."""
 TOKENS = 35
@@ -39,7 +38,6 @@ TOKENS = 35
 HEAD_CHANNELS = 64
 MARKS = ("[DEC]", "[ENC]")
 """What BLIP adds to BERT's vocabulary, in the order of their ids."""
-_FORMAT = "an ImageReward"
 _TOKENIZER = "BERT's tokenizer, uncased (vocab.txt)"
 _VISION_NAMES = (
     (r"^cls_token$", "embeddings.class_embedding"),
@@ -59,7 +57,9 @@ class ImageReward(JointScorer):
 
     name = "imagereward"
     about = "A BLIP trained on experts' rankings of images for a prompt."
-    origin = f"Hub {HUB_MODEL}, {FILE}; {HUB_TOKENIZER}"
+    file = "ImageReward.pt"
+    what = "an ImageReward"
+    origin = f"Hub {HUB_MODEL}, {file}; {HUB_TOKENIZER}"
     scale = "normalised reward"
 
     path: str = HUB_MODEL
@@ -68,13 +68,8 @@ class ImageReward(JointScorer):
     """Where BERT's tokenizer is; None is beside the weights if there is a vocab.txt, else its Hub id."""
 
     @property
-    def _found(self) -> dict[str, Any]:
-        return {
-            "weights": self._weights.identity,
-            "tokenizer": self._tokenizer.identity,
-            "preprocessing": f"PIL, centre crop, {TOKENS} tokens",
-            "library": versions("transformers", "pillow"),
-        }
+    def _beside(self) -> dict[str, Any]:
+        return {"tokenizer": self._tokenizer.identity, "preprocessing": f"PIL, centre crop, {TOKENS} tokens"}
 
     def _score_batch(self, images: list[Image], prompts: list[str]) -> Tensor:
         import torch
@@ -90,10 +85,6 @@ class ImageReward(JointScorer):
             encoder_hidden_states=vision(pixel_values=pixels.to(vision.device, vision.dtype)).last_hidden_state,
         ).last_hidden_state
         return (head(states[:, 0].float())[:, 0] - MEAN) / STD
-
-    @cached_property
-    def _weights(self) -> Weights:
-        return find_file(self.path, file=FILE, what=_FORMAT)
 
     @cached_property
     def _tokenizer(self) -> Weights:
@@ -145,7 +136,7 @@ def build(state: dict[str, Tensor], path: Path) -> tuple[Any, Any, Any]:
         head.add_module(str(number), layer)
     parts = BlipVisionModel(vision_config), BlipTextModel(text_config, add_pooling_layer=False), head
     for part, own in zip(parts, (vision, text, below(state, "mlp.layers.")), strict=True):
-        load_state(part, own, path=path, what=_FORMAT)
+        load_state(part, own, path=path, what=ImageReward.what)
     return parts
 
 

@@ -52,11 +52,6 @@ class Kind:
     types: str
     """The `model_type` that it must have, or the table of transformers that lists them."""
 
-    @property
-    def named(self) -> str:
-        """What the configuration should say, for messages."""
-        return f"{self.auto} of transformers" if self.types.isupper() else f"a {self.types!r} model"
-
     def __contains__(self, model_type: object) -> bool:
         """Whether models of this type are of the kind."""
         if not self.types.isupper():
@@ -165,7 +160,7 @@ def check_kind(folder: Path, kind: Kind, what: str) -> None:
         UserError: It is something else.
     """
     if read_json(folder / "config.json").get("model_type") not in kind:
-        raise UserError(f"{folder} is {describe_folder(folder)}, which is not {what} ({kind.named}).")
+        raise UserError(f"{folder} is {describe_folder(folder)}, which is not {what} ({kind.auto} of transformers).")
 
 
 def load_network(folder: Path, kind: Kind, what: str, *, dtype: str, device: str) -> Any:

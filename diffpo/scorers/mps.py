@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 from diffpo.core.block import Sharing
 from diffpo.disk.weights import Weights
 from diffpo.errors import UserError
-from diffpo.scorers.base import JointScorer, versions
+from diffpo.scorers.base import JointScorer
 from diffpo.scorers.loading import CLIP, check_kind, describe, frozen, load_part, load_state, read_state
-from diffpo.scorers.parts import find_beside, find_file, read_json
+from diffpo.scorers.parts import find_beside, read_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,13 +31,11 @@ if TYPE_CHECKING:
 
 HUB_MODEL = "RE-N-Y/mpsv1"
 HUB_PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
-FILE = "model.safetensors"
 OVERALL = (
     "light, color, clarity, tone, style, ambiance, artistry, shape, face, hair, hands, limbs, structure, instance, "
     "texture, quantity, attributes, position, number, location, word, things."
 )
 """The authors' condition for overall preference."""
-_FORMAT = "an MPS"
 _FIXED = r"position_ids$|^layers\.\d+\.\d+\.fn\.(rotary_emb\.(?!inv_freq$)|norm\.bias$)"
 _PROCESSOR = "CLIP's configuration, tokenizer and image processor (config.json, vocab.json, preprocessor_config.json)"
 
@@ -48,7 +46,9 @@ class MPS(JointScorer):
 
     name = "mps"
     about = "A CLIP with cross-attention, trained on people's overall choices between images."
-    origin = f"Hub {HUB_MODEL}, {FILE}; {HUB_PROCESSOR}"
+    file = "model.safetensors"
+    what = "an MPS"
+    origin = f"Hub {HUB_MODEL}, {file}; {HUB_PROCESSOR}"
     scale = "logit"
 
     path: str = HUB_MODEL
@@ -62,13 +62,11 @@ class MPS(JointScorer):
     """How relevant to the condition a token of the prompt must be, compared with the most relevant one."""
 
     @property
-    def _found(self) -> dict[str, Any]:
+    def _beside(self) -> dict[str, Any]:
         return {
-            "weights": self._weights.identity,
             "processor": self._processor.identity,
             "preprocessing": "PIL",
             "rotary speeds": "the checkpoint's",
-            "library": versions("transformers", "pillow"),
             "condition": self.condition,
             "threshold": self.threshold,
         }
@@ -87,10 +85,6 @@ class MPS(JointScorer):
         mixed = cross_model(image, tokens[:-1], seen)[:, 0]
         cosine = torch.cosine_similarity(mixed.float(), pooled[:-1].float(), dim=-1)
         return clip.logit_scale.float().exp() * cosine
-
-    @cached_property
-    def _weights(self) -> Weights:
-        return find_file(self.path, file=FILE, what=_FORMAT)
 
     @cached_property
     def _processor(self) -> Weights:
@@ -134,7 +128,7 @@ class MPS(JointScorer):
         clip = CLIPModel(CLIPConfig.from_dict(read_json(self._processor.path / "config.json")))
         for network, own in ((clip, parts["model"]), (cross_model, parts["cross_model"])):
             kept = {name: x if name.endswith(SPEEDS) else x.to(dtype) for name, x in own.items()}
-            load_state(network, kept, path=path, what=_FORMAT)
+            load_state(network, kept, path=path, what=self.what)
         return clip, cross_model
 
 

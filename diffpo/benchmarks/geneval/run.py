@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 GENEVAL = "geneval.json"
 SCORER = "geneval"
+COMMAND = "diffpo geneval"
 FORMAT = 1
 """Raise it when the meaning of kept judgements changes."""
 
@@ -157,6 +158,8 @@ def run_geneval(
         lambda item: _question(tasks[item.prompt]),
         _known(folder / GENEVAL, provenance, asked, tasks),
     )
+    with sole_writer(folder / GENEVAL, COMMAND, wait=WAIT):
+        pass  # a place that cannot be written is missed before the work
     found = judge_media(folder, asked, [judge], "Judging", console=console)
     if found.left_out:
         raise UserError(next(iter(found.left_out.values())))
@@ -175,7 +178,7 @@ def run_geneval(
         )
     ]
     result = GenEvalResult(judged, provenance)
-    with sole_writer(folder / GENEVAL, "diffpo geneval", wait=WAIT):
+    with sole_writer(folder / GENEVAL, COMMAND, wait=WAIT):
         write_json(folder / GENEVAL, {"provenance": provenance, "images": [asdict(item) for item in judged]})
     record = {"scorer": SCORER, "about": "Whether the image shows all that its prompt asks for.", **provenance}
     merge_scores(folder, media, found.contents, result.rows(media), {SCORER: record})
