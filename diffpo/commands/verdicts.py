@@ -85,7 +85,6 @@ def grid(
     """Draw models side by side: rows are prompts, columns are models."""
     from diffpo.report.grid import write_grid
 
-    out.parent.mkdir(parents=True, exist_ok=True)
     outs = [out, out.with_suffix(".json")]
     earlier = [out for out in outs if out.exists()]
     write_grid(out, folders, prompts=prompts, seeds=seeds, scorer=scorer, shuffle=shuffle)
@@ -111,10 +110,12 @@ def report(
     from diffpo.commands.compare import read_categories
     from diffpo.compare.compare import Judging
     from diffpo.compare.compare import compare as compare_models
+    from diffpo.disk.files import check_output
     from diffpo.report.page import write_report
 
     categories = read_categories(category) if category else None
     judging = Judging(used_in_training=tuple(used_in_training or ()), categories=categories)
+    check_output(out)
     found = compare_models(folders, baseline=baseline, scorers=scorer or None, votes=human, judging=judging)
     earlier = [out] if out.exists() else []
     write_report(out, found, folders, run=run, title=title, categories=categories)

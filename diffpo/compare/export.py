@@ -13,7 +13,7 @@ from typing import Any
 from diffpo.compare.numbers import number, p_value, percent, points, signed
 from diffpo.compare.result import Comparison, ScorerResult, Tournament
 from diffpo.compare.stats import Estimate, WinRate
-from diffpo.disk.files import without_nan, write_file, write_json
+from diffpo.disk.files import check_output, without_nan, write_file, write_json
 from diffpo.errors import UserError
 
 FORMAT = "diffpo tournament 1"
@@ -35,13 +35,14 @@ def check_outs(outs: Sequence[Path]) -> None:
     """Check files to write before the work begins.
 
     Raises:
-        UserError: One has an ending that is not in `ENDINGS`, or no folder to be in.
+        UserError: One has an ending that is not in `ENDINGS`, no folder to be in, or cannot be written.
     """
     for out in outs:
         if out.suffix not in ENDINGS:
             raise UserError(f"cannot write a comparison as {out.name}: choose a name ending in {', '.join(ENDINGS)}.")
         if not out.parent.is_dir():
             raise UserError(f"there is no folder {out.parent} for {out.name}: make it first.")
+        check_output(out)
 
 
 def write_result(path: str | Path, found: Tournament) -> None:

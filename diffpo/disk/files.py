@@ -68,6 +68,21 @@ def write_json(path: Path, value: Any) -> None:
     write_file(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def check_output(path: Path) -> None:
+    """Check, before the work begins, that a file can be written.
+
+    Raises:
+        UserError: A folder stands in its place, its folder is a file, or nothing can be written there.
+    """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder. Name a file to write, such as {path / 'NAME'}.")
+    around = next(folder for folder in path.absolute().parents if folder.exists())
+    if not around.is_dir():
+        raise UserError(f"{path} cannot be written: {around} is a file, where a folder is needed. Name another place.")
+    if not os.access(around, os.W_OK | os.X_OK):
+        raise UserError(f"{path} cannot be written: nothing may be written in {around}. Name another place.")
+
+
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """Fill a folder under another name; it gets the name `path` when the block ends without an error.

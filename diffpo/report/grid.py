@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffpo.compare.numbers import number
-from diffpo.disk.files import write_json
+from diffpo.disk.files import check_output, write_json
 from diffpo.disk.published import published
 from diffpo.errors import UserError
 from diffpo.media.folder import SCORES, Media, open_clip, read_media
@@ -44,7 +44,9 @@ def write_grid(
     """
     if min(prompts, seeds, cell, len(folders)) < 1:
         raise UserError("a grid needs at least one folder, one prompt, one seed and a cell of one pixel.")
-    out, media = Path(out), _by_place([read_media(folder) for folder in folders])
+    out = Path(out)
+    check_output(out)
+    media = _by_place([read_media(folder) for folder in folders])
     scores = [_scores(folder, scorer) for folder in folders]
     rows, record = [], []
     for prompt, common in _choose(media, prompts, seeds, shuffle):

@@ -23,7 +23,7 @@ from diffpo.compare.numbers import number, p_value, percent, points, signed
 from diffpo.compare.result import Comparison, Tournament
 from diffpo.compare.stats import USUAL
 from diffpo.compare.votes import HUMAN
-from diffpo.disk.files import write_file
+from diffpo.disk.files import check_output, write_file
 from diffpo.disk.published import published
 from diffpo.errors import UserError
 from diffpo.media.prompts import PromptSet
@@ -66,8 +66,10 @@ def write_report(
         `out`.
 
     Raises:
-        UserError: If an image or a score is missing, or `run` is no folder.
+        UserError: If an image or a score is missing, `run` is no folder, or `out` cannot be written.
     """
+    out = Path(out)
+    check_output(out)
     runs = [] if run is None else [Path(run)] if isinstance(run, str | Path) else [Path(path) for path in run]
     for path in runs:
         if not path.is_dir():
@@ -94,7 +96,6 @@ def write_report(
         facts=_facts(evidence, models, comparisons),
         provenance=_provenance(evidence, comparisons, runs),
     )
-    out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_file(out, page.encode())
     return out

@@ -5,6 +5,7 @@ from judged_fixtures import folders  # noqa: F401
 from typer.testing import CliRunner
 
 from diffpo.commands.app import app
+from diffpo.errors import UserError
 
 
 @pytest.mark.parametrize("command", ["compare", "report", "grid"])
@@ -19,3 +20,18 @@ def test_a_command_says_what_it_replaced(tmp_path, monkeypatch, folders, command
     (tmp_path / outs[-1]).write_text("somebody's notes")
     again = CliRunner().invoke(app, words)
     assert f"wrote {', '.join(f'{out} (replaced an earlier file)' for out in outs)}\n" in again.output
+
+
+@pytest.mark.parametrize("command", ["compare", "report", "grid"])
+@pytest.mark.parametrize(
+    ("out", "message"), [("folder.json", "is a folder"), ("file/c.json", "is a file, where a folder")]
+)
+def test_places_that_cannot_be_written_are_refused_at_once(tmp_path, monkeypatch, command, out, message):
+    """Before anything is read: the media folders are not there."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "file").write_text("somebody's notes")
+    done = CliRunner().invoke(app, [command, "nowhere", "nowhere2", "--out", out])
+    assert isinstance(done.exception, UserError)
+    assert message in str(done.exception) or "there is no folder file" in str(done.exception)
+    assert (tmp_path / "file").read_text() == "somebody's notes"
