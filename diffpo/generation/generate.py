@@ -19,9 +19,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from diffpo.compat import pick_device
+from diffpo.core.types import DTYPES
 from diffpo.disk.files import remove
 from diffpo.disk.lock import sole_writer
 from diffpo.errors import UserError
@@ -36,7 +35,6 @@ from diffpo.models.pipelines import Model, find_model, open_pipeline
 if TYPE_CHECKING:
     from rich.console import Console
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 NO_SAFETY_CHECKER = "off (it replaces images by black ones, which would spoil the scores)"
 NAMES = frozenset({"label", "model", "tuned", "prompts", "versions", "safety_checker"})
 """Settings that may change without changing an image: where something lies, or how it is called."""
