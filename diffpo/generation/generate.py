@@ -100,18 +100,27 @@ class Request:
             | ({} if tuned is None else {"peft": version("peft")}),
         }
 
-    def media(self, prompts: PromptSet, name: Callable[[int, str, int], str]) -> list[Media]:
-        """All images that are asked for, prompt after prompt.
+    def work(self, folder: Path, prompts: PromptSet, name: Callable[[int, str, int], str]) -> Work:
+        """What a media folder is to hold: the images of all prompts and seeds, prompt after prompt.
 
         Args:
+            folder: The media folder.
             prompts: What to sample.
             name: Names the file of an image, given its prompt's place, the prompt and the seed.
         """
-        return [
+        media = [
             Media(file=name(number, prompt, seed), prompt=prompt, prompt_id=number, seed=seed, model=self.label)
             for number, prompt in enumerate(prompts.prompts)
             for seed in self.options.seeds_of(self.options.seeds, prompt, number)
         ]
+        return Work(
+            folder=folder,
+            media=media,
+            batch=self.options.batch,
+            sample=self.open,
+            prompts=prompts,
+            settings=self.describe(prompts),
+        )
 
 
 @dataclass(frozen=True)
@@ -154,24 +163,17 @@ def generate(
         raise UserError("there is no prompt to generate for.")
     out = Path(out)
     request = Request.of(options, label)
-    settings = request.describe(prompts)
-    media = request.media(prompts, lambda number, _, seed: f"{number:06d}-s{seed}.png")
+    for number, prompt in enumerate(prompts.prompts):
+        options.seeds_of(options.seeds, prompt, number)  # one that is too large is refused before anything is removed
     state = make_state()
     console = console or quiet_console(state)
     with sole_writer(out, "diffpo generate") if state.is_main_process else nullcontext():
-        anew = _check_folder(out, settings, fresh)
+        anew = _check_folder(out, request.describe(prompts), fresh)
         state.wait_for_everyone()  # nobody writes while another one looks
         if anew and state.is_main_process:
             _clear(out)
         state.wait_for_everyone()
-        work = Work(
-            folder=out,
-            media=media,
-            batch=options.batch,
-            sample=request.open,
-            prompts=prompts,
-            settings=settings,
-        )
+        work = request.work(out, prompts, lambda number, _, seed: f"{number:06d}-s{seed}.png")
         state.wait_for_everyone()
         if state.is_main_process:
             begin(work)
@@ -180,7 +182,7 @@ def generate(
         state.wait_for_everyone()
         make(work, console, rank=state.process_index, world=state.num_processes)
         state.wait_for_everyone()
-    return Generation(out, len(media), len(media) - work.images_missing)
+    return Generation(out, len(work.media), len(work.media) - work.images_missing)
 
 
 def _check_folder(out: Path, settings: dict[str, Any], fresh: bool) -> bool:

@@ -33,17 +33,8 @@ def find_stored(request: Request, prompts: PromptSet, home: Path, labels: Collec
         home: The folder of all models' folders.
         labels: Of all models that are judged: a folder of the same model under another one was renamed by the user.
     """
-    settings = request.describe(prompts)
-    folder = _claim_folder(home, request.label, key_of(settings), labels)
-    media = request.media(prompts, lambda _, prompt, seed: f"{hash_of(prompt, 8)}-s{seed}.png")
-    return Work(
-        folder=folder,
-        media=media,
-        batch=request.options.batch,
-        sample=request.open,
-        prompts=prompts,
-        settings=settings,
-    )
+    folder = _claim_folder(home, request.label, key_of(request.describe(prompts)), labels)
+    return request.work(folder, prompts, lambda _, prompt, seed: f"{hash_of(prompt, 8)}-s{seed}.png")
 
 
 def key_of(settings: dict[str, Any]) -> str:

@@ -206,9 +206,12 @@ def _read_frames(images: Iterator[Image], wanted: int | None, most: int) -> Clip
     for image in images:
         if len(frames) == wanted:
             break
+        _check_size(image.width, image.height)  # pages of a TIFF have sizes of their own
         if len(frames) == most:
             raise BrokenImage(f"too large: more than {most} frames of {image.width}x{image.height}")
         frames.append(_to_rgb(image))
+        if frames[-1].size != frames[0].size:
+            raise BrokenImage("its frames have different sizes")
         durations.append(image.info.get("duration") or 0)
     if wanted is not None and len(frames) < wanted:
         raise BrokenImage(f"it has {len(frames)} frames where {wanted} are wanted")

@@ -71,17 +71,11 @@ def category_of(detail: Mapping[str, Any]) -> str:
 
 def write_prompts(folder: str | Path, prompts: PromptSet) -> None:
     """Write what the set says of each prompt into a media folder, atomically; nothing where it says nothing."""
-    lines = (
-        [
-            {"prompt_id": number, "prompt": prompt, **detail}
-            for number, (prompt, detail) in enumerate(zip(prompts.prompts, prompts.details, strict=True))
-        ]
-        if prompts.details
-        else []
-    )
+    said = zip(prompts.prompts, prompts.details, strict=bool(prompts.details))
+    lines = [{"prompt_id": number, "prompt": prompt, **detail} for number, (prompt, detail) in enumerate(said)]
     if lines:
         text = "".join(json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in lines)
-        write_file(Path(folder) / PROMPTS, text.encode())
+        write_file(Path(folder) / PROMPTS, text)
 
 
 def read_prompts(folder: str | Path) -> dict[str, dict[str, Any]]:

@@ -239,6 +239,9 @@ def test_a_new_beginning_removes_what_the_manifest_lists(base, tmp_path):
     (tmp_path / "out" / "000009-s0.png").write_bytes(b"mine")
     with pytest.raises(UserError, match=r"does not list, such as 000009-s0\.png"):
         generate(options(base, steps=1), PROMPTS[:1], tmp_path / "out", label="x", fresh=True)
+    with pytest.raises(UserError, match="is too large"):
+        large = options(base, seeds=(2**63 - 1,), noise="per-prompt")
+        generate(large, PROMPTS[:1], tmp_path / "out", label="x", fresh=True)
     assert len(files(tmp_path / "out")) == 5
 
 

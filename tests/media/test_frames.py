@@ -122,6 +122,18 @@ def test_a_clip_of_too_many_pixels_is_broken(monkeypatch):
     assert decode(data).tobytes() == one.tobytes()
 
 
+def test_pages_of_other_sizes_are_no_clip():
+    pages = [Image.new("RGB", size, "red") for size in ((8, 8), (9, 9))]
+    data = saved(pages[0], "TIFF", save_all=True, append_images=pages[1:])
+    assert decode(data).size == (8, 8)
+    with pytest.raises(BrokenImage, match="different sizes"):
+        decode_clip(data)
+    pages = [pages[0], Image.new("1", (9_000, 9_000))]
+    data = saved(pages[0], "TIFF", save_all=True, append_images=pages[1:], compression="tiff_deflate")
+    with pytest.raises(BrokenImage, match="too large: 9000x9000"):
+        decode_clip(data)
+
+
 def test_large_pictures_are_decoded_one_at_a_time(monkeypatch):
     monkeypatch.setattr(module, "_LARGE", 8 * 12 - 1)
     to_rgb, inside, most = module._to_rgb, [], []
