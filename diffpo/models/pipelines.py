@@ -129,7 +129,8 @@ def open_pipeline(model: Model, *, dtype: torch.dtype, device: str) -> Diffusion
 
     parts = left_out(model.index)
     if model.denoiser is not None:
-        parts[_component(model)] = load_network(model.denoiser.path, dtype)
+        name = _component(model)
+        parts[name] = load_network(model.denoiser.path, dtype)
     # Networks and adapters are initialised at random before their weights are read.
     with torch.random.fork_rng(devices=[]):
         try:
