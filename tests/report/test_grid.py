@@ -42,7 +42,11 @@ def test_random_prompts_are_stated_and_repeatable(folders, tmp_path):
     for name in ("a", "b"):
         write_grid(tmp_path / f"{name}.png", folders, prompts=3, shuffle=7, cell=32)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    assert json.loads((tmp_path / "a.json").read_text())["chosen"].endswith("with seed 7")
+    record = json.loads((tmp_path / "a.json").read_text())
+    assert record["chosen"].endswith("with seed 7")
+    drawn = [row["prompt"] for row in record["rows"]]
+    everything = list(dict.fromkeys(media.prompt for media in read_media(folders[0])))
+    assert drawn != everything[:3] and set(drawn) <= set(everything)
 
 
 def test_a_clip_is_a_strip_of_frames(tmp_path):

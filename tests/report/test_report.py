@@ -163,6 +163,13 @@ def test_panels_follow_the_metrics(run):
     assert len(draw_panels(strange)) == len(PANELS)
 
 
+def test_many_points_are_averaged_and_few_are_marked():
+    """Faint values behind their average; up to 20 points have a mark each."""
+    drawn = {n: draw_panels({"loss": Series(np.arange(float(n)), np.arange(float(n)))})[0][1] for n in (20, 21)}
+    assert "opacity: 0.25" in drawn[21] and "opacity: 0.25" not in drawn[20]
+    assert drawn[20].count("<use") - drawn[21].count("<use") >= 20 - 4
+
+
 def test_updates_are_whole_numbers():
     svg = dict((panel.title, svg) for panel, svg in draw_panels({"loss": Series(np.arange(1.0, 6.0), np.arange(5.0))}))
     shown = re.findall(r"<text[^>]*>([^<]+)</text>", svg["Loss"])

@@ -94,12 +94,14 @@ def test_a_baseline_that_nobody_beats_is_said_to_lead(three):
     summary = summary_of(compare(three, baseline="tuned", judging=QUICK))
     assert "No model is ahead of tuned" in summary.headline and summary.verdict == "worse"
     assert summary.rate.estimate < 0.5 and summary.baseline == "tuned"
+    assert summary_of(compare(three[:2], baseline="tuned", judging=QUICK)).verdict == "worse"
 
 
 def test_notes_of_single_models_are_told_apart(tournament):
     shared, single = notes_of(tournament.comparisons)
     assert shared and all(note in comparison.notes for note in shared for comparison in tournament.comparisons)
     assert {note.partition(":")[0] for note in single} <= {"tuned", "pale"}
+    assert not {note.partition(": ")[2] for note in single} & set(shared)
     assert notes_of(()) == ([], [])
 
 
@@ -139,7 +141,18 @@ def test_random_examples_are_the_first_of_one_order(three, categories):
         mine = [(e.prompt, e.seed) for e in drawn.groups[0].examples if e.category == name]
         assert mine == [key for key in order if categories[key[0]] == name][: len(mine)] and mine
     other, *_ = gallery.sections(examples=3, extremes=1, seed=6)
-    assert other != drawn
+    assert other.groups != drawn.groups
+
+
+def test_the_best_picture_is_marked(three):
+    gallery = Gallery(read_evidence(three), ["base", "tuned", "pale"], "shapes-utility", {})
+    examples = [e for section in gallery.sections(4, 2, 0) for group in section.groups for e in group.examples]
+    assert examples
+    for example in examples:
+        scores = {picture.label: float(picture.score) for picture in example.pictures}
+        best = [picture.label for picture in example.pictures if picture.best]
+        assert all(scores[label] == max(scores.values()) for label in best) and len(best) < len(scores)
+    assert any(picture.best for example in examples for picture in example.pictures)
 
 
 def test_wins_and_losses_are_the_largest(three):
