@@ -54,7 +54,7 @@ def generate(folder: Path, model: str, label: str, *tuned: str) -> None:
     """Make the images of one model, one at a time."""
     out = ("--prompts", str(folder / "prompts.txt"), "--out", str(folder / "media" / label), "--batch", "1", "--fresh")
     sampling = ("--steps", str(STEPS), "--guidance", str(GUIDANCE), "--seeds", ",".join(map(str, SEEDS)))
-    diffpo("generate", model, *tuned, *out, *sampling, "--device", "cpu", "--label", label)
+    diffpo("generate", model, *tuned, *out, *sampling, "--noise", "shared", "--device", "cpu", "--label", label)
 
 
 def diffpo(*arguments: str) -> None:
