@@ -1,0 +1,1 @@
+"""What `campaign.py` tries: one module per kind of trial."""

@@ -1,0 +1,98 @@
+"""What trials begin with: tiny pipelines, images that say which row they belong to, prompts of the shapes world."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+from PIL import Image
+
+from trials.forks import once
+
+SIDE = 64
+
+
+def pipeline(world: Path) -> Path:
+    """A tiny Stable Diffusion."""
+
+    def make(folder: Path) -> None:
+        import tiny
+
+        tiny.save_pipeline("sd15", folder)
+
+    return once(world / "sd15", make)
+
+
+def pairs(world: Path) -> Path:
+    """A clean pair table of 12 rows."""
+
+    def make(folder: Path) -> None:
+        import tiny
+
+        tiny.save_pairs(folder, 12)
+
+    return once(world / "pairs", make) / "pairs.jsonl"
+
+
+def prompts(number: int) -> list[str]:
+    """Different captions of the shapes world, the same ones always."""
+    colors, shapes = ("red", "blue", "green", "yellow"), ("circle", "square", "triangle", "cross")
+    found = [
+        f"a {color} {shape} {relation} a {other} {second} on a white background"
+        for relation in ("left of", "above", "below")
+        for color in colors
+        for other in colors
+        if other != color
+        for shape in shapes
+        for second in shapes
+    ]
+    return found[:number]
+
+
+def numbered(file: Path, number: int, side: int = 0) -> Path:
+    """Write an image whose colour says its number and its side of a pair."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (SIDE, SIDE), (10 * number, 200 * side, 50)).save(file)
+    return file
+
+
+def number_of(image: Image.Image) -> tuple[int, int]:
+    """Which number and side an image says that it has."""
+    red, green, _ = image.convert("RGB").getpixel((0, 0))
+    return round(red / 10), int(green > 100)
+
+
+def config(world: Path, output: Path) -> dict:
+    """The configuration of a training of two updates."""
+    return {
+        "model": {"name": "lora", "path": str(pipeline(world)), "rank": 4},
+        "method": {"name": "dpo", "beta": 2000},
+        "data": {"name": "pairs", "path": str(pairs(world)), "resolution": 16},
+        "train": {"steps": 2, "batch": 4, "learning_rate": 1e-3, "output": str(output)},
+        "sample": {"steps": 2},
+    }
+
+
+def evaluation(world: Path, output: Path) -> dict:
+    """The configuration of an evaluation of two models."""
+    file = once(world / "prompts", lambda folder: _write_prompts(folder)) / "prompts.txt"
+    return {
+        "models": {"a": str(pipeline(world)), "b": {"path": str(pipeline(world))}},
+        "prompts": str(file),
+        "scorers": ["shapes", {"name": "shapes-utility"}],
+        "seeds": [0, 1],
+        "sampling": {"steps": 1, "guidance": 1.0, "batch": 2, "size": [64, 64], "device": "cpu"},
+        "compare": {"resamples": 50},
+        "output": str(output),
+    }
+
+
+def _write_prompts(folder: Path) -> None:
+    folder.mkdir()
+    (folder / "prompts.txt").write_text("\n".join(prompts(4)))
+
+
+def write(file: Path, tree: dict) -> Path:
+    """Write a configuration."""
+    file.write_text(yaml.safe_dump(tree, sort_keys=False))
+    return file
