@@ -96,6 +96,10 @@ def _contents(folder: Path) -> dict[str, Any]:
             import pyarrow.parquet
 
             held[name] = str(pyarrow.parquet.read_table(file).replace_schema_metadata().to_pylist())
+        elif file.suffix == ".safetensors":  # tensors, not bytes: the header lists peft's sets in any order
+            from safetensors.torch import load_file
+
+            held[name] = {key: (str(x.dtype), x.numpy().tobytes()) for key, x in load_file(file).items()}
         elif file.suffix == ".json":
             held[name] = file.read_text().replace(str(folder.parent), "")
         else:

@@ -97,7 +97,8 @@ def world(tmp_path_factory):
 
     world = World.make(tmp_path_factory.mktemp("messages"))
     place = world.folder
-    (place / "prompts.txt").write_text("a red circle above a blue square on a white background")
+    captions = [f"a red circle {side} a blue square on a white background" for side in ("above", "below")]
+    (place / "prompts.txt").write_text("\n".join(captions))
     for side in "wl":
         (place / "twins" / side).mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(place / "twins" / side / "0.png")
