@@ -29,12 +29,23 @@ EMPTY = (
     "a loss of zero"
 )
 
+SMALL = (
+    "the gradients are smaller than train.adam_epsilon (their norm is {norm:.2g}; epsilon everywhere would have "
+    "{least:.2g}): the optimizer hardly moves. Set train.adam_epsilon=1e-15 in a new run; ipo at its default beta, for "
+    "one, needs that"
+)
+
 
 class Alerts:
     """Looks at the metrics of every update."""
 
-    def __init__(self) -> None:
-        """Begin with nothing seen and nothing said."""
+    def __init__(self, least_norm: float = 0.0) -> None:
+        """Begin with nothing seen and nothing said.
+
+        Args:
+            least_norm: Norm of a gradient that is everywhere as large as the optimizer's epsilon; 0 if it has none.
+        """
+        self._least_norm = least_norm
         self._seen: deque[Mapping[str, float]] = deque(maxlen=2 * WINDOW)
         self._said: set[str] = set()
 
@@ -42,7 +53,13 @@ class Alerts:
         """Take in an update's metrics, and yield what has not been said yet."""
         self._seen.append(metrics)
         empty = EMPTY.format(step=step) if metrics.get("terms") == 0 else None
-        for kind, text in (("empty", empty), ("accurate", self._accurate(step)), ("rising", self._rising())):
+        looked = {
+            "empty": empty,
+            "small": self._small(metrics.get("grad_norm", 0.0)),
+            "accurate": self._accurate(step),
+            "rising": self._rising(),
+        }
+        for kind, text in looked.items():
             if text is not None and kind not in self._said:
                 self._said.add(kind)
                 yield text
@@ -54,6 +71,9 @@ class Alerts:
         if len(window) < WINDOW or any(name not in metrics for metrics in window):
             return None
         return sum(metrics[name] for metrics in window) / WINDOW
+
+    def _small(self, norm: float) -> str | None:
+        return SMALL.format(norm=norm, least=self._least_norm) if 0 < norm < self._least_norm else None
 
     def _accurate(self, step: int) -> str | None:
         accuracy = self._mean("rewards/accuracies")

@@ -96,7 +96,7 @@ def _learn(
     watch: Watch,
 ) -> None:
     """Make the updates that are left; a user who wants the run to end gets a checkpoint first."""
-    config, accelerator, alerts = learner.config, learner.accelerator, Alerts()
+    config, accelerator, alerts = learner.config, learner.accelerator, Alerts(least_norm(learner))
     with watch.patiently():
         for batches in loader.updates(plan, done, config.train.steps, rank=accelerator.process_index):
             metrics = update(learner, batches, plan.position(done)[0], micro_seed=done)
@@ -237,6 +237,14 @@ def forward(learner: Learner, batch: PairBatch, epoch: int) -> StepOutput:
 def as_rows(*columns: Tensor) -> Tensor:
     """Lay values of rows, `[b]` each, side by side on the CPU, `[b n]` float64: not every device knows float64."""
     return torch.stack([column.cpu().double() for column in columns], dim=1)
+
+
+def least_norm(learner: Learner) -> float:
+    """Norm of a gradient that is everywhere as large as Adam's epsilon: below it, an update hardly moves anything."""
+    if learner.config.train.optimizer == "adafactor":
+        return 0.0
+    trained = sum(p.numel() for p in learner.policy.network.parameters() if p.requires_grad)
+    return learner.config.train.adam_epsilon * math.sqrt(trained)
 
 
 @contextmanager

@@ -259,6 +259,13 @@ def test_an_update_without_a_term_is_a_loss_of_zero(world):
     assert len(said) == 1 and "update 1 had nothing to learn from" in said[0]
 
 
+@pytest.mark.parametrize(("epsilon", "said"), [(1e-6, True), (1e-15, False)])
+def test_gradients_below_the_optimizers_epsilon_are_said_once(world, capfd, epsilon, said):
+    """IPO's are some beta^2 times smaller than DPO's: their norm is about 4e-6 here."""
+    world.train(f"ipo-{said}", {"method.name": "ipo", "train.adam_epsilon": epsilon})
+    assert capfd.readouterr().err.count("the gradients are smaller than train.adam_epsilon") == said
+
+
 def test_the_named_tests_exist():
     text = "".join(path.read_text() for path in Path(__file__).parents[1].rglob("test_*.py"))
     defined = set(re.findall(r"def (test_\w+)\(", text))
