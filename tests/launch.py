@@ -84,7 +84,7 @@ PLACES: dict[str, Callable[[], None]] = {
 
 
 STOPS: dict[str, tuple[Any, str, int]] = {
-    "encoding": (diffpo.disk.files, "_begin", 5),  # the run's two files, the store's recipe, one file of rows, and now
+    "encoding": (diffpo.disk.files, "_begin", 7),  # two files of the run, of hashes, a recipe, one of rows, and now
     "step": (diffpo.training.train, "step_optimizer", 4),
     "sampling": (diffpo.training.samples.SampleGrids, "draw", 1),
     "checkpoint": (diffpo.training.checkpoint, "save_file", 5),

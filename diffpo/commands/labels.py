@@ -8,7 +8,17 @@ from typing import Annotated
 import typer
 
 from diffpo.commands.shared import quiet, say
-from diffpo.commands.tables import FreshTable, Limit, Out, Split, Target, ValidationSplit, find_source, is_config
+from diffpo.commands.tables import (
+    Columns,
+    FreshTable,
+    Limit,
+    Out,
+    Split,
+    Target,
+    ValidationSplit,
+    find_source,
+    is_config,
+)
 
 
 def score_table(
@@ -23,6 +33,7 @@ def score_table(
     split: Split = None,
     validation_split: ValidationSplit = None,
     limit: Limit = None,
+    columns: Columns = None,
     fresh: FreshTable = False,
 ) -> None:
     """Score both images of every pair and add soft labels; the same command continues after a kill."""
@@ -34,7 +45,7 @@ def score_table(
     quiet()
     from diffpo.curate.score import score_pairs
 
-    source = find_source(target, split, validation_split, limit)
+    source = find_source(target, split, validation_split, limit, columns)
     done = score_pairs(source, made, out, labelling, batch=batch, fresh=fresh)
     example = "configs/shapes-smpo.yaml" if target == "shapes:pairs" else "configs/sd15-smpo.yaml"
     say(
@@ -52,6 +63,7 @@ def agreement_of_scorers(
     batch: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 32,
     split: Split = None,
     limit: Limit = None,
+    columns: Columns = None,
 ) -> None:
     """Count how often scorers agree with the people who labelled a pair table; a killed call continues."""
     import dataclasses
@@ -65,7 +77,7 @@ def agreement_of_scorers(
     from diffpo.curate.agreement import Counting, agreement, agreement_table, write_agreement
 
     counting = validated(Counting, {"tie_threshold": tie_threshold}, "agreement")
-    found_source = find_source(target, split, limit=limit)
+    found_source = find_source(target, split, limit=limit, columns=columns)
     source = validated(type(found_source), dataclasses.asdict(found_source) | {"ties": ties}, "agreement")
     found = agreement(source, made, counting, batch=batch)
     write_agreement(out, found)
@@ -83,6 +95,7 @@ def caption_table(
     split: Split = None,
     validation_split: ValidationSplit = None,
     limit: Limit = None,
+    columns: Columns = None,
     fresh: FreshTable = False,
 ) -> None:
     """Caption both images of every pair (DCPO-c); the same command continues after a kill."""
@@ -92,7 +105,7 @@ def caption_table(
     quiet()
     from diffpo.curate.caption import caption_pairs
 
-    files = caption_pairs(find_source(target, split, validation_split, limit), made, out, fresh=fresh)
+    files = caption_pairs(find_source(target, split, validation_split, limit, columns), made, out, fresh=fresh)
     example = "configs/shapes-dcpo.yaml" if made.name == "shapes" else "configs/sd21-dcpo.yaml"
     perturber = "shapes" if made.name == "shapes" else "dipper"
     say(
@@ -116,6 +129,7 @@ def perturb_table(
     split: Split = None,
     validation_split: ValidationSplit = None,
     limit: Limit = None,
+    columns: Columns = None,
     fresh: FreshTable = False,
 ) -> None:
     """Perturb a caption of every pair (DCPO-p, DCPO-h); the same command continues after a kill."""
@@ -124,7 +138,7 @@ def perturb_table(
 
     made, wanted = make_perturber(perturber), read_preset(preset)
     quiet()
-    files = perturb_pairs(find_source(target, split, validation_split, limit), made, out, wanted, fresh=fresh)
+    files = perturb_pairs(find_source(target, split, validation_split, limit, columns), made, out, wanted, fresh=fresh)
     example = "configs/shapes-dcpo.yaml" if made.name == "shapes" else "configs/sd21-dcpo.yaml"
     say(
         f"wrote {', '.join(map(str, files))}; how it was made: {out}/train.provenance.json",

@@ -17,12 +17,14 @@ Out = Annotated[Path, typer.Option(help="The folder of the new table.")]
 Split = Annotated[str | None, typer.Option(help="Split of the table; train by default.")]
 ValidationSplit = Annotated[str | None, typer.Option(help="Another split, to be treated alike.")]
 Limit = Annotated[int | None, typer.Option(help="Use the first so many pairs only.")]
+Columns = Annotated[str | None, typer.Option(help="The table's names: prompt=caption,chosen=winner,rejected=loser.")]
 FreshTable = Annotated[bool, typer.Option("--fresh", help="Replace a table made with other settings.")]
 
 
 def inspect_table(
     target: Target,
     split: Split = None,
+    columns: Columns = None,
 ) -> None:
     """Print what a pair table holds: rows, ties, sizes, broken images, prompts, what methods still need."""
     from rich.console import Console
@@ -30,7 +32,7 @@ def inspect_table(
     from diffpo.curate.inspect import inspect, render
     from diffpo.methods import METHODS
 
-    report = inspect(find_source(target, split))
+    report = inspect(find_source(target, split, columns=columns))
     Console().print(render(report, {name: method.requires for name, method in METHODS.items()}))
 
 
@@ -98,11 +100,16 @@ def is_config(target: str) -> bool:
 
 
 def find_source(
-    target: str, split: str | None = None, validation_split: str | None = None, limit: int | None = None
+    target: str,
+    split: str | None = None,
+    validation_split: str | None = None,
+    limit: int | None = None,
+    columns: str | None = None,
 ) -> Source:
     """The pairs that a command's first argument means: a config's data block, or a table and its splits."""
     import dataclasses
 
+    named = read_columns_option(columns)
     if is_config(target):
         from diffpo.config.run import load_config
 
@@ -110,6 +117,20 @@ def find_source(
     else:
         from diffpo.curate.inspect import guess_source
 
-        source = guess_source(target, split or "train")
-    changes = {"split": split, "validation_split": validation_split, "limit": limit}
+        source = guess_source(target, split or "train", named)
+    changes = {"split": split, "validation_split": validation_split, "limit": limit, "columns": named or None}
     return dataclasses.replace(source, **{name: value for name, value in changes.items() if value is not None})
+
+
+def read_columns_option(text: str | None) -> dict[str, str]:
+    """Read `prompt=caption,chosen=winner`.
+
+    Raises:
+        UserError: It has another form.
+    """
+    from diffpo.errors import UserError
+
+    pairs = [part.split("=") for part in (text or "").split(",") if part.strip()]
+    if any(len(pair) != 2 or not all(name.strip() for name in pair) for pair in pairs):
+        raise UserError(f"--columns is {text!r}; it says OUR=THEIRS, ...: prompt=caption,chosen=winner,rejected=loser.")
+    return {ours.strip(): theirs.strip() for ours, theirs in pairs}

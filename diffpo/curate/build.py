@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from diffpo.curate.choices import read_choices
 from diffpo.curate.ranking import Candidate, Judged, Ranking, by_prompt
 from diffpo.curate.write import check_place, write_table
+from diffpo.disk.lock import sole_writer
 from diffpo.errors import UserError
 from diffpo.media.folder import MANIFEST, SCORES, read_file, read_media
 from diffpo.scorers.scores import read_scores, score_folder
@@ -91,10 +92,11 @@ def build_by_scores(
     scorer = None if known else make_scorer()
     provenance = known[1] if scorer is None else scorer.provenance
     recipe = _recipe(folders, output) | {"name": name, "scorer": provenance} | dataclasses.asdict(ranking)
-    check_place(output.folder, recipe, fresh=output.fresh)
-    scores = known[0] if scorer is None else _score_now(folders, scorer)
-    scored = [dataclasses.replace(c, score=scores[c.folder, c.media.file]) for c in candidates]
-    return _write(ranking.rank(scored), scored, recipe, output)
+    with sole_writer(output.folder, "diffpo data build"):
+        check_place(output.folder, recipe, fresh=output.fresh)
+        scores = known[0] if scorer is None else _score_now(folders, scorer)
+        scored = [dataclasses.replace(c, score=scores[c.folder, c.media.file]) for c in candidates]
+        return _write(ranking.rank(scored), scored, recipe, output)
 
 
 def build_by_choices(folders: Sequence[Path], choices: Path, output: Output) -> Built:
@@ -107,8 +109,9 @@ def build_by_choices(folders: Sequence[Path], choices: Path, output: Output) -> 
     candidates = _candidates(folders)
     judged = read_choices(choices, candidates)
     recipe = _recipe(folders, output) | {"choices": str(choices), "choices hash": _digest(choices.read_bytes())}
-    check_place(output.folder, recipe, fresh=output.fresh)
-    return _write(judged, candidates, recipe, output)
+    with sole_writer(output.folder, "diffpo data build"):
+        check_place(output.folder, recipe, fresh=output.fresh)
+        return _write(judged, candidates, recipe, output)
 
 
 def _candidates(folders: Sequence[Path]) -> list[Candidate]:

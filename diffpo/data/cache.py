@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from diffpo.data.contents import Contents, read_contents
+from diffpo.data.contents import CHUNK_ROWS, Contents, read_contents
 from diffpo.data.encode import (
     BOTH,
     Encoder,
@@ -32,15 +32,27 @@ from diffpo.data.encode import (
 )
 from diffpo.data.images import Prepared, draw_window, prepare, target_sizes
 from diffpo.disk.ahead import WORKERS, ahead
-from diffpo.disk.rows import Row, RowStore, as_keys, digest, key_at
+from diffpo.disk.rows import KEY_BYTES, Row, RowStore, digest, key_at
 from diffpo.errors import UserError
 from diffpo.media.frames import BrokenImage, decode_clip
 
 if TYPE_CHECKING:
+    import pyarrow
+
     from diffpo.data.records import Source, Table
 
 FORMAT = 2
 """Raise it when the meaning of a row's content changes."""
+
+
+def key_texts(captions: pyarrow.Array) -> np.ndarray:
+    """`[1 + n]` keys of the empty caption and of those given."""
+    keys = np.empty(1 + len(captions), f"S{KEY_BYTES}")
+    keys[0] = digest("")
+    for start in range(0, len(captions), CHUNK_ROWS):
+        texts = captions.slice(start, CHUNK_ROWS).to_pylist()
+        keys[1 + start : 1 + start + len(texts)] = [digest(text) for text in texts]
+    return keys
 
 
 class EncodingCache:
@@ -72,8 +84,8 @@ class EncodingCache:
         self.texts = RowStore("encodings", {"what": "texts", **same}, home)
         self._contents = {side: read_contents(table, side, home, shown=rank == 0) for side in sides}
         self._keys = {side: self._key_images(self._contents[side]) for side in sides}
-        self._captions = ["", *different_captions(table, sides)]
-        self._text_keys = as_keys([digest(text) for text in self._captions])
+        self._captions = different_captions(table, sides)
+        self.text_keys = key_texts(self._captions)
 
     def _key_images(self, contents: Contents) -> np.ndarray:
         """`[n]` keys of a side's images: by content, and by what is drawn for their rows; empty for unreadable ones."""
@@ -92,10 +104,11 @@ class EncodingCache:
     @property
     def missing(self) -> int:
         """How many images and texts are still to be encoded."""
-        images, _ = self._images()
-        return int((self.media.find(np.unique(images)) < 0).sum() + (self.texts.find(self._text_keys) < 0).sum())
+        images, _ = self.images()
+        missing = images[self.media.find(images) < 0], self.text_keys[self.texts.find(self.text_keys) < 0]
+        return sum(len(np.unique(keys)) for keys in missing)
 
-    def _images(self) -> tuple[np.ndarray, np.ndarray]:
+    def images(self) -> tuple[np.ndarray, np.ndarray]:
         """Keys of all images that can be read, row by row, and where they are: row number x sides + side."""
         keys = np.stack([self._keys[side] for side in self._sides], axis=1).reshape(-1)
         places = np.flatnonzero(keys != b"")
@@ -110,10 +123,10 @@ class EncodingCache:
             UserError: The disk is full, or an encoding is not finite. What was finished stays, and the same call
                 continues.
         """
-        keys, places = self._images()
+        keys, places = self.images()
         share = {"rank": self._rank, "world": world}
         self.media.fill(keys, lambda some: self._encode_images(places[some].tolist()), "Encoding images", **share)
-        self.texts.fill(self._text_keys, self._encode_texts, "Encoding prompts", **share)
+        self.texts.fill(self.text_keys, self._encode_texts, "Encoding prompts", **share)
 
     def _encode_images(self, places: Sequence[int]) -> Iterator[Row]:
         """Encode images, which threads decode and crop a few ahead."""
@@ -138,7 +151,7 @@ class EncodingCache:
     def _encode_texts(self, places: Sequence[int]) -> Iterator[Row]:
         """Encode captions, and note after how many tokens an encoder cuts them."""
         for place in places:
-            text = self._captions[place]
+            text = "" if place == 0 else self._captions[place - 1].as_py()
             cut = [limit for limit, count in self._encoder.count_cut([text]).items() if count]
             yield Row({"cut": cut}, encode_text(text, self._encoder, self._source))
 
@@ -155,12 +168,12 @@ class EncodingCache:
                 f"{self.missing} encodings are missing in {self.media.folder.parent}: run the command again."
             )
         if self._rank == 0:
-            codes, kinds = self.texts.values(self._text_keys[1:])
+            codes, kinds = self.texts.values(self.text_keys[1:])
             counts = np.bincount(codes, minlength=len(kinds))
             cut = Counter[int]()
             for count, kind in zip(counts.tolist(), kinds, strict=True):
                 cut.update(dict.fromkeys(kind["cut"], count))
-            log_cut_captions(cut, len(self._captions) - 1, self._table.path)
+            log_cut_captions(cut, len(self._captions), self._table.path)
         return CachedEncodings(self._table, self.media, self.texts, self._keys, self._contents)
 
 

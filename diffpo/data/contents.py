@@ -86,9 +86,9 @@ def _stamps(table: Table, side: str) -> tuple[np.ndarray, dict[int, str]]:
     for row, path in enumerate(_each(paths)):
         try:
             found = os.stat(path)
-            stamp = b"%b\0%d\0%d" % (os.fsencode(path), found.st_size, found.st_mtime_ns)
+            stamp = b"%b\0%d\0%d" % (path.encode("utf-8", "surrogateescape"), found.st_size, found.st_mtime_ns)
             stamps[row] = hashlib.blake2b(stamp, digest_size=KEY_BYTES).digest()
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError) as error:
             reason = error.strerror if isinstance(error, OSError) else None
             unreadable[row] = "the cell is empty" if path is None else reason or str(error)
     return stamps, unreadable

@@ -25,6 +25,8 @@ from diffpo.errors import UserError
 from diffpo.media.frames import BrokenImage, Clip, decode_clip, name_of
 
 if TYPE_CHECKING:
+    import pyarrow
+
     from diffpo.data.records import Source, Table
 
 log = logging.getLogger(__name__)
@@ -125,10 +127,12 @@ def encode_text(prompt: str, encoder: Encoder, source: Source) -> dict[str, Tens
     return {name: _round(x, source.cache_dtype, f"the prompt {prompt[:60]!r}") for name, x in states.items()}
 
 
-def different_captions(table: Table, sides: Sequence[str]) -> list[str]:
+def different_captions(table: Table, sides: Sequence[str]) -> pyarrow.Array:
     """Every caption of a table's sides once, in the order of the rows."""
+    import pyarrow
+
     columns = {id(column): column for column in map(table.captions, sides)}  # one, where no side has its own captions
-    return list(dict.fromkeys(text for column in columns.values() for text in column.unique().to_pylist()))
+    return pyarrow.concat_arrays([column.unique() for column in columns.values()]).unique()
 
 
 def log_cut_captions(cut: dict[int, int], captions: int, path: str) -> None:
@@ -197,7 +201,7 @@ class LiveEncodings(Encodings):
         self._text = lru_cache(maxsize=1024)(partial(encode_text, encoder=encoder, source=source))
         if rank == 0:
             captions = different_captions(table, sides)
-            log_cut_captions(encoder.count_cut(captions), len(captions), table.path)
+            log_cut_captions(encoder.count_cut(captions.to_pylist()), len(captions), table.path)
         self.contents = {side: read_contents(table, side, shown=rank == 0).keys for side in sides}
         self.broken = {}
         self.targets = np.zeros((len(table), 3), np.int32)

@@ -88,7 +88,12 @@ class Table:
 
     def cell(self, row: int, name: str) -> Any:
         """Read one value."""
-        return self.rows.select_columns([name])[row][name]
+        return self._views[name][row][name]
+
+    @cached_property
+    def _views(self) -> dict[str, Dataset]:
+        """Each column as a table of its own: making one takes longer than reading from it."""
+        return {name: self.rows.select_columns([name]) for name in self.rows.column_names}
 
     def paths(self, side: str) -> pyarrow.ChunkedArray | None:
         """The paths of a side's images; None if the table holds the images themselves."""

@@ -84,14 +84,15 @@ def parse_json(text: str, place: str) -> Any:
         UserError: It is none, an object in it has a name twice, or a text in it is broken; the message names `place`.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_object)
+        value = _DECODER.decode(text)
     except RecursionError:
         raise UserError(f"{place} is nested too deeply.") from None
     except UserError as error:
         raise UserError(f"{place}: {error}") from None
     except ValueError as error:
         raise UserError(f"{place} is not JSON: {error}") from error
-    return _clean_values(value, place)
+    # Only escapes make characters of ASCII that are no text: most lines need no second look.
+    return value if text.isascii() and "\\u" not in text else _clean_values(value, place)
 
 
 def read_items(path: Path) -> Iterator[tuple[str, Any]]:
@@ -257,6 +258,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(made) < len(pairs):
         raise UserError(f"the name {_twice(name for name, _ in pairs)[0]!r} comes twice in one object.")
     return made
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def _read_delimited(path: Path, delimiter: str) -> Iterator[tuple[str, Row]]:

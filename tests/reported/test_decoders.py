@@ -80,7 +80,7 @@ def test_training_scoring_and_grids_see_the_same_pixels(tmp_path):
     score_folder(folder, [scorer])
     for item in read_media(folder):
         row = {"chosen": {"bytes": files[item.file], "path": None}}
-        pixels = decode_row(row, ["chosen"])["chosen"].tobytes()
+        pixels = decode_row(row, ["chosen"])["chosen"].first.tobytes()
         assert scorer.seen[item.file] == pixels == open_clip(folder, item).first.tobytes(), item.file
 
 

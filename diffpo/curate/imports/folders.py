@@ -29,7 +29,7 @@ from diffpo.curate.imports.comparisons import (
     plan_of,
     read_caption,
 )
-from diffpo.disk.tables import read_rows
+from diffpo.disk.tables import is_hidden, read_rows
 from diffpo.errors import UserError
 from diffpo.media.frames import find_pictures
 
@@ -64,7 +64,8 @@ def plan_twins(source: str) -> Plan:
 def _twin_folders(root: Path) -> list[tuple[Path, Path]]:
     if not root.is_dir():
         return []
-    places = [root, *sorted(path for path in root.rglob("*") if path.is_dir())]
+    below = sorted(path for path in root.rglob("*") if path.is_dir())
+    places = [root, *(path for path in below if not is_hidden(path.relative_to(root)))]
     pairs = [(place / first, place / second) for place in places for first, second in TWINS]
     return [(first, second) for first, second in pairs if first.is_dir() and second.is_dir()]
 

@@ -24,6 +24,7 @@ from diffpo.curate.imports.comparisons import Comparison, Part, Plan, identity_o
 from diffpo.curate.imports.report import Report, name_some
 from diffpo.disk.ahead import WORKERS, ahead
 from diffpo.disk.files import write_file
+from diffpo.disk.lock import sole_writer
 from diffpo.disk.progress import track
 from diffpo.errors import UserError
 from diffpo.media.frames import BrokenImage, decode, read_bytes
@@ -107,6 +108,11 @@ def import_table(source: str, out: Path, options: ImportOptions) -> Report:
     if not plan.parts:
         raise UserError(f"{source} holds no pair{name_some('; images without a partner: ', plan.unpaired)}.")
     out = out.expanduser().absolute()
+    with sole_writer(out, "diffpo data import"):
+        return _write_parts(source, plan, out, options)
+
+
+def _write_parts(source: str, plan: Plan, out: Path, options: ImportOptions) -> Report:
     names = [f"train-{i:05d}-of-{len(plan.parts):05d}.parquet" for i in range(len(plan.parts))]
     folder, report = _place(out, names), Report(unpaired=plan.unpaired)
     schema = _schema(plan.columns, options)
@@ -117,7 +123,8 @@ def import_table(source: str, out: Path, options: ImportOptions) -> Report:
             write_file(path, partial(_write_part, part=part, schema=schema, options=options, identity=identity))
         report.add(_read_note(path, identity))
     if not report.pairs:
-        shutil.rmtree(folder)
+        if folder != out:
+            shutil.rmtree(folder)
         raise UserError(f"No pair of {source} can be used: {'; '.join(report.lines())}.")
     about = {"source": source, "options": asdict(options), "report": asdict(report)}
     write_file(folder / ABOUT, json.dumps(about, indent=2, ensure_ascii=False))

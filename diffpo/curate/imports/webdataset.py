@@ -28,9 +28,9 @@ from diffpo.curate.imports.comparisons import (
     from_fields,
     identity_of,
 )
-from diffpo.disk.tables import decode_text, parse_json
+from diffpo.disk.tables import decode_text, files_below, is_hidden, parse_json
 from diffpo.errors import UserError
-from diffpo.media.frames import SUFFIXES
+from diffpo.media.frames import LARGEST_FILE, SUFFIXES
 
 TARS = (".tar", ".tar.gz", ".tgz")
 KEYED = re.compile(r"(?P<key>(?:.*/)?[^/.]+)\.(?P<field>[^/]+)")
@@ -62,9 +62,9 @@ def plan(source: str) -> Plan:
 
 def _tars(source: str) -> list[Path]:
     path = Path(source).expanduser()
-    found = path.rglob("*") if path.is_dir() else map(Path, glob.glob(str(path), recursive=True))
-    if path.is_file():
-        found = iter([path])
+    if path.is_dir():
+        return files_below(path, TARS)
+    found = [path] if path.exists() else map(Path, glob.glob(str(path), recursive=True))
     return sorted(file for file in found if file.name.lower().endswith(TARS) and file.is_file())
 
 
@@ -80,8 +80,13 @@ def _samples(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         with _open(path) as file, tarfile.open(fileobj=file, mode="r|") as tar:
             for member in tar:
                 named = KEYED.fullmatch(member.name) if member.isfile() else None
-                if named is None or Path(named["key"]).name.startswith("__"):  # webdataset's own notes
-                    continue
+                if named is None or is_hidden(member.name) or Path(named["key"]).name.startswith("__"):
+                    continue  # hidden files, and webdataset's own notes
+                if member.size > LARGEST_FILE:
+                    raise UserError(
+                        f"{member.name} of {path.name} has {member.size / 2**20:.0f} MB; at most "
+                        f"{LARGEST_FILE // 2**20} are read. Leave it out."
+                    )
                 if named["key"] != key:
                     if key is not None:
                         yield key, fields
