@@ -197,7 +197,7 @@ def _map_parquet(files: Sequence[Path], path: str | Path) -> Dataset:
             return load(files)
         whole = pyarrow.unify_schemas(schemas, promote_options="permissive")
         parts = [load([file]) for file in files]
-        features = {k: v for part in parts for k, v in part.features.items() if v.dtype != "null"}
+        features = {k: v for part in parts for k, v in part.features.items() if getattr(v, "dtype", "") != "null"}
         plain = datasets.Features.from_arrow_schema(whole.remove_metadata())
         # What `datasets` knows of a column, such as that it holds images, stays; only plain types are promoted.
         features = datasets.Features(

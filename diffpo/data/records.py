@@ -97,7 +97,7 @@ class Table:
 
     def paths(self, side: str) -> pyarrow.ChunkedArray | None:
         """The paths of a side's images; None if the table holds the images themselves."""
-        return self.arrow(side) if self.rows.features[side].dtype in ("string", "large_string") else None
+        return self.arrow(side) if is_text(self.rows.data.schema.field(side).type) else None
 
     @cached_property
     def prompts(self) -> pyarrow.ChunkedArray:

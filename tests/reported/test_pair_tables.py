@@ -49,6 +49,19 @@ def test_a_path_that_exists_is_no_pattern(records, tmp_path):  # noqa: F811
     assert len(load_splits(Pairs(path=str(tmp_path / "st[ar][ar]/pairs.parquet"))).train) == 5
 
 
+@pytest.mark.parametrize("paths", [True, False])
+def test_cells_of_any_form_are_images(records, tmp_path, paths):  # noqa: F811
+    """Bytes and a path in one cell, whatever wrote the table: `datasets` does not call that an image by itself."""
+    rows, table = records(3), tmp_path / "table"
+    for row in rows:
+        for side in ("chosen", "rejected"):
+            row[side] = {"bytes": (table / row[side]).read_bytes(), "path": row[side] if paths else None}
+    write_table(table / "a.parquet", rows)
+    write_table(table / "b.parquet", [row | {"preference": 1.0} for row in rows])
+    for path in (table, table / "a.parquet"):
+        assert inspect(guess_source(str(path))).train.broken == {}
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
 def test_captions_in_other_encodings_are_the_same_words(picture, tmp_path, encoding):  # noqa: F811
     for side in ("w", "l"):
