@@ -13,7 +13,7 @@ from diffpo.benchmarks.geneval.run import GenEvalResult, Judged, read_tasks, run
 from diffpo.benchmarks.geneval.shapes import ShapesEyes, shapes_tasks
 from diffpo.benchmarks.geneval.tasks import ColorNamer, Detector, Task
 from diffpo.compare.numbers import percent
-from diffpo.compare.stats import bootstrap_interval, constant_interval, per_prompt_means
+from diffpo.compare.stats import per_prompt_means, share_interval
 from diffpo.media.folder import read_media
 from diffpo.media.prompts import load_prompts, read_prompts
 
@@ -114,7 +114,4 @@ def geneval_table(title: str, result: GenEvalResult) -> Table:
 
 def _interval(judged: Sequence[Judged]) -> tuple[float, float]:
     """Of a task's share, over prompts: images of one prompt are not independent."""
-    values = per_prompt_means([item.correct for item in judged], [item.prompt for item in judged])
-    return (
-        bootstrap_interval(values) if values.max() > values.min() else constant_interval(float(values[0]), len(values))
-    )
+    return share_interval(per_prompt_means([item.correct for item in judged], [item.prompt for item in judged]))

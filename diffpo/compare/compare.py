@@ -5,11 +5,11 @@ sources, votes -> Evidence -> PairedScores -> Comparison (a model with the basel
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 from diffpo.compare.evidence import Evidence, read_evidence
 from diffpo.compare.notes import notes_on
@@ -36,15 +36,11 @@ class Judging:
     """Scorers that had a hand in training or selection, beside those that the runs name."""
     categories: Mapping[str, str] | None = None
     """Prompt -> category; None: what the media folders know."""
-    resampling: Resampling = dataclasses.field(default_factory=Resampling)
+    resampling: Resampling = field(default_factory=Resampling)
     """How intervals and p-values are drawn."""
 
     def __post_init__(self):
-        """Check the values before anything is read.
-
-        Raises:
-            UserError: There is no such mode, or it chooses no image.
-        """
+        """Check before anything is read that there is such a mode, and that it chooses where `chosen_by` is given."""
         if self.mode not in MODES:
             raise UserError(f"unknown mode {self.mode!r}: choose one of {', '.join(MODES)}.")
         if self.chosen_by is not None and self.mode not in CHOOSING:
@@ -76,7 +72,7 @@ def compare(
     """
     evidence, judging = read_evidence(sources, votes), judging or Judging()
     if judging.categories is None:
-        judging = dataclasses.replace(judging, categories=evidence.categories())
+        judging = replace(judging, categories=evidence.categories())
     labels = evidence.choose(models, baseline)
     names = evidence.common_scorers(labels, scorers)
     many = max(len(labels) - 1, len(models)) > 1
@@ -95,8 +91,8 @@ def compare(
 def _compare(evidence: Evidence, baseline: str, model: str, names: Sequence[str], judging: Judging) -> Comparison:
     """A model with the baseline, by these scorers."""
     labels = (baseline, model)
-    warnings = evidence.warnings(labels, judging.used_in_training)
-    results = [_judge(evidence, name, labels, judging, warnings.get(name, "")) for name in names]
+    in_loop = evidence.in_loop(labels, judging.used_in_training)
+    results = [_judge(evidence, name, labels, judging, in_loop.get(name, "")) for name in names]
     first = results[0].win_rate
     return Comparison(
         model=model,
@@ -115,16 +111,14 @@ def _compare(evidence: Evidence, baseline: str, model: str, names: Sequence[str]
 def _judge(evidence: Evidence, name: str, labels: tuple[str, str], judging: Judging, in_loop: str) -> ScorerResult:
     """What one scorer says, on all prompts and by category."""
     baseline, model = labels
-    pairs = evidence.pairs(name, model, baseline, judging.mode, judging.chosen_by)
-    rate = _win_rate(name, pairs, judging)
-    difference = mean_difference(pairs.model, pairs.baseline, pairs.prompts, resampling=judging.resampling)
+    pairs = _pairs(evidence, name, model, baseline, judging)
+    found = _measure(pairs, judging)
     baseline_mean = float(per_prompt_means(pairs.baseline, pairs.prompts).mean())
     return ScorerResult(
         scorer=name,
-        model_mean=baseline_mean + difference.estimate,
+        model_mean=baseline_mean + found["difference"].estimate,
         baseline_mean=baseline_mean,
-        difference=difference,
-        win_rate=rate,
+        **found,
         provenance=published(evidence.provenance(name, labels)),
         in_loop=in_loop,
         strata=_strata(pairs, judging),
@@ -132,24 +126,25 @@ def _judge(evidence: Evidence, name: str, labels: tuple[str, str], judging: Judg
     )
 
 
-def _win_rate(name: str, pairs: PairedScores, judging: Judging) -> WinRate:
-    """The win rate on all prompts.
-
-    Raises:
-        UserError: If there is one prompt only.
-    """
+def _pairs(evidence: Evidence, name: str, model: str, other: str, judging: Judging) -> PairedScores:
+    """The pairs of two prompts at least."""
+    pairs = evidence.pairs(name, model, other, judging.mode, judging.chosen_by)
     if len(set(pairs.prompts)) < 2:
         raise UserError(
             f"{name} judged one prompt only ({pairs.prompts[0]!r}): nothing tells how another would come out. Generate "
             "for more prompts; a few hundred tell something."
         )
-    return _rate_of(pairs, judging)
+    return pairs
 
 
-def _rate_of(pairs: PairedScores, judging: Judging) -> WinRate:
-    return win_rate(
-        pairs.model, pairs.baseline, pairs.prompts, tie_tolerance=pairs.tie_tolerance, resampling=judging.resampling
-    )
+def _win_rate(pairs: PairedScores, judging: Judging) -> WinRate:
+    sides = pairs.model, pairs.baseline, pairs.prompts
+    return win_rate(*sides, tie_tolerance=pairs.tie_tolerance, resampling=judging.resampling)
+
+
+def _measure(pairs: PairedScores, judging: Judging) -> dict[str, Any]:
+    difference = mean_difference(pairs.model, pairs.baseline, pairs.prompts, resampling=judging.resampling)
+    return {"difference": difference, "win_rate": _win_rate(pairs, judging)}
 
 
 def _strata(pairs: PairedScores, judging: Judging) -> tuple[Stratum, ...]:
@@ -160,17 +155,10 @@ def _strata(pairs: PairedScores, judging: Judging) -> tuple[Stratum, ...]:
             prompts.setdefault(categories[prompt], []).append(prompt)
     if len(prompts) < 2:
         return ()
-    parts = {name: pairs.only(prompts[name]) for name in sorted(prompts)}
-    rates = {name: _rate_of(part, judging) for name, part in parts.items()}
-    adjusted = benjamini_hochberg([rate.p_value for rate in rates.values()])
+    found = {name: _measure(pairs.only(prompts[name]), judging) for name in sorted(prompts)}
+    adjusted = benjamini_hochberg([part["win_rate"].p_value for part in found.values()])
     return tuple(
-        Stratum(
-            category=name,
-            difference=mean_difference(part.model, part.baseline, part.prompts, resampling=judging.resampling),
-            win_rate=rates[name],
-            adjusted_p=p,
-        )
-        for (name, part), p in zip(parts.items(), adjusted, strict=True)
+        Stratum(category=name, **part, adjusted_p=p) for (name, part), p in zip(found.items(), adjusted, strict=True)
     )
 
 
@@ -188,40 +176,31 @@ def _users(evidence: Evidence, labels: tuple[str, str], judging: Judging) -> Use
 
 def _adjusted(comparisons: Sequence[Comparison]) -> tuple[Comparison, ...]:
     """Holm over all scorers and models: together they are one claim."""
-    results = [result for comparison in comparisons for result in comparison.results]
-    adjusted = iter(holm([result.win_rate.p_value for result in results]))
+    adjusted = iter(holm([result.win_rate.p_value for one in comparisons for result in one.results]))
     return tuple(
-        dataclasses.replace(
-            comparison,
-            results=tuple(dataclasses.replace(result, adjusted_p=next(adjusted)) for result in comparison.results),
-        )
-        for comparison in comparisons
+        replace(one, results=tuple(replace(result, adjusted_p=next(adjusted)) for result in one.results))
+        for one in comparisons
     )
 
 
 def _rank(evidence: Evidence, name: str, models: Sequence[str], judging: Judging) -> Ranking:
     """All models on one scale, by one scorer."""
     found = {
-        (model, other): evidence.pairs(name, model, other, judging.mode, judging.chosen_by)
+        (model, other): _pairs(evidence, name, model, other, judging)
         for other, model in combinations(models, 2)
         if evidence.compared(name, model, other)
     }
-    rates = {pair: _win_rate(name, scores, judging) for pair, scores in found.items()}
-    adjusted = benjamini_hochberg([rate.p_value for rate in rates.values()])
-    resampling = judging.resampling
-    ranks = rank_models(
-        {pair: _shares(scores) for pair, scores in found.items()},
-        models,
-        resampling=dataclasses.replace(resampling, resamples=min(FEWER.resamples, resampling.resamples)),
-    )
+    rates = [_win_rate(pairs, judging) for pairs in found.values()]
+    adjusted = benjamini_hochberg([rate.p_value for rate in rates])
+    fewer = replace(judging.resampling, resamples=min(FEWER.resamples, judging.resampling.resamples))
     return Ranking(
         scorer=name,
-        ranks=tuple(ranks),
+        ranks=tuple(rank_models({two: _shares(pairs) for two, pairs in found.items()}, models, resampling=fewer)),
         cells=tuple(
             Cell(model=model, other=other, win_rate=rate, adjusted_p=p)
-            for ((model, other), rate), p in zip(rates.items(), adjusted, strict=True)
+            for (model, other), rate, p in zip(found, rates, adjusted, strict=True)
         ),
-        in_loop=evidence.warnings(models, judging.used_in_training).get(name, ""),
+        in_loop=evidence.in_loop(models, judging.used_in_training).get(name, ""),
     )
 
 

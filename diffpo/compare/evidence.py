@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from diffpo.compare.in_loop import runs_not_found, scorers_in_training, warning
-from diffpo.compare.pairing import Key, Mode, PairedScores, Scores, check_same_images, pair_values
+from diffpo.compare.in_loop import in_loop
+from diffpo.compare.pairing import Key, Mode, PairedScores, Scores, pair_values
 from diffpo.compare.votes import HUMAN, Votes, read_votes
 from diffpo.disk.published import published
 from diffpo.errors import UserError
-from diffpo.media.folder import home_of, read_settings
+from diffpo.media.folder import read_settings
 from diffpo.media.prompts import category_of, read_prompts
 from diffpo.scorers.scores import ScoreRow, ScoreTable, read_scores
 
@@ -26,11 +27,6 @@ class Scored:
     table: ScoreTable
     settings: Mapping[str, Any]
     """How its images were made; empty where that is not known."""
-
-    @property
-    def home(self) -> Path:
-        """What the names of its images are relative to."""
-        return home_of(self.path)
 
 
 @dataclass(frozen=True)
@@ -128,34 +124,41 @@ class Evidence:
         Raises:
             UserError: If an image has two scores.
         """
-        of_models = [self._rows.get((scorer, label), []) for label in labels]
-        in_order = any(row.seed is None for rows in of_models for row in rows)
-        return [_by_place(rows) if in_order else _by_seed(rows) for rows in of_models]
+        in_order = bool(self.unknown_seeds([scorer], labels))
+        return [_by_image(self._rows.get((scorer, label), []), in_order) for label in labels]
 
     def unknown_seeds(self, scorers: Sequence[str], labels: Sequence[str]) -> list[str]:
         """Those of the models of which the seed of an image is not known."""
-        rows = {label: [row for name in scorers for row in self._rows.get((name, label), [])] for label in labels}
-        return [label for label in labels if any(row.seed is None for row in rows[label])]
+        return [
+            label
+            for label in labels
+            if any(row.seed is None for name in scorers for row in self._rows.get((name, label), ()))
+        ]
 
     def pairs(self, scorer: str, model: str, baseline: str, mode: Mode, chosen_by: str | None = None) -> PairedScores:
         """The scores of two models, paired; votes are pairs as they are.
 
         Raises:
-            UserError: If the two do not fit; see `pair_values`.
+            UserError: If the two were not scored on the same images, or do not fit; see `pair_values`.
         """
         labels = (model, baseline)
         if scorer == HUMAN:
             assert self.votes is not None
             return self.votes.pairs(*labels)
         first, second = self.images(scorer, labels)
-        if mode == "same-seed":
-            check_same_images(first.keys(), second.keys(), labels, scorer)
+        common = len(first.keys() & second.keys())
+        if mode == "same-seed" and common < max(len(first), len(second)):
+            raise UserError(
+                f"{' and '.join(labels)} were not scored on the same prompts and seeds by {scorer}: {common} match; "
+                f"others: {len(first) - common} of {model}, {len(second) - common} of {baseline}. "
+                "Generate both from the same prompts with the same seeds, then score both."
+            )
         choosers = None
         if chosen_by is not None:
             self.common_scorers(labels, [chosen_by])
             self.provenance(chosen_by, labels)
-            one, other = self.images(chosen_by, labels)
-            choosers = _scores(one), _scores(other)
+            one, other = map(_scores, self.images(chosen_by, labels))
+            choosers = one, other
         return pair_values(_scores(first), _scores(second), mode, chosen_by=choosers)
 
     def provenance(self, scorer: str, labels: Sequence[str]) -> dict[str, Any]:
@@ -176,23 +179,16 @@ class Evidence:
                 )
         return first
 
-    def warnings(self, labels: Sequence[str], declared: Sequence[str] = ()) -> dict[str, str]:
+    def in_loop(self, labels: Sequence[str], declared: Sequence[str] = ()) -> dict[str, str]:
         """By scorer: that it had a hand in making one of the models, as far as runs tell or the user says."""
-        found = {name: warning(name, ()) for name in declared}
-        settings = [place.settings for place in self.scored]
-        return found | {name: warning(name, of) for name, of in scorers_in_training(settings, labels).items()}
-
-    def runs_not_found(self, labels: Sequence[str]) -> dict[str, str]:
-        """Models of which it is not known which scorers had a hand in them: label -> where their run was."""
-        return runs_not_found([place.settings for place in self.scored], labels)
+        return in_loop([place.settings for place in self.scored], labels, declared)
 
     def prompt_set(self, labels: Sequence[str]) -> str:
         """Name and hash of the prompts of these models, as far as their folders know; empty if they do not."""
-        settings = [place.settings for place in self.scored if any(label in place.table.models for label in labels)]
         named = [
-            f"{published(known.get('prompts', 'a set without a name'))}, hash {known['prompts_hash']}"
-            for known in settings
-            if "prompts_hash" in known
+            f"{published(place.settings.get('prompts', 'a set without a name'))}, hash {place.settings['prompts_hash']}"
+            for place in self.scored
+            if "prompts_hash" in place.settings and any(label in place.table.models for label in labels)
         ]
         return "; ".join(dict.fromkeys(named))
 
@@ -204,11 +200,7 @@ class Evidence:
 
 
 def read_evidence(sources: Sequence[str | Path], votes: str | Path | None = None) -> Evidence:
-    """Read score tables and votes.
-
-    Args:
-        sources: Scored media folders or parquet tables.
-        votes: A CSV; see `votes`.
+    """Read scored media folders or parquet tables, and a CSV of votes.
 
     Raises:
         UserError: If there is neither, or one cannot be read.
@@ -221,24 +213,18 @@ def read_evidence(sources: Sequence[str | Path], votes: str | Path | None = None
     return Evidence(scored, read_votes(votes) if votes is not None else None)
 
 
-def _by_seed(rows: Iterable[ScoreRow]) -> dict[Key, ScoreRow]:
+def _by_image(rows: Iterable[ScoreRow], in_order: bool) -> dict[Key, ScoreRow]:
+    """Rows by prompt and seed; or by prompt and place among its rows, from 0."""
     found: dict[Key, ScoreRow] = {}
+    count: Counter[str] = Counter()
     for row in rows:
-        if (row.prompt, row.seed) in found:
+        key = row.prompt, count[row.prompt] if in_order or row.seed is None else row.seed
+        count[row.prompt] += 1
+        if key in found:
             raise UserError(
                 f"{row.model} has two scores of {row.scorer} for the prompt {row.prompt!r}, seed {row.seed}."
             )
-        found[row.prompt, row.seed] = row
-    return found
-
-
-def _by_place(rows: Iterable[ScoreRow]) -> dict[Key, ScoreRow]:
-    """The n-th row of a prompt has the number n, from 0."""
-    count: dict[str, int] = {}
-    found: dict[Key, ScoreRow] = {}
-    for row in rows:
-        count[row.prompt] = count.get(row.prompt, -1) + 1
-        found[row.prompt, count[row.prompt]] = row
+        found[key] = row
     return found
 
 

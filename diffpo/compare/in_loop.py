@@ -24,15 +24,13 @@ LABELLED_BY = {"shapes:pairs": "shapes-utility"}
 _LEVELS = 3  # a run's `final/unet` lies two below it
 
 
-def scorers_in_training(settings: Iterable[Mapping[str, Any]], labels: Sequence[str]) -> dict[str, list[str]]:
-    """Find the scorers that labelled the training pairs of models.
+def in_loop(settings: Iterable[Mapping[str, Any]], labels: Sequence[str], declared: Sequence[str]) -> dict[str, str]:
+    """What a reader of a scorer's result must know, by scorer, where it had a hand in making one of the models.
 
     Args:
         settings: Of the media folders.
         labels: Of the models in question.
-
-    Returns:
-        scorer -> labels of the models that learned from its labels.
+        declared: Scorers that a user says were used in training or selection.
 
     Raises:
         UserError: If a run's config or a table's provenance is damaged.
@@ -43,29 +41,17 @@ def scorers_in_training(settings: Iterable[Mapping[str, Any]], labels: Sequence[
             runs = (_of_run(known.get(key), seen=set()) for key in ("tuned", "denoiser", "lora"))
             for name in dict.fromkeys(chain.from_iterable(runs)):
                 found.setdefault(name, []).append(known["label"])
-    return found
+    said = {name: f"{name} was used in training or selection" for name in declared}
+    for name, (*most, last) in found.items():
+        of = f"{', '.join(most)} and {last}" if most else last
+        said[name] = f"{name} labelled the training pairs of {of}"
+    return {name: f"{text}: a gain on it is no independent evidence." for name, text in said.items()}
 
 
 def runs_not_found(settings: Iterable[Mapping[str, Any]], labels: Sequence[str]) -> dict[str, str]:
     """Models whose run folder is not where their media folder says: label -> where that was."""
-    tuned = {
-        known["label"]: known["tuned"] for known in settings if known.get("label") in labels and known.get("tuned")
-    }
-    return {label: place for label, place in tuned.items() if _run_folder(place) is None}
-
-
-def warning(scorer: str, labels: Sequence[str]) -> str:
-    """What a reader of the scorer's result must know.
-
-    Args:
-        scorer: Its name.
-        labels: Models whose pairs it labelled; empty where a user says that it was used in training or selection.
-    """
-    if not labels:
-        return f"{scorer} was used in training or selection: a gain on it is no independent evidence."
-    *most, last = labels
-    of = f"{', '.join(most)} and {last}" if most else last
-    return f"{scorer} labelled the training pairs of {of}: a gain on it is no independent evidence."
+    tuned = {known["label"]: known.get("tuned") for known in settings if known.get("label") in labels}
+    return {label: place for label, place in tuned.items() if place and _run_folder(place) is None}
 
 
 def _of_run(place: str | None, seen: set[Path]) -> Iterator[str]:

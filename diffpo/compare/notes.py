@@ -6,14 +6,15 @@ import math
 from collections.abc import Iterator, Sequence
 
 from diffpo.compare.evidence import Evidence
+from diffpo.compare.in_loop import runs_not_found
 from diffpo.compare.numbers import percent, points
+from diffpo.compare.p_values import ALPHA, least_p_value
 from diffpo.compare.pairing import Mode
-from diffpo.compare.power import ALPHA, least_p_value
 from diffpo.compare.result import ScorerResult
 from diffpo.disk.published import published
 
 FEW_PROMPTS = 30
-SAMPLING = (
+SAMPLING = [
     "weights",
     "prompts_hash",
     "scheduler",
@@ -24,26 +25,18 @@ SAMPLING = (
     "dtype",
     "device",
     "batch",
-)
+]
 """Settings that should be the same for both models."""
 
 
 def notes_on(
     evidence: Evidence, labels: tuple[str, str], results: Sequence[ScorerResult], *, mode: Mode, chosen_by: str | None
 ) -> Iterator[str]:
-    """Say what limits a comparison.
-
-    Args:
-        evidence: What was compared.
-        labels: Baseline and model.
-        results: By scorer, the first for the headline.
-        mode: Which images were compared.
-        chosen_by: The scorer that chose them; None: each scorer for itself.
-    """
+    """Say what limits a comparison of `labels`, baseline and model; `results` by scorer, the first for the headline."""
     for result in results:
         if result.in_loop:
             yield result.in_loop[0].upper() + result.in_loop[1:]
-    for label, place in evidence.runs_not_found(labels).items():
+    for label, place in runs_not_found([place.settings for place in evidence.scored], labels).items():
         yield (
             f"The run that made {label} is not at {published(place)} any more: which scorers had a hand in it "
             "is not known. Name them with --used-in-training."

@@ -12,7 +12,7 @@ Which image is the median or the best one may be chosen by another scorer than t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -75,17 +75,14 @@ def pair_values(
         baseline: Scores of the baseline, for the same prompts; for `same-seed` also for the same seeds, for
             `best-of-n` as many per prompt: the best of more images is better.
         mode: See the top of this file. Of an even number of images the median one is the lower of the middle two.
-        chosen_by: Scores of the same images, of model and baseline, that choose the image in `median-image` and
-            `best-of-n`; None: the scores themselves.
+        chosen_by: Scores of the same images, of model and baseline, that choose the image in `CHOOSING` modes; None:
+            the scores themselves.
 
     Raises:
-        UserError: If the two do not fit, there is no prompt, or a score is not a number.
+        UserError: If the scores do not fit, or one is not a finite number.
     """
-    if mode not in MODES:
-        raise UserError(f"unknown mode {mode!r}: choose one of {', '.join(MODES)}.")
-    if chosen_by is not None and mode not in CHOOSING:
-        raise UserError(f"mode {mode} chooses no image: only {' and '.join(CHOOSING)} can be told what to choose by.")
     _check_fit(model, baseline, mode)
+    assert mode != "same-seed" or all(model[prompt].keys() == baseline[prompt].keys() for prompt in model)
     first, second = chosen_by or (model, baseline)
     a, b, prompts = [], [], []
     for prompt in sorted(model):  # resampling must not depend on the order of rows
@@ -97,21 +94,6 @@ def pair_values(
         b += other
         prompts += [prompt] * len(mine)
     return PairedScores(np.array(a), np.array(b), tuple(prompts))
-
-
-def check_same_images(first: Set[Key], second: Set[Key], labels: Sequence[str], scorer: str) -> None:
-    """Check that two models were scored on the same prompts and seeds.
-
-    Raises:
-        UserError: If not; it says how many match.
-    """
-    common = len(first & second)
-    if common < max(len(first), len(second)):
-        raise UserError(
-            f"{' and '.join(labels)} were not scored on the same prompts and seeds by {scorer}: {common} match; "
-            f"others: {len(first) - common} of {labels[0]}, {len(second) - common} of {labels[1]}. "
-            "Generate both from the same prompts with the same seeds, then score both."
-        )
 
 
 def _values_of_prompt(
@@ -139,11 +121,6 @@ def _check_fit(model: Scores, baseline: Scores, mode: Mode) -> None:
         )
     for prompt in model:
         mine, other = model[prompt], baseline[prompt]
-        if mode == "same-seed" and mine.keys() != other.keys():
-            raise UserError(
-                f"the seeds of {prompt!r} differ: {sorted(mine)} and {sorted(other)}. Generate both with the same "
-                "seeds, or choose another mode."
-            )
         if mode == "best-of-n" and len(mine) != len(other):
             raise UserError(
                 f"best-of-n needs equally many images of {prompt!r}, got {len(mine)} and {len(other)}: the best of "

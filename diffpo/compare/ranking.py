@@ -48,62 +48,40 @@ class Rank:
     elo_high: float
 
 
-def rank_models(
-    shares: Shares,
-    models: Sequence[str],
-    *,
-    anchor: str | None = None,
-    resampling: Resampling = FEWER,
-) -> list[Rank]:
-    """Rank models, strongest first.
+def rank_models(shares: Shares, models: Sequence[str], *, resampling: Resampling = FEWER) -> list[Rank]:
+    """Rank models, strongest first; the first of `models` is the anchor at Elo 0.
 
-    Args:
-        shares: What was won. Pairs of models may be missing as long as all hang together.
-        models: Their labels.
-        anchor: The one at Elo 0; the first by default.
-        resampling: How the intervals are drawn; each resample is a fit.
+    Pairs of models may be missing from `shares` as long as all hang together.
 
     Raises:
         UserError: If models were not compared, directly or through others.
     """
     won, compared = _arrays(shares, models)
-    pairs = compared.any(axis=0)
+    pairs, prompts = compared.any(axis=0), len(won)
     _check_connected(pairs, models)
-    base = list(models).index(models[0] if anchor is None else anchor)
-    prompts = len(won)
-    ones = np.ones((1, prompts))
     generator, shape = np.random.default_rng([resampling.seed, 3]), (resampling.resamples, *won.shape[1:])
+    weights = generator.exponential(size=(resampling.resamples, prompts))
     fits = []
     for rows, pseudo in (
-        (ones, np.array(PSEUDO_WINS)),
-        (generator.exponential(size=(resampling.resamples, prompts)), generator.gamma(PSEUDO_WINS, size=shape)),
+        (np.ones((1, prompts)), np.array(PSEUDO_WINS)),
+        (weights, generator.gamma(PSEUDO_WINS, size=shape)),
     ):
         wins = (rows @ won.reshape(prompts, -1)).reshape(-1, *won.shape[1:])
         strengths = bradley_terry(wins + pseudo * pairs)
-        fits.append(strengths - strengths[:, base, None])
+        fits.append(strengths - strengths[:, :1])
     tail = (1 - resampling.level) / 2
-    strengths, (low, high) = fits[0][0], np.quantile(fits[1], [tail, 1 - tail], axis=0)
+    ends = np.quantile(fits[1], [tail, 1 - tail], axis=0) if prompts > 1 else np.full((2, len(models)), math.nan)
     ranks = [
-        Rank(
-            model=model,
-            strength=float(strengths[i]),
-            elo=float(ELO * strengths[i]),
-            elo_low=float(ELO * low[i]) if prompts > 1 else math.nan,
-            elo_high=float(ELO * high[i]) if prompts > 1 else math.nan,
-        )
-        for i, model in enumerate(models)
+        Rank(model=model, strength=strength, elo=ELO * strength, elo_low=ELO * low, elo_high=ELO * high)
+        for model, strength, low, high in zip(models, fits[0][0].tolist(), *ends.tolist(), strict=True)
     ]
     return sorted(ranks, key=lambda rank: -rank.strength)
 
 
 def bradley_terry(wins: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Fit strengths, several tables at a time.
+    """Fit strengths, several tables at a time: `[k m]`, log-strengths of mean 0.
 
-    Args:
-        wins: `[k, m, m]` how often the model of the row beat that of the column, ties as halves; 0 on the diagonal.
-
-    Returns:
-        `[k, m]` log-strengths of mean 0.
+    `wins`, `[k m m]`, says how often the model of the row beat that of the column, ties as halves; 0 on the diagonal.
     """
     counts, total, strengths = wins + wins.transpose(0, 2, 1), wins.sum(axis=2), np.zeros(wins.shape[:2])
     for _ in range(_ITERATIONS):

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from diffpo.compare.numbers import percent, span
+from diffpo.compare.p_values import least_p_value
 from diffpo.compare.pairing import WHAT, Mode
-from diffpo.compare.power import least_p_value
 from diffpo.compare.ranking import Rank
 from diffpo.compare.stats import Estimate, WinRate
 from diffpo.compare.users import UserWinRate

@@ -20,8 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diffpo.compare.p_values import sign_flip_p_value
-from diffpo.compare.power import minimum_detectable_effect
-from diffpo.compare.stats import USUAL, Estimate, Resampling, constant_interval, per_prompt_means
+from diffpo.compare.stats import USUAL, Estimate, Resampling, constant_interval, measures, per_prompt_means
 from diffpo.errors import UserError
 
 _SLOTS = 1 << 20  # drawn prompts held at a time
@@ -49,13 +48,7 @@ def user_win_rate(
     *,
     resampling: Resampling = USUAL,
 ) -> UserWinRate:
-    """Aggregate comparisons per user.
-
-    Args:
-        shares: `[n]` 1 for a win, 1/2 for a tie, 0 for a loss.
-        prompt_ids: `[n]`
-        user_ids: `[n]` who judged.
-        resampling: How the interval and the p-value are drawn.
+    """Aggregate comparisons per user: `[n]` shares won (1, 1/2 for a tie, 0), of which prompts, judged by whom.
 
     Raises:
         UserError: If there is one user only, whom no interval over users can be made of.
@@ -81,16 +74,9 @@ def user_win_rate(
     low, high = np.quantile(drawn, [tail, 1 - tail])
     if np.ptp(drawn) == 0:
         low, high = constant_interval(float(means[0]), len(means), resampling.level)
+    p = sign_flip_p_value(means - 0.5, permutations=resampling.resamples, seed=resampling.seed)
     return UserWinRate(
-        macro=Estimate(
-            estimate=float(means.mean()),
-            ci_low=float(low),
-            ci_high=float(high),
-            p_value=sign_flip_p_value(means - 0.5, permutations=resampling.resamples, seed=resampling.seed),
-            n_prompts=len(values),
-            n_pairs=len(shares),
-            detectable=minimum_detectable_effect(means),
-        ),
+        macro=Estimate(**{**measures(means, len(shares), (low, high)), "n_prompts": len(values)}, p_value=p),
         micro=float(values.mean()),
         n_users=len(means),
         share_above_half=float((means > 0.5).mean() + (means == 0.5).mean() / 2),

@@ -15,7 +15,7 @@ one prompt: the prompt stays the unit, and its share of votes won is its value.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,18 +62,14 @@ class Votes:
         return list(dict.fromkeys(label for vote in self.votes for label in (vote.model_a, vote.model_b)))
 
     @property
-    def has_users(self) -> bool:
-        """Whether it is known who chose."""
-        return all(vote.user is not None for vote in self.votes)
-
-    @property
     def provenance(self) -> dict[str, Any]:
         """Which votes these are."""
+        users = {vote.user for vote in self.votes}
         return {
             "scorer": HUMAN,
             "about": "Choices of people between two images.",
             "votes": len(self.votes),
-            "users": len({vote.user for vote in self.votes}) if self.has_users else None,
+            "users": None if None in users else len(users),
             "hash": hashlib.blake2b(self.path.read_bytes(), digest_size=8).hexdigest(),
         }
 
@@ -104,23 +100,18 @@ def read_votes(path: str | Path) -> Votes:
         UserError: If it cannot be read, lacks a column, or a row is not a vote; the message names the line.
     """
     path = Path(path)
-    votes = tuple(_vote(place, row, _check_columns(place, list(row))) for place, row in read_rows(path))
+    votes = tuple(_vote(place, row) for place, row in read_rows(path))
     if not votes:
         raise UserError(f"{path} holds no vote.")
     return Votes(path, votes)
 
 
-def _check_columns(place: str, names: Sequence[str]) -> str:
-    """The column that names the prompt."""
-    prompt = next((name for name in ("prompt", "prompt_id") if name in names), None)
-    missing = [name for name in ("model_a", "model_b", "choice") if name not in names]
-    if prompt is None or missing:
-        missing += [] if prompt else ["prompt (or prompt_id)"]
-        raise UserError(f"{place} lacks the columns {', '.join(missing)}; it has {', '.join(names) or 'none'}.")
-    return prompt
-
-
-def _vote(where: str, row: Mapping[str, Any], prompt: str) -> Vote:
+def _vote(where: str, row: Mapping[str, Any]) -> Vote:
+    prompt = "prompt" if "prompt" in row else "prompt_id"
+    needed = {"model_a": "model_a", "model_b": "model_b", "choice": "choice", prompt: "prompt (or prompt_id)"}
+    missing = [said for name, said in needed.items() if name not in row]
+    if missing:
+        raise UserError(f"{where} lacks the columns {', '.join(missing)}; it has {', '.join(row) or 'none'}.")
     cells = {name: "" if value is None else str(value).strip() for name, value in row.items()}
     empty = [name for name in ("model_a", "model_b", prompt) if not cells[name]]
     if empty:
@@ -129,7 +120,7 @@ def _vote(where: str, row: Mapping[str, Any], prompt: str) -> Vote:
         raise UserError(f"{where} compares {cells['model_a']} with itself.")
     choice, seed = cells["choice"].lower(), cells.get("seed", "")
     if choice not in SHARES:
-        raise UserError(f"{where}: choice must be {_listed(SHARES)}, got {cells['choice']!r}.")
+        raise UserError(f"{where}: choice must be a, tie or b, got {cells['choice']!r}.")
     if seed and not seed.removeprefix("-").isdecimal():
         raise UserError(f"{where}: seed must be a whole number or empty, got {seed!r}.")
     return Vote(
@@ -140,8 +131,3 @@ def _vote(where: str, row: Mapping[str, Any], prompt: str) -> Vote:
         seed=int(seed) if seed else None,
         user=cells.get("user_id") or None,
     )
-
-
-def _listed(names: Iterable[str]) -> str:
-    *rest, last = names
-    return f"{', '.join(rest)} or {last}"

@@ -17,7 +17,7 @@ from typing import Any
 from diffpo.compare.evidence import Evidence
 from diffpo.compare.numbers import number
 from diffpo.compare.pairing import Key
-from diffpo.media.folder import Media, open_clip
+from diffpo.media.folder import Media, home_of, open_clip
 from diffpo.media.frames import Clip
 from diffpo.media.sheet import fit
 from diffpo.scorers.scores import ScoreRow
@@ -97,7 +97,7 @@ class Gallery:
 
     def __init__(self, evidence: Evidence, models: Sequence[str], scorer: str, categories: Mapping[str, str]):
         self.models, self.scorer, self.categories = tuple(models), scorer, categories
-        self._homes = {label: evidence.of_model[label].home for label in models}
+        self._homes = {label: home_of(evidence.of_model[label].path) for label in models}
         self._rows = dict(zip(models, evidence.images(scorer, models), strict=True))
         self._sources: dict[tuple[str, str], str] = {}
         self.keys: list[Key] = sorted(set.intersection(*(set(rows) for rows in self._rows.values())))

@@ -25,11 +25,9 @@ def test_two_models_by_hand():
     assert tuned.elo_low > 0, "30 of 40 is clear"
 
 
-def test_ties_are_halves_and_the_anchor_can_be_chosen():
+def test_ties_are_halves_and_the_first_is_the_anchor():
     even = {("a", "b"): {"p": 0.5, "q": 0.5}, ("b", "c"): {"p": 1.0, "q": 1.0}, ("a", "c"): {"p": 1.0, "q": 1.0}}
-    ranks = {
-        rank.model: rank for rank in rank_models(even, ["a", "b", "c"], anchor="c", resampling=Resampling(resamples=50))
-    }
+    ranks = {rank.model: rank for rank in rank_models(even, ["c", "a", "b"], resampling=Resampling(resamples=50))}
     assert ranks["a"].strength == pytest.approx(ranks["b"].strength)
     assert ranks["c"].elo == 0.0 and ranks["a"].elo > 0
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from diffpo.compare.power import minimum_detectable_effect
+from diffpo.compare.p_values import minimum_detectable_effect
 from diffpo.compare.stats import Resampling
 from diffpo.compare.users import _levels, user_win_rate
 from diffpo.errors import UserError

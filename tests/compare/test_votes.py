@@ -26,7 +26,7 @@ def write(tmp_path):
 def test_votes_become_shares(write):
     """Both like the tuned cat, whichever side it stood on; the dog is a tie."""
     votes = read_votes(write(CSV))
-    assert votes.models == ["base", "tuned", "other"] and votes.has_users
+    assert votes.models == ["base", "tuned", "other"] and votes.provenance["users"] == 2
     pairs = votes.pairs("tuned", "base")
     assert pairs.model.tolist() == [1.0, 1.0, 0.5] and pairs.baseline.tolist() == [0.0, 0.0, 0.5]
     assert pairs.prompts == ("a cat, sleeping", "a cat, sleeping", "a dog")
@@ -37,7 +37,7 @@ def test_votes_become_shares(write):
 def test_a_file_of_a_spreadsheet_program(write):
     """Byte-order mark, carriage returns, prompt ids, no users."""
     votes = read_votes(write("\ufeffmodel_a,model_b,prompt_id,choice\r\nx,y,7,tie\r\n"))
-    assert votes.votes[0].prompt == "7" and not votes.has_users
+    assert votes.votes[0].prompt == "7" and votes.provenance["users"] is None
 
 
 @pytest.mark.parametrize(
