@@ -36,10 +36,12 @@ class ShapesVerifier(Scorer):
     def score(self, images: Sequence[Image], prompts: Sequence[str]) -> Tensor:
         import torch
 
-        from diffpo.worlds.shapes.verify import verify_batch
+        from diffpo.worlds.shapes.verify import verify
 
         try:
-            return torch.tensor([verdict.score for verdict in verify_batch(images, prompts)], dtype=torch.float32)
+            return torch.tensor(
+                [verify(*pair).score for pair in zip(images, prompts, strict=True)], dtype=torch.float32
+            )
         except ValueError as error:
             raise UserError(f"scorer {self.name} judges images of the shapes world only: {error}") from error
 

@@ -47,19 +47,18 @@ def test_missing_assets_name_what_is_missing_and_the_script(monkeypatch, tmp_pat
         assets.asset_path("pairs/test.parquet")
     monkeypatch.setattr(assets, "candidates", lambda: (tmp_path / "a", tmp_path / "b"))
     with pytest.raises(FileNotFoundError, match=r"build_shapes\.py"):
-        assets.shapes_dir()
+        assets.asset_path("pairs")
 
 
 def test_the_installed_package_is_the_second_place(monkeypatch, tmp_path):
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "x").touch()
     monkeypatch.setattr(assets, "candidates", lambda: (tmp_path / "a", tmp_path / "b"))
-    assert assets.shapes_dir() == tmp_path / "b"
     assert assets.asset_path("x") == tmp_path / "b" / "x"
 
 
 def test_everything_together_is_small():
-    files = [path for path in assets.shapes_dir().rglob("*") if path.is_file()]
+    files = [path for path in assets.asset_path("").rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 40 * MEGABYTE
     assert not [path.name for path in files if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]
 
@@ -179,5 +178,5 @@ def test_pickscore_loads_with_auto_classes_and_agrees_with_the_annotators(valida
 
 
 def test_the_card_says_that_people_are_simulated():
-    card = (assets.shapes_dir() / "README.md").read_text(encoding="utf-8")
+    card = (assets.asset_path("") / "README.md").read_text(encoding="utf-8")
     assert "simulated" in card and len(all_captions()) == 5760

@@ -30,17 +30,14 @@ FLIP_RATE = 0.04
 
 @dataclass(frozen=True)
 class Taste:
-    """What taste looks at. All in [0, 1].
-
-    Attributes:
-        coverage: Share of the image that the objects cover.
-        saturation: HSV saturation of the objects, weighted by area.
-        centring: 1 - distance of the objects' common centroid from the middle, in half image widths.
-    """
+    """What taste looks at. All in [0, 1]."""
 
     coverage: float
+    """Share of the image that the objects cover."""
     saturation: float
+    """HSV saturation of the objects, weighted by area."""
     centring: float
+    """1 - distance of the objects' common centroid from the middle, in half image widths."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,7 @@ ANNOTATORS = {
 def measure(seen: Seen) -> Taste | None:
     """What taste looks at, or None where there is no object."""
     area = sum(item.area for item in seen.objects)
-    if not seen.objects or area <= 0:
+    if area <= 0:
         return None
     saturation, x, y = (sum(getattr(o, k) * o.area for o in seen.objects) / area for k in ("saturation", "x", "y"))
     half = IMAGE_SIZE / 2
@@ -77,11 +74,8 @@ def taste_utility(taste: Taste | None, annotator: Annotator) -> float:
     """The taste term of one annotator; 0, its worst value, where there is no object."""
     if taste is None:
         return 0.0
-    total = 0.0
-    for name, width in WIDTHS.items():
-        distance = (getattr(taste, name) - getattr(annotator.optimum, name)) / width
-        total += getattr(annotator.weight, name) * exp(-0.5 * distance**2)
-    return total
+    off = {name: (getattr(taste, name) - getattr(annotator.optimum, name)) / width for name, width in WIDTHS.items()}
+    return sum(getattr(annotator.weight, name) * exp(-0.5 * distance**2) for name, distance in off.items())
 
 
 def utility(image: ImageLike, caption: str, annotator: str | None = None) -> float:
@@ -95,22 +89,20 @@ def utility(image: ImageLike, caption: str, annotator: str | None = None) -> flo
     Raises:
         ValueError: If the annotator is unknown, or as for `verify`.
     """
-    return utilities([image], [caption], annotator)[0]
+    if annotator is not None and annotator not in ANNOTATORS:
+        raise ValueError(f"unknown annotator {annotator!r}; choose one of {sorted(ANNOTATORS)}, or None for their mean")
+    return _utility(see(image), caption, list(ANNOTATORS.values()) if annotator is None else [ANNOTATORS[annotator]])
 
 
 def utilities(images: Sequence[ImageLike], captions: Sequence[str], annotator: str | None = None) -> list[float]:
     """`utility` for each image and its caption."""
-    people = _people(annotator)
-    return [_utility(see(i), c, people) for i, c in zip(images, captions, strict=True)]
+    return [utility(*pair, annotator) for pair in zip(images, captions, strict=True)]
 
 
 def utility_table(images: Sequence[ImageLike], captions: Sequence[str]) -> list[dict[str, float]]:
     """For each image: the utility of every annotator by `user_id`, looking at the image only once."""
-    rows = []
-    for image, caption in zip(images, captions, strict=True):
-        seen = see(image)
-        rows.append({name: _utility(seen, caption, [person]) for name, person in ANNOTATORS.items()})
-    return rows
+    seen = zip(map(see, images), captions, strict=True)
+    return [{name: _utility(*each, [person]) for name, person in ANNOTATORS.items()} for each in seen]
 
 
 def choose(utility_0: float, utility_1: float, generator: torch.Generator) -> float:
@@ -126,14 +118,6 @@ def choose(utility_0: float, utility_1: float, generator: torch.Generator) -> fl
 def preference(utility_0: float, utility_1: float) -> float:
     """Bradley-Terry: P(image 0 is preferred) = sigmoid((u_0 - u_1) / temperature), before flips and ties."""
     return 1 / (1 + exp((utility_1 - utility_0) / TEMPERATURE))
-
-
-def _people(annotator: str | None) -> list[Annotator]:
-    if annotator is None:
-        return list(ANNOTATORS.values())
-    if annotator not in ANNOTATORS:
-        raise ValueError(f"unknown annotator {annotator!r}; choose one of {sorted(ANNOTATORS)}, or None for their mean")
-    return [ANNOTATORS[annotator]]
 
 
 def _utility(seen: Seen, caption: str, people: Sequence[Annotator]) -> float:

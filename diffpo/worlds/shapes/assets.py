@@ -16,31 +16,18 @@ def candidates() -> tuple[Path, Path]:
     return _PACKAGE.parent / "assets" / "shapes", _PACKAGE / "assets" / "shapes"
 
 
-def shapes_dir() -> Path:
-    """The folder that holds the assets.
-
-    Raises:
-        FileNotFoundError: If neither the source tree nor the package has them.
-    """
-    for folder in candidates():
-        if folder.is_dir():
-            return folder
-    looked = " and ".join(str(folder) for folder in candidates())
-    raise FileNotFoundError(
-        f"the shapes world's assets are missing (looked in {looked}); make them: python scripts/build_shapes.py"
-    )
-
-
 def asset_path(name: str) -> Path:
     """The path of one asset, for example "pipeline", "pairs/train.parquet", "prompts/heldout.txt".
 
     Raises:
-        FileNotFoundError: If it does not exist.
+        FileNotFoundError: If neither the source tree nor the package has it.
     """
-    for folder in candidates():
-        if (folder / name).exists():
-            return folder / name
-    raise FileNotFoundError(f"{shapes_dir() / name} is missing; make it: python scripts/build_shapes.py")
+    places = [folder / name for folder in candidates()]
+    for place in places:
+        if place.exists():
+            return place
+    looked = " nor ".join(map(str, places))
+    raise FileNotFoundError(f"the shapes world has neither {looked}; make it: python scripts/build_shapes.py")
 
 
 def read_prompts(split: str) -> list[str]:

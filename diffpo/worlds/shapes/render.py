@@ -43,32 +43,15 @@ def to_uint8(images: Tensor) -> np.ndarray:
 
 
 def coverage(shapes: Sequence[str], x: np.ndarray, y: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """The share of each pixel that a shape covers.
-
-    Args:
-        shapes: Names of `SHAPES`, n of them.
-        x: Centre in pixels from the left, `[n]`.
-        y: Centre in pixels from the top, `[n]`.
-        size: Size in pixels, `[n]`.
-
-    Returns:
-        `[n 64 64]` in [0, 1].
-    """
+    """The share of each pixel that a shape covers, `[n 64 64]`; centres and sizes in pixels, each `[n]`."""
     grid = np.arange(IMAGE_SIZE, dtype=np.float32) + 0.5
-    distance = np.empty((len(shapes), IMAGE_SIZE, IMAGE_SIZE), dtype=np.float32)
-    for i, shape in enumerate(shapes):
-        distance[i] = signed_distance(shape, grid[None, :] - x[i], grid[:, None] - y[i], size[i])
-    return np.clip(0.5 - distance, 0, 1)
+    drawn = zip(shapes, x, y, size, strict=True)
+    distances = [signed_distance(shape, grid[None, :] - x, grid[:, None] - y, size) for shape, x, y, size in drawn]
+    return np.clip(0.5 - np.stack(distances), 0, 1)
 
 
 def signed_distance(shape: str, dx: np.ndarray, dy: np.ndarray, size: float) -> np.ndarray:
-    """Distance to a shape's edge, negative inside.
-
-    Args:
-        shape: One of `SHAPES`.
-        dx: Offsets to the right of the shape's centroid, in pixels; broadcast against `dy`.
-        dy: Offsets downwards.
-        size: Size in pixels.
+    """Distance to a shape's edge, negative inside, at offsets to the right of its centroid and below it; in pixels.
 
     Raises:
         ValueError: If the shape is unknown.

@@ -16,6 +16,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from typing import Literal
 
 import torch
@@ -98,11 +99,6 @@ class Scene:
     second: Placement
     background_level: float
 
-    @property
-    def caption(self) -> str:
-        """The caption that this picture shows."""
-        return self.spec.caption
-
 
 @dataclass(frozen=True)
 class Style:
@@ -126,12 +122,12 @@ WIDE_STYLE = Style(size=(6.5, 16.0), size_skew=1.0, saturation=(0.35, 1.0), satu
 
 
 def parse_caption(caption: str) -> SceneSpec:
-    """Read a caption of the grammar; case and runs of spaces do not matter.
+    """Read a caption of the grammar; case, runs of spaces and a full stop at the end do not matter.
 
     Raises:
         ValueError: If the caption is not of the grammar, or both objects have the same colour.
     """
-    match = _CAPTION.fullmatch(normalize_caption(caption))
+    match = _CAPTION.fullmatch(" ".join(caption.lower().split()).rstrip(". "))
     if match is None:
         raise ValueError(
             f"{caption!r} is not a caption of the shapes world. Expected: "
@@ -145,23 +141,14 @@ def parse_caption(caption: str) -> SceneSpec:
     return SceneSpec(ObjectSpec(color1, shape1), ObjectSpec(color2, shape2), relation, background)
 
 
-def normalize_caption(caption: str) -> str:
-    """Lower case, single spaces, no trailing full stop."""
-    return " ".join(caption.lower().split()).rstrip(". ")
-
-
 @lru_cache(maxsize=1)
 def all_captions() -> tuple[str, ...]:
     """Every caption of the world, in a fixed order."""
+    words = product(COLORS, SHAPES, RELATIONS, COLORS, SHAPES, BACKGROUNDS)
     return tuple(
-        SceneSpec(ObjectSpec(c1, s1), ObjectSpec(c2, s2), relation, background).caption
-        for c1 in COLORS
-        for s1 in SHAPES
-        for relation in RELATIONS
-        for c2 in COLORS
-        if c2 != c1
-        for s2 in SHAPES
-        for background in BACKGROUNDS
+        SceneSpec(ObjectSpec(color1, shape1), ObjectSpec(color2, shape2), relation, background).caption
+        for color1, shape1, relation, color2, shape2, background in words
+        if color1 != color2
     )
 
 
@@ -222,48 +209,44 @@ def sample_scenes(specs: Sequence[SceneSpec], generator: torch.Generator, style:
 
 def _place(spec: SceneSpec, u: list[float], style: Style) -> Scene:
     """Lay out one scene from 14 uniform numbers, so that both objects are inside and stand in the relation."""
-    sizes = [_between(style.size, u[0], style.size_skew), _between(style.size, u[1], style.size_skew)]
     horizontal = spec.relation in ("left of", "right of")
-    reach = [EXTENTS[spec.first.shape], EXTENTS[spec.second.shape]]
-    needed = sum(size * (2 * r[0] if horizontal else r[1] + r[2]) for size, r in zip(sizes, reach, strict=True))
+    extents = [EXTENTS[item.shape] for item in (spec.first, spec.second)]
+    # How far an object reaches before and behind its centre, per unit of size: along the axis of the relation, across.
+    reaches = [
+        ((width, width), (up, down)) if horizontal else ((up, down), (width, width)) for width, up, down in extents
+    ]
+    sizes = [_between(style.size, u[0], style.size_skew), _between(style.size, u[1], style.size_skew)]
+    needed = sum(size * sum(reach) for size, (reach, _) in zip(sizes, reaches, strict=True))
     room = IMAGE_SIZE - 2 * MARGIN - GAP
     if needed > room:  # two large ones do not fit: shrink both alike
         sizes = [size * room / needed for size in sizes]
         needed = room
     order = (0, 1) if spec.relation in ("left of", "above") else (1, 0)  # who comes first along the axis
     before, after = (mean + style.spread * (x - mean) for mean, x in zip((1 / 3, 2 / 3), sorted(u[2:4]), strict=True))
-    u[4], u[5] = (0.5 + style.spread * (x - 0.5) for x in u[4:6])
+    aside, apart = (0.5 + style.spread * (x - 0.5) for x in u[4:6])
     free = room - needed
-    along, across = [0.0, 0.0], [0.0, 0.0]
+    along = [0.0, 0.0]
     cursor = MARGIN + before * free
-    for place, i in enumerate(order):
-        low, high = _reach_along(reach[i], sizes[i], horizontal)
-        along[i] = cursor + low
-        cursor = along[i] + high + (GAP + (after - before) * free if place == 0 else 0.0)
-    distance = abs(along[0] - along[1])
-    limits = [_limits_across(reach[i], sizes[i], horizontal) for i in (0, 1)]
-    across[0] = limits[0][0] + u[4] * (limits[0][1] - limits[0][0])
-    across[1] = min(max(across[0] + (2 * u[5] - 1) * 0.5 * distance, limits[1][0]), limits[1][1])
-    placements = []
-    for i in (0, 1):
-        x, y = (along[i], across[i]) if horizontal else (across[i], along[i])
-        saturation = _between(style.saturation, u[6 + i], style.saturation_skew)
-        value = _between(style.value, u[8 + i], 1.0)
-        placements.append(Placement(x, y, sizes[i], saturation, value, hue_shift=10.0 * (u[10 + i] - 0.5)))
-    level = BACKGROUNDS[spec.background] + 0.06 * (u[12] - 0.5)
-    return Scene(spec, placements[0], placements[1], level)
+    for i in order:
+        low, high = reaches[i][0]
+        along[i] = cursor + low * sizes[i]
+        cursor = along[i] + high * sizes[i] + (GAP + (after - before) * free)
+    ends = zip(reaches, sizes, strict=True)
+    (least, most), (low, high) = ((MARGIN + r[0] * size, IMAGE_SIZE - MARGIN - r[1] * size) for (_, r), size in ends)
+    across = [least + aside * (most - least), 0.0]
+    across[1] = min(max(across[0] + (2 * apart - 1) * 0.5 * abs(along[0] - along[1]), low), high)
+    placements = [
+        Placement(
+            *((along[i], across[i]) if horizontal else (across[i], along[i])),
+            size=sizes[i],
+            saturation=_between(style.saturation, u[6 + i], style.saturation_skew),
+            value=_between(style.value, u[8 + i], 1.0),
+            hue_shift=10.0 * (u[10 + i] - 0.5),
+        )
+        for i in (0, 1)
+    ]
+    return Scene(spec, *placements, background_level=BACKGROUNDS[spec.background] + 0.06 * (u[12] - 0.5))
 
 
 def _between(limits: tuple[float, float], u: float, skew: float) -> float:
     return limits[0] + (limits[1] - limits[0]) * u**skew
-
-
-def _reach_along(reach: tuple[float, float, float], size: float, horizontal: bool) -> tuple[float, float]:
-    """How far an object reaches before and behind its centre along the axis of the relation, in pixels."""
-    return (reach[0] * size, reach[0] * size) if horizontal else (reach[1] * size, reach[2] * size)
-
-
-def _limits_across(reach: tuple[float, float, float], size: float, horizontal: bool) -> tuple[float, float]:
-    """Smallest and largest centre, across the axis of the relation, that keep the object inside; in pixels."""
-    low, high = (reach[1], reach[2]) if horizontal else (reach[0], reach[0])
-    return MARGIN + low * size, IMAGE_SIZE - MARGIN - high * size

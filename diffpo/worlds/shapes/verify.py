@@ -8,9 +8,9 @@ overlaps it most (soft IoU).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import permutations
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from scipy import ndimage
 from diffpo.worlds.shapes.render import signed_distance, to_uint8
 from diffpo.worlds.shapes.scenes import BACKGROUNDS, COLORS, HUES, IMAGE_SIZE, SHAPES, SceneSpec, parse_caption
 
-ATTRIBUTES = ("objects", "color1", "shape1", "color2", "shape2", "relation", "background")
 UNKNOWN = "unknown"
 
 MIN_CHROMA = 0.15  # below: background
@@ -56,8 +55,7 @@ class Seen:
     background: str
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """Which attributes of the caption the picture shows."""
 
     objects: bool
@@ -71,17 +69,20 @@ class Verdict:
     @property
     def attributes(self) -> dict[str, bool]:
         """The seven attributes by name, in the order of `ATTRIBUTES`."""
-        return asdict(self)
+        return self._asdict()
 
     @property
     def score(self) -> float:
         """Share of the attributes that are right."""
-        return sum(self.attributes.values()) / len(ATTRIBUTES)
+        return sum(self) / len(self)
 
     @property
     def passed(self) -> bool:
         """Whether all are right."""
-        return all(self.attributes.values())
+        return all(self)
+
+
+ATTRIBUTES = Verdict._fields
 
 
 def verify(image: ImageLike, caption: str) -> Verdict:
@@ -97,57 +98,40 @@ def verify(image: ImageLike, caption: str) -> Verdict:
     return judge(see(image), parse_caption(caption))
 
 
-def verify_batch(images: Sequence[ImageLike], captions: Sequence[str]) -> list[Verdict]:
-    """`verify` for each image and its caption."""
-    return [verify(image, caption) for image, caption in zip(images, captions, strict=True)]
-
-
 def judge(seen: Seen, spec: SceneSpec) -> Verdict:
     """Compare what is seen with what is asked, in the assignment of objects that is kindest to the picture."""
-    found = list(seen.objects[:2]) + [None] * (2 - len(seen.objects[:2]))
-    background = seen.background == spec.background
-    verdicts = []
-    for first, second in permutations(found):
-        verdicts.append(
-            Verdict(
-                objects=len(seen.objects) == 2,
-                color1=first is not None and first.color == spec.first.color,
-                shape1=first is not None and first.shape == spec.first.shape,
-                color2=second is not None and second.color == spec.second.color,
-                shape2=second is not None and second.shape == spec.second.shape,
-                relation=first is not None and second is not None and _relation(first, second) == spec.relation,
-                background=background,
-            )
+    verdicts = [
+        Verdict(
+            objects=len(seen.objects) == 2,
+            color1=first is not None and first.color == spec.first.color,
+            shape1=first is not None and first.shape == spec.first.shape,
+            color2=second is not None and second.color == spec.second.color,
+            shape2=second is not None and second.shape == spec.second.shape,
+            relation=first is not None and second is not None and _relation(first, second) == spec.relation,
+            background=seen.background == spec.background,
         )
+        for first, second in permutations([*seen.objects[:2], None, None][:2])
+    ]
     return max(verdicts, key=lambda verdict: verdict.score)
 
 
 def see(image: ImageLike) -> Seen:
     """Find the objects and the background of one picture (same kinds of image as `verify`)."""
-    rgb = to_array(image).astype(np.float32) / 255
+    rgb = _to_array(image).astype(np.float32) / 255
     chroma = rgb.max(-1) - rgb.min(-1)
     colored = chroma > MIN_CHROMA
-    classes = np.full(chroma.shape, -1)
-    classes[colored] = _nearest_hue(_hue(rgb[colored], chroma[colored]))
-    parts: list[np.ndarray] = []
+    classes, owner = np.full(chroma.shape, -1), np.full(chroma.shape, -1)
+    classes[colored] = _nearest_color(rgb[colored])
     for index in np.unique(classes[colored]):
-        labels, count = ndimage.label(classes == index)
-        sizes = np.bincount(labels.ravel(), minlength=count + 1)
-        parts += [labels == i for i in range(1, count + 1) if sizes[i] >= MIN_AREA]
-    owner = np.full(chroma.shape, -1)
-    for number, part in enumerate(parts):
-        owner[part] = number
-    found = [_describe(rgb, chroma, owner, number) for number in range(len(parts))]
-    found.sort(key=lambda item: -item.area)
-    return Seen(tuple(found), _background(rgb, chroma))
+        labels, _ = ndimage.label(classes == index)
+        for part in np.flatnonzero(np.bincount(labels.ravel())[1:] >= MIN_AREA) + 1:
+            owner[labels == part] = owner.max() + 1
+    found = [_describe(rgb, chroma, owner, number) for number in range(owner.max() + 1)]
+    return Seen(tuple(sorted(found, key=lambda item: -item.area)), _background(rgb, chroma))
 
 
-def to_array(image: ImageLike) -> np.ndarray:
-    """Any accepted image -> uint8 `[64 64 3]`.
-
-    Raises:
-        ValueError: If it has another size, number of channels or type of number.
-    """
+def _to_array(image: ImageLike) -> np.ndarray:
+    """Any accepted image -> uint8 `[64 64 3]`."""
     if isinstance(image, Image.Image):
         image = np.asarray(image.convert("RGB"))
     elif isinstance(image, torch.Tensor):
@@ -159,36 +143,25 @@ def to_array(image: ImageLike) -> np.ndarray:
     return image
 
 
-def _hue(rgb: np.ndarray, chroma: np.ndarray) -> np.ndarray:
-    """HSV hue in degrees, `[...]` for `[... 3]`; 0 where there is no chroma."""
-    red, green, blue = rgb[..., 0], rgb[..., 1], rgb[..., 2]
+def _nearest_color(rgb: np.ndarray) -> np.ndarray:
+    """Index into `COLORS` of the nearest hue on the circle, `[...]` for `[... 3]`."""
+    red, green, blue = np.moveaxis(rgb, -1, 0)
     largest = rgb.max(-1)
-    c = np.maximum(chroma, 1e-6)
-    sector = np.where(
-        largest == red,
-        ((green - blue) / c) % 6,
-        np.where(largest == green, (blue - red) / c + 2, (red - green) / c + 4),
+    chroma = np.maximum(largest - rgb.min(-1), 1e-6)
+    sector = np.select(
+        [largest == red, largest == green],
+        [((green - blue) / chroma) % 6, (blue - red) / chroma + 2],
+        (red - green) / chroma + 4,
     )
-    return 60 * sector
-
-
-def _nearest_hue(hue: np.ndarray) -> np.ndarray:
-    """Index into `COLORS` of the nearest hue on the circle."""
-    distance = np.abs((hue[..., None] - np.array(list(HUES.values())) + 180) % 360 - 180)
+    distance = np.abs((60 * sector[..., None] - np.array(list(HUES.values())) + 180) % 360 - 180)
     return distance.argmin(-1)
 
 
 def _describe(rgb: np.ndarray, chroma: np.ndarray, owner: np.ndarray, number: int) -> FoundObject:
-    """Colour, shape and measures of one object.
+    """Colour, shape and measures of the object that owns the pixels where `owner` (-1: nobody's) is its number.
 
     A pixel's share in the object is its chroma relative to the object's own, made a little steeper so that noise in the
     background counts as nothing and noise inside as full.
-
-    Args:
-        rgb: The picture in [0, 1], `[64 64 3]`.
-        chroma: Its chroma, `[64 64]`.
-        owner: The number of the object that each pixel belongs to, or -1, `[64 64]`.
-        number: Which object.
     """
     rows, columns = np.nonzero(owner == number)
     window = tuple(slice(max(0, axis.min() - 3), axis.max() + 4) for axis in (rows, columns))
@@ -202,9 +175,8 @@ def _describe(rgb: np.ndarray, chroma: np.ndarray, owner: np.ndarray, number: in
     x, y = float(alpha.sum(0) @ grid_x) / area, float(alpha.sum(1) @ grid_y) / area
     shape, overlap = _shape(alpha, grid_x - x, grid_y - y, area)
     mean = rgb[part & (chroma > 0.8 * full)].mean(0, keepdims=True)
-    spread = mean.max(-1) - mean.min(-1)
-    color = COLORS[int(_nearest_hue(_hue(mean, spread))[0])]
-    return FoundObject(color, shape, x, y, area, float(spread[0] / mean.max()), overlap)
+    saturation = float((mean.max() - mean.min()) / mean.max())
+    return FoundObject(COLORS[_nearest_color(mean)[0]], shape, x, y, area, saturation, overlap)
 
 
 def _shape(alpha: np.ndarray, dx: np.ndarray, dy: np.ndarray, area: float) -> tuple[str, float]:
