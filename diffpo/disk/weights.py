@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -29,8 +30,13 @@ class Weights:
 
     path: Path
     """A folder, or one file."""
-    identity: str
-    """`REPO@COMMIT` for the Hub, otherwise a hash of the content."""
+    known: str | None = None
+    """An identity that is known without reading them."""
+
+    @cached_property
+    def identity(self) -> str:
+        """`REPO@COMMIT` for the Hub, otherwise a hash of the content, which is read when this is first asked for."""
+        return self.known or f"blake2b:{fingerprint(self.path)}"
 
 
 def locate(spec: str, *, what: str, fetch: Callable[[str], Path]) -> Weights:
@@ -46,18 +52,13 @@ def locate(spec: str, *, what: str, fetch: Callable[[str], Path]) -> Weights:
     """
     path = Path(spec).expanduser()
     if path.exists():
-        return local(path)
+        return Weights(path)
     if spec.startswith("shapes:"):
-        return local(_embedded(spec))
+        return Weights(_embedded(spec))
     if spec.startswith((".", "/", "~")) or spec.count("/") != 1 or "\\" in spec:
         raise UserError(f"there is no {path}. Give the path of {what}, or a Hub id such as owner/name.")
     folder = fetch(spec)
     return Weights(folder, f"{spec}@{folder.name}")
-
-
-def local(path: Path) -> Weights:
-    """Weights that lie at `path`, with their identity."""
-    return Weights(path, f"blake2b:{fingerprint(path)}")
 
 
 def _embedded(spec: str) -> Path:

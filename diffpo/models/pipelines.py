@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from diffpo.disk.weights import BROKEN, Weights, hub_errors, local, locate, reason, snapshot
+from diffpo.disk.weights import BROKEN, Weights, hub_errors, locate, reason, snapshot
 from diffpo.errors import UserError
 
 if TYPE_CHECKING:
@@ -242,12 +242,12 @@ def find_lora(spec: str) -> Weights:
         return found
     for folder in (found.path / "final", found.path):
         if (folder / LORA_FILE).is_file():
-            return local(folder / LORA_FILE)
+            return Weights(folder / LORA_FILE)
     files = sorted(found.path.glob("*.safetensors"))
     if len(files) != 1:
         held = f"several: {', '.join(f.name for f in files)}" if files else "none"
         raise UserError(f"{spec} should hold one LoRA file ({LORA_FILE}); it holds {held}. Give the file itself.")
-    return local(files[0])
+    return Weights(files[0])
 
 
 def find_denoiser(spec: str) -> Weights:
@@ -262,7 +262,7 @@ def find_denoiser(spec: str) -> Weights:
     kind, folder = find_tuned(str(found.path))
     if kind != "denoiser":
         raise UserError(f"{spec} holds a LoRA, not a denoiser: give it as lora.")
-    return local(folder)
+    return Weights(folder)
 
 
 def _check_pipeline_folder(spec: str, folder: Path) -> None:

@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from diffpo.disk.weights import local
+from diffpo.disk.weights import Weights
 from diffpo.errors import UserError
 from diffpo.scorers.parts import describe_folder, find_folder
 from diffpo.scorers.towers import CosineScorer
@@ -92,7 +92,7 @@ class Clip(CosineScorer):
         resizing: Resizing = preprocessing if self.preprocessing == "auto" else self.preprocessing
         path = Path(spec).expanduser()
         if path.is_file() and self.architecture is not None and library != "transformers":
-            return open_clip_tower.from_file(local(path), self.architecture, resizing)
+            return open_clip_tower.from_file(Weights(path), self.architecture, resizing)
         if not path.exists() and library != "transformers" and spec.count("/") == 1:
             spec = open_clip_tower.hub_id_of_tag(spec) or spec
         if library == "auto":

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from diffpo.disk.weights import Weights, local, locate, snapshot
+from diffpo.disk.weights import Weights, locate, snapshot
 from diffpo.errors import UserError
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
@@ -33,9 +33,9 @@ def find_file(spec: str, *, file: str, what: str) -> Weights:
     """
     path = Path(spec).expanduser()
     if path.is_dir():
-        return local(pick_file(path, [file], what))
+        return Weights(pick_file(path, [file], what))
     if spec.startswith("https://"):
-        return local(_download(spec, what))
+        return Weights(_download(spec, what))
     found = find_folder(spec, what=what, files=[file], probe=file)
     if found.path.is_file():
         return found

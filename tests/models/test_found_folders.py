@@ -20,7 +20,7 @@ from diffusers import DiffusionPipeline  # noqa: E402
 from diffpo.core.process import FlowProcess  # noqa: E402
 from diffpo.errors import UserError  # noqa: E402
 from diffpo.models.encoders import Encoders  # noqa: E402
-from diffpo.models.pipelines import find_model, open_pipeline, variant  # noqa: E402
+from diffpo.models.pipelines import find_model, find_pipeline, open_pipeline, variant  # noqa: E402
 from diffpo.models.tuning import Full  # noqa: E402
 
 
@@ -157,3 +157,15 @@ def test_caption_dropout_gives_what_the_empty_text_is(tmp_path):
         ]
         lines = [[line["error/chosen"] for line in map(json.loads, (run / "metrics.jsonl").open())] for run in runs]
         assert (lines[0] != lines[1]) == differ
+
+
+def test_weights_are_named_when_somebody_asks_and_only_then(pipelines, tmp_path):
+    """Finding a model reads none of its gigabytes; the name, once given, stays."""
+    folder = shutil.copytree(pipelines("sd15"), tmp_path / "model")
+    first, later = find_pipeline(str(folder)), find_pipeline(str(folder))
+    name = first.identity
+    (weights,) = (folder / "unet").glob("*.safetensors")
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert first.identity == name
+    assert later.identity == find_pipeline(str(folder)).identity != name

@@ -10,7 +10,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 from tiny_clips import ARCHITECTURE, HPS, golden, write_hps_for_transformers, write_pickscore
 
-from diffpo.disk.weights import local
+from diffpo.disk.weights import Weights
 from diffpo.errors import ConfigError, UserError
 from diffpo.scorers import AestheticV1, AestheticV2, Clip, PickScore, towers
 from diffpo.scorers.scores import score_folder
@@ -51,7 +51,7 @@ def test_open_clip_and_transformers_agree_on_the_same_weights(tmp_path):
 
     folder = write_hps_for_transformers(tmp_path / "hps")
     theirs = find_transformers(str(folder), what="CLIP").load("float32", "cpu")
-    ours = from_file(local(HPS), str(ARCHITECTURE), "own").load("float32", "cpu")
+    ours = from_file(Weights(HPS), str(ARCHITECTURE), "own").load("float32", "cpu")
     images, prompts, _ = golden("hpsv2")
     prompts = [prompt for prompt in prompts if "&" not in prompt]  # quotes and entities are read differently
     with torch.no_grad():
