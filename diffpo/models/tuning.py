@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from diffpo.core.types import DtypeName
 from diffpo.errors import UserError
 from diffpo.models.base import Denoiser
 from diffpo.models.bases import BaseModel, find_base
-from diffpo.models.pipelines import find_lora
+from diffpo.models.pipelines import LORA_FILE, find_lora
 from diffpo.models.reference import REFERENCE_ADAPTER, AdapterReference, Reference, frozen_copy
 
 
@@ -124,6 +125,11 @@ class LoRA(Tuning):
     """How the first factor of a new adapter starts: normal with deviation 1 / rank, or peft's uniform one. The second
     starts at zero."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rank is None and self.lora is None:
+            object.__setattr__(self, "rank", DEFAULT_RANK)
+
     def check(self, base: BaseModel) -> None:
         if not base.family.lora_targets:
             raise UserError(
@@ -158,16 +164,17 @@ class LoRA(Tuning):
         from peft.utils import get_peft_model_state_dict
 
         layers = get_peft_model_state_dict(network, state_dict=weights, adapter_name="default")
-        metadata = network.peft_config["default"].to_dict()
+        said = network.peft_config["default"].to_dict()
+        metadata = {key: sorted(value) if isinstance(value, set) else value for key, value in said.items()}
         base.family.save_lora(base.pipeline_class, base.component, folder, layers, metadata)
+        _sort_header(folder / LORA_FILE)
 
     def _add(self, network: Any, family: type[Denoiser]) -> None:
         from peft import LoraConfig
 
-        rank = DEFAULT_RANK if self.rank is None else self.rank
         config = LoraConfig(
-            r=rank,
-            lora_alpha=rank if self.alpha is None else self.alpha,  # pyright: ignore[reportArgumentType]
+            r=self.rank,
+            lora_alpha=self.rank if self.alpha is None else self.alpha,
             lora_dropout=self.dropout,
             target_modules=list(self.targets or family.lora_targets),
             init_lora_weights="gaussian" if self.init == "gaussian" else True,
@@ -235,6 +242,17 @@ def _lora_shapes(file: Path) -> dict[str, tuple[int, ...]]:
             return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise UserError(f"the adapter {file} cannot be read: {error}") from error
+
+
+def _sort_header(file: Path) -> None:
+    """Put what a safetensors file says of itself into alphabetic order: safetensors writes it in a random one."""
+    content = file.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    assert len(text) <= end - 8, "the same words take the same room"
+    file.write_bytes(content[:8] + text.ljust(end - 8) + content[end:])
 
 
 MODELS: dict[str, type[Tuning]] = {"full": Full, "lora": LoRA}

@@ -13,9 +13,13 @@ import pytest
 import torch
 import yaml
 from runs import World, difference, weights
+from safetensors import safe_open
 
 from diffpo.disk.published import published
 from diffpo.errors import UserError
+from diffpo.models.bases import find_base
+from diffpo.models.pipelines import LORA_FILE
+from diffpo.models.tuning import LoRA
 from diffpo.training.export import export, is_hub_id
 from diffpo.training.processes import make_accelerator
 
@@ -122,6 +126,21 @@ def test_the_card_says_how_it_was_made(world, run):
     assert {k: v for k, v in config["train"].items() if k != "output"} == {
         k: v for k, v in there["train"].items() if k != "output"
     }
+
+
+def test_the_same_adapter_is_the_same_bytes(world, tuned, tmp_path):
+    """A set and the library's table of two words have no order of their own: eight files agree by chance in 1 of 128."""
+    base = str(world.folder / "sd15")
+    _, network = tuned("sd15", "bytes", {"model.rank": 4})
+    weights, written = dict(network.state_dict()), set()
+    for name in map(str, range(8)):
+        (tmp_path / name).mkdir()
+        LoRA(path=base, rank=4).save(tmp_path / name, find_base(base), network, weights)
+        written.add((tmp_path / name / LORA_FILE).read_bytes())
+    assert len(written) == 1
+    with safe_open(tmp_path / "0" / LORA_FILE, "pt") as file:
+        targets = json.loads(file.metadata()["lora_adapter_metadata"])["unet.target_modules"]
+    assert targets == sorted(targets) and len(targets) > 1
 
 
 @pytest.mark.parametrize("changes", [{"model.rank": 4}, {"model.name": "full"}], ids=["lora", "full"])

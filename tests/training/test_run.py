@@ -81,6 +81,14 @@ def test_what_may_change_is_written_into_the_history(claimed, changes, processes
     assert len(history(folder)) == 1
 
 
+def test_a_run_that_said_the_rank_of_a_new_adapter_goes_on_without(claimed):
+    """16 was the default's name in the files of earlier runs."""
+    folder = claimed({"model.rank": 16})
+    claimed()
+    assert history(folder) == []
+    assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["rank"] == 16
+
+
 @pytest.mark.parametrize(
     ("changes", "processes", "told"),
     [
