@@ -11,6 +11,7 @@ import pytest
 import torch
 from hand import answers, gradients, judge
 from runs import World, difference, forget_accelerator, metrics
+from safetensors.torch import load_file
 
 from diffpo.config.settings import Train
 from diffpo.core.terms import Terms
@@ -38,7 +39,7 @@ LEARNED = {
 SEEN_ELSEWHERE = {
     "steps": "test_metrics_have_the_names_of_trl",
     "output": "test_the_folder_holds_what_the_readme_says",
-    "ema": "test_the_average_is_exported_and_sampled",
+    "ema": "test_samples_are_drawn_with_the_average",
     "compile": "test_no_block_runs_uncompiled",
     "split_forward": "test_split_forward_asks_once_for_each_side",
     "checkpoint_every": "test_the_folder_holds_what_the_readme_says",
@@ -200,6 +201,34 @@ def test_dropout_is_off_while_held_out_pairs_are_judged_and_on_again_afterwards(
     modes.clear()
     update(learner, updates[1], epoch=0, micro_seed=1)
     assert modes and all(modes)
+
+
+def test_captions_of_held_out_pairs_are_not_dropped(world):
+    """And those of the pairs to learn from are."""
+    texts = {}
+    for dropout in (0.0, 1.0):
+        _, [[batch], *_], held_out = prepare(world, **{"data.caption_dropout": dropout})
+        texts[dropout] = batch.cond.chosen.text, next(iter(held_out.held_out(2))).cond.chosen.text
+    assert not texts[0.0][0].equal(texts[1.0][0])
+    assert texts[0.0][1].equal(texts[1.0][1])
+
+
+def test_samples_are_drawn_with_the_average(world, monkeypatch):
+    from diffpo.training.samples import SampleGrids
+
+    draw, seen = SampleGrids.draw, []
+
+    def watched(self, accelerator, step):
+        network = self._policy.network
+        seen.append({name: p.detach().clone() for name, p in network.named_parameters() if p.requires_grad})
+        draw(self, accelerator, step)
+
+    monkeypatch.setattr(SampleGrids, "draw", watched)
+    run = world.train("sampled", {"train.ema": 0.9, "train.sample_every": 3, "sample.prompts": ["thing 1"]})
+    held = run / "checkpoints" / "step-000003"
+    (drawn,) = seen
+    assert difference(drawn, load_file(held / "average.safetensors")) == 0
+    assert difference(drawn, load_file(held / "weights.safetensors")) > 1e-6
 
 
 @pytest.mark.parametrize(("split", "sizes"), [(False, {8: 1}), (True, {4: 2})])

@@ -129,7 +129,7 @@ def test_the_card_says_how_it_was_made(world, run):
 
 
 def test_the_same_adapter_is_the_same_bytes(world, tuned, tmp_path):
-    """A set and the library's table of two words have no order of their own: eight files agree by chance in 1 of 128."""
+    """A set and the library's table of two words have no order: eight files agree by chance in 1 of 128."""
     base = str(world.folder / "sd15")
     _, network = tuned("sd15", "bytes", {"model.rank": 4})
     weights, written = dict(network.state_dict()), set()

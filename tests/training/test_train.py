@@ -183,7 +183,7 @@ def test_a_broken_picture_drops_its_row_and_is_named(world, tmp_path, caplog):
     assert len(metrics(run)) == 3
 
 
-def test_the_average_is_exported_and_sampled(world):
+def test_the_average_is_exported(world):
     from safetensors.torch import load_file
 
     run = world.train("average", FULL | {"train.ema": 0.9, "train.checkpoint_every": 3})
