@@ -6,11 +6,13 @@ import io
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
@@ -29,94 +31,50 @@ _VARIABLES = {INK: "var(--ink)", FAINT: "var(--faint)", LINE: "var(--line)"}
 _VARIABLES |= {color: f"var(--series-{i})" for i, color in enumerate(_SERIES, start=1)}
 
 
-@dataclass(frozen=True)
-class Series:
-    """One metric over training: `[n]` updates and `[n]` values."""
-
-    steps: NDArray[np.float64]
-    values: NDArray[np.float64]
+Metrics = Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
+"""Name of a metric -> `[n]` updates and `[n]` values."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One chart: a title, what it tells, and which metrics are in it by which names."""
+    """One chart; see `panels.yaml`."""
 
     title: str
     about: str
     metrics: dict[str, str]
     reference: tuple[float, str] | None = None
-    """Height of a dashed line, and its name. It is left out where the values are far from it."""
     smoothing: float = 0.9
-    """How much of the moving average is kept from one update to the next; 0 draws the values themselves."""
 
 
-PANELS = (
-    Panel(
-        "Loss",
-        "What the method minimises.",
-        {"loss": "training", "eval/loss": "held-out"},
-        (math.log(2), "log 2: policy = reference"),
-    ),
-    Panel(
-        "Accuracy",
-        "Share of pairs whose chosen image gains on the rejected one.",
-        {"rewards/accuracies": "training", "eval/rewards/accuracies": "held-out"},
-        (0.5, "chance"),
-    ),
-    Panel(
-        "Margin",
-        "How much the chosen image gains on the rejected one, times beta.",
-        {"rewards/margins": "training", "eval/rewards/margins": "held-out"},
-        (0.0, "policy = reference"),
-    ),
-    Panel(
-        "Denoising error",
-        "Where that of the chosen images rises too, the model forgets.",
-        {"error/chosen": "chosen", "error/rejected": "rejected"},
-    ),
-    Panel("Gradient norm", "Before clipping.", {"grad_norm": "training"}),
-    Panel("Learning rate", "As the optimizer uses it.", {"learning_rate": "training"}, smoothing=0.0),
-)
+PANELS = [Panel(**panel) for panel in yaml.safe_load(Path(__file__).with_name("panels.yaml").read_text("utf-8"))]
 
 
-def read_metrics(run: str | Path) -> dict[str, Series]:
+def read_metrics(run: str | Path) -> Metrics:
     """Read a run folder's metrics; empty where there are none. A line that is damaged, as by a kill, is passed over."""
     path = Path(run) / METRICS
-    columns: dict[str, tuple[list[float], list[float]]] = {}
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-            try:
-                record = json.loads(line, parse_int=float)
-            except (ValueError, RecursionError):
-                continue
-            if isinstance(record, dict) and isinstance(step := record.get("step"), float) and math.isfinite(step):
-                for key, value in record.items():
-                    if key != "step" and isinstance(value, float):
-                        steps, values = columns.setdefault(key, ([], []))
-                        steps.append(step)
-                        values.append(value)
-    return {
-        key: Series(np.array(steps, dtype=float), np.array(values, dtype=float))
-        for key, (steps, values) in columns.items()
-    }
+    found: dict[str, list[tuple[float, float]]] = {}
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.is_file() else ():
+        try:
+            record = json.loads(line, parse_int=float)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict) and isinstance(step := record.pop("step", None), float) and math.isfinite(step):
+            for key, value in record.items():
+                if isinstance(value, float):
+                    found.setdefault(key, []).append((step, value))
+    return {key: tuple(np.array(points).T) for key, points in found.items()}
 
 
-def draw_panels(metrics: dict[str, Series], salt: str = "") -> list[tuple[Panel, str]]:
-    """Draw every panel of which at least one metric is there: (panel, SVG); see `draw`."""
-    return [(panel, draw(panel, metrics, salt)) for panel in PANELS if any(name in metrics for name in panel.metrics)]
+def draw_panels(metrics: Metrics, salt: str = "") -> list[tuple[Panel, str]]:
+    """Draw every panel of which at least one metric is there, as SVG to stand inside HTML.
 
-
-def draw(panel: Panel, metrics: dict[str, Series], salt: str = "") -> str:
-    """Draw one panel: each metric as logged, faint, and its moving average.
-
-    Args:
-        panel: What to draw.
-        metrics: Of one run.
-        salt: Differs between runs on one page, so that no two SVGs use the same ids.
-
-    Returns:
-        SVG to stand inside HTML.
+    Each metric is drawn as logged, faint, and as its moving average. `salt` differs between runs on one page, so that
+    no two SVGs use the same ids.
     """
+    return [(panel, _draw(panel, metrics, salt)) for panel in PANELS if any(name in metrics for name in panel.metrics)]
+
+
+def _draw(panel: Panel, metrics: Metrics, salt: str) -> str:
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -127,25 +85,21 @@ def draw(panel: Panel, metrics: dict[str, Series], salt: str = "") -> str:
         FigureCanvasSVG(figure)
         axes = figure.add_axes((0.12, 0.19, 0.86, 0.68))
         shown = {label: metrics[name] for name, label in panel.metrics.items() if name in metrics}
-        for color, (label, series) in zip(_SERIES, shown.items(), strict=False):
-            _plot(axes, series, label, color, panel.smoothing)
-        _decorate(axes, panel, shown)
+        for color, (label, (steps, values)) in zip(_SERIES, shown.items(), strict=False):
+            dense, line = len(steps) > FEW_POINTS, values
+            if dense:
+                faint = {"linewidth": 0.7, "alpha": 0.25}
+                axes.plot(thin(steps, MAX_POINTS), thin(values, MAX_POINTS), color=color, **faint)
+                line = moving_average(values, panel.smoothing)
+            how = {"linewidth": 1.6, "marker": None if dense else "o", "markersize": 3}
+            axes.plot(thin(steps, MAX_POINTS), thin(line, MAX_POINTS), color=color, label=label, **how)
+        _decorate(axes, panel, np.concatenate([values for _, values in shown.values()]))
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True)
     return _for_html(buffer.getvalue(), panel.title)
 
 
-def _plot(axes: Axes, series: Series, label: str, color: str, smoothing: float) -> None:
-    dense = len(series.steps) > FEW_POINTS
-    steps, values = thin(series.steps, MAX_POINTS), thin(series.values, MAX_POINTS)
-    if dense:
-        axes.plot(steps, values, color=color, linewidth=0.7, alpha=0.25)
-        values = thin(moving_average(series.values, smoothing), MAX_POINTS)
-    axes.plot(steps, values, color=color, linewidth=1.6, label=label, marker=None if dense else "o", markersize=3)
-
-
-def _decorate(axes: Axes, panel: Panel, shown: dict[str, Series]) -> None:
-    values = np.concatenate([series.values for series in shown.values()])
+def _decorate(axes: Axes, panel: Panel, values: NDArray[np.float64]) -> None:
     values = values[np.isfinite(values)]
     low, high = np.quantile(values, [0.005, 0.995]) if len(values) else (0.0, 1.0)  # a single spike flattens nothing
     room = (high - low) or abs(high) or 1.0

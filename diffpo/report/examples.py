@@ -81,16 +81,6 @@ class Section:
     about: str
     groups: tuple[Group, ...]
 
-    @property
-    def columns(self) -> int:
-        """Images per example."""
-        return max((len(example.pictures) for group in self.groups for example in group.examples), default=1)
-
-    @property
-    def tiny(self) -> bool:
-        """Whether all its images are small."""
-        return all(p.tiny for group in self.groups for example in group.examples for p in example.pictures)
-
 
 class Gallery:
     """The images of some models and their scores by one scorer; each image is read once."""
@@ -104,16 +94,7 @@ class Gallery:
         """What all models drew."""
 
     def sections(self, examples: int, extremes: int, seed: int) -> list[Section]:
-        """Random examples first, then both ends: never only the best.
-
-        Args:
-            examples: How many at random.
-            extremes: How many of the largest wins, and of the largest losses.
-            seed: Of the random order.
-
-        Raises:
-            UserError: If an image is missing.
-        """
+        """So many random examples first, in the order of `seed`, then so many of both ends: never only the best."""
         if not self.keys:
             return []
         baseline, *others = self.models
@@ -156,23 +137,18 @@ class Gallery:
     def _example(self, key: Key, category: str, overall: bool, models: Sequence[str]) -> Example:
         rows = {label: self._rows[label][key] for label in models}
         scores = [row.score for row in rows.values()]
-        pictures = tuple(
-            Picture(
-                label=label,
-                source=self._source(row),
-                file=row.file,
-                score=number(row.score),
-                best=row.score == max(scores) > min(scores),
-            )
-            for label, row in rows.items()
-        )
+        pictures = []
+        for label, row in rows.items():
+            best = row.score == max(scores) > min(scores)
+            pictures.append(Picture(label, self._source(row), row.file, number(row.score), best))
         seed = None if any(row.seed is None for row in rows.values()) else key[1]
-        return Example(prompt=key[0], seed=seed, category=category, overall=overall, pictures=pictures)
+        return Example(prompt=key[0], seed=seed, category=category, overall=overall, pictures=tuple(pictures))
 
     def _source(self, row: ScoreRow) -> str:
         key = (row.model, row.file)
         if key not in self._sources:
-            self._sources[key] = data_uri(open_clip(self._homes[row.model], _media(row)))
+            media = Media(**{field.name: getattr(row, field.name) for field in fields(Media)})
+            self._sources[key] = data_uri(open_clip(self._homes[row.model], media))
         return self._sources[key]
 
     def _per_category(self) -> int:
@@ -191,16 +167,8 @@ def data_uri(clip: Clip) -> str:
     how: dict[str, Any] = {"format": "PNG", "optimize": True} if tiny else {"format": "WEBP", "quality": 85}
     if len(frames) > 1:
         seconds = len(clip.frames) / (clip.fps or FPS)
-        how |= {
-            "save_all": True,
-            "append_images": frames[1:],
-            "duration": round(1000 * seconds / len(frames)),
-            "loop": 0,
-        }
+        milliseconds = round(1000 * seconds / len(frames))
+        how |= {"save_all": True, "append_images": frames[1:], "duration": milliseconds, "loop": 0}
     buffer = io.BytesIO()
     frames[0].save(buffer, **how)
     return f"data:image/{'png' if tiny else 'webp'};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def _media(row: ScoreRow) -> Media:
-    return Media(**{field.name: getattr(row, field.name) for field in fields(Media)})

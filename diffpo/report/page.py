@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from diffpo import __version__
 from diffpo.compare.evidence import Evidence, read_evidence
@@ -29,12 +29,10 @@ from diffpo.errors import UserError
 from diffpo.media.prompts import PromptSet
 from diffpo.report.curves import draw_panels, read_metrics
 from diffpo.report.examples import Gallery
-from diffpo.report.views import PLOT, by_scorer, category_tables, distributions_of, matrix_of, notes_of, summary_of
+from diffpo.report.views import PLOT, by_scorer, category_tables, distribution_of, elo_axis, notes_of, summary_of
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
-
-TEMPLATE, STYLE, SCRIPT = "report.html.j2", "report.css", "report.js"
+    from jinja2 import Template
 
 
 def write_report(
@@ -68,19 +66,21 @@ def write_report(
     Raises:
         UserError: If an image or a score is missing, `run` is no folder, or `out` cannot be written.
     """
-    out = Path(out)
+    from markupsafe import Markup
+
+    out, runs = Path(out), [Path(path) for path in ([run] if isinstance(run, str | Path) else run or ())]
     check_output(out)
-    runs = [] if run is None else [Path(run)] if isinstance(run, str | Path) else [Path(path) for path in run]
     for path in runs:
         if not path.is_dir():
             raise UserError(f"there is no run folder {path}.")
     models, comparisons = found.models, found.comparisons
-    scorers = [result.scorer for result in found.rankings or comparisons[0].results]
+    scorers = [result.scorer for result in found.rankings or comparisons[0].results if result.scorer != HUMAN]
     evidence = read_evidence(folders) if folders else Evidence(())
-    judge = next((name for name in scorers if name != HUMAN), None)
     known = evidence.categories() if categories is None else categories
-    gallery = Gallery(evidence, models, judge, known) if judge else None
-    page = _render(
+    script = _resource("report.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    curves = [(path.name, draw_panels(read_metrics(path), str(i))) for i, path in enumerate(runs)]
+    page = _template().render(
         title=title or (f"{models[1]} against {models[0]}" if len(models) == 2 else f"{len(models)} models compared"),
         models=models,
         summary=summary_of(found),
@@ -88,40 +88,26 @@ def write_report(
         level=comparisons[0].level if comparisons else USUAL.level,
         scorers=by_scorer(comparisons),
         notes=notes_of(comparisons),
-        matrices=[matrix_of(ranking) for ranking in found.rankings],
-        distributions=distributions_of(evidence, models, scorers),
-        categories=category_tables(comparisons),
-        sections=gallery.sections(examples, extremes, seed) if gallery else [],
-        runs=_curves(runs),
+        rankings=[(ranking, *elo_axis(ranking)) for ranking in found.rankings],
+        distributions=[distribution_of(evidence, models, scorer) for scorer in scorers],
+        categories=list(category_tables(comparisons)),
+        sections=Gallery(evidence, models, scorers[0], known).sections(examples, extremes, seed) if scorers else [],
+        runs=[(name if len(runs) > 1 else "", panels) for name, panels in curves if panels],
         facts=_facts(evidence, models, comparisons),
         provenance=_provenance(evidence, comparisons, runs),
+        style=Markup(_resource("report.css")),
+        script=Markup(script),
+        policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
+        plot=PLOT,
+        date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        version=__version__,
     )
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_file(out, page.encode())
+    write_file(out, page)
     return out
 
 
-def _render(**values: Any) -> str:
-    from markupsafe import Markup
-
-    script = _resource(SCRIPT)
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return (
-        _environment()
-        .get_template(TEMPLATE)
-        .render(
-            **values,
-            style=Markup(_resource(STYLE)),
-            script=Markup(script),
-            policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
-            plot=PLOT,
-            date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-            version=__version__,
-        )
-    )
-
-
-def _environment() -> Environment:
+def _template() -> Template:
     import jinja2
 
     environment = jinja2.Environment(
@@ -131,19 +117,12 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "number": number, "signed": signed, "p_value": p_value, "axis": _axis}
-    environment.filters |= {"points": points}
-    return environment
+    environment.filters |= {show.__name__: show for show in (percent, number, signed, p_value, points)}
+    return environment.get_template("report.html.j2")
 
 
 def _resource(name: str) -> str:
     return "\n" + (Path(__file__).parent / name).read_text(encoding="utf-8")
-
-
-def _curves(runs: Sequence[Path]) -> list[tuple[str, list[tuple[Any, str]]]]:
-    """The panels of every run that has any, with its name where there are several."""
-    drawn = [(run.name if len(runs) > 1 else "", draw_panels(read_metrics(run), str(i))) for i, run in enumerate(runs)]
-    return [(name, panels) for name, panels in drawn if panels]
 
 
 def _facts(evidence: Evidence, models: Sequence[str], comparisons: Sequence[Comparison]) -> list[tuple[str, str]]:
@@ -173,16 +152,10 @@ def _provenance(evidence: Evidence, comparisons: Sequence[Comparison], runs: Seq
         for run in runs
         if (path := run / "config.yaml").is_file()
     ]
-    images = {
+    records = {
         f"Images of {place.settings.get('label', place.path.name)}": published(place.settings)
         for place in evidence.scored
         if place.settings
     }
-    scorers = {f"Scorer {result.scorer}": result.provenance for c in comparisons for result in c.results}
-    records = [(name, json.dumps(record, indent=2, ensure_ascii=False)) for name, record in (images | scorers).items()]
-    return configs + records
-
-
-def _axis(share: float) -> str:
-    """A share as a CSS length along an axis; an unknown one lies in the middle."""
-    return f"{100 * share:.2f}%" if share == share else "50%"
+    records |= {f"Scorer {result.scorer}": result.provenance for c in comparisons for result in c.results}
+    return configs + [(name, json.dumps(record, indent=2, ensure_ascii=False)) for name, record in records.items()]

@@ -15,7 +15,7 @@ from PIL import Image
 from diffpo.compare.compare import compare
 from diffpo.errors import UserError
 from diffpo.media.frames import Clip
-from diffpo.report.curves import MAX_POINTS, PANELS, Series, draw_panels, moving_average, read_metrics, thin
+from diffpo.report.curves import MAX_POINTS, PANELS, draw_panels, moving_average, read_metrics, thin
 from diffpo.report.examples import data_uri
 from diffpo.report.page import write_report
 
@@ -150,8 +150,8 @@ def test_run_that_is_not_there(folders, tmp_path):
 
 def test_metrics_are_read_by_step(run):
     metrics = read_metrics(run)
-    assert metrics["loss"].steps.tolist() == list(range(1, 101))
-    assert metrics["eval/loss"].values.tolist() == [0.62]
+    assert metrics["loss"][0].tolist() == list(range(1, 101))
+    assert metrics["eval/loss"][1].tolist() == [0.62]
     assert "note" not in metrics
     assert read_metrics(run.parent) == {}
 
@@ -159,19 +159,19 @@ def test_metrics_are_read_by_step(run):
 def test_panels_follow_the_metrics(run):
     titles = [panel.title for panel, _ in draw_panels(read_metrics(run))]
     assert titles == ["Loss", "Accuracy", "Denoising error"]
-    strange = {name: Series(np.arange(3.0), np.array([np.nan, np.inf, 1.0])) for p in PANELS for name in p.metrics}
+    strange = {name: (np.arange(3.0), np.array([np.nan, np.inf, 1.0])) for p in PANELS for name in p.metrics}
     assert len(draw_panels(strange)) == len(PANELS)
 
 
 def test_many_points_are_averaged_and_few_are_marked():
     """Faint values behind their average; up to 20 points have a mark each."""
-    drawn = {n: draw_panels({"loss": Series(np.arange(float(n)), np.arange(float(n)))})[0][1] for n in (20, 21)}
+    drawn = {n: draw_panels({"loss": (np.arange(float(n)), np.arange(float(n)))})[0][1] for n in (20, 21)}
     assert "opacity: 0.25" in drawn[21] and "opacity: 0.25" not in drawn[20]
     assert drawn[20].count("<use") - drawn[21].count("<use") >= 20 - 4
 
 
 def test_updates_are_whole_numbers():
-    svg = dict((panel.title, svg) for panel, svg in draw_panels({"loss": Series(np.arange(1.0, 6.0), np.arange(5.0))}))
+    svg = dict((panel.title, svg) for panel, svg in draw_panels({"loss": (np.arange(1.0, 6.0), np.arange(5.0))}))
     shown = re.findall(r"<text[^>]*>([^<]+)</text>", svg["Loss"])
     assert {"1", "2", "3", "4", "5", "update"} <= set(shown) and "1.5" not in shown
 

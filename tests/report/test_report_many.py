@@ -16,7 +16,7 @@ from diffpo.errors import UserError
 from diffpo.media.folder import read_media
 from diffpo.report.examples import Gallery
 from diffpo.report.page import write_report
-from diffpo.report.views import distributions_of, matrix_of, notes_of, summary_of
+from diffpo.report.views import distribution_of, elo_axis, notes_of, summary_of
 from diffpo.scorers import ShapesUtility, ShapesVerifier
 from diffpo.scorers.scores import ScoreRow, ScoreTable, read_scores
 
@@ -84,16 +84,17 @@ def test_a_win_rate_turned_round(tournament):
     rate = cell.win_rate
     assert (back.estimate, back.wins, back.losses) == (1 - rate.estimate, rate.losses, rate.wins)
     assert (back.ci_low, back.ci_high) == (1 - rate.ci_high, 1 - rate.ci_low)
-    matrix = matrix_of(tournament.rankings[0])
-    ranks = matrix.ranking.ranks
-    assert [matrix.ranking.cell(rank.model, rank.model) for rank in ranks] == [None] * 3
-    assert matrix.low < min(0, *(rank.elo_low for rank in ranks))
+    ranking = tournament.rankings[0]
+    assert [ranking.cell(rank.model, rank.model) for rank in ranking.ranks] == [None] * 3
+    low, high = elo_axis(ranking)
+    assert low < min(0, *(rank.elo_low for rank in ranking.ranks))
+    assert high > max(0, *(rank.elo_high for rank in ranking.ranks))
 
 
 def test_a_baseline_that_nobody_beats_is_said_to_lead(three):
     summary = summary_of(compare(three, baseline="tuned", judging=QUICK))
     assert "No model is ahead of tuned" in summary.headline and summary.verdict == "worse"
-    assert summary.rate.estimate < 0.5 and summary.baseline == "tuned"
+    assert summary.result.win_rate.estimate < 0.5 and summary.baseline == "tuned"
     assert summary_of(compare(three[:2], baseline="tuned", judging=QUICK)).verdict == "worse"
 
 
@@ -182,7 +183,7 @@ def test_an_image_that_is_gone(three, tournament, tmp_path):
 
 def test_distributions_share_one_axis():
     """Scores 0, 0, 4 and 2, 4, 4 in forty bins from 0 to 4: two thirds in the first bin are the highest bar."""
-    (found,) = distributions_of(scored(a=[0.0, 0.0, 4.0], b=[2.0, 4.0, 4.0]), ["a", "b"], ["judge", "human"])
+    found = distribution_of(scored(a=[0.0, 0.0, 4.0], b=[2.0, 4.0, 4.0]), ["a", "b"], "judge")
     assert found.ticks == (0.0, 2.0, 4.0)
     first, second = found.rows
     assert first.path.startswith("M0 40V0.0H10.0V40.0H20.0") and first.path.endswith("V20.0H400.0V40Z")
@@ -191,7 +192,7 @@ def test_distributions_share_one_axis():
 
 
 def test_scores_that_are_all_the_same_have_an_axis():
-    (found,) = distributions_of(scored(a=[0.0, 0.0]), ["a"], ["judge"])
+    found = distribution_of(scored(a=[0.0, 0.0]), ["a"], "judge")
     assert found.ticks == (-0.5, 0.0, 0.5) and found.rows[0].place == 200
 
 

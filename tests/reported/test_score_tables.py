@@ -55,4 +55,4 @@ def test_whole_numbers_and_numbers_as_text_are_scores(tmp_path):
 def test_metrics_that_somebody_damaged(tmp_path):
     lines = [b'{"step": 1, "loss": 0.5}', b"\xff\xfe", b"[" * 100_000, b'{"step": 1' + b"0" * 400 + b', "loss": 1}']
     (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([*lines, b'{"step": 2, "loss": 0.25}', b'{"step": 3, "lo']))
-    assert read_metrics(tmp_path)["loss"].values.tolist() == [0.5, 0.25]
+    assert read_metrics(tmp_path)["loss"][1].tolist() == [0.5, 0.25]
