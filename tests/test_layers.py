@@ -56,7 +56,8 @@ ROOMS = {
     ),
     "curate": Room(
         never=f"accelerate {NETWORKS} diffpo.models diffpo.methods diffpo.captioners diffpo.core.objectives"
-        " diffpo.core.step diffpo.core.noising diffpo.core.inversion"
+        " diffpo.core.step diffpo.core.noising diffpo.core.inversion",
+        except_for="diffpo.captioners.base",
     ),
     "compare": Room(never=f"torch {NETWORKS} diffpo.core diffpo.methods diffpo.models diffpo.data diffpo.curate"),
     "benchmarks": Room(never="diffpo.methods diffpo.models diffpo.data diffpo.curate diffpo.core.step"),

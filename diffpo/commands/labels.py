@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from diffpo.commands.shared import quiet, say
+from diffpo.commands.shared import listed, quiet, say
 from diffpo.commands.tables import (
     Columns,
     FreshTable,
@@ -50,7 +50,7 @@ def score_table(
     example = "configs/shapes-smpo.yaml" if target == "shapes:pairs" else "configs/sd15-smpo.yaml"
     say(
         f"wrote {', '.join(map(str, done.files))}: {done}; how it was made: {out}/train.provenance.json",
-        training_command(target, example, out, validation="validation" in done.pairs),
+        training_command(target, example, out, validation=len(done.files) > 1),
     )
 
 
@@ -74,18 +74,25 @@ def agreement_of_scorers(
     quiet()
     from rich.console import Console
 
-    from diffpo.curate.agreement import Counting, agreement, agreement_table, write_agreement
+    from diffpo.curate.agreement import Counting, agreement, agreement_table
+    from diffpo.disk.files import check_output, without_nan, write_json
 
+    check_output(out)
+    earlier = [out] if out.exists() else []
     counting = validated(Counting, {"tie_threshold": tie_threshold}, "agreement")
     found_source = find_source(target, split, limit=limit, columns=columns)
     source = validated(type(found_source), dataclasses.asdict(found_source) | {"ties": ties}, "agreement")
     found = agreement(source, made, counting, batch=batch)
-    write_agreement(out, found)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(out, without_nan(dataclasses.asdict(found)))
     Console().print(agreement_table(found))
     broken = f"; {len(found.broken)} pairs with a broken image are left out" if found.broken else ""
     best = max(found.scorers, key=lambda row: row.agreement).scorer
     spec = next(spec for spec, each in zip(scorer, made, strict=True) if each.name == best)
-    say(f"wrote {out}{broken}", f"diffpo data score {target} --scorer {spec} --out {out.with_suffix('')}-scored")
+    say(
+        f"wrote {listed([out], earlier)}{broken}",
+        f"diffpo data score {target} --scorer {spec} --out {out.with_suffix('')}-scored",
+    )
 
 
 def caption_table(

@@ -13,8 +13,8 @@ A label that a scorer gave is no human's: tables of `diffpo data score` are refu
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffpo.core.block import Block, Count, Fraction, Range, Seed
-from diffpo.curate.score import Scorer, score_rows
+from diffpo.curate.score import score_rows
+from diffpo.curate.write import read_record, record_of
 from diffpo.data.contents import identify
 from diffpo.data.splits import load_splits
 from diffpo.errors import UserError
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from rich.table import Table as Printed
 
     from diffpo.data.records import Source, Table
+    from diffpo.scorers.base import Scorer
 
 _CELLS = 1 << 22  # random numbers held at a time
 
@@ -106,13 +108,9 @@ def agreement(
     own = dataclasses.replace(source, validation_fraction=0.0, validation_split=None, validation_path=None)
     table = load_splits(own).train
     _check_people_labelled(table, source)
-    found = {scorer.name: score_rows(table, scorer, batch) for scorer in scorers}
-    kept = found[names[0]].kept
-    labels, prompts = _labels(table)[kept], [table.column("prompt")[i] for i in kept]
-    results = tuple(
-        _judge(scorer.name, labels, found[scorer.name].scores, prompts, counting, scorer.provenance)
-        for scorer in scorers
-    )
+    found = [score_rows(table, scorer, batch) for scorer in scorers]
+    kept, all_prompts = found[0].kept, table.column("prompt")
+    labels, prompts = _labels(table)[kept], [all_prompts[row] for row in kept]
     return Agreement(
         table=table.path,
         fingerprint=identify(table),
@@ -120,9 +118,11 @@ def agreement(
         n_pairs=len(kept),
         n_prompts=len(set(prompts)),
         label_ties=int((labels == 0).sum()),
-        broken=found[names[0]].broken,
+        broken=found[0].broken,
         counting=counting,
-        scorers=results,
+        scorers=tuple(
+            _judge(scorer, labels, own.scores, prompts, counting) for scorer, own in zip(scorers, found, strict=True)
+        ),
     )
 
 
@@ -161,13 +161,6 @@ def prompt_interval(
     return float(low), float(high)
 
 
-def write_agreement(path: str | Path, found: Agreement) -> None:
-    """Write it as JSON, atomically; an unknown bound is null."""
-    from diffpo.disk.files import without_nan, write_json
-
-    write_json(Path(path), without_nan(asdict(found)))
-
-
 def agreement_table(found: Agreement) -> Printed:
     """The agreement as a table for the terminal, in the order in which scorers were asked."""
     from rich import box
@@ -187,18 +180,13 @@ def agreement_table(found: Agreement) -> Printed:
 
 
 def _judge(
-    name: str,
-    labels: NDArray[np.int8],
-    scores: NDArray[np.float64],
-    prompts: Sequence[str],
-    counting: Counting,
-    provenance: dict[str, Any],
+    scorer: Scorer, labels: NDArray[np.int8], scores: NDArray[np.float64], prompts: Sequence[str], counting: Counting
 ) -> ScorerAgreement:
     verdicts = verdicts_of(scores, counting.tie_threshold)
     values = credits(labels, verdicts)
     low, high = prompt_interval(values, prompts, counting.level, counting.resamples, counting.seed)
     return ScorerAgreement(
-        scorer=name,
+        scorer=scorer.name,
         agreement=float(values.mean()),
         ci_low=low,
         ci_high=high,
@@ -206,7 +194,7 @@ def _judge(
         disagree=int((values == 0).sum()),
         half=int((values == 0.5).sum()),
         scorer_ties=int((verdicts == 0).sum()),
-        provenance=provenance,
+        provenance=scorer.provenance,
     )
 
 
@@ -219,13 +207,8 @@ def _labels(table: Table) -> NDArray[np.int8]:
 
 def _check_people_labelled(table: Table, source: Source) -> None:
     """Refuse a table whose labels a scorer gave."""
-    import json
-
-    record = Path(table.path).expanduser() / f"{source.split}.provenance.json"
-    recipe: Mapping[str, Any] = (
-        json.loads(record.read_text(encoding="utf-8")).get("recipe", {}) if record.is_file() else {}
-    )
-    if recipe.get("scorer"):
+    record = record_of(Path(table.path).expanduser(), source.split)
+    if record.is_file() and read_record(record).get("recipe", {}).get("scorer"):
         raise UserError(
             f"a scorer labelled {table.path} (see {record}), so nothing there tells what people prefer. Give the table "
             "that it was made of."

@@ -16,23 +16,20 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import numpy as np
-
-from diffpo.curate.derived import Target, compute_values, key_images, read_tables, writing
-from diffpo.data.contents import read_contents
+from diffpo.curate.derived import Asked, ask_of_images, compute_values, read_tables, writing
+from diffpo.curate.write import Target, file_of
 from diffpo.data.encode import BOTH
-from diffpo.disk.ahead import WORKERS, ahead, groups
+from diffpo.disk.ahead import groups
 from diffpo.disk.rows import as_keys, digest, key_at
 from diffpo.errors import UserError
-from diffpo.media.frames import BrokenImage, decode
+from diffpo.media.frames import BrokenImage
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
+    from diffpo.captioners.base import Captioner, Perturber
     from diffpo.data.records import Source, Table
 
 log = logging.getLogger(__name__)
@@ -43,42 +40,6 @@ MOST_EMPTY = 0.1
 """Share of empty texts that is still taken for bad luck."""
 NAMED = 10
 """Rows that a message names."""
-
-
-class Captioner(Protocol):
-    """What is asked of a captioner: see `diffpo.captioners`."""
-
-    @property
-    def batch(self) -> int:
-        """Images at a time."""
-        ...
-
-    @property
-    def provenance(self) -> dict[str, Any]:
-        """What decides a caption."""
-        ...
-
-    def caption(self, images: Sequence[Image], prompts: Sequence[str], keys: Sequence[int]) -> list[str]:
-        """Caption each image; draws depend on its key."""
-        ...
-
-
-class Perturber(Protocol):
-    """What is asked of a perturber: see `diffpo.captioners`."""
-
-    @property
-    def batch(self) -> int:
-        """Texts at a time."""
-        ...
-
-    @property
-    def provenance(self) -> dict[str, Any]:
-        """What decides a result."""
-        ...
-
-    def perturb(self, captions: Sequence[str], keys: Sequence[int]) -> list[str]:
-        """Rewrite each caption; draws depend on its key."""
-        ...
 
 
 def read_preset(name: str) -> Preset:
@@ -100,7 +61,7 @@ def caption_pairs(source: Source, captioner: Captioner, folder: Path, *, fresh: 
 
     Args:
         source: The pairs; see `derived.read_tables`.
-        captioner: See `diffpo.captioners`.
+        captioner: Says what an image shows.
         folder: Where the new tables stand.
         fresh: Whether tables that were made in another way may be replaced.
 
@@ -110,12 +71,11 @@ def caption_pairs(source: Source, captioner: Captioner, folder: Path, *, fresh: 
     Raises:
         UserError: The place is taken, too many captions are empty, or the captioner cannot work. Finished chunks stay.
     """
-    recipe = {"made by": "diffpo data caption", "preset": "captioning", **captioner.provenance}
-    targets = [Target(folder, split, table, recipe) for split, table in read_tables(source).items()]
-    with writing("diffpo data caption", targets, fresh=fresh) as unfinished:
-        for target in unfinished:
+    tables, recipe = read_tables(source), {"preset": "captioning", **captioner.provenance}
+    with writing("diffpo data caption", tables, recipe, folder, fresh=fresh) as targets:
+        for target in targets:
             _write(target, {f"{side}_prompt": _caption(target.table, side, captioner) for side in BOTH}, {})
-    return [target.path for target in targets]
+    return [file_of(folder, split) for split in tables]
 
 
 def perturb_pairs(
@@ -125,7 +85,7 @@ def perturb_pairs(
 
     Args:
         source: The pairs; for the hybrid presets with captions of their own.
-        perturber: See `diffpo.captioners`.
+        perturber: Rewrites a caption.
         folder: Where the new tables stand.
         preset: What is perturbed, and what the chosen image's caption is.
         fresh: Whether tables that were made in another way may be replaced.
@@ -137,11 +97,10 @@ def perturb_pairs(
         UserError: The place is taken, a table has no captions to perturb, too many come out empty, or the perturber
             cannot work. Finished chunks stay.
     """
-    recipe = {"made by": "diffpo data perturb", "preset": preset, **perturber.provenance}
-    targets = [Target(folder, split, table, recipe) for split, table in read_tables(source).items()]
-    texts = {target.split: _texts_to_perturb(target.table, preset) for target in targets}
-    with writing("diffpo data perturb", targets, fresh=fresh) as unfinished:
-        for target in unfinished:
+    tables, recipe = read_tables(source), {"preset": preset, **perturber.provenance}
+    texts = {split: _texts_to_perturb(table, preset) for split, table in tables.items()}
+    with writing("diffpo data perturb", tables, recipe, folder, fresh=fresh) as targets:
+        for target in targets:
             before = texts[target.split]
             columns = {"rejected_prompt": _perturb(before, perturber)}
             unchanged = sum(a == b for a, b in zip(before, columns["rejected_prompt"], strict=True))
@@ -152,35 +111,22 @@ def perturb_pairs(
             if preset == "perturbation":
                 columns["chosen_prompt"] = before
             _write(target, columns, {"unchanged": unchanged})
-    return [target.path for target in targets]
+    return [file_of(folder, split) for split in tables]
 
 
 def _caption(table: Table, side: str, captioner: Captioner) -> list[str | None]:
     """Caption the images of one side; None where one cannot be decoded, or nothing came out."""
-    prompts, contents = table.column("prompt"), read_contents(table, side)
-    keys = key_images(contents.keys, prompts)
 
-    def read(row: int) -> tuple[int, Image | BrokenImage]:
-        try:
-            return row, decode(table.cell(row, side))
-        except BrokenImage as error:
-            return row, error
+    def ask(asked: list[Asked]) -> list[str]:
+        draws = [_draw(one.key) for one in asked]
+        return captioner.caption([one.image for one in asked], [one.prompt for one in asked], draws)
 
-    def compute(rows: Sequence[int]) -> Iterator[dict[str, Any]]:
-        images = ahead(read, rows, workers=WORKERS, depth=captioner.batch + WORKERS)
-        for group in groups(images, captioner.batch):
-            good = {row: image for row, image in group if not isinstance(image, BrokenImage)}
-            words, draws = [prompts[row] for row in good], [_draw(keys, row) for row in good]
-            made = captioner.caption(list(good.values()), words, draws) if good else []
-            texts = dict(zip(good, made, strict=True))
-            yield from ({"text": texts[row]} if row in texts else {"broken": str(image)} for row, image in group)
-
-    values = compute_values("captions", captioner.provenance, keys, compute, f"Captioning {side}")
-    for row, value in enumerate(values):
-        reason = contents.unreadable[row] if value is None else value.get("broken")
-        if reason is not None:
-            log.warning(f"{table.path}, row {table.origin[row]} gets no {side} caption: {reason}")
-    return _texts(values)
+    recipe, batch = captioner.provenance, captioner.batch
+    answers = ask_of_images("captions", "text", recipe, table, (side,), ask, batch, f"Captioning {side}")[side]
+    for row, answer in enumerate(answers):
+        if isinstance(answer, BrokenImage):
+            log.warning(f"{table.path}, row {table.origin[row]} gets no {side} caption: {answer}")
+    return [answer if isinstance(answer, str) and answer.strip() else None for answer in answers]
 
 
 def _perturb(before: Sequence[str], perturber: Perturber) -> list[str | None]:
@@ -194,20 +140,16 @@ def _perturb(before: Sequence[str], perturber: Perturber) -> list[str | None]:
 
     def compute(rows: Sequence[int]) -> Iterator[dict[str, Any]]:
         for group in groups(rows, perturber.batch):
-            made = perturber.perturb([before[row] for row in group], [_draw(keys, row) for row in group])
-            yield from ({"text": text} for text in made)
+            draws = [_draw(key_at(keys, row)) for row in group]
+            yield from ({"text": text} for text in perturber.perturb([before[row] for row in group], draws))
 
-    return _texts(compute_values("captions", perturber.provenance, keys, compute, "Perturbing"))
+    values = compute_values("captions", perturber.provenance, keys, compute, "Perturbing")
+    return [value["text"] if value and value["text"].strip() else None for value in values]
 
 
-def _draw(keys: np.ndarray, row: int) -> int:
+def _draw(key: bytes) -> int:
     """The number that a caption's random draws depend on: of what it is made of, not of where that stands."""
-    return int.from_bytes(key_at(keys, row)[:6], "little")
-
-
-def _texts(values: Sequence[Mapping[str, Any] | None]) -> list[str | None]:
-    texts = [None if value is None else value.get("text") for value in values]
-    return [text if text and text.strip() else None for text in texts]
+    return int.from_bytes(key[:6], "little")
 
 
 def _texts_to_perturb(table: Table, preset: Preset) -> list[str]:
@@ -224,7 +166,7 @@ def _texts_to_perturb(table: Table, preset: Preset) -> list[str]:
     return table.captions(side).to_pylist()
 
 
-def _write(target: Target, columns: dict[str, list[str | None]], notes: dict[str, Any]) -> Path:
+def _write(target: Target, columns: dict[str, list[str | None]], notes: dict[str, Any]) -> None:
     """Count the empty texts, and write the table with what is left.
 
     Raises:
@@ -246,4 +188,4 @@ def _write(target: Target, columns: dict[str, list[str | None]], notes: dict[str
             "stands in."
         )
     texts = {name: pyarrow.array(found, pyarrow.string()) for name, found in columns.items()}
-    return target.write(table.rows, texts, notes | {"empty": [int(table.origin[i]) for i in empty]})
+    target.write(table.rows, texts, notes | {"empty": [int(table.origin[i]) for i in empty]})

@@ -1,9 +1,9 @@
-"""Tables made of other tables: the same rows and images, with columns added or replaced.
+"""Tables made of other tables, in three steps: read, compute something slow for every image or text, write.
 
-Two steps, for whatever is slow per image or text (scores, captions):
-
-    values = compute_values("scores", recipe, keys, compute, "Scoring")    # resumable, kept in the cache
-    path = target.write(table.rows, columns)                               # one parquet file, whole or not at all
+    tables = read_tables(source)
+    with writing("diffpo data score", tables, recipe, folder, fresh=False) as targets:
+        answers = ask_of_images("scores", "score", recipe, table, BOTH, judge, batch, "Scoring")
+        targets[0].write(table.rows, columns)
 
 What was computed is kept by content: under the hash of the image and its prompt, in a store (`disk.rows`) whose name
 depends on what computes it. So a run that was killed loses little, and the same images in another table, or another
@@ -14,32 +14,28 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffpo.data.contents import identify
+from diffpo.curate.write import Target
+from diffpo.data.contents import read_contents
 from diffpo.data.splits import load_splits
-from diffpo.disk.files import write_file, write_json
+from diffpo.disk.ahead import WORKERS, ahead, groups
 from diffpo.disk.lock import sole_writer
-from diffpo.disk.progress import track
 from diffpo.disk.rows import Row, RowStore, digest, key_at
-from diffpo.errors import UserError
+from diffpo.media.frames import BrokenImage, decode
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from PIL.Image import Image
 
     from diffpo.data.records import Source, Table
 
 ROWS_PER_FILE = 64
 """Values that a kill costs at most: a caption may take seconds."""
-ROW_GROUP = 100
-"""Rows written at a time: what is held in memory, images included."""
 
 
 def read_tables(source: Source) -> dict[str, Table]:
@@ -54,12 +50,92 @@ def read_tables(source: Source) -> dict[str, Table]:
     return {"train": splits.train} | ({"validation": splits.validation} if splits.validation else {})
 
 
-def key_images(contents: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
-    """`[n]` keys of images and their prompts; empty where an image cannot be read."""
-    keys = np.zeros_like(contents)
-    for row in np.flatnonzero(contents != b"").tolist():
-        keys[row] = digest(key_at(contents, row), prompts[row])
-    return keys
+@contextlib.contextmanager
+def writing(
+    command: str, tables: Mapping[str, Table], recipe: Mapping[str, Any], folder: Path, *, fresh: bool
+) -> Iterator[list[Target]]:
+    """Hold a folder against other commands, and find the splits that are still to be written there.
+
+    Args:
+        command: What writes, for the recipe and for messages: "diffpo data score".
+        tables: By split, what the new tables are made of.
+        recipe: All that decides the new columns besides the table, as plain JSON values.
+        folder: Where the new tables stand.
+        fresh: Whether tables that were made in another way may be replaced.
+
+    Raises:
+        UserError: Another command writes there, or see `Target.is_finished`.
+    """
+    targets = [Target(folder, split, table, {"made by": command, **recipe}) for split, table in tables.items()]
+    with sole_writer(folder, command):
+        yield [target for target in targets if not target.is_finished(fresh=fresh)]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """An image of a table about which something is asked."""
+
+    row: int
+    side: str
+    prompt: str
+    key: bytes
+    """The hash of image and prompt."""
+    image: Image | BrokenImage
+
+
+def ask_of_images(
+    kind: str,
+    name: str,
+    recipe: Mapping[str, Any],
+    table: Table,
+    sides: Sequence[str],
+    ask: Callable[[list[Asked]], Sequence[Any]],
+    batch: int,
+    title: str,
+) -> dict[str, list[Any]]:
+    """Ask something about every image and its prompt; what was answered before is read from the cache.
+
+    Args:
+        kind: See `compute_values`.
+        name: What an answer is called in the cache: "score".
+        recipe: See `compute_values`.
+        table: The pairs.
+        sides: Whose images are asked about, in turn.
+        ask: Answers for images that could be decoded, one plain JSON value each.
+        batch: Images that `ask` is given at a time at most; threads decode some ahead.
+        title: For the progress.
+
+    Returns:
+        By side, an answer for each row, or a `BrokenImage` that says why there is none.
+    """
+    prompts, contents = table.column("prompt"), [read_contents(table, side) for side in sides]
+    images = np.stack([found.keys for found in contents], axis=1).reshape(-1)  # place i: side i % s of row i // s
+    keys = np.zeros_like(images)
+    for place in np.flatnonzero(images != b"").tolist():
+        keys[place] = digest(key_at(images, place), prompts[place // len(sides)])
+
+    def read(place: int) -> Asked:
+        row, number = divmod(place, len(sides))
+        try:
+            image = decode(table.cell(row, sides[number]))
+        except BrokenImage as error:
+            image = error
+        return Asked(row, sides[number], prompts[row], key_at(keys, place), image)
+
+    def compute(some: Sequence[int]) -> Iterator[dict[str, Any]]:
+        for group in groups(ahead(read, some, workers=WORKERS, depth=batch + WORKERS), batch):
+            good = [asked for asked in group if not isinstance(asked.image, BrokenImage)]
+            given = iter(ask(good) if good else [])
+            for asked in group:
+                broken = isinstance(asked.image, BrokenImage)
+                yield {"broken": str(asked.image)} if broken else {name: next(given)}
+
+    answers: dict[str, list[Any]] = {side: [] for side in sides}
+    for place, value in enumerate(compute_values(kind, recipe, keys, compute, title)):
+        row, number = divmod(place, len(sides))
+        known = {"broken": contents[number].unreadable[row]} if value is None else value
+        answers[sides[number]].append(known[name] if name in known else BrokenImage(known["broken"]))
+    return answers
 
 
 def compute_values(
@@ -91,140 +167,3 @@ def compute_values(
     for place, code in zip(wanted.tolist(), codes.tolist(), strict=True):
         values[place] = kinds[code]
     return values
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): delete it and run the command again.") from error
-
-
-@contextlib.contextmanager
-def writing(command: str, targets: Sequence[Target], *, fresh: bool) -> Iterator[list[Target]]:
-    """Hold the places of tables against other commands, and find those that are still to be written.
-
-    Args:
-        command: What writes, for messages: "diffpo data score".
-        targets: Tables in one folder.
-        fresh: Whether tables that were made in another way may be replaced.
-
-    Raises:
-        UserError: Another command writes there, or see `Target.is_finished`.
-    """
-    with sole_writer(targets[0].folder, command):
-        yield [target for target in targets if not target.is_finished(fresh=fresh)]
-
-
-@dataclass(frozen=True)
-class Target:
-    """A split of a pair table that is to be written, and how it is made."""
-
-    folder: Path
-    split: str
-    """Other splits may stand in the same folder, made in the same way or not."""
-    table: Table
-    """What it is made of."""
-    recipe: dict[str, Any]
-    """All that decides the new columns besides `table`, as plain JSON values; goes into the provenance file."""
-
-    @property
-    def path(self) -> Path:
-        """The parquet file, named so that the split is read back under its own name."""
-        return self.folder / f"{self.split}-00000-of-00001.parquet"
-
-    @property
-    def record(self) -> Path:
-        """The provenance beside it, as JSON; without `rows` while the table is being written."""
-        return self.folder / f"{self.split}.provenance.json"
-
-    def is_finished(self, *, fresh: bool) -> bool:
-        """Whether the very same table is there already; ask before the work begins.
-
-        Args:
-            fresh: Whether a table that was made in another way may be replaced.
-
-        Raises:
-            UserError: A table made in another way is there and `fresh` is not set, something else is, or writing there
-                would change the table that is read.
-        """
-        self._check_place()
-        if not self.path.exists():
-            return False
-        if not self.record.is_file():
-            raise UserError(f"{self.path} is there, and nothing says how it was made: choose another folder.")
-        made = _read(self.record)
-        if all(made.get(name) == value for name, value in self._provenance.items()):
-            return "rows" in made and not fresh
-        if not fresh:
-            raise UserError(
-                f"{self.path} is there, made of another table or with other settings ({self.record.name} says how): "
-                "choose another folder, or give --fresh to replace it."
-            )
-        return False
-
-    def write(
-        self, rows: Dataset, columns: Mapping[str, Sequence[Any]], notes: Mapping[str, Any] | None = None
-    ) -> Path:
-        """Write the table and its provenance; images are carried over as they are: bytes, or absolute paths.
-
-        Args:
-            rows: In standard columns; usually `table.rows`.
-            columns: Added, or put in the place of those of the same name; one value per row.
-            notes: What else the provenance file should say, such as counts.
-
-        Returns:
-            The parquet file.
-
-        Raises:
-            UserError: The disk is full; what stood there before is untouched.
-        """
-        import datasets
-        import pyarrow
-        from pyarrow import parquet
-
-        kept = rows.select_columns([name for name in rows.column_names if name not in columns])
-        added = pyarrow.table({name: pyarrow.array(values) for name, values in columns.items()})
-        features = {k: datasets.Image() if isinstance(f, datasets.Image) else f for k, f in kept.features.items()}
-        schema = datasets.Features(features | datasets.Features.from_arrow_schema(added.schema)).arrow_schema
-        source = kept.with_format("arrow")
-
-        def write_parquet(file: Any) -> None:
-            starts = range(0, len(kept), ROW_GROUP)
-            with parquet.ParquetWriter(file, schema) as writer:
-                for start in track(starts, "Writing", len(starts)):
-                    old, new = source[start : start + ROW_GROUP], added.slice(start, ROW_GROUP)
-                    parts = dict(zip(old.column_names, old.columns, strict=True))
-                    parts |= dict(zip(new.column_names, new.columns, strict=True))
-                    writer.write_table(pyarrow.table([parts[name] for name in schema.names], schema=schema))
-
-        assert len(added) == len(kept), (len(added), len(kept))
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._write_record({})
-        write_file(self.path, write_parquet)
-        self._write_record({"rows": len(kept), "columns": list(columns), **(notes or {})})
-        return self.path
-
-    def _write_record(self, more: Mapping[str, Any]) -> None:
-        write_json(self.record, self._provenance | dict(more))
-
-    @cached_property
-    def _provenance(self) -> dict[str, Any]:
-        """What decides the table; a table that was derived itself brings its own provenance along."""
-        earlier = Path(self.table.path).expanduser() / self.record.name
-        source: dict[str, Any] = {"path": self.table.path, "fingerprint": identify(self.table)}
-        if earlier.is_file():
-            source["provenance"] = _read(earlier)
-        return json.loads(json.dumps({"source": source, "recipe": self.recipe}))
-
-    def _check_place(self) -> None:
-        folder, given = self.folder.resolve(), Path(self.table.path).expanduser()
-        if self.folder.exists() and not self.folder.is_dir():
-            raise UserError(f"{self.folder} is a file; give the folder that the new table should stand in.")
-        source = given.resolve()
-        local = given.exists() or any(mark in self.table.path for mark in "*?[")
-        if local and (source.is_relative_to(folder) or (source.is_dir() and folder.is_relative_to(source))):
-            raise UserError(
-                f"the new table cannot stand in {self.folder}: the table that it is made of, {self.table.path}, is "
-                "read from there. Choose another folder."
-            )

@@ -11,50 +11,30 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffpo.curate.derived import Target, compute_values, key_images, read_tables, writing
+from diffpo.curate.derived import Asked, ask_of_images, read_tables, writing
 from diffpo.curate.labels import Bounds, Labelling, other_side, preferences
-from diffpo.data.contents import identify, read_contents
+from diffpo.curate.write import Target, file_of
+from diffpo.data.contents import identify
 from diffpo.data.encode import BOTH, describe_broken_image
-from diffpo.disk.ahead import WORKERS, ahead, groups
 from diffpo.errors import UserError
-from diffpo.media.frames import BrokenImage, decode
+from diffpo.media.frames import BrokenImage
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from PIL.Image import Image
-    from torch import Tensor
 
     from diffpo.data.records import Source, Table
+    from diffpo.scorers.base import Scorer
 
 log = logging.getLogger(__name__)
 
 FORMAT = 2
 """Raise it when the meaning of kept scores changes."""
-
-
-class Scorer(Protocol):
-    """What is asked of a scorer."""
-
-    @property
-    def name(self) -> str:
-        """What it is called."""
-        ...
-
-    @property
-    def provenance(self) -> dict[str, Any]:
-        """What decides a score, as plain JSON values."""
-        ...
-
-    def score(self, images: Sequence[Image], prompts: Sequence[str]) -> Tensor:
-        """Return `[n]`, one number per image and its prompt; higher is better."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -74,31 +54,26 @@ class Scored:
     """What `score_pairs` did."""
 
     files: list[Path]
-    pairs: dict[str, int]
-    """By split."""
-    broken: dict[str, dict[int, str]]
-    """By split; see `PairScores.broken`."""
-    disagree: int
-    """Pairs whose rejected image has the higher score in the order of the source."""
-    equal: int
-    """Pairs with two equal scores."""
+    splits: dict[str, PairScores]
     bounds: Bounds
 
     def __str__(self) -> str:
         """Say it in words."""
-        pairs = " and ".join(f"{n} {split}" for split, n in self.pairs.items())
-        lost = [f"{split} {', '.join(map(str, rows))}" for split, rows in self.broken.items() if rows]
+        pairs = " and ".join(f"{len(found.kept)} {split}" for split, found in self.splits.items())
+        lost = [f"{split} {', '.join(map(str, s.broken))}" for split, s in self.splits.items() if s.broken]
+        scores = np.concatenate([found.scores for found in self.splits.values()])
         return (
             f"{pairs} pairs; scores of {self.bounds.low:g} and {self.bounds.high:g} count as 0 and 1; the scorer "
-            f"prefers the source's rejected image in {self.disagree} pairs; {self.equal} have equal scores, preference "
-            "0.5; " + (f"left out with a broken image: row {'; '.join(lost)}" if lost else "no image is broken")
+            f"prefers the source's rejected image in {(scores[:, 0] < scores[:, 1]).sum()} pairs; "
+            f"{(scores[:, 0] == scores[:, 1]).sum()} have equal scores, preference 0.5; "
+            + (f"left out with a broken image: row {'; '.join(lost)}" if lost else "no image is broken")
         )
 
 
 def score_pairs(
     source: Source,
     scorer: Scorer,
-    folder: str | Path,
+    folder: Path,
     labelling: Labelling | None = None,
     *,
     batch: int = 32,
@@ -112,7 +87,7 @@ def score_pairs(
     Args:
         source: The pairs; a broken image drops its row.
         scorer: Judges the images.
-        folder: Where the table is written; see `derived.Target`.
+        folder: Where the table is written; see `write.Target`.
         labelling: From scores to labels.
         batch: Images that the scorer is given at a time.
         fresh: Whether a table that was made in another way may be replaced.
@@ -126,23 +101,13 @@ def score_pairs(
         raise UserError(f"batch is {batch}; it must be at least 1.")
     labelling.check_scorer(scorer.provenance)
     tables = read_tables(source)
-    recipe = {"made by": "diffpo data score", "scorer": scorer.provenance} | labelling.recipe
-    recipe |= {"normalised like": identify(tables["train"])}
-    targets = [Target(Path(folder), split, table, recipe) for split, table in tables.items()]
-    with writing("diffpo data score", targets, fresh=fresh) as unfinished:
+    recipe = {"scorer": scorer.provenance, **labelling.recipe, "normalised like": identify(tables["train"])}
+    with writing("diffpo data score", tables, recipe, folder, fresh=fresh) as targets:
         found = {split: score_rows(table, scorer, batch) for split, table in tables.items()}
         bounds = labelling.find_bounds(found["train"].scores)
-        for target in unfinished:
+        for target in targets:
             _write(target, found[target.split], bounds, labelling)
-    scores = np.concatenate([part.scores for part in found.values()])
-    return Scored(
-        files=[target.path for target in targets],
-        pairs={split: len(part.kept) for split, part in found.items()},
-        broken={split: part.broken for split, part in found.items()},
-        disagree=int((scores[:, 0] < scores[:, 1]).sum()),
-        equal=int((scores[:, 0] == scores[:, 1]).sum()),
-        bounds=bounds,
-    )
+    return Scored([file_of(folder, split) for split in tables], found, bounds)
 
 
 def score_rows(table: Table, scorer: Scorer, batch: int) -> PairScores:
@@ -151,67 +116,35 @@ def score_rows(table: Table, scorer: Scorer, batch: int) -> PairScores:
     Raises:
         UserError: A score is no finite number, or no row is left.
     """
-    prompts, contents = table.column("prompt"), {side: read_contents(table, side) for side in BOTH}
-    keys = np.stack([key_images(contents[side].keys, prompts) for side in BOTH], axis=1).reshape(-1)
-    recipe = {"format": FORMAT, "scorer": scorer.provenance}
-    values = compute_values(
-        "scores",
-        recipe,
-        keys,
-        lambda places: _score(table, places, prompts, scorer, batch),
-        f"Scoring with {scorer.name}",
-    )
-    scores, broken = np.full((len(table), len(BOTH)), np.nan), {}
-    for place, value in enumerate(values):
-        row, number = divmod(place, len(BOTH))
-        if value is not None and "score" in value:
-            scores[row, number] = value["score"]
-        elif row not in broken:
-            side = BOTH[number]
-            reason = contents[side].unreadable[row] if value is None else value["broken"]
-            broken[row] = describe_broken_image(side, table.cell(row, side), reason)
-    dropped = {int(table.origin[row]): reason for row, reason in broken.items()}
-    for row, reason in dropped.items():
-        log.warning(f"{table.path}: row {row} is dropped: {reason}")
-    kept = np.setdiff1d(np.arange(len(table)), list(broken))
-    if not len(kept):
+
+    def ask(asked: list[Asked]) -> list[float]:
+        scores = scorer.score([one.image for one in asked], [one.prompt for one in asked]).double().tolist()
+        wrong = [
+            f"row {table.origin[one.row]}, {one.side}: {score}"
+            for one, score in zip(asked, scores, strict=True)
+            if not math.isfinite(score)
+        ]
+        if wrong:
+            raise UserError(
+                f"{scorer.name} gives {len(wrong)} images of {table.path} scores that are no finite numbers "
+                f"({'; '.join(wrong[:8])}). Score in float32 if it was not, or remove these rows."
+            )
+        return scores
+
+    recipe, title = {"format": FORMAT, "scorer": scorer.provenance}, f"Scoring with {scorer.name}"
+    found = ask_of_images("scores", "score", recipe, table, BOTH, ask, batch, title)
+    kept, dropped = [], {}
+    for row, scores in enumerate(zip(*found.values(), strict=True)):
+        broken = next((i for i, score in enumerate(scores) if isinstance(score, BrokenImage)), None)
+        if broken is None:
+            kept.append(row)
+            continue
+        reason = describe_broken_image(BOTH[broken], table.cell(row, BOTH[broken]), scores[broken])
+        dropped[int(table.origin[row])] = reason
+        log.warning(f"{table.path}: row {table.origin[row]} is dropped: {reason}")
+    if not kept:
         raise UserError(f"Every pair of {table.path} has a broken image: {next(iter(dropped.values()))}.")
-    return PairScores(kept, scores[kept], dropped)
-
-
-def _score(
-    table: Table, places: Sequence[int], prompts: list[str], scorer: Scorer, batch: int
-) -> Iterator[dict[str, Any]]:
-    """Yield the score of each image, or why it is broken; images are decoded by threads some ahead."""
-    decoded = ahead(lambda place: (place, _decode(table, place)), places, workers=WORKERS, depth=batch + WORKERS)
-    for group in groups(decoded, batch):
-        images = {place: image for place, image in group if not isinstance(image, BrokenImage)}
-        asked = [prompts[place // len(BOTH)] for place in images]
-        scores = dict(
-            zip(images, scorer.score(list(images.values()), asked).double().tolist() if images else [], strict=True)
-        )
-        _check_finite(scores, table, scorer.name)
-        for place, image in group:
-            yield {"broken": str(image)} if isinstance(image, BrokenImage) else {"score": scores[place]}
-
-
-def _decode(table: Table, place: int) -> Image | BrokenImage:
-    row, number = divmod(place, len(BOTH))
-    try:
-        return decode(table.cell(row, BOTH[number]))
-    except BrokenImage as error:
-        return error
-
-
-def _check_finite(scores: dict[int, float], table: Table, scorer: str) -> None:
-    wrong = [place for place, score in scores.items() if not math.isfinite(score)]
-    if wrong:
-        named = [(table.origin[place // len(BOTH)], BOTH[place % len(BOTH)], scores[place]) for place in wrong[:8]]
-        some = "; ".join(f"row {row}, {side}: {score}" for row, side, score in named)
-        raise UserError(
-            f"{scorer} gives {len(wrong)} images of {table.path} scores that are no finite numbers ({some}). Score in "
-            "float32 if it was not, or remove these rows."
-        )
+    return PairScores(np.array(kept), np.array([[found[side][row] for side in BOTH] for row in kept]), dropped)
 
 
 def _write(target: Target, found: PairScores, bounds: Bounds, labelling: Labelling) -> None:

@@ -1,36 +1,64 @@
-"""Write a new pair table, row by row: a folder that is there whole or not at all.
+"""Write pair tables, each with a record of how it was made.
 
-    FOLDER/train-00000-of-00002.parquet, ...   read back with `data.name=pairs data.path=FOLDER`
-    FOLDER/train.provenance.json               how it was made
+    FOLDER/train-00000-of-00001.parquet   read back with `data.name=pairs data.path=FOLDER`
+    FOLDER/train.provenance.json          how it was made
 
-Images are embedded as the bytes that they are; nothing is decoded or encoded anew.
+`write_table` writes new rows: the whole folder is there, or nothing of it. A `Target` is one split of a table that is
+made of another one: the same rows and images, with columns added or replaced. Images are embedded as the bytes that
+they are, or stay paths; nothing is decoded or encoded anew.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffpo.disk.files import whole_folder
+from diffpo.data.contents import identify
+from diffpo.disk.ahead import groups
+from diffpo.disk.files import whole_folder, write_file, write_json
 from diffpo.disk.progress import track
 from diffpo.errors import UserError
 
 if TYPE_CHECKING:
-    from datasets import Features
+    from datasets import Dataset, Features
 
-RECORD = "train.provenance.json"
+    from diffpo.data.records import Table
+
 GROUP_ROWS = 64
-"""Rows in memory at a time, and per row group."""
+"""Rows in memory at a time, images included, and per row group."""
 SHARD_BYTES = 500_000_000
-"""Content after which the next file begins."""
+"""Content after which the next file of a new table begins."""
+
+
+def file_of(folder: Path, split: str) -> Path:
+    """Name the file of a split that is one file, so that it is read back under its own name."""
+    return folder / f"{split}-00000-of-00001.parquet"
+
+
+def record_of(folder: Path, split: str) -> Path:
+    """Name the record of how a split was made."""
+    return folder / f"{split}.provenance.json"
+
+
+def read_record(record: Path) -> dict[str, Any]:
+    """Read how a table was made.
+
+    Raises:
+        UserError: The record is damaged.
+    """
+    try:
+        return json.loads(record.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{record} is damaged ({error}): restore it, or choose another folder.") from error
 
 
 def check_place(folder: Path, recipe: Mapping[str, Any], *, fresh: bool) -> None:
-    """Check that a table may be written to `folder`: ask before the work begins.
+    """Check that `write_table` may write to `folder`; ask before the work begins.
 
     Args:
         folder: New, empty, or holding such a table, which will be replaced.
@@ -40,28 +68,20 @@ def check_place(folder: Path, recipe: Mapping[str, Any], *, fresh: bool) -> None
     Raises:
         UserError: The folder holds something else, or a table made in another way and `fresh` is not set.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; give the folder that the new table should stand in.")
+    _check_folder(folder)
     if not folder.is_dir() or not any(folder.iterdir()):
         return
-    record = folder / RECORD
+    record = record_of(folder, "train")
     if not record.is_file():
-        raise UserError(f"{folder} holds other files and no {RECORD}: choose another folder.")
-    try:
-        same = json.loads(record.read_text(encoding="utf-8")).get("recipe") == recipe
-    except ValueError as error:
-        raise UserError(f"{record} is damaged ({error}): choose another folder, or remove this one.") from error
-    if not (same or fresh):
-        raise UserError(
-            f"{folder} holds a table made with other settings ({RECORD} says how): choose another folder, or give "
-            "--fresh to replace it."
-        )
+        raise UserError(f"{folder} holds other files and no {record.name}: choose another folder.")
+    if read_record(record).get("recipe") != recipe and not fresh:
+        raise _made_otherwise(f"{folder} holds a table made with other settings", record)
 
 
 def write_table(
     folder: Path, features: Features, rows: Iterable[dict[str, Any]], total: int, record: Mapping[str, Any]
 ) -> None:
-    """Write a table; one that stands there is replaced.
+    """Write a new table; one that stands there is replaced.
 
     Args:
         folder: See `check_place`.
@@ -75,7 +95,7 @@ def write_table(
     """
     with whole_folder(folder.absolute()) as temporary:
         _write_shards(temporary, features, track(rows, "Writing pairs", total))
-        (temporary / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(record_of(temporary, "train"), record)
 
 
 def _write_shards(folder: Path, features: Features, rows: Iterator[dict[str, Any]]) -> None:
@@ -85,7 +105,7 @@ def _write_shards(folder: Path, features: Features, rows: Iterator[dict[str, Any
 
     schema, files, size, writer = features.arrow_schema, [], 0, None
     with contextlib.closing(rows), contextlib.ExitStack() as stack:
-        while group := list(itertools.islice(rows, GROUP_ROWS)):
+        for group in groups(rows, GROUP_ROWS):
             if writer is None or size >= SHARD_BYTES:
                 stack.close()
                 files.append(folder / f"{len(files)}.part")
@@ -95,3 +115,114 @@ def _write_shards(folder: Path, features: Features, rows: Iterator[dict[str, Any
             size += content.nbytes
     for number, file in enumerate(files):
         file.rename(folder / f"train-{number:05d}-of-{len(files):05d}.parquet")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A split of a pair table that is to be made of another table."""
+
+    folder: Path
+    split: str
+    """Other splits may stand in the same folder, made in the same way or not."""
+    table: Table
+    """What it is made of."""
+    recipe: dict[str, Any]
+    """All that decides the new columns besides `table`, as plain JSON values; it goes into the record."""
+
+    @property
+    def path(self) -> Path:
+        """The parquet file."""
+        return file_of(self.folder, self.split)
+
+    @property
+    def record(self) -> Path:
+        """The record beside it; it says nothing of `rows` while the table is being written."""
+        return record_of(self.folder, self.split)
+
+    def is_finished(self, *, fresh: bool) -> bool:
+        """Whether the very same table is there already; ask before the work begins.
+
+        Args:
+            fresh: Whether a table that was made in another way may be replaced.
+
+        Raises:
+            UserError: A table made in another way is there and `fresh` is not set, something else is, or writing there
+                would change the table that is read.
+        """
+        self._check_place()
+        if not self.path.exists():
+            return False
+        if not self.record.is_file():
+            raise UserError(f"{self.path} is there, and nothing says how it was made: choose another folder.")
+        made = read_record(self.record)
+        if all(made.get(name) == value for name, value in self._provenance.items()):
+            return "rows" in made and not fresh
+        if not fresh:
+            raise _made_otherwise(f"{self.path} is there, made of another table or with other settings", self.record)
+        return False
+
+    def write(
+        self, rows: Dataset, columns: Mapping[str, Sequence[Any]], notes: Mapping[str, Any] | None = None
+    ) -> None:
+        """Write the table and its record; images are carried over as they are: bytes, or absolute paths.
+
+        Args:
+            rows: In standard columns; usually `table.rows`.
+            columns: Added, or put in the place of those of the same name; one value per row.
+            notes: What else the record should say, such as counts.
+
+        Raises:
+            UserError: The disk is full; what stood there before is untouched.
+        """
+        import datasets
+        import pyarrow
+        from pyarrow import parquet
+
+        kept = rows.select_columns([name for name in rows.column_names if name not in columns])
+        added = pyarrow.table({name: pyarrow.array(values) for name, values in columns.items()})
+        assert len(added) == len(kept), (len(added), len(kept))
+        features = {k: datasets.Image() if isinstance(f, datasets.Image) else f for k, f in kept.features.items()}
+        schema = datasets.Features(features | datasets.Features.from_arrow_schema(added.schema)).arrow_schema
+        source = kept.with_format("arrow")
+
+        def write_parquet(file: Any) -> None:
+            starts = range(0, len(kept), GROUP_ROWS)
+            with parquet.ParquetWriter(file, schema) as writer:
+                for start in track(starts, "Writing", len(starts)):
+                    old, new = source[start : start + GROUP_ROWS], added.slice(start, GROUP_ROWS)
+                    parts = dict(zip([*old.column_names, *new.column_names], [*old.columns, *new.columns], strict=True))
+                    writer.write_table(pyarrow.table([parts[name] for name in schema.names], schema=schema))
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.record, self._provenance)
+        write_file(self.path, write_parquet)
+        write_json(self.record, self._provenance | {"rows": len(kept), "columns": list(columns), **(notes or {})})
+
+    @cached_property
+    def _provenance(self) -> dict[str, Any]:
+        """What decides the table; a table that was derived itself brings its own record along."""
+        source: dict[str, Any] = {"path": self.table.path, "fingerprint": identify(self.table)}
+        earlier = record_of(Path(self.table.path).expanduser(), self.split)
+        if earlier.is_file():
+            source["provenance"] = read_record(earlier)
+        return json.loads(json.dumps({"source": source, "recipe": self.recipe}))
+
+    def _check_place(self) -> None:
+        _check_folder(self.folder)
+        folder, given = self.folder.resolve(), Path(self.table.path).expanduser()
+        source = given.resolve()
+        local = given.exists() or any(mark in self.table.path for mark in "*?[")
+        if local and (source.is_relative_to(folder) or (source.is_dir() and folder.is_relative_to(source))):
+            raise UserError(
+                f"the new table cannot stand in {self.folder}: the table that it is made of, {self.table.path}, is "
+                "read from there. Choose another folder."
+            )
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; give the folder that the new table should stand in.")
+
+
+def _made_otherwise(what: str, record: Path) -> UserError:
+    return UserError(f"{what} ({record.name} says how): choose another folder, or give --fresh to replace it.")

@@ -16,12 +16,12 @@ from diffpo.curate.agreement import (
     credits,
     prompt_interval,
     verdicts_of,
-    write_agreement,
 )
 from diffpo.curate.labels import Labelling
 from diffpo.curate.score import score_pairs
 from diffpo.data import Pairs
 from diffpo.errors import UserError
+from diffpo.scorers import ShapesUtility
 
 
 class Told:
@@ -75,9 +75,7 @@ def test_scores_are_kept_and_all_scorers_judge_the_same_pairs(records, jsonl, tm
     assert [(row.scorer, row.agreement) for row in found.scorers] == [("good", 1.0), ("bad", 0.0)]
     assert found.n_pairs == 4 and list(found.broken) == [2]
     assert agreement(source, [good, bad]) == found and good.asked == bad.asked == 9
-    write_agreement(tmp_path / "agreement.json", found)
-    value = json.loads((tmp_path / "agreement.json").read_text())
-    assert value["scorers"][0]["agreement"] == 1.0 and value["scorers"][1]["provenance"] == bad.provenance
+    assert found.scorers[1].provenance == bad.provenance
     table = agreement_table(found)
     assert table.row_count == 2 and list(table.columns[1].cells) == ["100.0%", "0.0%"]
 
@@ -115,6 +113,8 @@ def test_the_command(tmp_path, monkeypatch, capsys):
         found = json.loads((tmp_path / "agreement.json").read_text())
         counts.append((found["n_pairs"], found["label_ties"]))
         assert [row["scorer"] for row in found["scorers"]] == ["shapes", "shapes-utility"]
+        assert found["scorers"][1]["provenance"] == ShapesUtility().provenance
+        assert ("wrote agreement.json (replaced an earlier file)" in out) == bool(more)
     assert counts[0][0] == counts[1][0] == 12 and counts[0][1] > counts[1][1] == 0
 
 

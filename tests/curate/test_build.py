@@ -120,7 +120,7 @@ def test_scores_that_are_there_are_taken_and_others_made(media, tmp_path):
     by_hand = [utility(Image.open(base / item.file), item.prompt) for item in read_media(base)]
     score_folder(base, [ShapesVerifier()])
     build_by_scores([base, tuned], "shapes-utility", ShapesUtility, Ranking(), Output(tmp_path / "first"))
-    record = json.loads((tmp_path / "first" / write.RECORD).read_text())
+    record = json.loads((tmp_path / "first" / "train.provenance.json").read_text())
     assert record["recipe"]["scorer"] == ShapesUtility().provenance
     build_by_scores([base, tuned], "shapes-utility", never, Ranking(), Output(tmp_path / "second"))
     assert table(tmp_path / "first") == table(tmp_path / "second")

@@ -10,8 +10,9 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from diffpo.curate.derived import ROWS_PER_FILE, Target, compute_values
+from diffpo.curate.derived import ROWS_PER_FILE, compute_values
 from diffpo.curate.inspect import guess_source
+from diffpo.curate.write import Target
 from diffpo.data.contents import identify
 from diffpo.data.splits import load_table
 from diffpo.disk.rows import as_keys, digest
@@ -106,11 +107,12 @@ def test_embedded_images_are_carried_over_byte_by_byte(records, jsonl, tmp_path)
     )
     datasets.Dataset.from_list(rows, features=features).to_parquet(tmp_path / "embedded.parquet")
     table = open_table(tmp_path / "embedded.parquet")
-    path = target(table, tmp_path / "out").write(table.rows, {"preference": [1.0, 0.8, 0.7]})
+    made = target(table, tmp_path / "out")
+    made.write(table.rows, {"preference": [1.0, 0.8, 0.7]})
     assert [cell["bytes"] for cell in open_table(tmp_path / "out").column("chosen")] == [
         row["chosen"]["bytes"] for row in rows
     ]
-    plain = datasets.load_dataset("parquet", data_files=str(path), split="train")  # as anyone would read it
+    plain = datasets.load_dataset("parquet", data_files=str(made.path), split="train")  # as anyone would read it
     assert isinstance(plain[0]["rejected"], Image.Image)
 
 
@@ -162,6 +164,6 @@ def test_no_table_is_written_into_the_one_it_is_made_of(folder, records, jsonl, 
 def test_a_derived_table_brings_the_provenance_of_its_source_along(table, tmp_path):
     target(table, tmp_path / "first").write(table.rows, {"user_id": ["x"] * len(table)})
     second = target(open_table(tmp_path / "first"), tmp_path / "second", {"made by": "guessing"})
-    path = second.write(second.table.rows, {"user_id": ["y"] * len(table)})
+    second.write(second.table.rows, {"user_id": ["y"] * len(table)})
     assert json.loads(second.record.read_text())["source"]["provenance"]["recipe"] == RECIPE
-    assert pyarrow.parquet.read_schema(path).names.count("user_id") == 1
+    assert pyarrow.parquet.read_schema(second.path).names.count("user_id") == 1
