@@ -16,11 +16,11 @@ Level = Literal["weak", "medium", "strong"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Captioner(Batched, ABC):
-    """Says what an image shows. Weights are loaded when the first image is captioned."""
+class Writer(Batched, ABC):
+    """Writes captions. Weights are loaded when the first one is written."""
 
     name: ClassVar[str]
-    """As in `CAPTIONERS`, and in the provenance of tables."""
+    """As in `CAPTIONERS` or `PERTURBERS`, and in the provenance of tables."""
 
     @property
     @abstractmethod
@@ -30,6 +30,11 @@ class Captioner(Batched, ABC):
         Raises:
             UserError: If the weights cannot be found.
         """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captioner(Writer, ABC):
+    """Says what an image shows."""
 
     @abstractmethod
     def caption(self, images: Sequence[Image], prompts: Sequence[str], keys: Sequence[int]) -> list[str]:
@@ -41,8 +46,7 @@ class Captioner(Batched, ABC):
             keys: A number per image: with the options, all that its random draws depend on.
 
         Returns:
-            One caption per image, without white space around it. An empty one says that the captioner had nothing to
-            say.
+            One caption per image, without white space around it; an empty one says that nothing came out.
 
         Raises:
             UserError: If the weights cannot be found or are of the wrong kind, or such an image or prompt cannot be
@@ -51,28 +55,9 @@ class Captioner(Batched, ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Perturber(Batched, ABC):
-    """Rewrites a caption so that it fits its image less well. Weights are loaded when the first one is rewritten."""
-
-    name: ClassVar[str]
-    """As in `PERTURBERS`, and in the provenance of tables."""
-
-    @property
-    @abstractmethod
-    def provenance(self) -> dict[str, Any]:
-        """What decides a result, known without loading the weights; see `Captioner.provenance`."""
+class Perturber(Writer, ABC):
+    """Rewrites a caption so that it fits its image less well."""
 
     @abstractmethod
     def perturb(self, captions: Sequence[str], keys: Sequence[int]) -> list[str]:
-        """Rewrite each caption.
-
-        Args:
-            captions: None of them empty.
-            keys: A number per caption: with the options, all that its random draws depend on.
-
-        Returns:
-            One text per caption, without white space around it; an empty one says that nothing came out.
-
-        Raises:
-            UserError: If the weights cannot be found or are of the wrong kind, or such a caption cannot be rewritten.
-        """
+        """Rewrite each caption, none of which is empty; keys, result and errors are those of `Captioner.caption`."""

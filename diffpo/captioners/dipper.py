@@ -58,11 +58,7 @@ class Dipper(LanguageModel, Perturber):
     """Draw from the likeliest tokens that have this probability together."""
 
     def __post_init__(self) -> None:
-        """Refuse what DIPPER does not know.
-
-        Raises:
-            ConfigError: It was trained on no such code.
-        """
+        """Refuse what DIPPER was not trained on."""
         super().__post_init__()
         if self.order not in CODES:
             raise ConfigError(f"order is {self.order}; allowed are {', '.join(map(str, CODES))}.")

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from diffpo.captioners.base import Captioner
-from diffpo.captioners.language import IMAGE_TEXT, LanguageModel, load_chat_part
+from diffpo.captioners.language import IMAGE_TEXT, ChatModel
 from diffpo.core.block import Place
 from diffpo.errors import ConfigError
 
@@ -27,12 +26,14 @@ INSTRUCTIONS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageTextCaptioner(LanguageModel, Captioner):
+class ImageTextCaptioner(ChatModel, Captioner):
     """An image-text-to-text model of transformers that is told to describe the image."""
 
     name = "transformers"
     kind = IMAGE_TEXT
     what = "an image-text-to-text model"
+    reader = "AutoProcessor", "a processor of images and text"
+    reading: ClassVar = {"processor_kwargs": {"padding": True}}
 
     path: Place = "llava-hf/llava-v1.6-34b-hf"
     """Hub id or local folder of the model; the default is the paper's."""
@@ -42,11 +43,7 @@ class ImageTextCaptioner(LanguageModel, Captioner):
     """What the model is told, with `{prompt}` where the prompt belongs; None: see `INSTRUCTIONS`."""
 
     def __post_init__(self) -> None:
-        """Refuse an instruction that does not go with `sees`.
-
-        Raises:
-            ConfigError: The prompt is asked for and not shown, or the reverse.
-        """
+        """Refuse an instruction that does not go with `sees`."""
         super().__post_init__()
         if (self.sees == "image+prompt") != ("{prompt}" in self._instruction):
             verb = "needs" if self.sees == "image+prompt" else "goes without"
@@ -61,28 +58,6 @@ class ImageTextCaptioner(LanguageModel, Captioner):
         return {"captioner": self.name, "sees": self.sees, "instruction": self._instruction, **self.model_provenance}
 
     def caption(self, images: Sequence[Image], prompts: Sequence[str], keys: Sequence[int]) -> list[str]:
-        chats = [
-            [
-                {
-                    "role": "user",
-                    "content": [
-                        {"type": "image", "image": image},
-                        {"type": "text", "text": self._instruction.replace("{prompt}", prompt)},
-                    ],
-                }
-            ]
-            for image, prompt in zip(images, prompts, strict=True)
-        ]
-        inputs = self._processor.apply_chat_template(
-            chats,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            processor_kwargs={"padding": True},
-        )
-        return self.answer(inputs, keys, self._processor.tokenizer)
-
-    @cached_property
-    def _processor(self) -> Any:
-        return load_chat_part(self.weights.path, "AutoProcessor", "a processor of images and text")
+        told = [self._instruction.replace("{prompt}", prompt) for prompt in prompts]
+        pairs = zip(images, told, strict=True)
+        return self.answer([[{"type": "image", "image": i}, {"type": "text", "text": t}] for i, t in pairs], keys)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from diffpo.captioners.base import Level, Perturber
-from diffpo.captioners.language import CAUSAL, LanguageModel, load_chat_part
+from diffpo.captioners.language import CAUSAL, ChatModel
 from diffpo.core.block import Place
 
 CHANGES: dict[Level, str] = {
@@ -23,12 +22,14 @@ INSTRUCTION = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Instruct(LanguageModel, Perturber):
+class Instruct(ChatModel, Perturber):
     """An instruction-tuned language model of transformers that is told to change the caption."""
 
     name = "instruct"
     kind = CAUSAL
     what = "a causal language model"
+    reader = "AutoTokenizer", "a tokenizer"
+    reading: ClassVar = {"padding": True, "enable_thinking": False}  # templates that do not know it pass over it
 
     path: Place = "Qwen/Qwen2.5-7B-Instruct"
     """Hub id or local folder of the model."""
@@ -36,24 +37,12 @@ class Instruct(LanguageModel, Perturber):
     """How much the caption is changed."""
 
     @property
+    def _told(self) -> str:
+        return INSTRUCTION.replace("{change}", CHANGES[self.level])
+
+    @property
     def provenance(self) -> dict[str, Any]:
-        told = INSTRUCTION.replace("{change}", CHANGES[self.level])
-        return {"perturber": self.name, "level": self.level, "instruction": told, **self.model_provenance}
+        return {"perturber": self.name, "level": self.level, "instruction": self._told, **self.model_provenance}
 
     def perturb(self, captions: Sequence[str], keys: Sequence[int]) -> list[str]:
-        told = INSTRUCTION.replace("{change}", CHANGES[self.level])
-        chats = [[{"role": "user", "content": told.replace("{caption}", caption)}] for caption in captions]
-        inputs = self._tokenizer.apply_chat_template(
-            chats,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            padding=True,
-            enable_thinking=False,  # templates that do not know it pass over it
-        )
-        return self.answer(inputs, keys, self._tokenizer)
-
-    @cached_property
-    def _tokenizer(self) -> Any:
-        return load_chat_part(self.weights.path, "AutoTokenizer", "a tokenizer")
+        return self.answer([self._told.replace("{caption}", caption) for caption in captions], keys)

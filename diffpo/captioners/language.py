@@ -12,7 +12,6 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from diffpo.core.block import NotNegative, Place, Range, Seed
@@ -90,36 +89,44 @@ class LanguageModel(OnDevice):
                 pad_token_id=pad_token_id,
             )
 
-    def answer(self, chats: Mapping[str, Tensor], keys: Sequence[int], tokenizer: Any) -> list[str]:
-        """Write what comes behind each row of `chats`, whose tokens end together."""
-        tokens = self.generate(chats, keys, tokenizer.pad_token_id)[:, chats["input_ids"].shape[1] :]
+
+@dataclass(frozen=True, kw_only=True)
+class ChatModel(LanguageModel):
+    """The options of whatever runs a language model that is told what to write."""
+
+    reader: ClassVar[tuple[str, str]]
+    """The class of transformers that reads what the model is told, and the same for messages."""
+    reading: ClassVar[Mapping[str, Any]]
+    """What the reader's `apply_chat_template` is told besides."""
+
+    def answer(self, told: Sequence[Any], keys: Sequence[int]) -> list[str]:
+        """Write what the model answers to each content of a message; the key of each decides its draws."""
+        inputs = self._reader.apply_chat_template(
+            [[{"role": "user", "content": content}] for content in told],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            **self.reading,
+        )
+        tokenizer = getattr(self._reader, "tokenizer", self._reader)
+        tokens = self.generate(inputs, keys, tokenizer.pad_token_id)[:, inputs["input_ids"].shape[1] :]
         return [tidy(text) for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
 
-
-def load_chat_part(folder: Path, auto: str, what: str) -> Any:
-    """Load a tokenizer or processor that knows how a model is addressed.
-
-    A batch of chats of different length is padded in front, so that they end together, where their continuations begin.
-
-    Args:
-        folder: Where it is.
-        auto: `AutoTokenizer` or `AutoProcessor`.
-        what: For messages.
-
-    Raises:
-        UserError: It is not there, or has no chat template.
-    """
-    part = load_part(folder, auto, what)
-    if not part.chat_template:
-        raise UserError(
-            f"{folder} has no chat template (chat_template.jinja), so nobody knows how to address it. Give a chat or "
-            "instruct version of the model, or add the template to a local copy."
-        )
-    tokenizer = part.tokenizer if auto == "AutoProcessor" else part
-    tokenizer.padding_side = "left"
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return part
+    @cached_property
+    def _reader(self) -> Any:
+        """A tokenizer or processor; it pads chats in front, so that they end where their continuations begin."""
+        folder = self.weights.path
+        reader = load_part(folder, *self.reader)
+        if not reader.chat_template:
+            raise UserError(
+                f"{folder} has no chat template (chat_template.jinja), so nobody knows how to address it. Give a chat "
+                "or instruct version of the model, or add the template to a local copy."
+            )
+        tokenizer = getattr(reader, "tokenizer", reader)
+        tokenizer.padding_side = "left"
+        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+        return reader
 
 
 def tidy(text: str) -> str:
@@ -131,25 +138,20 @@ def tidy(text: str) -> str:
 
 def _processors(options: LanguageModel, keys: Sequence[int]) -> Any:
     """What is done to a row's scores `[n vocabulary]` before the largest is taken."""
+    import torch
     from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
     if not options.temperature:
         return LogitsProcessorList()
-    warpers = [TemperatureLogitsWarper(options.temperature)]
-    warpers += [TopPLogitsWarper(options.top_p)] if options.top_p < 1 else []
-    return LogitsProcessorList([*warpers, _gumbel(options.seed, keys)])
+    rows = [torch.Generator().manual_seed(stable_hash(options.seed, key)) for key in keys]
 
-
-def _gumbel(seed: int, keys: Sequence[int]) -> Any:
-    import torch
-
-    rows = [torch.Generator().manual_seed(stable_hash(seed, key)) for key in keys]
-
-    def add_noise(input_ids: Tensor, scores: Tensor) -> Tensor:
+    def add_gumbel(input_ids: Tensor, scores: Tensor) -> Tensor:
         uniform = torch.stack([torch.rand(scores.shape[-1], generator=row) for row in rows])
         return scores.float() - torch.log(-torch.log(uniform)).to(scores.device)
 
-    return add_noise
+    warpers = [TemperatureLogitsWarper(options.temperature)]
+    warpers += [TopPLogitsWarper(options.top_p)] if options.top_p < 1 else []
+    return LogitsProcessorList([*warpers, add_gumbel])
 
 
 def stable_hash(*parts: object) -> int:

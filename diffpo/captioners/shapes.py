@@ -10,7 +10,7 @@ training images every eighth would be one that is held out, and the model would 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
 from typing import TYPE_CHECKING, Any, Literal
@@ -68,39 +68,24 @@ def describe(seen: Seen, asked: SceneSpec) -> SceneSpec:
     would make two objects of one colour, which the grammar has no words for, only the largest object is named, or
     none.
     """
-    from diffpo.worlds.shapes.verify import judge
+    from diffpo.worlds.shapes.scenes import RELATIONS, ObjectSpec
+    from diffpo.worlds.shapes.verify import UNKNOWN, judge
 
-    background = seen.background if _known(seen.background) else asked.background
-    for count in (2, 1, 0):
-        found = seen.objects[:count]
-        candidates = list(_candidates(found, replace(asked, background=background)))
-        if len(found) == count and candidates:
+    def named(found: FoundObject | None, spec: ObjectSpec) -> ObjectSpec:
+        return ObjectSpec(found.color, spec.shape if found.shape == UNKNOWN else found.shape) if found else spec
+
+    if seen.background != UNKNOWN:
+        asked = replace(asked, background=seen.background)
+    for found in (seen.objects[:2], seen.objects[:1], ()):
+        candidates = [
+            replace(asked, first=first, second=second, relation=relation)
+            for one, other in permutations((*found, None, None)[:2])
+            if (first := named(one, asked.first)).color != (second := named(other, asked.second)).color
+            for relation in (RELATIONS if len(found) == 2 else (asked.relation,))
+        ]
+        if candidates:
             return max(candidates, key=lambda spec: (judge(seen, spec).score, _agreement(spec, asked)))
     raise AssertionError("the prompt itself is always a candidate")
-
-
-def _candidates(found: Sequence[FoundObject], asked: SceneSpec) -> Iterator[SceneSpec]:
-    """Every caption that names the found objects, in either order and any relation, and what is missing as asked."""
-    from diffpo.worlds.shapes.scenes import RELATIONS
-
-    padded = [*found, *[None] * (2 - len(found))]
-    for first, second in permutations(padded):
-        named = _name(first, asked.first), _name(second, asked.second)
-        if named[0].color != named[1].color:
-            relations = RELATIONS if len(found) == 2 else (asked.relation,)
-            yield from (replace(asked, first=named[0], second=named[1], relation=relation) for relation in relations)
-
-
-def _name(found: FoundObject | None, asked: ObjectSpec) -> ObjectSpec:
-    if found is None:
-        return asked
-    return replace(asked, color=found.color, shape=found.shape if _known(found.shape) else asked.shape)
-
-
-def _known(word: str) -> bool:
-    from diffpo.worlds.shapes.verify import UNKNOWN
-
-    return word != UNKNOWN
 
 
 def _agreement(spec: SceneSpec, asked: SceneSpec) -> int:
@@ -140,27 +125,19 @@ class ShapesPerturber(Perturber):
         return [self._change(caption, key) for caption, key in zip(captions, keys, strict=True)]
 
     def _change(self, caption: str, key: int) -> str:
-        from diffpo.worlds.shapes.scenes import (
-            BACKGROUNDS,
-            COLORS,
-            RELATIONS,
-            SHAPES,
-            ObjectSpec,
-            SceneSpec,
-            parse_caption,
-        )
+        from diffpo.worlds.shapes import scenes
 
         try:
-            spec = parse_caption(caption)
+            spec = scenes.parse_caption(caption)
         except ValueError as error:
             raise UserError(f"perturber {self.name} rewrites captions of the shapes world only: {error}") from error
         draws = random.Random(stable_hash(self.seed, key))
-        words = (COLORS, SHAPES, COLORS, SHAPES, RELATIONS, tuple(BACKGROUNDS))
+        words = (*2 * (scenes.COLORS, scenes.SHAPES), scenes.RELATIONS, tuple(scenes.BACKGROUNDS))
         while True:  # until the grammar has words for it, it is another picture, and it may be named
             values = list(_attributes(spec))
             for i in draws.sample(range(len(values)), CHANGES[self.level]):
                 values[i] = draws.choice([word for word in words[i] if word != values[i]])
-            color1, shape1, color2, shape2, relation, background = values
-            changed = SceneSpec(ObjectSpec(color1, shape1), ObjectSpec(color2, shape2), relation, background)
-            if color1 != color2 and changed != spec.mirrored() and _allowed(changed, spec, self.splits):
+            first, second = scenes.ObjectSpec(*values[:2]), scenes.ObjectSpec(*values[2:4])
+            changed = scenes.SceneSpec(first, second, *values[4:])
+            if first.color != second.color and changed != spec.mirrored() and _allowed(changed, spec, self.splits):
                 return changed.caption
