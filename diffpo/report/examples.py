@@ -11,13 +11,13 @@ import io
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from diffpo.compare.evidence import Evidence
 from diffpo.compare.numbers import number
 from diffpo.compare.pairing import Key
-from diffpo.media.folder import Media, home_of, open_clip
+from diffpo.media.folder import home_of, open_clip
 from diffpo.media.frames import Clip
 from diffpo.media.sheet import fit
 from diffpo.scorers.scores import ScoreRow
@@ -147,8 +147,7 @@ class Gallery:
     def _source(self, row: ScoreRow) -> str:
         key = (row.model, row.file)
         if key not in self._sources:
-            media = Media(**{field.name: getattr(row, field.name) for field in fields(Media)})
-            self._sources[key] = data_uri(open_clip(self._homes[row.model], media))
+            self._sources[key] = data_uri(open_clip(self._homes[row.model], row))
         return self._sources[key]
 
     def _per_category(self) -> int:

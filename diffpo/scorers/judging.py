@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diffpo.disk.ahead import ahead, chunks
 from diffpo.disk.files import sweep
@@ -47,15 +47,9 @@ class Judge:
         return key_of(content, item.frames, self.question(item))
 
     def __contains__(self, key: bytes) -> bool:
-        """Whether a row is known."""
         return key in self.known or key in self.store
 
     def __getitem__(self, key: bytes) -> Row:
-        """What is known under a key.
-
-        Raises:
-            KeyError: Nothing is.
-        """
         return self.known[key] if key in self.known else self.store[key]
 
 
@@ -116,17 +110,13 @@ def judge_media(
 
 def _judge_group(home: Path, group: Sequence[Media], judges: Sequence[Judge], judged: Judged) -> None:
     """Judge what is not known of a group, and keep what was found as one file for each judge."""
-    for item, content in ahead(lambda item: (item, _read(home, item)), group, workers=_THREADS, depth=_THREADS):
-        if isinstance(content, BrokenImage):
-            judged.left_out[str(home / item.file)] = str(content)
-        else:
-            judged.contents[item.file] = content
     contents = judged.contents
+    contents.update((item.file, content) for item, content in _whole(_digest, home, group, judged))
     whole = [item for item in group if item.file in contents]
     unknown = [item for item in whole if any(judge.key(contents[item.file], item) not in judge for judge in judges)]
     found: list[dict[bytes, Row]] = [{} for _ in judges]
     try:
-        for batch in _decoded(home, unknown, judged):
+        for batch in _batches(_whole(open_clip, home, unknown, judged)):
             for judge, rows in zip(judges, found, strict=True):
                 todo = {judge.key(contents[item.file], item): (clip, item) for item, clip in batch}
                 todo = {key: two for key, two in todo.items() if key not in rows and key not in judge}
@@ -139,29 +129,34 @@ def _judge_group(home: Path, group: Sequence[Media], judges: Sequence[Judge], ju
                 judge.store.add(list(rows), rows.values())
 
 
-def _read(home: Path, item: Media) -> str | BrokenImage:
-    try:
-        return hashlib.blake2b(read_file(home, item), digest_size=8).hexdigest()
-    except BrokenImage as error:
-        return error
+def _digest(home: Path, item: Media) -> str:
+    return hashlib.blake2b(read_file(home, item), digest_size=8).hexdigest()
 
 
-def _decoded(home: Path, media: Sequence[Media], judged: Judged) -> Iterator[list[tuple[Media, Clip]]]:
-    """Decode media by threads, and yield batches that are bounded in pixels; what is broken is left out."""
+def _whole(
+    read: Callable[[Path, Media], Any], home: Path, media: Sequence[Media], judged: Judged
+) -> Iterator[tuple[Media, Any]]:
+    """Read media by threads; what is broken is left out."""
 
-    def attempt(item: Media) -> Clip | BrokenImage:
+    def attempt(item: Media) -> tuple[Media, Any]:
         try:
-            return open_clip(home, item)
+            return item, read(home, item)
         except BrokenImage as error:
-            return error
+            return item, error
 
+    for item, content in ahead(attempt, media, workers=_THREADS, depth=_THREADS):
+        if isinstance(content, BrokenImage):
+            judged.left_out[str(home / item.file)] = str(content)
+            judged.contents.pop(item.file, None)
+        else:
+            yield item, content
+
+
+def _batches(decoded: Iterable[tuple[Media, Clip]]) -> Iterator[list[tuple[Media, Clip]]]:
+    """Cut decoded media into batches that are bounded in number and in pixels."""
     batch: list[tuple[Media, Clip]] = []
     pixels = 0
-    for item, clip in ahead(lambda item: (item, attempt(item)), media, workers=_THREADS, depth=_THREADS):
-        if isinstance(clip, BrokenImage):
-            judged.left_out[str(home / item.file)] = str(clip)
-            del judged.contents[item.file]
-            continue
+    for item, clip in decoded:
         batch.append((item, clip))
         pixels += len(clip.frames) * clip.first.width * clip.first.height
         if len(batch) == _BATCH or pixels >= _BATCH_PIXELS:

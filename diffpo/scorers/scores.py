@@ -7,12 +7,12 @@ processes can share the work and a kill loses little; the table is merged, under
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,39 +40,18 @@ _METADATA = b"diffpo"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreRow:
-    """One score."""
+class ScoreRow(Media):
+    """One score of an image or clip."""
 
-    file: str
-    prompt: str
-    prompt_id: int
-    seed: int | None
-    """None: unknown."""
-    model: str
     scorer: str
     score: float
     digest: str = ""
     """Of the image file: a row of another image under the same name is not reused."""
-    frames: int = 1
-    """An image is a clip of one frame."""
-    fps: float | None = None
-    """Frames per second of a clip."""
 
     @staticmethod
     def of(item: Media, scorer: str, score: float, digest: str = "") -> ScoreRow:
         """Score an image."""
-        return ScoreRow(
-            file=item.file,
-            prompt=item.prompt,
-            prompt_id=item.prompt_id,
-            seed=item.seed,
-            model=item.model,
-            scorer=scorer,
-            score=score,
-            digest=digest,
-            frames=item.frames,
-            fps=item.fps,
-        )
+        return ScoreRow(**asdict(item), scorer=scorer, score=score, digest=digest)
 
 
 @dataclass(frozen=True)
@@ -122,17 +101,17 @@ def score_folder(folder: str | Path, scorers: Sequence[Scorer], *, console: Cons
     left_out = judged.left_out
     if len(left_out) == len(media):
         raise UserError(f"none of the {len(media)} images of {source} can be read: {next(iter(left_out.values()))}")
+    whole = [(item, judged.contents[item.file]) for item in media if item.file in judged.contents]
     made = [
         ScoreRow.of(item, name, judge[judge.key(content, item)].values["score"], content)
         for name, judge in judges.items()
-        for item in media
-        if (content := judged.contents.get(item.file)) is not None
+        for item, content in whole
     ]
     table = merge_scores(source, media, judged.contents, made, {s.name: provenance_of(s, media) for s in scorers})
     if left_out:
         lines = [f"{source}: {len(left_out)} of {len(media)} images are left out:", *left_out.values()]
         console.print("\n  ".join(lines), style="yellow", highlight=False, markup=False, soft_wrap=True)
-    return dataclasses.replace(table, left_out=left_out)
+    return replace(table, left_out=left_out)
 
 
 def score_share(
@@ -140,19 +119,11 @@ def score_share(
 ) -> None:
     """Score what falls to one of several processes; `score_folder`, on one of them, then finds all of it.
 
-    Args:
-        folder: See `score_folder`.
-        scorers: See `score_folder`.
-        console: Where to show progress.
-        rank: Which process this is; each scores every so many images.
-        world: How many processes there are.
-
-    Raises:
-        UserError: As `score_folder`.
+    Args and errors are those of `score_folder`; process `rank` of `world` scores every so many images.
     """
     source, media = Path(folder), read_media(folder)
-    judges = list(_judges(source, media, scorers).values())
-    judge_media(home_of(source), media, judges, "Scoring", console=console, rank=rank, world=world)
+    judges = _judges(source, media, scorers).values()
+    judge_media(home_of(source), media, [*judges], "Scoring", console=console, rank=rank, world=world)
 
 
 def merge_scores(
@@ -187,7 +158,8 @@ def merge_scores(
                 continue
             if row.digest in ("", contents.get(row.file, row.digest)):
                 rows.append(ScoreRow.of(item, row.scorer, row.score, row.digest))
-        table = ScoreTable(rows, {**provenance, **{k: v for k, v in earlier.provenance.items() if k not in provenance}})
+        others = {name: record for name, record in earlier.provenance.items() if name not in provenance}
+        table = ScoreTable(rows, {**provenance, **others})
         write_scores(path, table)
     return table
 
@@ -210,18 +182,15 @@ def read_scores(path: str | Path) -> ScoreTable:
     path = Path(path)
     file = path / SCORES if path.is_dir() else path
     if not file.is_file():
-        raise UserError(
-            f"there is no {file}. Run `diffpo score {path}` first." if path.is_dir() else f"there is no {file}."
-        )
+        remedy = f" Run `diffpo score {path}` first." if path.is_dir() else ""
+        raise UserError(f"there is no {file}.{remedy}")
     try:
         table = pq.read_table(file)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(
-            f"{file} is no readable score table ({error}). Delete it and run `diffpo score` again."
-        ) from error
+        remedy = "Delete it and run `diffpo score` again."
+        raise UserError(f"{file} is no readable score table ({error}). {remedy}") from error
     wanted = [f.name for f in fields(ScoreRow) if f.name in table.column_names]
-    missing = [f.name for f in fields(ScoreRow) if f.name not in wanted and f.default is MISSING]
-    if missing:
+    if missing := [f.name for f in fields(ScoreRow) if f.name not in wanted and f.default is MISSING]:
         raise UserError(f"{file} lacks the columns {', '.join(missing)}; it has {', '.join(table.column_names)}.")
     try:
         columns = table.select(wanted).cast(pa.schema([_schema().field(name) for name in wanted]))
@@ -244,7 +213,8 @@ def _schema() -> pa.Schema:
     import pyarrow as pa
 
     types = {"str": pa.string(), "int": pa.int64(), "float": pa.float64()}
-    return pa.schema([pa.field(f.name, types[str(f.type).removesuffix(" | None")]) for f in fields(ScoreRow)])
+    columns = sorted(fields(ScoreRow), key=lambda f: f.name in ("frames", "fps"))  # what clips have comes last
+    return pa.schema([(f.name, types[str(f.type).removesuffix(" | None")]) for f in columns])
 
 
 def write_scores(path: Path, table: ScoreTable) -> None:
@@ -259,9 +229,13 @@ def write_scores(path: Path, table: ScoreTable) -> None:
 
 def _judges(source: Path, media: Sequence[Media], scorers: Sequence[Scorer]) -> dict[str, Judge]:
     """The scorers, by name; each knows the scores that the table beside the media has of it."""
-    _check_names(scorers)
-    earlier = _read_earlier(source)
-    judges = {}
+    names = [scorer.name for scorer in scorers]
+    if not names:
+        raise UserError("name at least one scorer.")
+    if len(set(names)) < len(names):
+        asked = ", ".join(names)
+        raise UserError(f"each scorer can be asked once, got {asked}: a table holds one score of a scorer per image.")
+    earlier, judges = _read_earlier(source), {}
     for scorer in scorers:
         same = earlier.provenance.get(scorer.name) == provenance_of(scorer, media)
         known = {
@@ -270,7 +244,7 @@ def _judges(source: Path, media: Sequence[Media], scorers: Sequence[Scorer]) -> 
             if same and row.scorer == scorer.name and row.digest
         }
         store = RowStore("scores", {"format": FORMAT, "scorer": scorer.provenance})
-        judges[scorer.name] = Judge(store, partial(_score, scorer), lambda item: item.prompt, known)
+        judges[scorer.name] = Judge(store, partial(_score, scorer), attrgetter("prompt"), known)
     return judges
 
 
@@ -284,16 +258,6 @@ def _score(scorer: Scorer, clips: Sequence[Clip], media: Sequence[Media]) -> Ite
 def _read_earlier(source: Path) -> ScoreTable:
     """The table beside some media; empty where there is none."""
     return read_scores(path) if (path := scores_file(source)).is_file() else ScoreTable([])
-
-
-def _check_names(scorers: Sequence[Scorer]) -> None:
-    names = [scorer.name for scorer in scorers]
-    if not names:
-        raise UserError("name at least one scorer.")
-    if len(set(names)) < len(names):
-        raise UserError(
-            f"each scorer can be asked once, got {', '.join(names)}: a table holds one score of a scorer per image."
-        )
 
 
 def _check_number(score: float | None, scorer: str, file: Path) -> None:
