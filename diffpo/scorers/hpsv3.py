@@ -13,17 +13,18 @@ Checked against the authors' program on small random weights: the published ones
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffpo.core.block import Count
 from diffpo.disk.weights import Weights
 from diffpo.errors import UserError
 from diffpo.scorers.base import JointScorer
-from diffpo.scorers.hpsv3_instruction import INSTRUCTION, REWARD
 from diffpo.scorers.loading import Kind, below, check_kind, describe, frozen, load_part, load_state, read_state
-from diffpo.scorers.parts import find_beside, read_json
+from diffpo.scorers.parts import PROCESSOR_CONFIG, find_beside, read_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,6 +37,11 @@ PIXELS = 256 * 28 * 28
 _BASE = (
     "Qwen2-VL's configuration, tokenizer and image processor (config.json, tokenizer.json, preprocessor_config.json)"
 )
+INSTRUCTION = Path(__file__).with_name("hpsv3_instruction.txt").read_text(encoding="utf-8")
+"""What HPSv3 was trained to read before it judges; every space counts, and the prompt belongs at `{text_prompt}`.
+Published under the MIT licence."""
+REWARD = "<|Reward|>"
+"""The token where the rating is read, once in the instruction; it is added to Qwen2-VL's vocabulary."""
 _IMAGE = "<|image_pad|>"
 _CONVERSATION = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
@@ -43,13 +49,6 @@ _CONVERSATION = (
     "<|im_start|>assistant\n"
 )
 """Qwen2-VL's chat template for one image and one text."""
-_PLACES = (
-    ("model.language_model.", "language_model."),
-    ("model.visual.", "visual."),
-    ("model.", "language_model."),
-    ("visual.", "visual."),
-)
-"""How published names begin, and ours; the first that fits. Two are today's transformers', two the authors'."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +63,6 @@ class HPSv3(JointScorer):
     scale = "mean rating"
 
     path: str = HUB_MODEL
-    """Hub id, local folder, or file with the weights: safetensors, or a torch file of weights alone."""
     base: str | None = None
     """Where Qwen2-VL's configuration, tokenizer and image processor are; None is beside the weights if they are there,
     else the Hub id that HPSv3 was tuned from. Its weights are not needed."""
@@ -72,8 +70,8 @@ class HPSv3(JointScorer):
     """Images at a time."""
 
     @property
-    def _beside(self) -> dict[str, Any]:
-        return {
+    def _found(self) -> dict[str, Any]:
+        return super()._found | {
             "base": self._base.identity,
             "preprocessing": f"PIL, {PIXELS} pixels",
             "rotary speeds": "bfloat16",
@@ -102,7 +100,7 @@ class HPSv3(JointScorer):
 
     @cached_property
     def _base(self) -> Weights:
-        return find_beside(self.base, self._weights, otherwise=HUB_BASE, what=_BASE, probe="preprocessor_config.json")
+        return find_beside(self.base, self._weights, otherwise=HUB_BASE, what=_BASE, probe=PROCESSOR_CONFIG)
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any, Any, Any]:
@@ -115,11 +113,7 @@ class HPSv3(JointScorer):
         return network, head, tokenizer, load_part(folder, "AutoImageProcessor", "Qwen2-VL's image processor")
 
     def _build(self, vocabulary: int) -> tuple[Any, Any]:
-        """Load the network in its dtype and the head in float32.
-
-        Raises:
-            UserError: If the weights are of another kind, not whole, or for another tokenizer.
-        """
+        """Load the network in its dtype and the head in float32."""
         import torch
         from accelerate import init_empty_weights
         from torch import nn
@@ -153,12 +147,9 @@ class HPSv3(JointScorer):
 
 
 def conversation(prompt: str, patches: int, tokenizer: Any) -> str:
-    """What the network reads: the instruction with the prompt in it, behind room for the image.
+    """What the network reads: the instruction with the prompt in it, behind room for the image's `patches`.
 
-    Args:
-        prompt: Marks of the tokenizer in it, such as `<|image_pad|>`, are taken out: they are no text.
-        patches: How many tokens the image takes.
-        tokenizer: With `<|Reward|>`.
+    Marks of the tokenizer in a prompt, such as `<|image_pad|>`, are taken out: they are no text.
     """
     for mark in tokenizer.get_added_vocab():
         prompt = prompt.replace(mark, " ")
@@ -166,11 +157,14 @@ def conversation(prompt: str, patches: int, tokenizer: Any) -> str:
 
 
 def split_state(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Divide published weights into the network's, by our names, and the head's. What predicts words is left out."""
+    """Divide published weights into the network's, by our names, and the head's. What predicts words is left out.
+
+    The names of the network's weights are today's of transformers, or those that it had when the authors saved theirs.
+    """
     own = {}
     for name, value in state.items():
-        for published, ours in _PLACES:
-            if name.startswith(published):
-                own[ours + name.removeprefix(published)] = value
-                break
+        name = re.sub(r"^(model\.)?visual\.", "visual.", name)
+        name = re.sub(r"^model\.(language_model\.)?", "language_model.", name)
+        if name.startswith(("visual.", "language_model.")):
+            own[name] = value
     return own, below(state, "rm_head.")

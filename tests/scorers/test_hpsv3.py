@@ -12,8 +12,7 @@ from transformers import Qwen2Tokenizer, Qwen2VLConfig, Qwen2VLForConditionalGen
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from diffpo.errors import UserError
-from diffpo.scorers.hpsv3 import HPSv3, conversation
-from diffpo.scorers.hpsv3_instruction import INSTRUCTION, REWARD
+from diffpo.scorers.hpsv3 import INSTRUCTION, REWARD, HPSv3, conversation
 
 MARKS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
 PROMPTS = ["a red cat", "A {curly} “quote” & <|image_pad|> 猫 🐱", "", "a red cat"]
