@@ -21,14 +21,13 @@ from diffpo.errors import UserError
 from diffpo.scorers.clip import OPENAI
 from diffpo.scorers.loading import describe, read_state
 from diffpo.scorers.parts import find_file
-from diffpo.scorers.towers import TowerScorer
+from diffpo.scorers.towers import TowerScorer, TowerSpec
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
     from diffpo.disk.weights import Weights
-    from diffpo.scorers.transformers_tower import TransformersSpec
 
 V2_MODEL, V2_FILE = "trl-lib/ddpo-aesthetic-predictor", "aesthetic-model.pth"
 V1_ADDRESS = "https://github.com/LAION-AI/aesthetic-predictor/raw/main/sa_0_4_vit_l_14_linear.pth"
@@ -62,7 +61,7 @@ class Aesthetic(TowerScorer, ABC):
         return find_file(self.head, file=self.file, what=f"the aesthetic head ({self.official})")
 
     @cached_property
-    def _spec(self) -> TransformersSpec:
+    def _spec(self) -> TowerSpec:
         from diffpo.scorers.transformers_tower import find_transformers
 
         what = "a CLIP ViT-L/14 of transformers"
@@ -108,9 +107,7 @@ class AestheticV2(Aesthetic):
     official = "sac+logos+ava1-l14-linearMSE.pth"
 
     head: str = V2_MODEL
-    """The head's file: local, in a folder, in a Hub repository, or at an address."""
     file: str = V2_FILE
-    """Its name in a folder or Hub repository."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +121,4 @@ class AestheticV1(Aesthetic):
     official = "sa_0_4_vit_l_14_linear.pth"
 
     head: str = V1_ADDRESS
-    """The head's file: local, in a folder, in a Hub repository, or at an address."""
     file: str = "sa_0_4_vit_l_14_linear.pth"
-    """Its name in a folder or Hub repository."""

@@ -51,7 +51,7 @@ class Scorer(Block, ABC):
     def provenance(self) -> dict[str, Any]:
         """What decides a score: weights, dtype, preprocessing, scale. Scores of equal provenance may be compared.
 
-        Known without loading the weights. `about` says what is measured, in a sentence for a reader of the report.
+        It is known without loading the weights; `about` is a sentence for a reader of the report.
 
         Raises:
             UserError: If the weights cannot be found.
@@ -74,19 +74,9 @@ class Scorer(Block, ABC):
         """
 
     def judge(self, media: Sequence[Sequence[Image]], prompts: Sequence[str]) -> Tensor:
-        """Score each medium, an image being a clip of one frame, for its prompt.
+        """Score each medium, which is its frames (at least one, RGB), for its prompt; else as `score`.
 
         A scorer that takes frames overrides this. For the others the score of a clip is the mean over its frames.
-
-        Args:
-            media: The frames of each, RGB; at least one.
-            prompts: One per medium.
-
-        Returns:
-            `[n]` float32 on the CPU.
-
-        Raises:
-            UserError: As `score`.
         """
         import torch
 
@@ -113,13 +103,12 @@ class NetworkScorer(OnDevice, Scorer, ABC):
 
     @property
     def provenance(self) -> dict[str, Any]:
-        own = {"dtype": self.dtype, "scale": self.scale}
-        return {"scorer": self.name, "about": self.about, **self._found, **own}
+        return {"scorer": self.name, "about": self.about, **self._found, "dtype": self.dtype, "scale": self.scale}
 
     @property
     @abstractmethod
     def _found(self) -> dict[str, Any]:
-        """What decides a score beside dtype and scale: weights, preprocessing, libraries."""
+        """What decides a score beside dtype and scale: weights and other parts, preprocessing, options, libraries."""
 
     def score(self, images: Sequence[Image], prompts: Sequence[str]) -> Tensor:
         import torch
@@ -161,12 +150,7 @@ class JointScorer(NetworkScorer, ABC):
 
     @property
     def _found(self) -> dict[str, Any]:
-        return {"weights": self._weights.identity, **self._beside, "library": versions("transformers", "pillow")}
-
-    @property
-    @abstractmethod
-    def _beside(self) -> dict[str, Any]:
-        """What decides a score beside weights and libraries: other parts, preprocessing, options."""
+        return {"weights": self._weights.identity, "library": versions("transformers", "pillow")}
 
     def _judge(self, images: Sequence[Image], prompts: Sequence[str]) -> Tensor:
         import torch

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from diffpo.disk.weights import Weights
 from diffpo.errors import UserError
-from diffpo.scorers.parts import describe_folder, find_folder
+from diffpo.scorers.parts import OPEN_CLIP_CONFIG, describe_folder, find_folder
 from diffpo.scorers.towers import CosineScorer
 
 if TYPE_CHECKING:
@@ -29,23 +29,12 @@ if TYPE_CHECKING:
 
 OPENAI = "openai/clip-vit-large-patch14"
 LAION = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
-_OPEN_CLIP = "open_clip_config.json"
-
-
-@dataclass(frozen=True)
-class Preset:
-    """What a name stands for."""
-
-    model: str
-    library: Literal["open_clip", "transformers"]
-    preprocessing: Resizing = "own"
-
-
-PRESETS = {
-    "vit-l-14-openai": Preset(OPENAI, "transformers"),
-    "vit-h-14-laion2b": Preset(LAION, "open_clip"),
-    "diffusion-dpo": Preset(LAION, "open_clip", "longest-side"),
+PRESETS: dict[str, tuple[str, str, Resizing]] = {
+    "vit-l-14-openai": (OPENAI, "transformers", "own"),
+    "vit-h-14-laion2b": (LAION, "open_clip", "own"),
+    "diffusion-dpo": (LAION, "open_clip", "longest-side"),
 }
+"""The model, who reads it, and its preprocessing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,17 +68,11 @@ class Clip(CosineScorer):
 
     @cached_property
     def _spec(self) -> TowerSpec:
-        if self.model in PRESETS:
-            preset = PRESETS[self.model]
-            return self._find(preset.model, preset.library, preset.preprocessing)
-        return self._find(self.model, self.library, "own")
-
-    def _find(self, spec: str, library: str, preprocessing: Resizing) -> TowerSpec:
-        """Find weights; our own `preprocessing` goes before the preset's."""
         from diffpo.scorers import open_clip_tower
         from diffpo.scorers.transformers_tower import find_transformers
 
-        resizing: Resizing = preprocessing if self.preprocessing == "auto" else self.preprocessing
+        spec, library, resizing = PRESETS.get(self.model, (self.model, self.library, "own"))
+        resizing = resizing if self.preprocessing == "auto" else self.preprocessing
         path = Path(spec).expanduser()
         if path.is_file() and self.architecture is not None and library != "transformers":
             return open_clip_tower.from_file(Weights(path), self.architecture, resizing)
@@ -111,9 +94,9 @@ def _library_of(spec: str) -> str:
     if Path(spec).expanduser().is_file():
         return "transformers"
     what = "a CLIP of open_clip or transformers"
-    found = find_folder(spec, what=what, files=["config.json", _OPEN_CLIP], probe="*config.json").path
-    if (found / _OPEN_CLIP).is_file():
+    found = find_folder(spec, what=what, files=["config.json", OPEN_CLIP_CONFIG], probe="*config.json").path
+    if (found / OPEN_CLIP_CONFIG).is_file():
         return "open_clip"
     if not (found / "config.json").is_file():
-        raise UserError(f"{spec} is {describe_folder(found)}: it has neither {_OPEN_CLIP} nor config.json.")
+        raise UserError(f"{spec} is {describe_folder(found)}: it has neither {OPEN_CLIP_CONFIG} nor config.json.")
     return "transformers"

@@ -11,14 +11,11 @@ from __future__ import annotations
 from abc import ABC
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from diffpo.errors import UserError
 from diffpo.scorers.parts import find_file
-from diffpo.scorers.towers import CosineScorer
-
-if TYPE_CHECKING:
-    from diffpo.scorers.open_clip_tower import OpenClipSpec
+from diffpo.scorers.towers import CosineScorer, TowerSpec
 
 HUB_MODEL = "xswu/HPSv2"
 FILES = {"hpsv2": "HPS_v2_compressed.pt", "hpsv2.1": "HPS_v2.1_compressed.pt"}
@@ -44,7 +41,7 @@ class HPS(CosineScorer, ABC):
     torchvision did before 0.17, and probably the numbers in papers of that time."""
 
     @cached_property
-    def _spec(self) -> OpenClipSpec:
+    def _spec(self) -> TowerSpec:
         from diffpo.scorers.open_clip_tower import from_file
 
         file = self.file or FILES[self.name]

@@ -19,6 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffpo.compat import ensure_torchvision
 from diffpo.disk.weights import Weights
 from diffpo.errors import UserError
 from diffpo.scorers.base import JointScorer
@@ -68,8 +69,11 @@ class ImageReward(JointScorer):
     """Where BERT's tokenizer is; None is beside the weights if there is a vocab.txt, else its Hub id."""
 
     @property
-    def _beside(self) -> dict[str, Any]:
-        return {"tokenizer": self._tokenizer.identity, "preprocessing": f"PIL, centre crop, {TOKENS} tokens"}
+    def _found(self) -> dict[str, Any]:
+        return super()._found | {
+            "tokenizer": self._tokenizer.identity,
+            "preprocessing": f"PIL, centre crop, {TOKENS} tokens",
+        }
 
     def _score_batch(self, images: list[Image], prompts: list[str]) -> Tensor:
         import torch
@@ -93,12 +97,9 @@ class ImageReward(JointScorer):
     @cached_property
     def _loaded(self) -> tuple[Any, Any, Any, Any]:
         """The vision part, the text part, the head and the tokenizer."""
-        from diffpo.compat import ensure_torchvision
-
-        ensure_torchvision()
         parts = build(read_state(self._weights.path), self._weights.path)
-        dtypes = (self.dtype, self.dtype, "float32")
-        vision, text, head = (frozen(x, dtype, self.device) for x, dtype in zip(parts, dtypes, strict=True))
+        vision, text = (frozen(part, self.dtype, self.device) for part in parts[:2])
+        head = frozen(parts[2], "float32", self.device)
         return vision, text, head, _load_tokenizer(self._tokenizer.path, text.config.vocab_size)
 
 
@@ -115,10 +116,8 @@ def build(state: dict[str, Tensor], path: Path) -> tuple[Any, Any, Any]:
     Args:
         state: The weights, named as in the published file. Its projections, which only training used, are left out.
         path: Where they come from, for messages.
-
-    Raises:
-        UserError: If they are of another kind, or not whole.
     """
+    ensure_torchvision()
     from torch import nn
     from transformers import BlipTextModel, BlipVisionModel
 
@@ -129,19 +128,24 @@ def build(state: dict[str, Tensor], path: Path) -> tuple[Any, Any, Any]:
         vision_config, text_config = _vision_config(vision), _text_config(text)
     except (KeyError, ValueError) as error:
         raise UserError(f"{path} holds {describe(state)}, not a whole ImageReward: {error} is missing.") from error
-    widths = (text_config.hidden_size, 1024, 128, 64, 16, 1)
-    linear = [nn.Linear(i, o) for i, o in pairwise(widths)]
-    head = nn.Sequential()
-    for number, layer in zip((0, 2, 4, 6, 7), linear, strict=True):  # as dropout numbers them in the published file
-        head.add_module(str(number), layer)
+    head, widths = nn.Sequential(), (text_config.hidden_size, 1024, 128, 64, 16, 1)
+    for number, sizes in zip((0, 2, 4, 6, 7), pairwise(widths), strict=True):  # dropout has the other numbers
+        head.add_module(str(number), nn.Linear(*sizes))
     parts = BlipVisionModel(vision_config), BlipTextModel(text_config, add_pooling_layer=False), head
     for part, own in zip(parts, (vision, text, below(state, "mlp.layers.")), strict=True):
         load_state(part, own, path=path, what=ImageReward.what)
     return parts
 
 
-def _layers(state: dict[str, Tensor], prefix: str) -> int:
-    return 1 + max(int(name.removeprefix(prefix).split(".")[0]) for name in state if name.startswith(prefix))
+def _sizes(state: dict[str, Tensor], layers: str, inner: str, width: int) -> dict[str, Any]:
+    """What both configurations say: how wide and deep a part is, whose layers' names begin with `layers`."""
+    return {
+        "hidden_size": width,
+        "intermediate_size": len(state[f"{layers}0.{inner}"]),
+        "num_hidden_layers": 1 + max(int(name.split(".")[2]) for name in state if name.startswith(layers)),
+        "num_attention_heads": width // HEAD_CHANNELS,
+        "hidden_act": "gelu",
+    }
 
 
 def _vision_config(state: dict[str, Tensor]) -> Any:
@@ -149,13 +153,9 @@ def _vision_config(state: dict[str, Tensor]) -> Any:
 
     width, _, patch, _ = state["embeddings.patch_embedding.weight"].shape
     return BlipVisionConfig(
-        hidden_size=width,
-        intermediate_size=len(state["encoder.layers.0.mlp.fc1.weight"]),
-        num_hidden_layers=_layers(state, "encoder.layers."),
-        num_attention_heads=width // HEAD_CHANNELS,
+        **_sizes(state, "encoder.layers.", "mlp.fc1.weight", width),
         image_size=patch * math.isqrt(state["embeddings.position_embedding"].shape[1] - 1),
         patch_size=patch,
-        hidden_act="gelu",
         layer_norm_eps=1e-6,
     )
 
@@ -165,14 +165,10 @@ def _text_config(state: dict[str, Tensor]) -> Any:
 
     vocabulary, width = state["embeddings.word_embeddings.weight"].shape
     return BlipTextConfig(
+        **_sizes(state, "encoder.layer.", "intermediate.dense.weight", width),
         vocab_size=vocabulary,
-        hidden_size=width,
         encoder_hidden_size=state["encoder.layer.0.crossattention.self.key.weight"].shape[1],
-        intermediate_size=len(state["encoder.layer.0.intermediate.dense.weight"]),
-        num_hidden_layers=_layers(state, "encoder.layer."),
-        num_attention_heads=width // HEAD_CHANNELS,
         max_position_embeddings=len(state["embeddings.position_embeddings.weight"]),
-        hidden_act="gelu",
         layer_norm_eps=1e-12,
         is_decoder=True,  # so that there is cross-attention; what reads is bidirectional all the same
         bos_token_id=None,
@@ -181,11 +177,7 @@ def _text_config(state: dict[str, Tensor]) -> Any:
 
 
 def _load_tokenizer(folder: Path, vocabulary: int) -> Any:
-    """BERT's tokenizer with BLIP's marks.
-
-    Raises:
-        UserError: If it is not the one that the weights were trained with.
-    """
+    """BERT's tokenizer with BLIP's marks; it must be the one that the weights were trained with."""
     tokenizer = load_part(folder, "BertTokenizer", "BERT's tokenizer")
     tokenizer.add_tokens(list(MARKS), special_tokens=True)
     if len(tokenizer) != vocabulary:

@@ -12,11 +12,11 @@ come with a model are never used; what transformers does not know itself is refu
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from diffpo.compat import ensure_torchvision, pick_device
 from diffpo.disk.weights import MORE_THAN_TENSORS, reason
 from diffpo.errors import UserError
 from diffpo.scorers.parts import describe_folder, read_json
@@ -43,8 +43,7 @@ _CONTENTS = {
 """What a checkpoint is by a part of its names; the first that fits."""
 
 
-@dataclass(frozen=True)
-class Kind:
+class Kind(NamedTuple):
     """A kind of model of transformers."""
 
     auto: str
@@ -52,24 +51,12 @@ class Kind:
     types: str
     """The `model_type` that it must have, or the table of transformers that lists them."""
 
-    def __contains__(self, model_type: object) -> bool:
-        """Whether models of this type are of the kind."""
-        if not self.types.isupper():
-            return model_type == self.types
-        from transformers.models.auto import modeling_auto
-
-        return model_type in getattr(modeling_auto, self.types)
-
 
 CLIP = Kind("AutoModel", "clip")
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Read a file's tensors by name; what trainers wrap around them (`state_dict`, `model`, `module.`) is taken off.
-
-    Raises:
-        UserError: If it is no such file, holds more than tensors, or not even those.
-    """
+    """Read a file's tensors by name; what trainers wrap around them (`state_dict`, `model`, `module.`) is taken off."""
     import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -98,14 +85,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
 def load_state(network: nn.Module, state: Mapping[str, Tensor], *, path: Path, what: str) -> None:
     """Make weights those of a network, in their own dtype; every name and shape must agree.
 
-    Args:
-        network: What they are for; its own weights may be on the meta device.
-        state: As from `read_state`.
-        path: Where they come from, for messages.
-        what: What they should be, for messages.
-
-    Raises:
-        UserError: If names or shapes differ, with what the weights seem to be.
+    The network's own weights may be on the meta device. `path` and `what` say where the weights come from and what they
+    should be, for messages.
     """
     own = network.state_dict()
     missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
@@ -134,32 +115,22 @@ def describe(state: Mapping[str, Tensor]) -> str:
     return next((kind for part, kind in _CONTENTS.items() if any(part in name for name in state)), "unknown weights")
 
 
-def frozen(network: Network, dtype: Any, device: str) -> Network:
-    """Make a network ready to judge.
-
-    Args:
-        network: It is changed in place.
-        dtype: Of torch, or its name; None leaves it as it is.
-        device: `auto`, `cpu`, `cuda`, ...
-
-    Raises:
-        UserError: There is no such device.
-    """
+def frozen(network: Network, dtype: str | None, device: str) -> Network:
+    """Make a network ready to judge, in place; a dtype that is None is left as it is."""
     import torch
 
-    from diffpo.compat import pick_device
-
-    kind = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    return network.eval().requires_grad_(False).to(pick_device(device), kind)
+    return network.eval().requires_grad_(False).to(pick_device(device), dtype and getattr(torch, dtype))
 
 
 def check_kind(folder: Path, kind: Kind, what: str) -> None:
-    """Check by its configuration that a folder is what it should be: transformers would fill up with random numbers.
+    """Check by its configuration that a folder is what it should be: transformers would fill up with random numbers."""
+    ensure_torchvision()
+    allowed: Container[str] = (kind.types,)
+    if kind.types.isupper():
+        from transformers.models.auto import modeling_auto
 
-    Raises:
-        UserError: It is something else.
-    """
-    if read_json(folder / "config.json").get("model_type") not in kind:
+        allowed = getattr(modeling_auto, kind.types)
+    if read_json(folder / "config.json").get("model_type") not in allowed:
         raise UserError(f"{folder} is {describe_folder(folder)}, which is not {what} ({kind.auto} of transformers).")
 
 
@@ -176,14 +147,10 @@ def load_network(folder: Path, kind: Kind, what: str, *, dtype: str, device: str
     Raises:
         UserError: If the folder holds another kind, not all of its weights, or more than weights.
     """
-    from diffpo.compat import ensure_torchvision
-
-    ensure_torchvision()
     check_kind(folder, kind, what)
     options = {"dtype": dtype, "output_loading_info": True, "weights_only": True}
     network, info = _from_pretrained(kind.auto, folder, what, options)
-    missing = sorted(info["missing_keys"])
-    if missing:
+    if missing := sorted(info["missing_keys"]):
         raise UserError(f"{folder} is not whole: {len(missing)} weights are missing, {missing[0]} first.")
     return frozen(network, None, device)
 
@@ -202,13 +169,11 @@ def load_part(folder: str | Path, auto: str, what: str) -> Any:
     Raises:
         UserError: If the folder does not hold it.
     """
-    from diffpo.compat import ensure_torchvision
-
-    ensure_torchvision()
     return _from_pretrained(auto, folder, what, {"backend": "pil"} if auto == "AutoImageProcessor" else {})
 
 
 def _from_pretrained(auto: str, folder: str | Path, what: str, options: Mapping[str, Any]) -> Any:
+    ensure_torchvision()
     import transformers
 
     try:

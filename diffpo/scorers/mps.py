@@ -23,7 +23,7 @@ from diffpo.disk.weights import Weights
 from diffpo.errors import UserError
 from diffpo.scorers.base import JointScorer
 from diffpo.scorers.loading import CLIP, check_kind, describe, frozen, load_part, load_state, read_state
-from diffpo.scorers.parts import find_beside, read_json
+from diffpo.scorers.parts import PROCESSOR_CONFIG, find_beside, read_json
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -52,7 +52,6 @@ class MPS(JointScorer):
     scale = "logit"
 
     path: str = HUB_MODEL
-    """Hub id, local folder, or file with the weights (safetensors, or a torch file of weights alone)."""
     processor: str | None = None
     """Where CLIP's configuration, tokenizer and image processor are; None is beside the weights if they are there, else
     the Hub id that MPS uses."""
@@ -62,8 +61,8 @@ class MPS(JointScorer):
     """How relevant to the condition a token of the prompt must be, compared with the most relevant one."""
 
     @property
-    def _beside(self) -> dict[str, Any]:
-        return {
+    def _found(self) -> dict[str, Any]:
+        return super()._found | {
             "processor": self._processor.identity,
             "preprocessing": "PIL",
             "rotary speeds": "the checkpoint's",
@@ -88,8 +87,9 @@ class MPS(JointScorer):
 
     @cached_property
     def _processor(self) -> Weights:
-        probe = "preprocessor_config.json"
-        return find_beside(self.processor, self._weights, otherwise=HUB_PROCESSOR, what=_PROCESSOR, probe=probe)
+        return find_beside(
+            self.processor, self._weights, otherwise=HUB_PROCESSOR, what=_PROCESSOR, probe=PROCESSOR_CONFIG
+        )
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any, Any, Any]:

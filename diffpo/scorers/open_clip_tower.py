@@ -11,7 +11,7 @@ import importlib.util
 import json
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,7 +23,7 @@ from diffpo.disk.weights import Weights, snapshot
 from diffpo.errors import UserError
 from diffpo.scorers.base import versions
 from diffpo.scorers.loading import frozen, load_part, load_state, read_state
-from diffpo.scorers.parts import find_folder, pick_file, read_json
+from diffpo.scorers.parts import OPEN_CLIP_CONFIG, find_folder, pick_file, read_json
 from diffpo.scorers.pixels import pad_longest
 from diffpo.scorers.towers import Tower, TowerSpec
 
@@ -34,94 +34,25 @@ Resizing = Literal["own", "longest-side", "longest-side-plain"]
 """`own`: as the weights' configuration says. `longest-side`: HPS's, with antialiasing, as today's torchvision does.
 `longest-side-plain`: HPS's without it, as torchvision did before 0.17."""
 
-CONFIG = "open_clip_config.json"
-WHAT = f"a CLIP of open_clip ({CONFIG} and its weights)"
+WHAT = f"a CLIP of open_clip ({OPEN_CLIP_CONFIG} and its weights)"
 _FILES = ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
 
 
-@dataclass(frozen=True)
-class OpenClipSpec(TowerSpec):
-    """A CLIP of open_clip, found but not loaded."""
-
-    weights: Weights
-    """One file."""
-    config: dict[str, Any]
-    """Its architecture, as open_clip's configurations have it (`embed_dim`, `vision_cfg`, `text_cfg`)."""
-    label: str
-    """The architecture's name."""
-    preprocess: dict[str, Any]
-    """What its configuration says about images, beside the defaults of open_clip."""
-    resizing: Resizing
-
-    @property
-    def record(self) -> dict[str, Any]:
-        digest = hashlib.blake2b(json.dumps(self.config, sort_keys=True).encode(), digest_size=4).hexdigest()
-        own = self.resizing == "own"
-        _open_clip()
-        images = f"open_clip {json.dumps(self.preprocess, sort_keys=True)}" if own else f"HPS, {self.resizing}"
-        return {
-            "weights": self.weights.identity,
-            "architecture": f"{self.label} ({digest})",
-            "preprocessing": images,
-            "library": versions("open-clip-torch", *(["torchvision", "pillow"] if own else ["torch"])),
-        }
-
-    def load(self, dtype: str, device: str) -> OpenClipTower:
-        network = _build(self.config, self.label)
-        state = read_state(self.weights.path)
-        if any(name.startswith("text.") for name in network.state_dict()):
-            from open_clip.model import convert_to_custom_text_state_dict
-
-            state = convert_to_custom_text_state_dict(state)
-        load_state(network, state, path=self.weights.path, what=f"a CLIP {self.label} of open_clip")
-        frozen(network, dtype, device)
-        tokenizer = _tokenizer(self.config["text_cfg"], self.weights.path.parent)
-        return OpenClipTower(network, tokenizer, _transform(network.visual.image_size, self.preprocess, self.resizing))
-
-
-class OpenClipTower(Tower):
-    """A CLIP of open_clip in memory."""
-
-    def __init__(self, network: Any, tokenizer: Any, transform: Any):
-        super().__init__()
-        self.network, self._tokenizer, self._transform = network, tokenizer, transform
-
-    @property
-    def logit_scale(self) -> float:
-        return self.network.logit_scale.float().exp().item()
-
-    def encode_images(self, images: Sequence[Image]) -> Tensor:
-        pixels = torch.stack([self._transform(image) for image in images])
-        weight = self.network.logit_scale
-        return self.network.encode_image(pixels.to(weight.device, weight.dtype))
-
-    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
-        return self.network.encode_text(self._tokenizer(list(prompts)).to(self.network.logit_scale.device))
-
-
-def from_folder(spec: str, resizing: Resizing) -> OpenClipSpec:
-    """Find a CLIP in a folder or Hub repository with open_clip's configuration.
-
-    Raises:
-        UserError: If it is not there.
-    """
-    files = (CONFIG, _FILES[0], "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json")
-    found = find_folder(spec, what=WHAT, files=files, probe=CONFIG)
+def from_folder(spec: str, resizing: Resizing) -> TowerSpec:
+    """Find a CLIP in a folder or Hub repository with open_clip's configuration."""
+    files = (OPEN_CLIP_CONFIG, _FILES[0], "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json")
+    found = find_folder(spec, what=WHAT, files=files, probe=OPEN_CLIP_CONFIG)
     if not (found.path / _FILES[0]).is_file() and not Path(spec).expanduser().exists():
         snapshot(spec, what=WHAT, patterns=_FILES[1:], probe=_FILES[1])
-    config = read_json(found.path / CONFIG)
+    config = read_json(found.path / OPEN_CLIP_CONFIG)
     if "model_cfg" not in config:
-        raise UserError(f"{found.path / CONFIG} has no model_cfg, so it is no configuration of open_clip.")
+        raise UserError(f"{found.path / OPEN_CLIP_CONFIG} has no model_cfg, so it is no configuration of open_clip.")
     weights = Weights(pick_file(found.path, _FILES, WHAT), found.identity)
-    return OpenClipSpec(weights, config["model_cfg"], Path(spec).name, config.get("preprocess_cfg", {}), resizing)
+    return _spec(weights, config["model_cfg"], Path(spec).name, config.get("preprocess_cfg", {}), resizing)
 
 
-def from_file(weights: Weights, architecture: str, resizing: Resizing) -> OpenClipSpec:
-    """A CLIP in one file, whose architecture is a name that open_clip knows or a JSON file like open_clip's own.
-
-    Raises:
-        UserError: If there is no such architecture.
-    """
+def from_file(weights: Weights, architecture: str, resizing: Resizing) -> TowerSpec:
+    """A CLIP in one file, whose architecture is a name that open_clip knows or a JSON file like open_clip's own."""
     path = Path(architecture).expanduser()
     if path.suffix == ".json":
         config = read_json(path)
@@ -133,7 +64,7 @@ def from_file(weights: Weights, architecture: str, resizing: Resizing) -> OpenCl
                 f"open_clip has no architecture {architecture!r}. Give one of open_clip.list_models(), such as "
                 "ViT-H-14, or a JSON file with embed_dim, vision_cfg and text_cfg."
             )
-    return OpenClipSpec(weights, config, label, {}, resizing)
+    return _spec(weights, config, label, {}, resizing)
 
 
 def hub_id_of_tag(spec: str) -> str | None:
@@ -145,6 +76,54 @@ def hub_id_of_tag(spec: str) -> str | None:
     if not (Path(library.origin).parent / "model_configs" / f"{architecture}.json").is_file():
         return None  # without the seconds that the import takes
     return _open_clip().get_pretrained_cfg(architecture, tag).get("hf_hub", "").rstrip("/") or None
+
+
+def _spec(
+    weights: Weights, config: dict[str, Any], label: str, preprocess: dict[str, Any], resizing: Resizing
+) -> TowerSpec:
+    """A CLIP that is found.
+
+    Args:
+        weights: One file.
+        config: Its architecture, as open_clip's configurations have it (`embed_dim`, `vision_cfg`, `text_cfg`).
+        label: The architecture's name.
+        preprocess: What its configuration says about images, beside the defaults of open_clip.
+        resizing: How images become as large as the network wants them.
+    """
+    digest = hashlib.blake2b(json.dumps(config, sort_keys=True).encode(), digest_size=4).hexdigest()
+    own = resizing == "own"
+    _open_clip()
+    record = {
+        "weights": weights.identity,
+        "architecture": f"{label} ({digest})",
+        "preprocessing": f"open_clip {json.dumps(preprocess, sort_keys=True)}" if own else f"HPS, {resizing}",
+        "library": versions("open-clip-torch", *(["torchvision", "pillow"] if own else ["torch"])),
+    }
+
+    def load(dtype: str, device: str) -> Tower:
+        network = frozen(_read(weights.path, config, label), dtype, device)
+        tokenizer = _tokenizer(config["text_cfg"], weights.path.parent)
+        transform, weight = _transform(network.visual.image_size, preprocess, resizing), network.logit_scale
+
+        def encode_images(images: Sequence[Image]) -> Tensor:
+            return network.encode_image(torch.stack([*map(transform, images)]).to(weight.device, weight.dtype))
+
+        def encode_prompts(prompts: Sequence[str]) -> Tensor:
+            return network.encode_text(tokenizer(list(prompts)).to(weight.device))
+
+        return Tower(network, encode_images, encode_prompts)
+
+    return TowerSpec(record, load)
+
+
+def _read(path: Path, config: dict[str, Any], label: str) -> Any:
+    network, state = _build(config, label), read_state(path)
+    if any(name.startswith("text.") for name in network.state_dict()):
+        from open_clip.model import convert_to_custom_text_state_dict
+
+        state = convert_to_custom_text_state_dict(state)
+    load_state(network, state, path=path, what=f"a CLIP {label} of open_clip")
+    return network
 
 
 def _transform(size: int | tuple[int, int], preprocess: dict[str, Any], resizing: Resizing) -> Any:
@@ -163,11 +142,7 @@ def _transform(size: int | tuple[int, int], preprocess: dict[str, Any], resizing
 
 
 def _open_clip() -> Any:
-    """Import open_clip, which takes seconds.
-
-    Raises:
-        UserError: It is not installed.
-    """
+    """Import open_clip, which takes seconds."""
     ensure_torchvision()
     try:
         import open_clip

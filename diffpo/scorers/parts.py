@@ -14,6 +14,8 @@ from pathlib import Path
 from diffpo.disk.weights import Weights, locate, snapshot
 from diffpo.errors import UserError
 
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+PROCESSOR_CONFIG = "preprocessor_config.json"
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 _SAFETENSORS, _PICKLES = "model*.safetensors*", "pytorch_model*.bin*"
 _TEXTS = ("*.json", "*.jinja", "*.txt", "*.model")
@@ -29,10 +31,9 @@ def find_file(spec: str, *, file: str, what: str) -> Weights:
         what: What it should be, for messages.
 
     Raises:
-        UserError: If it is not there and cannot be fetched.
+        UserError: If it is not there and cannot be fetched, as for all that are named find.
     """
-    path = Path(spec).expanduser()
-    if path.is_dir():
+    if (path := Path(spec).expanduser()).is_dir():
         return Weights(pick_file(path, [file], what))
     if spec.startswith("https://"):
         return Weights(_download(spec, what))
@@ -44,36 +45,17 @@ def find_file(spec: str, *, file: str, what: str) -> Weights:
 
 
 def find_folder(spec: str, *, what: str, files: Sequence[str] = _TEXTS, probe: str) -> Weights:
-    """Find a folder; from the Hub, only the named files are fetched.
-
-    Args:
-        spec: A local folder (or file), an embedded name or a Hub id.
-        what: What it should be, for messages.
-        files: Patterns of the files that are needed from a Hub repository.
-        probe: A file without which a Hub repository is something else.
-
-    Raises:
-        UserError: If it is not there and cannot be fetched.
-    """
+    """Find a folder; of a Hub repository only `files` are fetched, and it must have `probe`."""
     return locate(spec, what=what, fetch=partial(snapshot, what=what, patterns=files, probe=probe))
 
 
 def find_beside(spec: str | None, weights: Weights, *, otherwise: str, what: str, probe: str) -> Weights:
     """Find what a file of weights needs besides: configuration, tokenizer, image processor.
 
-    Args:
-        spec: What the user gave; None: the folder of the weights if `probe` is in it, else `otherwise`.
-        weights: The weights, in a file.
-        otherwise: A Hub id.
-        what: What it should be, for messages.
-        probe: A file that must be there.
-
-    Raises:
-        UserError: If it is not there and cannot be fetched.
+    It is where the user said (`spec`), else in the folder of the weights if `probe` is there, else `otherwise`.
     """
     own = weights.path.parent
-    beside = str(own) if (own / probe).is_file() else otherwise
-    return find_folder(spec or beside, what=what, probe=probe)
+    return find_folder(spec or (str(own) if (own / probe).is_file() else otherwise), what=what, probe=probe)
 
 
 def find_model(spec: str, *, what: str) -> Weights:
@@ -97,15 +79,9 @@ def find_model(spec: str, *, what: str) -> Weights:
 
 
 def pick_file(folder: Path, names: Sequence[str], what: str) -> Path:
-    """Find the first of `names` in a folder, else the only file of weights there.
-
-    Raises:
-        UserError: If there is none, or several that nothing tells apart.
-    """
-    for name in names:
-        if (folder / name).is_file():
-            return folder / name
-    files = sorted(file for file in folder.iterdir() if file.suffix in SUFFIXES and not file.name.startswith("."))
+    """Find the first of `names` in a folder, else the only file of weights there."""
+    files = [folder / name for name in names if (folder / name).is_file()]
+    files = files[:1] or sorted(x for x in folder.iterdir() if x.suffix in SUFFIXES and not x.name.startswith("."))
     if len(files) == 1:
         return files[0]
     there = f"several files of weights ({', '.join(file.name for file in files)})" if files else "no file of weights"
@@ -116,7 +92,7 @@ def describe_folder(folder: Path) -> str:
     """Say what a folder of weights seems to be, by its configuration."""
     if (folder / "model_index.json").is_file():
         return "a pipeline of diffusers"
-    if (folder / "open_clip_config.json").is_file():
+    if (folder / OPEN_CLIP_CONFIG).is_file():
         return "a model of open_clip"
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     if "_class_name" in config:
@@ -125,11 +101,7 @@ def describe_folder(folder: Path) -> str:
 
 
 def read_json(path: Path) -> dict:
-    """Read a configuration.
-
-    Raises:
-        UserError: If it is none.
-    """
+    """Read a configuration."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from diffpo.disk.weights import EMBEDDED
-from diffpo.scorers.towers import CosineScorer
-
-if TYPE_CHECKING:
-    from diffpo.scorers.transformers_tower import TransformersSpec
+from diffpo.scorers.towers import CosineScorer, TowerSpec
 
 HUB_MODEL = "yuvalkirstain/PickScore_v1"
 HUB_PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
@@ -43,7 +40,7 @@ class PickScore(CosineScorer):
         return super().provenance | ({"about": _ABOUT_EMBEDDED} if self.path in EMBEDDED else {})
 
     @cached_property
-    def _spec(self) -> TransformersSpec:
+    def _spec(self) -> TowerSpec:
         from diffpo.scorers.transformers_tower import find_transformers
 
         return find_transformers(self.path, what="PickScore", processor=self.processor, otherwise=HUB_PROCESSOR)

@@ -15,61 +15,50 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
+from diffpo.compat import pick_device
 from diffpo.scorers.base import NetworkScorer, plain
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
+Encode = Callable[[Sequence[Any]], "Tensor"]
+"""Turns one batch of RGB images, or of prompts, into features `[b d]`, in the network's own dtype and place."""
 _KEPT = 1024
 _towers: WeakValueDictionary[str, Tower] = WeakValueDictionary()
 
 
-class Tower(ABC):
-    """A CLIP in memory. Features are `[n d]` float32 on the CPU, not normalised."""
+class Tower:
+    """A CLIP in memory. Features are `[n d]` float32 on the CPU, not normalised; the last ones are remembered."""
 
-    def __init__(self) -> None:
+    def __init__(self, network: Any, encode_images: Encode, encode_prompts: Encode):
+        self.network, self._encode_images, self._encode_prompts = network, encode_images, encode_prompts
         self._images: dict[str, Tensor] = {}
         self._prompts: dict[str, Tensor] = {}
 
     @property
-    @abstractmethod
     def logit_scale(self) -> float:
         """The learned factor of the cosine, exp of the parameter."""
-
-    @abstractmethod
-    def encode_images(self, images: Sequence[Image]) -> Tensor:
-        """Features of one batch of RGB images, `[b d]`, in the network's own dtype and place."""
-
-    @abstractmethod
-    def encode_prompts(self, prompts: Sequence[str]) -> Tensor:
-        """Features of one batch of prompts, `[b d]`, in the network's own dtype and place."""
+        return self.network.logit_scale.float().exp().item()
 
     def image_features(self, images: Sequence[Image], batch: int) -> Tensor:
-        """Features of images; those of the last images are remembered."""
+        """Features of images."""
         rgb = [plain(image) for image in images]
-        return _remembered(self._images, [_digest(image) for image in rgb], rgb, batch, self.encode_images)
+        return _remembered(self._images, [_digest(image) for image in rgb], rgb, batch, self._encode_images)
 
     def prompt_features(self, prompts: Sequence[str], batch: int) -> Tensor:
-        """Features of prompts; those of the last prompts are remembered."""
-        return _remembered(self._prompts, list(prompts), prompts, batch, self.encode_prompts)
+        """Features of prompts."""
+        return _remembered(self._prompts, prompts, prompts, batch, self._encode_prompts)
 
 
-class TowerSpec(ABC):
+@dataclass(frozen=True)
+class TowerSpec:
     """Which tower: its weights and preprocessing, found but not loaded."""
 
-    @property
-    @abstractmethod
-    def record(self) -> dict[str, Any]:
-        """All that decides the features beside dtype and device, for a scorer's provenance."""
-
-    @abstractmethod
-    def load(self, dtype: str, device: str) -> Tower:
-        """Load the network.
-
-        Raises:
-            UserError: If the weights are of the wrong kind.
-        """
+    record: dict[str, Any]
+    """All that decides the features beside dtype and device, for a scorer's provenance."""
+    load: Callable[[str, str], Tower]
+    """Loads the network in a dtype, on a device; raises `UserError` if the weights are of the wrong kind."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,14 +68,9 @@ class TowerScorer(NetworkScorer, ABC):
     @cached_property
     def tower(self) -> Tower:
         """The network: loaded on the first call, unless another scorer has it."""
-        from diffpo.compat import pick_device
-
-        device = str(pick_device(self.device))
+        device = pick_device(self.device)
         key = json.dumps([self._spec.record, self.dtype, device], sort_keys=True)
-        tower = _towers.get(key)
-        if tower is None:
-            tower = _towers[key] = self._spec.load(self.dtype, device)
-        return tower
+        return _towers.get(key) or _towers.setdefault(key, self._spec.load(self.dtype, device))
 
     @property
     def _found(self) -> dict[str, Any]:
@@ -103,33 +87,22 @@ class CosineScorer(TowerScorer, ABC):
     """A scorer whose number is the cosine between image and prompt, times a factor."""
 
     scale: str
-    """Which factor; see `scaled`. Each scorer says which it allows."""
+    """`cosine`: as it is; `percent`: 100 cos; `logit`: exp(logit_scale) cos; `clipscore`: 2.5 max(cos, 0) (Hessel et
+    al., arXiv:2104.08718). Each scorer says which it allows."""
 
     def _judge(self, images: Sequence[Image], prompts: Sequence[str]) -> Tensor:
         import torch
 
-        tower = self.tower
-        image = tower.image_features(images, self.batch)
-        text = tower.prompt_features(self._texts(prompts), self.batch)
-        return scaled(torch.cosine_similarity(image, text, dim=-1), self.scale, tower.logit_scale)
+        image = self.tower.image_features(images, self.batch)
+        text = self.tower.prompt_features(self._texts(prompts), self.batch)
+        cosine = torch.cosine_similarity(image, text, dim=-1)
+        if self.scale == "clipscore":
+            return 2.5 * cosine.clamp(min=0)
+        return {"cosine": 1.0, "percent": 100.0, "logit": self.tower.logit_scale}[self.scale] * cosine
 
     def _texts(self, prompts: Sequence[str]) -> Sequence[str]:
         """What is read of the prompts."""
         return prompts
-
-
-def scaled(cosine: Tensor, scale: str, logit_scale: float) -> Tensor:
-    """Bring cosines to a scale.
-
-    Args:
-        cosine: `[n]`
-        scale: `cosine`: as it is; `percent`: 100 cos; `logit`: exp(logit_scale) cos; `clipscore`: 2.5 max(cos, 0)
-            (Hessel et al., arXiv:2104.08718).
-        logit_scale: exp of the learned parameter.
-    """
-    if scale == "clipscore":
-        return 2.5 * cosine.clamp(min=0)
-    return {"cosine": 1.0, "percent": 100.0, "logit": logit_scale}[scale] * cosine
 
 
 def _digest(image: Image) -> str:
@@ -137,11 +110,7 @@ def _digest(image: Image) -> str:
 
 
 def _remembered(
-    known: dict[str, Tensor],
-    keys: Sequence[str],
-    items: Sequence[Any],
-    batch: int,
-    encode: Callable[[Sequence[Any]], Tensor],
+    known: dict[str, Tensor], keys: Sequence[str], items: Sequence[Any], batch: int, encode: Encode
 ) -> Tensor:
     """Features by key, from `known` or from `encode`; `known` keeps the last ones."""
     import torch
