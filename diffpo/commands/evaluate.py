@@ -31,7 +31,7 @@ from diffpo.generation.generate import Request
 from diffpo.generation.processes import forget_settings, make_state, quiet_console
 from diffpo.generation.settings import GenerateOptions
 from diffpo.generation.store import find_stored
-from diffpo.generation.work import Work, begin, make
+from diffpo.generation.work import Work, fill
 from diffpo.media.prompts import PromptSet, load_prompts
 from diffpo.models.pipelines import find_model
 from diffpo.report.grid import write_grid
@@ -72,14 +72,8 @@ def evaluate(evaluation: Evaluation) -> Evaluated:
     output.mkdir(parents=True, exist_ok=True)  # what is no place for it is missed now
     with sole_writer(output, "diffpo evaluate") if state.is_main_process else nullcontext():
         works = _find_works(evaluation, prompts, runs)
-        state.wait_for_everyone()  # nobody writes while another one looks
         _say_what_is_missing(works, console)
-        for work in works.values() if state.is_main_process else ():
-            begin(work)
-        state.wait_for_everyone()
-        for work in works.values():
-            make(work, console, rank=state.process_index, world=state.num_processes)
-        state.wait_for_everyone()
+        fill(works.values(), state, console)
         if state.num_processes > 1:
             for work in works.values():
                 score_share(work.folder, scorers, console=console, rank=state.process_index, world=state.num_processes)
@@ -96,7 +90,7 @@ def evaluate(evaluation: Evaluation) -> Evaluated:
         folder=output,
         media=media,
         images=sum(len(work.media) for work in works.values()),
-        made=sum(work.images_missing for work in works.values()),
+        made=sum(len(work.media) - work.reused for work in works.values()),
     )
 
 
@@ -198,7 +192,8 @@ def _run_folders(evaluation: Evaluation, runs: Mapping[str, str]) -> list[Path]:
 
 def _say_what_is_missing(works: Mapping[str, Work], console: Console) -> None:
     for label, work in works.items():
-        console.print(f"{label}: {len(work.media)} images, {work.images_missing} to make", style="dim", highlight=False)
+        images = len(work.media)
+        console.print(f"{label}: {images} images, {images - work.reused} to make", style="dim", highlight=False)
 
 
 def _compare(evaluation: Evaluation, media: tuple[Path, ...], scorers: list[str], runs: list[Path]) -> None:

@@ -48,7 +48,7 @@ def generate(
     given |= {"size": parse_size(size), "negative_prompt": negative_prompt, "dtype": dtype, "device": device}
     done = run(validated(GenerateOptions, given, "generate"), load_prompts(prompts), out, label=label, fresh=fresh)
     say(
-        f"wrote {done.images} images to {out} ({done.reused} were there)",
+        f"wrote {len(done.media)} images to {out} ({done.reused} were there)",
         f"diffpo score {out} --scorer {scorer_for(model)}",
     )
 

@@ -27,7 +27,7 @@ from diffpo.errors import UserError
 from diffpo.generation.processes import make_state, quiet_console
 from diffpo.generation.sampling import sample_clips
 from diffpo.generation.settings import GenerateOptions
-from diffpo.generation.work import Draw, Work, begin, make
+from diffpo.generation.work import Draw, Work, fill
 from diffpo.media.folder import MANIFEST, SCORES, SETTINGS, Media, read_manifest, read_settings
 from diffpo.media.prompts import PROMPTS, PromptSet
 from diffpo.models.pipelines import Model, find_model, open_pipeline
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 NO_SAFETY_CHECKER = "off (it replaces images by black ones, which would spoil the scores)"
 NAMES = frozenset({"label", "model", "tuned", "prompts", "versions", "safety_checker"})
 """Settings that may change without changing an image: where something lies, or how it is called."""
+HOW = ("noise", "steps", "guidance", "negative_prompt", "batch", "dtype")
+"""Options that are settings as they are."""
 
 
 @dataclass(frozen=True)
@@ -87,50 +89,34 @@ class Request:
             "prompts_hash": prompts.hash,
             "n_prompts": len(prompts),
             "seeds": list(options.seeds),
-            "noise": options.noise,
-            "steps": options.steps,
-            "guidance": options.guidance,
             "size": options.size and list(options.size),
-            "negative_prompt": options.negative_prompt,
-            "batch": options.batch,
-            "dtype": options.dtype,
+            **{name: getattr(options, name) for name in HOW},
             "device": self.device.partition(":")[0],
             "safety_checker": NO_SAFETY_CHECKER,
             "versions": {name: version(name) for name in ("torch", "diffusers", "transformers")}
             | ({} if tuned is None else {"peft": version("peft")}),
         }
 
-    def work(self, folder: Path, prompts: PromptSet, name: Callable[[int, str, int], str]) -> Work:
-        """What a media folder is to hold: the images of all prompts and seeds, prompt after prompt.
+    def media(self, prompts: PromptSet, name: Callable[[int, str, int], str]) -> list[Media]:
+        """The images of all prompts and seeds, prompt after prompt.
 
         Args:
-            folder: The media folder.
             prompts: What to sample.
             name: Names the file of an image, given its prompt's place, the prompt and the seed.
+
+        Raises:
+            UserError: A seed is larger than can be kept.
         """
-        media = [
+        return [
             Media(file=name(number, prompt, seed), prompt=prompt, prompt_id=number, seed=seed, model=self.label)
             for number, prompt in enumerate(prompts.prompts)
-            for seed in self.options.seeds_of(self.options.seeds, prompt, number)
+            for seed in self.options.seeds_of(prompt, number)
         ]
-        return Work(
-            folder=folder,
-            media=media,
-            batch=self.options.batch,
-            sample=self.open,
-            prompts=prompts,
-            settings=self.describe(prompts),
-        )
 
-
-@dataclass(frozen=True)
-class Generation:
-    """What a call of `generate` did."""
-
-    folder: Path
-    images: int
-    reused: int
-    """How many of them were there already."""
+    def work(self, folder: Path, prompts: PromptSet, media: list[Media]) -> Work:
+        """See what a media folder is to hold, and what of it is missing."""
+        settings, batch = self.describe(prompts), self.options.batch
+        return Work(folder=folder, media=media, batch=batch, sample=self.open, prompts=prompts, settings=settings)
 
 
 def generate(
@@ -141,7 +127,7 @@ def generate(
     label: str | None = None,
     fresh: bool = False,
     console: Console | None = None,
-) -> Generation:
+) -> Work:
     """Make a media folder; what an earlier, interrupted call with the same settings made is kept.
 
     Processes that `accelerate launch` or `torchrun` started share the work.
@@ -163,8 +149,7 @@ def generate(
         raise UserError("there is no prompt to generate for.")
     out = Path(out)
     request = Request.of(options, label)
-    for number, prompt in enumerate(prompts.prompts):
-        options.seeds_of(options.seeds, prompt, number)  # one that is too large is refused before anything is removed
+    media = request.media(prompts, lambda number, _, seed: f"{number:06d}-s{seed}.png")  # refused before it is begun
     state = make_state()
     console = console or quiet_console(state)
     with sole_writer(out, "diffpo generate") if state.is_main_process else nullcontext():
@@ -173,16 +158,11 @@ def generate(
         if anew and state.is_main_process:
             _clear(out)
         state.wait_for_everyone()
-        work = request.work(out, prompts, lambda number, _, seed: f"{number:06d}-s{seed}.png")
-        state.wait_for_everyone()
-        if state.is_main_process:
-            begin(work)
+        work = request.work(out, prompts, media)
         if work.missing:
             console.print(f"safety checker {NO_SAFETY_CHECKER}", style="dim", highlight=False)
-        state.wait_for_everyone()
-        make(work, console, rank=state.process_index, world=state.num_processes)
-        state.wait_for_everyone()
-    return Generation(out, len(work.media), len(work.media) - work.images_missing)
+        fill([work], state, console)
+    return work
 
 
 def _check_folder(out: Path, settings: dict[str, Any], fresh: bool) -> bool:

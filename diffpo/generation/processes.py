@@ -39,11 +39,8 @@ def forget_settings() -> None:
 def check_launched(seen: int) -> None:
     """Refuse processes that do not know of each other: each would work alone, all in one folder.
 
-    Args:
-        seen: How many processes accelerate knows of.
-
     Raises:
-        UserError: More were launched.
+        UserError: More were launched than accelerate has seen.
     """
     launched = int(os.environ.get("WORLD_SIZE", "1"))
     if seen != launched:

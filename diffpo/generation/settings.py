@@ -10,8 +10,6 @@ from diffpo.core.block import Block, Count, Guidance, Pixels, Place, SamplingSte
 from diffpo.errors import UserError
 from diffpo.media.folder import LARGEST_SEED
 
-Noise = Literal["per-prompt", "consecutive", "shared"]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler(Block):
@@ -37,29 +35,10 @@ class Sampling(Sampler):
     """Of weights and computation."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
-    noise: Noise = "per-prompt"
+    noise: Literal["per-prompt", "consecutive", "shared"] = "per-prompt"
     """`per-prompt`: each prompt has noise of its own, the same for all models, which depends on nothing but the prompt
     and the seed: right for statistics. `consecutive`: prompt i of k consecutive seeds gets seed + i k. `shared`: every
     prompt gets the seeds as they are."""
-
-    def seeds_of(self, seeds: tuple[int, ...], prompt: str, number: int) -> tuple[int, ...]:
-        """What the noise of a prompt's images is drawn with.
-
-        Args:
-            seeds: What was asked for.
-            prompt: Its text.
-            number: Its place in the prompt set.
-
-        Raises:
-            UserError: A seed is larger than can be kept.
-        """
-        span = max(seeds) - min(seeds) + 1
-        first = {"per-prompt": int(hash_of(prompt, 4), 16) >> 1, "consecutive": number * span, "shared": 0}[self.noise]
-        if max(seeds) + first > LARGEST_SEED:
-            raise UserError(
-                f"the seed {max(seeds) + first} of {prompt!r} is too large: at most {LARGEST_SEED} is kept."
-            )
-        return tuple(seed + first for seed in seeds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +65,18 @@ class GenerateOptions(Sampling):
         super().__post_init__()
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise UserError(f"seeds must be different numbers from 0, got {list(self.seeds)}.")
+
+    def seeds_of(self, prompt: str, number: int) -> tuple[int, ...]:
+        """What the noise of the images of a prompt, of which the place in its set is `number`, is drawn with.
+
+        Raises:
+            UserError: A seed is larger than can be kept.
+        """
+        largest, span = max(self.seeds), max(self.seeds) - min(self.seeds) + 1
+        first = {"per-prompt": int(hash_of(prompt, 4), 16) >> 1, "consecutive": number * span, "shared": 0}[self.noise]
+        if largest + first > LARGEST_SEED:
+            raise UserError(f"the seed {largest + first} of {prompt!r} is too large: at most {LARGEST_SEED} is kept.")
+        return tuple(seed + first for seed in self.seeds)
 
 
 def hash_of(text: str, size: int) -> str:

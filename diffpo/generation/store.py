@@ -31,23 +31,20 @@ def find_stored(request: Request, prompts: PromptSet, home: Path, labels: Collec
         request: What is asked of a model.
         prompts: What to sample.
         home: The folder of all models' folders.
-        labels: Of all models that are judged: a folder of the same model under another one was renamed by the user.
+        labels: Of all models that are judged: a folder of the same model under another one was renamed by the user,
+            and is taken over.
     """
-    folder = _claim_folder(home, request.label, key_of(request.describe(prompts)), labels)
-    return request.work(folder, prompts, lambda _, prompt, seed: f"{hash_of(prompt, 8)}-s{seed}.png")
+    key = key_of(request.describe(prompts))
+    folder = home / f"{request.label}-{key}"
+    for other in home.glob(f"*-{key}"):
+        if other.name.removesuffix(f"-{key}") not in {request.label, *labels} and not folder.exists():
+            with contextlib.suppress(OSError):  # another process did
+                other.rename(folder)
+    media = request.media(prompts, lambda _, prompt, seed: f"{hash_of(prompt, 8)}-s{seed}.png")
+    return request.work(folder, prompts, media)
 
 
 def key_of(settings: dict[str, Any]) -> str:
     """The hash of all that decides an image besides its prompt and seed."""
     decisive = {name: value for name, value in settings.items() if name not in NAMES | ASKED}
     return hash_of(json.dumps(decisive, sort_keys=True), 4)
-
-
-def _claim_folder(home: Path, label: str, key: str, labels: Collection[str]) -> Path:
-    """The folder of a model; that of the same model under a label of old is taken over."""
-    folder = home / f"{label}-{key}"
-    for other in home.glob(f"*-{key}"):
-        if other.name.removesuffix(f"-{key}") not in {label, *labels} and not folder.exists():
-            with contextlib.suppress(OSError):  # another process did
-                other.rename(folder)
-    return folder

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from diffpo.media.frames import Clip, encode
 from diffpo.media.prompts import PromptSet, write_prompts
 
 if TYPE_CHECKING:
+    from accelerate import PartialState
     from rich.console import Console
 
 Draw = Callable[[Sequence[str], Sequence[int]], Sequence[Clip]]
@@ -61,9 +62,24 @@ class Work:
         object.__setattr__(self, "missing", chunks(missing, self.batch))
 
     @property
-    def images_missing(self) -> int:
-        """How many images are missing."""
-        return sum(map(len, self.missing))
+    def reused(self) -> int:
+        """How many of the images were there already."""
+        return len(self.media) - sum(map(len, self.missing))
+
+
+def fill(works: Collection[Work], state: PartialState, console: Console) -> None:
+    """Make what is missing of media folders, by all processes together, each of which has looked at what that is.
+
+    Raises:
+        UserError: If what samples cannot be opened, or an image cannot be made.
+    """
+    state.wait_for_everyone()  # nobody writes while another one looks
+    for work in works if state.is_main_process else ():
+        begin(work)
+    state.wait_for_everyone()
+    for work in works:
+        make(work, console, rank=state.process_index, world=state.num_processes)
+    state.wait_for_everyone()
 
 
 def begin(work: Work) -> None:
@@ -80,7 +96,7 @@ def make(work: Work, console: Console, *, rank: int = 0, world: int = 1, writes:
 
     Args:
         work: What is asked for.
-        console: Where progress is shown.
+        console: Where to show progress.
         rank: Which of the processes that share the batches this is.
         world: How many they are.
         writes: False on a process that samples because the networks are sharded, while another one writes the same.
@@ -96,21 +112,16 @@ def make(work: Work, console: Console, *, rank: int = 0, world: int = 1, writes:
         for batch in batches:
             clips = sample([item.prompt for item in batch], [item.seed for item in batch])
             if writes:
-                _write_batch(work.folder, batch, clips)
+                whole = work.folder / f"{_BATCH}{batch[0].file}"
+                with whole_folder(whole) as unfinished:
+                    for item, clip in zip(batch, clips, strict=True):
+                        write_file(unfinished / item.file, encode(clip))
+                _give_names(whole)
             advance(len(batch))
     del sample
     gc.collect()  # pipelines hold themselves
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _write_batch(folder: Path, batch: Sequence[Media], clips: Sequence[Clip]) -> None:
-    """Write the images of a batch, and give all of them their names."""
-    whole = folder / f"{_BATCH}{batch[0].file}"
-    with whole_folder(whole) as unfinished:
-        for item, clip in zip(batch, clips, strict=True):
-            write_file(unfinished / item.file, encode(clip))
-    _give_names(whole)
 
 
 def _give_names(whole: Path) -> None:

@@ -4,7 +4,7 @@
     DIR/settings.json    how the images were made
     DIR/scores.parquet   added by `score`
 
-A folder without a manifest, or a table, is read as `found_media` does: images that others made.
+A folder without a manifest, or a table, is read as `found` does: images that others made.
 
 Whatever is here under its final name is whole: files are written under another name first and then renamed.
 """
@@ -14,8 +14,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,24 +60,21 @@ _NUMBERS: dict[str, tuple[type, float, float]] = {
 """Kind, least and largest value of the numbers of a row."""
 _PLACES = ("model", "tuned")
 """Settings that may be paths."""
-_DEFAULTS = {field.name: field.default for field in fields(Media)}
 
 
 def read_media(folder: str | Path) -> list[Media]:
-    """Read a folder's manifest, in its order; without one, what others made (see `found_media`), tables included.
+    """Read a folder's manifest, in its order; without one, what others made (see `found`), tables included.
 
     Raises:
         UserError: If there is no such folder or nothing in it, or a line of the manifest is broken, lacks its prompt,
             or points outside the folder.
     """
-    folder = Path(folder)
-    if (folder / MANIFEST).is_file():
-        return read_manifest(folder)
     from diffpo.media.found import find_media
 
+    folder = Path(folder)
     if not folder.exists():
         raise UserError(f"{folder} is no media folder: there is no such folder. `diffpo generate` makes one.")
-    return find_media(folder)
+    return read_manifest(folder) if (folder / MANIFEST).is_file() else find_media(folder)
 
 
 def read_manifest(folder: Path) -> list[Media]:
@@ -107,12 +104,12 @@ def scores_file(source: str | Path) -> Path:
 
 def write_manifest(folder: Path, media: Iterable[Media]) -> None:
     """Write the whole manifest."""
-    write_file(folder / MANIFEST, "".join(map(manifest_line, media)).encode())
+    write_file(folder / MANIFEST, "".join(map(manifest_line, media)))
 
 
 def manifest_line(media: Media) -> str:
     """One line of a manifest, with its line break; what an image has not is left away."""
-    said = {key: value for key, value in asdict(media).items() if value != _DEFAULTS.get(key, ...)}
+    said = {key: value for key, value in asdict(media).items() if (key, value) not in (("frames", 1), ("fps", None))}
     return json.dumps(said, ensure_ascii=False) + "\n"
 
 
@@ -143,12 +140,8 @@ def _seen_from(folder: Path, place: str) -> str:
     path, home = Path(place).expanduser().absolute(), Path.home()
     if not path.exists():
         return place
-    shared = os.path.commonpath([path, folder.absolute()])
-    return (
-        published(str(path))
-        if home in path.parents and not Path(shared).is_relative_to(home)
-        else os.path.relpath(path, folder)
-    )
+    leaves_home = home in path.parents and not folder.absolute().is_relative_to(home)
+    return published(str(path)) if leaves_home else os.path.relpath(path, folder)
 
 
 def open_clip(folder: str | Path, media: Media) -> Clip:
@@ -157,9 +150,8 @@ def open_clip(folder: str | Path, media: Media) -> Clip:
     Raises:
         UserError: If the file is missing, or broken (`BrokenImage`).
     """
-    path = Path(folder) / media.file
-    with _naming(path):
-        clip = decode_clip(read_file(folder, media), media.frames)
+    with _naming(Path(folder) / media.file) as path:
+        clip = decode_clip(read_bytes(path), media.frames)
     return Clip(clip.frames, media.fps or clip.fps)
 
 
@@ -169,27 +161,22 @@ def read_file(folder: str | Path, media: Media) -> bytes:
     Raises:
         UserError: If the file is missing, or no file to read (`BrokenImage`).
     """
-    path = Path(folder) / media.file
-    try:
-        with _naming(path):
-            return read_bytes(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}). {_remedy(path)}") from error
+    with _naming(Path(folder) / media.file) as path:
+        return read_bytes(path)
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Name the file in what is said of a broken one."""
-    try:
-        yield
-    except BrokenImage as error:
-        raise BrokenImage(f"{path} is no readable image: {error}. {_remedy(path)}") from error
-
-
-def _remedy(path: Path) -> str:
+def _naming(path: Path) -> Iterator[Path]:
+    """Name the file, and what helps, in what is said of one that is broken or missing."""
+    remedy = "Put a whole image there, or leave it out."
     if (path.parent / SETTINGS).is_file():
-        return "Where it is deleted or missing, `diffpo generate` with the same settings makes it again."
-    return "Put a whole image there, or leave it out."
+        remedy = "Where it is deleted or missing, `diffpo generate` with the same settings makes it again."
+    try:
+        yield path
+    except BrokenImage as error:
+        raise BrokenImage(f"{path} is no readable image: {error}. {remedy}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}). {remedy}") from error
 
 
 def check_inside(folder: Path, files: Iterable[str], where: str | Path) -> None:
@@ -218,26 +205,24 @@ def numbers_of(place: str, row: Mapping[str, Any]) -> dict[str, Any]:
         value = row.get(name)
         if value is None or value == "" or value != value:
             continue
-        try:
+        with suppress(TypeError, ValueError, OverflowError):
             number = kind(value)
-            fits = least <= number <= most and (isinstance(value, str) or number == value)
-        except (TypeError, ValueError, OverflowError):
-            fits, number = False, None
-        if not fits:
-            what = "a whole number" if kind is int else "a number"
-            raise UserError(f"{place}: {name} is {value!r}; it must be {what} from {least} to {most}.")
-        found[name] = number
+            if least <= number <= most and (isinstance(value, str) or number == value):
+                found[name] = number
+                continue
+        what = "a whole number" if kind is int else "a number"
+        raise UserError(f"{place}: {name} is {value!r}; it must be {what} from {least} to {most}.")
     return found
 
 
 def _media(place: str, row: Mapping[str, Any]) -> Media:
-    texts = {name: row.get(name) for name in ("file", "prompt", "model")}
-    missing = [name for name in (*texts, "prompt_id") if row.get(name) is None]
+    missing = [name for name in ("file", "prompt", "model", "prompt_id") if row.get(name) is None]
     if missing:
         raise UserError(
             f"{place} ({row.get('file', 'no file name')}) lacks {', '.join(missing)}: every image needs it."
         )
-    wrong = next((name for name, text in texts.items() if not isinstance(text, str)), None)
-    if wrong:
-        raise UserError(f"{place}: {wrong} is {texts[wrong]!r}; it must be a text.")
+    texts = {name: row[name] for name in ("file", "prompt", "model")}
+    for name, text in texts.items():
+        if not isinstance(text, str):
+            raise UserError(f"{place}: {name} is {text!r}; it must be a text.")
     return Media(**texts, **{"seed": None} | numbers_of(place, row))

@@ -12,8 +12,9 @@ images of a prompt meet in a comparison. A model is called like the folder or th
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,29 +47,31 @@ def find_media(source: Path) -> list[Media]:
         rows = _rows_of_folder(source)
         label = source.resolve().name
     else:
-        rows = [_row(place, row) for place, row in _read_table(source)]
+        rows = _rows_of_table(source)
         label = source.stem
     if not rows:
         reason = f"it has no {MANIFEST}, and no image" if source.is_dir() else "it has no rows"
         raise UserError(f"nothing to read in {source}: {reason}. `diffpo generate` makes a media folder.")
     _refuse([row["file"] for row in rows if not row["prompt"].strip()], f"no prompt in {source}", PROMPTS)
-    _refuse(_repeated(row["file"] for row in rows), f"more than one row in {source}", "Leave one for each.")
+    repeated = [file for file, count in Counter(row["file"] for row in rows).items() if count > 1]
+    _refuse(repeated, f"more than one row in {source}", "Leave one for each.")
     missing = [row["file"] for row in rows if not (home_of(source) / row["file"]).is_file()]
     _refuse(missing, f"a row in {source}, but no file in {home_of(source)}", "Correct the paths, or remove the rows.")
-    return _number(rows, label)
+    numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(row["prompt"] for row in rows))}
+    return [Media(**{"prompt_id": numbers[row["prompt"]], "seed": None, "model": label} | row) for row in rows]
 
 
 def _rows_of_folder(folder: Path) -> list[Row]:
-    images = find_pictures(folder)
+    images = [str(path.relative_to(folder)) for path in find_pictures(folder)]
     name_others(folder)
-    check_inside(folder, (str(path.relative_to(folder)) for path in images), folder)
+    check_inside(folder, images, folder)
     table = next((folder / name for name in METADATA if (folder / name).is_file()), None)
     if table is None:
-        return [{"file": str(path.relative_to(folder)), "prompt": _caption(path)} for path in images]
-    rows = [_row(place, row) for place, row in _read_table(table)]
+        return [{"file": image, "prompt": _caption(folder / image)} for image in images]
+    rows = _rows_of_table(table)
     check_inside(folder, (row["file"] for row in rows), table)
-    named = {Path(row["file"]) for row in rows}
-    unnamed = [str(path.relative_to(folder)) for path in images if path.relative_to(folder) not in named]
+    named = {os.path.normpath(row["file"]) for row in rows}
+    unnamed = [image for image in images if image not in named]
     _refuse(unnamed, f"no prompt in {table}", PROMPTS)
     return rows
 
@@ -79,16 +82,15 @@ def _caption(image: Path) -> str:
     return read_text(file).strip() if file is not None else ""
 
 
-def _read_table(path: Path) -> Iterable[tuple[str, Row]]:
-    """The rows of a table, as they are, each with its place for messages."""
+def _rows_of_table(path: Path) -> list[Row]:
     if path.suffix not in TABLES:
         raise UserError(
             f"{path}: cannot read images from a {path.suffix or 'nameless'} file; give a folder, or a table of paths "
             f"and prompts ending in {', '.join(TABLES)}."
         )
     if path.suffix == ".json" and isinstance(found := read_json(path), dict):
-        return [(f"{path}, {file}", {"file": file, "prompt": prompt}) for file, prompt in found.items()]
-    return read_rows(path)
+        return [_row(f"{path}, {file}", {"file": file, "prompt": prompt}) for file, prompt in found.items()]
+    return [_row(place, row) for place, row in read_rows(path)]
 
 
 def _row(place: str, row: Row) -> Row:
@@ -102,19 +104,6 @@ def _row(place: str, row: Row) -> Row:
     prompt = next((row[name] for name in COLUMNS if isinstance(row.get(name), str)), "")
     model = {"model": str(row["model"])} if row.get("model") not in (None, "") else {}
     return {"file": file, "prompt": prompt, **model, **numbers_of(f"{place} ({file})", row)}
-
-
-def _number(rows: Sequence[Row], label: str) -> list[Media]:
-    """Fill in what rows do not say."""
-    prompts: dict[str, int] = {}
-    return [
-        Media(**{"prompt_id": prompts.setdefault(row["prompt"], len(prompts)), "seed": None, "model": label} | row)
-        for row in rows
-    ]
-
-
-def _repeated(files: Iterable[str]) -> list[str]:
-    return [file for file, count in Counter(files).items() if count > 1]
 
 
 def _refuse(files: Sequence[str], what: str, remedy: str) -> None:

@@ -1,11 +1,7 @@
-"""Prompt benchmarks by name: where each one's files are, what they are called, and how to read a part of them.
+"""Prompt benchmarks by name: how to find the files of one that `prompt_sets.yaml` lists, and to read a part of them.
 
-    partiprompts            1,632 prompts, columns Category and Challenge      Yu et al., arXiv:2206.10789
-    hpdv2[:STYLE]           4 styles of 800 each, column style                 Wu et al., arXiv:2306.09341
-    pickapic[:SPLIT]        test_unique (500 rows, about 490 prompts) or       Kirstain et al., arXiv:2305.01569
-                            validation_unique, on which models are chosen
-    drawbench               200 prompts                                        Saharia et al., arXiv:2205.11487
-    geneval[:TASK]          553 prompts, columns tag, include, exclude         Ghosh et al., arXiv:2310.11513
+    partiprompts, drawbench                     hpdv2[:STYLE]
+    pickapic[:test_unique|validation_unique]    geneval[:TASK]
 
 Behind the name may stand a local copy (`hpdv2:FOLDER`) instead of a part, and last a count: `partiprompts:200` are 200
 prompts drawn by hash, so that they are a fair sample and lie within `partiprompts:400`.
@@ -15,12 +11,14 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import os
 import urllib.request
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
+from diffpo.disk.files import write_file
 from diffpo.errors import UserError
 from diffpo.media.prompt_files import PromptRecord, read_prompt_file
 
@@ -38,42 +36,28 @@ class Benchmark:
     """Folder on the web, for a set that the Hub has not."""
     part_column: str | None = None
     """Column that names a prompt's part: written into the records where parts are files, looked for where not."""
-    parts: tuple[str, ...] = ()
+    parts: Sequence[str] = ()
     """Values of `part_column` in a single file."""
-    keep: tuple[str, ...] | None = None
+    keep: Sequence[str] | None = None
     """Columns worth keeping; None keeps all."""
-    default: tuple[str, ...] = field(default=())
+    default: Sequence[str] = ()
     """Parts that the bare name means; empty: all."""
 
+    @property
+    def all_parts(self) -> Sequence[str]:
+        """The parts, be they files or values of a column."""
+        return [key for key in self.files if key] or self.parts
 
-GENEVAL_TASKS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
-BENCHMARKS = {
-    "partiprompts": Benchmark(
-        about="PartiPrompts (1,632 prompts)", hub="nateraw/parti-prompts", files={"": "PartiPrompts.tsv"}
-    ),
-    "hpdv2": Benchmark(
-        about="the HPDv2 benchmark (3,200 prompts)",
-        hub="zhwang/HPDv2",
-        files={style: f"benchmark/{style}.json" for style in ("anime", "concept-art", "paintings", "photo")},
-        part_column="style",
-    ),
-    "pickapic": Benchmark(
-        about="Pick-a-Pic v2 without its images",
-        hub="yuvalkirstain/pickapic_v2_no_images",
-        files={split: f"data/{split}-*.parquet" for split in ("test_unique", "validation_unique")},
-        part_column="split",
-        default=("test_unique",),
-        keep=(),
-    ),
-    "drawbench": Benchmark(about="DrawBench (200 prompts)", hub="zhwang/HPDv2", files={"": "benchmark/drawbench.json"}),
-    "geneval": Benchmark(
-        about="GenEval (553 prompts)",
-        url="https://raw.githubusercontent.com/djghosh13/geneval/main/prompts",
-        files={"": "evaluation_metadata.jsonl"},
-        part_column="tag",
-        parts=GENEVAL_TASKS,
-    ),
-}
+
+_LISTED = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+BENCHMARKS = {name: Benchmark(**entry) for name, entry in _LISTED.items()}
+GENEVAL_TASKS = tuple(BENCHMARKS["geneval"].parts)
+
+
+def did_you_mean(wrong: str, known: Iterable[str], whole: str = "{}") -> str:
+    """A question for the end of a message: which known name is meant; it stands in place of `{}`."""
+    close = difflib.get_close_matches(wrong, list(known), n=1)
+    return f" Did you mean {whole.format(close[0])}?" if close else ""
 
 
 def benchmark_records(name: str, rest: str) -> list[PromptRecord]:
@@ -89,7 +73,7 @@ def benchmark_records(name: str, rest: str) -> list[PromptRecord]:
     benchmark = BENCHMARKS[name]
     local = local_copy(name, rest)
     part, count = ("", None) if local else _parse(name, rest)
-    wanted = (part,) if part else benchmark.default or _parts(benchmark)
+    wanted = [part] if part else benchmark.default or benchmark.all_parts
     records: list[PromptRecord] = []
     for key, path in _files(name, local, wanted):
         extra = {benchmark.part_column: key} if key and benchmark.part_column else {}
@@ -107,7 +91,7 @@ def local_copy(name: str, rest: str) -> Path | None:
     Raises:
         UserError: If it looks like a path and there is none.
     """
-    if not rest or rest.isdecimal() or rest.partition(":")[0] in _parts(BENCHMARKS[name]):
+    if not rest or rest.isdecimal() or rest.partition(":")[0] in BENCHMARKS[name].all_parts:
         return None
     path = Path(rest).expanduser()
     if path.exists():
@@ -117,17 +101,12 @@ def local_copy(name: str, rest: str) -> Path | None:
     return None
 
 
-def _parts(benchmark: Benchmark) -> tuple[str, ...]:
-    return tuple(key for key in benchmark.files if key) or benchmark.parts
-
-
 def _parse(name: str, rest: str) -> tuple[str, int | None]:
     """`PART`, `COUNT` or `PART:COUNT` -> the part (or nothing) and the count (or None)."""
-    known = _parts(BENCHMARKS[name])
+    known = BENCHMARKS[name].all_parts
     part, _, count = ("", "", rest) if rest.isdecimal() else rest.partition(":")
     if part and part not in known:
-        close = difflib.get_close_matches(part, known, n=1)
-        hint = f" Did you mean {name}:{close[0]}?" if close else ""
+        hint = did_you_mean(part, known, f"{name}:{{}}")
         parts = f" Its parts are {', '.join(known)}." if known else " It has no parts."
         raise UserError(f"unknown prompt set '{name}:{rest}'.{hint}{parts} A local copy is given as {name}:PATH.")
     if count and (not count.isdecimal() or int(count) < 1):
@@ -154,51 +133,43 @@ def _files(name: str, local: Path | None, wanted: Sequence[str]) -> list[tuple[s
 
 def _find(name: str, pattern: str, local: Path | None) -> Path:
     """The file of a benchmark: in the local copy (a folder with the same file names), or fetched."""
+    benchmark = BENCHMARKS[name]
     if local is not None:
         found = sorted([*local.glob(pattern), *local.glob(Path(pattern).name)])
         if not found:
-            raise UserError(f"{local} has no {Path(pattern).name}, so it is no copy of {BENCHMARKS[name].about}.")
+            raise UserError(f"{local} has no {Path(pattern).name}, so it is no copy of {benchmark.about}.")
         return found[0]
-    benchmark = BENCHMARKS[name]
-    return _from_hub(name, benchmark.hub, pattern) if benchmark.hub else _from_web(name, f"{benchmark.url}/{pattern}")
+    try:
+        return _from_hub(benchmark.hub, pattern) if benchmark.hub else _from_web(name, f"{benchmark.url}/{pattern}")
+    except OSError as error:  # all of the Hub's errors about a repository, its files and the network are
+        what = f"{pattern} of the Hub dataset {benchmark.hub}" if benchmark.hub else f"{benchmark.url}/{pattern}"
+        raise UserError(
+            f"{benchmark.about}: {what} is neither in the local cache nor can it be reached. Connect once to "
+            f"download it, or copy the file here and give its path: {name}:PATH."
+        ) from error
 
 
-def _from_hub(name: str, repo: str, pattern: str) -> Path:
+def _from_hub(repo: str, pattern: str) -> Path:
     from huggingface_hub import snapshot_download
 
-    try:
-        folder = Path(snapshot_download(repo, repo_type="dataset", allow_patterns=[pattern]))
-    except OSError as error:  # all of the Hub's errors about a repository, its files and the network are
-        raise UserError(_absent(name, f"{pattern} of the Hub dataset {repo}")) from error
+    folder = Path(snapshot_download(repo, repo_type="dataset", allow_patterns=[pattern]))
     found = sorted(folder.glob(pattern))
-    if not found:  # offline with another file of the repository cached, or it has moved
-        raise UserError(_absent(name, f"{pattern} of the Hub dataset {repo}"))
+    if not found:
+        raise FileNotFoundError(pattern)  # offline with another file of the repository cached, or it has moved
     return found[0]
 
 
 def _from_web(name: str, url: str) -> Path:
     from huggingface_hub import constants
 
-    from diffpo.disk.files import write_file
+    from diffpo.disk.rows import cache_home
 
-    cache = Path(os.environ.get("DIFFPO_CACHE") or "~/.cache/diffpo").expanduser()
-    path = cache / "prompts" / name / url.rsplit("/", 1)[1]
-    if path.is_file():
-        return path
-    if constants.HF_HUB_OFFLINE:
-        raise UserError(_absent(name, url))
-    try:
+    path = cache_home() / "prompts" / name / url.rsplit("/", 1)[1]
+    if not path.is_file():
+        if constants.HF_HUB_OFFLINE:
+            raise ConnectionError("the Hub is switched off")
         with urllib.request.urlopen(url, timeout=30) as response:
             data = response.read()
-    except OSError as error:
-        raise UserError(_absent(name, url)) from error
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, data)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, data)
     return path
-
-
-def _absent(name: str, what: str) -> str:
-    return (
-        f"{BENCHMARKS[name].about}: {what} is neither in the local cache nor can it be reached. Connect once to "
-        f"download it, or copy the file here and give its path: {name}:PATH."
-    )

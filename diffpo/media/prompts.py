@@ -3,24 +3,23 @@
 What a set says of a prompt beside its text (category, style, GenEval's requirements) is kept with it and travels as
 `prompts.jsonl` in the media folder, one line per prompt.
 
-A named set is one line in `NAMED`: a function from the part behind the colon to its prompts. Benchmarks are one entry
-in `prompt_sets.BENCHMARKS`.
+A named set is one line in `SETS`; benchmarks are one entry in `prompt_sets.yaml`.
 """
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from diffpo.disk.files import write_file
 from diffpo.errors import UserError
 from diffpo.media.prompt_files import READERS, PromptRecord, read_prompt_file
-from diffpo.media.prompt_sets import BENCHMARKS, benchmark_records, local_copy
+from diffpo.media.prompt_sets import BENCHMARKS, benchmark_records, did_you_mean, local_copy
 
 PROMPTS = "prompts.jsonl"
 CATEGORY_COLUMNS = ("category", "Category", "style", "tag", "split")
@@ -103,51 +102,41 @@ def load_prompts(spec: str | Path) -> PromptSet:
         UserError: If there is no such file or set, it holds no prompt, or it is not here and cannot be fetched.
     """
     name = str(spec)
-    is_file = Path(name).is_file() or (Path(name).suffix.lower() in READERS and name.partition(":")[0] not in KNOWN)
-    records = read_prompt_file(Path(name).expanduser()) if is_file else _named(name)
+    family, _, rest = name.partition(":")
+    is_file = Path(name).is_file() or (Path(name).suffix.lower() in READERS and family not in SETS)
+    if is_file:
+        records = read_prompt_file(Path(name).expanduser())
+    elif family in SETS:
+        records = SETS[family](rest)
+    else:
+        hint = did_you_mean(family, SETS, f"{{}}:{rest}" if rest else "{}")
+        known = "; ".join(["shapes:...", *BENCHMARKS, f"a file ending in {', '.join(READERS)}"])
+        raise UserError(f"unknown prompt set {name!r}.{hint} There are {known}.")
     records = [record for record in records if record.prompt.strip()]
     if not records:
         raise UserError(f"{name} holds no prompt.")
-    return PromptSet.of(records, Path(name).name if is_file else _public_name(name))
+    if family in BENCHMARKS and local_copy(family, rest):
+        name = family  # the place of a local copy says nothing to a reader of the results
+    return PromptSet.of(records, Path(name).name if is_file else name)
 
 
-def _public_name(name: str) -> str:
-    """The name without the place of a local copy, which says nothing to a reader of the results."""
-    family, _, rest = name.partition(":")
-    return family if family in BENCHMARKS and local_copy(family, rest) else name
-
-
-def _named(name: str) -> Sequence[PromptRecord]:
-    family, _, rest = name.partition(":")
-    if family in BENCHMARKS:
-        return benchmark_records(family, rest)
-    if family in NAMED:
-        return [PromptRecord(prompt, {}) for prompt in NAMED[family](rest)]
-    known = [*(f"{key}:..." for key in NAMED), *BENCHMARKS, f"a file ending in {', '.join(READERS)}"]
-    close = difflib.get_close_matches(family, KNOWN, n=1)
-    example = rest or ("heldout" if close and close[0] in NAMED else "")
-    hint = f" Did you mean {':'.join(filter(None, (close[0], example)))}?" if close else ""
-    raise UserError(f"unknown prompt set {name!r}.{hint} There are {'; '.join(known)}.")
-
-
-def _shapes(rest: str) -> Sequence[str]:
+def _shapes(rest: str) -> Sequence[PromptRecord]:
     """`SPLIT` or `SPLIT:N`."""
     from diffpo.worlds.shapes.scenes import SPLITS, sample_prompts, split_captions
 
     split, _, count = rest.partition(":")
     if split not in SPLITS:
-        close = difflib.get_close_matches(split, SPLITS, n=1)
-        hint = f" Did you mean shapes:{close[0]}?" if close else ""
-        raise UserError(
-            f"unknown prompt set 'shapes:{rest}'.{hint} There are {', '.join(f'shapes:{s}' for s in SPLITS)}."
-        )
-    available = split_captions(split)
-    if not count:
-        return available
-    if not count.isdecimal() or not 1 <= int(count) <= len(available):
-        raise UserError(f"'shapes:{rest}': the count must be a number from 1 to {len(available)}, got {count!r}.")
-    return sample_prompts(split, int(count))
+        there = ", ".join(f"shapes:{known}" for known in SPLITS)
+        hint = did_you_mean(split, SPLITS, "shapes:{}")
+        raise UserError(f"unknown prompt set 'shapes:{rest}'.{hint} There are {there}.")
+    captions = split_captions(split)
+    if count and (not count.isdecimal() or not 1 <= int(count) <= len(captions)):
+        raise UserError(f"'shapes:{rest}': the count must be a number from 1 to {len(captions)}, got {count!r}.")
+    return [PromptRecord(caption, {}) for caption in (sample_prompts(split, int(count)) if count else captions)]
 
 
-NAMED: dict[str, Callable[[str], Sequence[str]]] = {"shapes": _shapes}
-KNOWN = (*NAMED, *BENCHMARKS)
+SETS: dict[str, Callable[[str], Sequence[PromptRecord]]] = {
+    "shapes": _shapes,
+    **{name: partial(benchmark_records, name) for name in BENCHMARKS},
+}
+"""A named set: a function from the part behind the colon to its prompts."""

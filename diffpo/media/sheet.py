@@ -39,15 +39,6 @@ class Row:
     cells: tuple[Cell, ...]
 
 
-class _Layout:
-    """Measures in pixels, all in proportion to the cell; so many frames stand side by side in a column."""
-
-    def __init__(self, cell: int, frames: int):
-        self.cell, self.frames, self.column, self.caption = cell, frames, frames * cell, cell
-        self.text, self.small, self.gap = max(13, cell // 14), max(12, cell // 18), max(8, cell // 24)
-        self.margin = 2 * self.gap
-
-
 def draw_grid(columns: Sequence[str], rows: Sequence[Row], *, cell: int = 256) -> Image:
     """Draw a grid.
 
@@ -61,20 +52,33 @@ def draw_grid(columns: Sequence[str], rows: Sequence[Row], *, cell: int = 256) -
     """
     from PIL import Image, ImageDraw
 
-    layout = _Layout(cell, min(FRAMES, max(len(each.clip.frames) for row in rows for each in row.cells)))
-    headers = [_Text(header, layout.column, layout.text, bold=True) for header in columns]
-    drawn = [_DrawnRow(row, layout) for row in rows]
-    left = layout.margin + layout.caption + 2 * layout.gap
-    top = layout.margin + max(header.height for header in headers) + layout.gap
-    width = left + len(columns) * (layout.column + layout.gap) - layout.gap + layout.margin
-    canvas = Image.new("RGB", (width, top + sum(row.height + layout.margin for row in drawn)), PAPER)
+    text, small, gap = max(13, cell // 14), max(12, cell // 18), max(8, cell // 24)
+    margin, frames = 2 * gap, min(FRAMES, max(len(each.clip.frames) for row in rows for each in row.cells))
+    column = frames * cell
+    headers = [_Text(header, column, text, bold=True) for header in columns]
+    left, top = margin + cell + 2 * gap, margin + max(header.height for header in headers) + gap
+    places = [left + i * (column + gap) for i in range(len(columns))]
+    width = places[-1] + column + margin
+    drawn, heights = [], []
+    for row in rows:
+        caption = _Text(row.caption, cell, text, limit=2 * cell // _line_height(text))
+        cells = [(_strip(each.clip, frames, cell), _Text(each.note, column, small), each.best) for each in row.cells]
+        bottoms = [strip.height + (note.height and note.height + gap // 2) for strip, note, _ in cells]
+        drawn.append((caption, cells))
+        heights.append(max(caption.height, *bottoms) + gap + margin)
+    canvas = Image.new("RGB", (width, top + sum(heights)), PAPER)
     draw = ImageDraw.Draw(canvas)
-    for i, header in enumerate(headers):
-        header.draw(draw, left + i * (layout.column + layout.gap), layout.margin, INK)
-    for row in drawn:
-        draw.line((layout.margin, top, width - layout.margin, top), fill=LINE)
-        row.draw(canvas, draw, left, top + layout.gap)
-        top += row.height + layout.margin
+    for x, header in zip(places, headers, strict=True):
+        header.draw(draw, x, margin, INK)
+    for (caption, cells), height in zip(drawn, heights, strict=True):
+        draw.line((margin, top, width - margin, top), fill=LINE)
+        y = top + gap
+        caption.draw(draw, margin, y, INK)
+        for x, (strip, note, best) in zip(places, cells, strict=False):
+            canvas.paste(strip, (x, y))
+            draw.rectangle((x, y, x + strip.width - 1, y + strip.height - 1), outline=LINE)
+            note.draw(draw, x, y + strip.height + gap // 2, GOOD if best else FAINT)
+        top += height
     return canvas
 
 
@@ -97,45 +101,23 @@ def write_sheet(path: Path, sheet: Image) -> None:
     write_file(path, lambda file: sheet.save(file, format="PNG", optimize=True))
 
 
-def _strip(clip: Clip, layout: _Layout) -> Image:
+def _strip(clip: Clip, count: int, edge: int) -> Image:
     """Frames side by side, each scaled to fit a square."""
     from PIL import Image
 
-    frames = [fit(frame, layout.cell) for frame in clip.some(layout.frames)]
+    frames = [fit(frame, edge) for frame in clip.some(count)]
     strip = Image.new("RGB", (sum(frame.width for frame in frames), frames[0].height))
     for i, frame in enumerate(frames):
         strip.paste(frame, (i * frame.width, 0))
     return strip
 
 
-class _DrawnRow:
-    """A row with its pictures scaled and its texts broken into lines."""
-
-    def __init__(self, row: Row, layout: _Layout):
-        self.layout, self.row = layout, row
-        self.caption = _Text(
-            row.caption, layout.caption, layout.text, limit=2 * layout.cell // _line_height(layout.text)
-        )
-        self.pictures = [_strip(cell.clip, layout) for cell in row.cells]
-        self.notes = [_Text(cell.note, layout.column, layout.small) for cell in row.cells]
-        pairs = zip(self.pictures, self.notes, strict=True)
-        bottoms = [picture.height + (note.height and note.height + layout.gap // 2) for picture, note in pairs]
-        self.height = max(self.caption.height, *bottoms) + layout.gap
-
-    def draw(self, canvas: Image, draw: ImageDraw, left: int, y: int) -> None:
-        self.caption.draw(draw, self.layout.margin, y, INK)
-        for i, (cell, picture, note) in enumerate(zip(self.row.cells, self.pictures, self.notes, strict=True)):
-            x = left + i * (self.layout.column + self.layout.gap)
-            canvas.paste(picture, (x, y))
-            draw.rectangle((x, y, x + picture.width - 1, y + picture.height - 1), outline=LINE)
-            note.draw(draw, x, y + picture.height + self.layout.gap // 2, GOOD if cell.best else FAINT)
-
-
 class _Text:
     """A text broken into lines no wider than `width` pixels, between words where that is possible."""
 
     def __init__(self, text: str, width: int, size: int, *, bold: bool = False, limit: int | None = None):
-        self.font, self.size = _font(size, bold, text), size
+        file = "DejaVuSans-Bold.ttf" if bold else "" if text.isascii() else "DejaVuSans.ttf"  # Pillow's has few letters
+        self.font, self.size = _font(size, file), size
         self.lines = wrap(text, width, self.font, limit)
         self.height = len(self.lines) * _line_height(size)
 
@@ -169,21 +151,13 @@ def wrap(text: str, width: int, font: FreeTypeFont, limit: int | None = None) ->
     return lines
 
 
-def _font(size: int, bold: bool, text: str) -> FreeTypeFont:
-    """Pillow's own font; for letters that it has not, and for bold, the ones that come with matplotlib."""
-    if bold:
-        return _load_font(size, "DejaVuSans-Bold.ttf")
-    return _load_font(size, "" if text.isascii() else "DejaVuSans.ttf")
-
-
 @lru_cache(maxsize=32)
-def _load_font(size: int, file: str) -> FreeTypeFont:
+def _font(size: int, file: str) -> FreeTypeFont:
+    """Pillow's own font, or one of those that come with matplotlib."""
     from PIL import ImageFont
 
     if not file:
-        font = ImageFont.load_default(size=size)
-        assert isinstance(font, ImageFont.FreeTypeFont)
-        return font
+        return ImageFont.load_default(size)
     import matplotlib
 
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / file, size)

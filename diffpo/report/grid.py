@@ -46,37 +46,30 @@ def write_grid(
         raise UserError("a grid needs at least one folder, one prompt, one seed and a cell of one pixel.")
     out = Path(out)
     check_output(out)
-    media = _by_place([read_media(folder) for folder in folders])
+    read = [read_media(folder) for folder in folders]
+    media, labels = _by_place(read), [items[0].model for items in read]
     scores = [_scores(folder, scorer) for folder in folders]
     rows, record = [], []
-    for prompt, common in _choose(media, prompts, seeds, shuffle):
-        items = [(i, place, images[prompt][place]) for i, images in enumerate(media) for place in common]
-        values = {(i, place): scores[i].get(item.file) for i, place, item in items}
+    for prompt, places in _choose(media, prompts, seeds, shuffle):
+        items = {(i, place): images[prompt][place] for i, images in enumerate(media) for place in places}
+        values = {(i, place): scores[i].get(item.file) for (i, place), item in items.items()}
         cells, images = [], []
-        for i, place, item in items:
-            rivals = [values[other, place] for other in range(len(media))]
-            score, path = values[i, place], Path(folders[i]) / item.file
-            cells.append(_cell(folders[i], item, len(common) > 1, score, rivals))
-            images.append({"model": item.model, "seed": item.seed, "file": published(str(path)), "score": score})
+        for (i, place), item in items.items():
+            score = values[i, place]
+            known = [value for (_, other), value in values.items() if other == place and value is not None]
+            note = [f"seed {item.seed}"] if len(places) > 1 and item.seed is not None else []
+            note += [number(score)] if score is not None else []
+            best = score is not None and score == max(known) > min(known)
+            cells.append(Cell(open_clip(folders[i], item), ": ".join(note), best))
+            path = published(str(Path(folders[i]) / item.file))
+            images.append({"model": item.model, "seed": item.seed, "file": path, "score": score})
         rows.append(Row(prompt, tuple(cells)))
         record.append({"prompt": prompt, "images": images})
-    labels = [next(iter(next(iter(images.values())).values())).model for images in media]
     blanks = [""] * (len(rows[0].cells) // len(media) - 1)
     write_sheet(out, draw_grid([name for label in labels for name in (label, *blanks)], rows, cell=cell))
     chosen = "the first prompts" if shuffle is None else f"prompts drawn at random with seed {shuffle}"
     write_json(out.with_suffix(".json"), {"chosen": chosen, "scorer": scorer, "models": labels, "rows": record})
     return out
-
-
-def _cell(
-    folder: str | Path, item: Media, name_seed: bool, score: float | None, rivals: Sequence[float | None]
-) -> Cell:
-    """A cell; `rivals` are the scores of all models for this prompt and seed."""
-    parts = [f"seed {item.seed}"] if name_seed and item.seed is not None else []
-    parts += [number(score)] if score is not None else []
-    known = [value for value in rivals if value is not None]
-    best = score is not None and score == max(known) and min(known) < max(known)
-    return Cell(open_clip(folder, item), ": ".join(parts), best)
 
 
 def _by_place(folders: Sequence[Sequence[Media]]) -> list[dict[str, dict[int, Media]]]:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 from collections.abc import Sequence
+from dataclasses import asdict, fields, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 from accelerate import Accelerator
 
 from diffpo.config.run import Config
-from diffpo.config.settings import Sample
 from diffpo.disk.progress import stderr_console
 from diffpo.generation.sampling import sample_clips
-from diffpo.generation.settings import Sampler
+from diffpo.generation.settings import Sampler, hash_of
 from diffpo.generation.work import Work, begin, make
 from diffpo.media.folder import Media, open_clip
 from diffpo.media.frames import Clip
@@ -35,13 +34,13 @@ class SampleGrids:
     def __init__(self, config: Config, policy: Denoiser, encoders: Encoders, folder: Path):
         """Remember what to draw."""
         sample = config.sample
-        self._sampler = Sampler(**{f.name: getattr(sample, f.name) for f in dataclasses.fields(Sampler)})
+        self._sampler = Sampler(**{field.name: getattr(sample, field.name) for field in fields(Sampler)})
         self._policy, self._encoders, self._folder = policy, encoders, folder / "samples"
-        self._prompts = PromptSet.of(choose_prompts(sample))
-        jobs = [(prompt, seed) for prompt in choose_prompts(sample) for seed in sample.seeds]
-        how = dataclasses.replace(self._sampler, batch=1)  # another number at a time makes no other images
-        drawn = hashlib.blake2b(repr((jobs, how)).encode(), digest_size=4).hexdigest()
-        self._base = self._folder / f"base-{drawn}"
+        prompts = load_prompts(sample.prompts).prompts if isinstance(sample.prompts, str) else sample.prompts
+        self._prompts = PromptSet.of(prompts)
+        jobs = list(product(prompts, sample.seeds))
+        how = replace(self._sampler, batch=1)  # another number at a time makes no other images
+        self._base = self._folder / f"base-{hash_of(repr((jobs, how)), 4)}"
         numbers = {prompt: number for number, prompt in enumerate(self._prompts.prompts)}
         self._media = [
             Media(file=f"{i:03d}.png", prompt=prompt, prompt_id=numbers[prompt], seed=seed, model="base")
@@ -58,7 +57,7 @@ class SampleGrids:
             batch=self._sampler.batch,
             sample=lambda: partial(self._sample, accelerator),
             prompts=self._prompts,
-            settings=dataclasses.asdict(self._sampler),
+            settings=asdict(self._sampler),
         )
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
@@ -81,8 +80,3 @@ class SampleGrids:
         network = accelerator.unwrap_model(self._policy.network)  # still under accelerate's autocast
         with self._encoders.placed(accelerator.device, self._policy.dtype):
             return sample_clips(self._encoders.with_denoiser(network), prompts, seeds, self._sampler)
-
-
-def choose_prompts(sample: Sample) -> list[str]:
-    """Return the config's prompts, or those of the file or the named set."""
-    return list(load_prompts(sample.prompts).prompts) if isinstance(sample.prompts, str) else list(sample.prompts)

@@ -146,7 +146,7 @@ def test_a_killed_run_continues_to_the_same_bytes(base, tmp_path):
     for name in ("000002-s0.png", "000002-s7.png"):
         (killed / name).rename(unfinished / name)
     result = generate(options(base, batch=4), PROMPTS, killed, label="x")
-    assert (result.images, result.reused) == (6, 4)
+    assert (len(result.media), result.reused) == (6, 4)
     assert files(killed) == whole
     assert generate(options(base, batch=4), PROMPTS, killed, label="x").reused == 6
 
@@ -270,7 +270,7 @@ def test_another_setting_needs_another_folder(base, lora_run, tmp_path):
 def test_a_mistake_can_be_mended_in_the_same_folder(base, tmp_path):
     with pytest.raises(UserError, match="multiples"):
         generate(options(base, size=(20, 20)), PROMPTS[:1], tmp_path / "out")
-    assert generate(options(base, size=(16, 16)), PROMPTS[:1], tmp_path / "out").images == 2
+    assert len(generate(options(base, size=(16, 16)), PROMPTS[:1], tmp_path / "out").media) == 2
 
 
 def test_what_is_only_called_otherwise_is_the_same(base, lora_run, tmp_path):

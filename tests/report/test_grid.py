@@ -102,7 +102,7 @@ def test_no_letter_leaves_its_column(caption):
 
 
 def test_lines_break_between_words_and_end_whole():
-    font = _font(16, False, "")
+    font = _font(16, "")
     text = "a purple triangle stands left of a very large yellow circle"
     lines = wrap(text, 120, font)
     assert " ".join(lines) == text and all(font.getlength(line) <= 120 for line in lines)

@@ -105,9 +105,9 @@ def test_seeds_of_generate_are_refused_at_the_start():
         GenerateOptions(model="x", seeds=(2**64 - 1,))
     options = GenerateOptions(model="x", seeds=(LARGEST,))
     with pytest.raises(UserError, match=f"too large: at most {LARGEST}"):
-        options.seeds_of(options.seeds, "a prompt", 0)
+        options.seeds_of("a prompt", 0)
     shared = GenerateOptions(model="x", seeds=(LARGEST,), noise="shared")
-    assert shared.seeds_of(shared.seeds, "a prompt", 5) == (LARGEST,)
+    assert shared.seeds_of("a prompt", 5) == (LARGEST,)
 
 
 def test_settings_name_no_home_and_are_found_again(tmp_path, monkeypatch):
