@@ -11,32 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from diffpo.compare.numbers import number, p_value, percent, points, signed
-from diffpo.compare.result import Comparison, ScorerResult, Tournament
-from diffpo.compare.stats import Estimate, WinRate
+from diffpo.compare.result import Comparison, ScorerResult, Stratum, Tournament
 from diffpo.disk.files import check_output, without_nan, write_file, write_json
 from diffpo.errors import UserError
 
 FORMAT = "diffpo tournament 1"
 ENDINGS = (".json", ".csv", ".tex")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+_NAMED = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum", "<": "less", ">": "greater"}
 _LATEX = str.maketrans(
-    {
-        "\\": r"\textbackslash{}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "<": r"\textless{}",
-        ">": r"\textgreater{}",
-        **{sign: f"\\{sign}" for sign in "&%$#_{}"},
-    }
+    {sign: rf"\text{name}{{}}" for sign, name in _NAMED.items()} | {sign: f"\\{sign}" for sign in "&%$#_{}"}
 )
 
 
 def check_outs(outs: Sequence[Path]) -> None:
-    """Check files to write before the work begins.
-
-    Raises:
-        UserError: One has an ending that is not in `ENDINGS`, no folder to be in, or cannot be written.
-    """
+    """Check files to write before the work begins: their endings (one of `ENDINGS`), folders, and that they can be."""
     for out in outs:
         if out.suffix not in ENDINGS:
             raise UserError(f"cannot write a comparison as {out.name}: choose a name ending in {', '.join(ENDINGS)}.")
@@ -74,15 +63,9 @@ def _record(found: Tournament) -> dict[str, Any]:
     comparisons = [{**asdict(one), "verdict": one.verdict, "headline": one.headline} for one in found.comparisons]
     if not found.rankings:
         return without_nan(comparisons[0])
-    return without_nan(
-        {
-            "format": FORMAT,
-            "headline": found.headline,
-            "models": found.models,
-            "rankings": [asdict(ranking) for ranking in found.rankings],
-            "comparisons": comparisons,
-        }
-    )
+    rankings = [asdict(ranking) for ranking in found.rankings]
+    record = {"format": FORMAT, "headline": found.headline, "models": found.models, "rankings": rankings}
+    return without_nan({**record, "comparisons": comparisons})
 
 
 def _csv(comparisons: Sequence[Comparison]) -> str:
@@ -96,34 +79,27 @@ def _csv(comparisons: Sequence[Comparison]) -> str:
 
 
 def _csv_rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
-    names = {"model": comparison.model, "baseline": comparison.baseline, "mode": comparison.mode}
+    ends = {"": "estimate", "_low": "ci_low", "_high": "ci_high", "_detectable": "detectable"}
     for result in comparison.results:
         for part in (result, *result.strata):
-            whole = part is result
+            whole, rate = part is result, part.win_rate
+            estimates = (("difference", part.difference), ("win_rate", rate))
             yield {
-                **names,
+                "model": comparison.model,
+                "baseline": comparison.baseline,
+                "mode": comparison.mode,
                 "scorer": result.scorer,
-                "category": "" if isinstance(part, ScorerResult) else part.category,
+                "category": part.category if isinstance(part, Stratum) else "",
                 "model_mean": result.model_mean if whole else "",
                 "baseline_mean": result.baseline_mean if whole else "",
-                **_csv_cells(part.difference, part.win_rate),
+                "prompts": rate.n_prompts,
+                "comparisons": rate.n_pairs,
+                **{name + end: getattr(found, field) for name, found in estimates for end, field in ends.items()},
+                **{name: getattr(rate, name) for name in ("wins", "ties", "losses", "p_value", "test")},
                 "adjustment": "holm" if whole else "benjamini-hochberg",
                 "adjusted_p": part.adjusted_p,
                 "in_loop": result.in_loop,
             }
-
-
-def _csv_cells(difference: Estimate, rate: WinRate) -> dict[str, Any]:
-    cells: dict[str, Any] = {"prompts": rate.n_prompts, "comparisons": rate.n_pairs}
-    for name, estimate in (("difference", difference), ("win_rate", rate)):
-        cells |= {
-            name: estimate.estimate,
-            f"{name}_low": estimate.ci_low,
-            f"{name}_high": estimate.ci_high,
-            f"{name}_detectable": estimate.detectable,
-        }
-    cells |= {"wins": rate.wins, "ties": rate.ties, "losses": rate.losses}
-    return cells | {"p_value": rate.p_value, "test": rate.test}
 
 
 def _latex(comparisons: Sequence[Comparison]) -> str:

@@ -99,11 +99,10 @@ class Comparison:
         }[self.verdict]
         rate = first.win_rate
         sure = "" if math.isnan(rate.ci_low) else f" ({self.level:.0%} interval {span(rate, percent)})"
-        human = first.scorer == HUMAN
+        judge, what = ("people", "votes") if first.scorer == HUMAN else (first.scorer, self.what)
         return (
-            f"{opening} Judged by {'people' if human else first.scorer}, {self.model} wins {percent(rate.estimate)} of "
-            f"{self.n_pairs} {'votes' if human else self.what}{sure}.{' Ties count half.' if rate.ties else ''}"
-            f"{f' But {first.in_loop}' if first.in_loop else ''}"
+            f"{opening} Judged by {judge}, {self.model} wins {percent(rate.estimate)} of {self.n_pairs} {what}{sure}."
+            f"{' Ties count half.' if rate.ties else ''}{f' But {first.in_loop}' if first.in_loop else ''}"
         )
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from diffpo.compare.numbers import number, p_value, percent, plus_minus, signed, span
 from diffpo.compare.result import Comparison, Ranking, Tournament
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
 
 
 def print_result(found: Tournament, console: Console) -> None:
@@ -29,32 +29,33 @@ def print_result(found: Tournament, console: Console) -> None:
 
 def comparison_table(comparison: Comparison) -> Table:
     """The comparison as a table that fits a terminal of 80 columns: what belongs to an estimate stands below it."""
-    from rich.markup import escape
-
     title = (
         f"{escape(comparison.model)} against {escape(comparison.baseline)}: "
         f"{comparison.n_prompts} prompts, {comparison.n_pairs} comparisons"
     )
-    headers = ("baseline", "model", "difference", "win rate", "p")
-    table = _table(title, ("scorer", *headers), caption=_legend(comparison))
+    legend = (
+        f"below each: {comparison.level:.0%} interval; p by Holm over all scorers; with +-, the smallest true effect "
+        "that 80% of such comparisons would find"
+    )
+    if any(result.in_loop for result in comparison.results):
+        legend += "; * used in training"
+    table = _table(title, ("scorer", "baseline", "model", "difference", "win rate", "p"), caption=legend)
     for result in comparison.results:
         rate, difference = result.win_rate, result.difference
+        name = escape(result.scorer) + (" *" if result.in_loop else "")
         table.add_row(
-            f"{escape(result.scorer)}{' *' if result.in_loop else ''}\n[dim]{rate.wins}/{rate.ties}/{rate.losses} "
-            "W/T/L[/dim]",
+            _above(name, f"{rate.wins}/{rate.ties}/{rate.losses} W/T/L"),
             number(result.baseline_mean),
             number(result.model_mean),
-            f"{signed(difference.estimate)}\n[dim]{span(difference, signed)}\n{plus_minus(difference, number)}[/dim]",
-            f"{percent(rate.estimate)}\n[dim]{span(rate, percent)}\n{plus_minus(rate, percent)}[/dim]",
-            f"{p_value(rate.p_value)}\n[dim]{p_value(result.adjusted_p)}[/dim]",
+            _above(signed(difference.estimate), f"{span(difference, signed)}\n{plus_minus(difference, number)}"),
+            _above(percent(rate.estimate), f"{span(rate, percent)}\n{plus_minus(rate, percent)}"),
+            _above(p_value(rate.p_value), p_value(result.adjusted_p)),
         )
     return table
 
 
 def strata_table(comparison: Comparison) -> Table:
     """Win rates per category by the first scorer."""
-    from rich.markup import escape
-
     first = comparison.results[0]
     headers = ("", "prompts", "difference", "win rate", "+-", "p (BH)")
     table = _table(f"by category, judged by {escape(first.scorer)}", headers)
@@ -73,8 +74,6 @@ def strata_table(comparison: Comparison) -> Table:
 
 def ranking_table(ranking: Ranking) -> Table:
     """Elo and the matrix of win rates: each row against each column."""
-    from rich.markup import escape
-
     labels = [rank.model for rank in ranking.ranks]
     mark = " * (used in training)" if ranking.in_loop else ""
     table = _table(f"{escape(ranking.scorer)}{mark}: win rate of the row", ("", "Elo", *map(escape, labels)))
@@ -82,35 +81,21 @@ def ranking_table(ranking: Ranking) -> Table:
         cells = (ranking.cell(rank.model, other) for other in labels)
         table.add_row(
             escape(rank.model),
-            f"{rank.elo:+.0f}\n[dim]{rank.elo_low:+.0f} to {rank.elo_high:+.0f}[/dim]",
+            _above(f"{rank.elo:+.0f}", f"{rank.elo_low:+.0f} to {rank.elo_high:+.0f}"),
             *("-" if cell is None else percent(cell.win_rate.estimate) for cell in cells),
         )
     return table
 
 
+def _above(text: str, below: str) -> str:
+    return f"{text}\n[dim]{below}[/dim]"
+
+
 def _table(title: str, headers: Sequence[str], caption: str | None = None) -> Table:
     """The first column holds names, the others numbers."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(
-        title=title,
-        box=box.SIMPLE_HEAD,
-        padding=(0, 2, 0, 0),
-        pad_edge=False,
-        show_edge=False,
-        caption=caption,
-        caption_justify="left",
-    )
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False, show_edge=False)
+    table.caption, table.caption_justify = caption, "left"
     table.add_column(headers[0], overflow="fold")
     for header in headers[1:]:
         table.add_column(header, justify="right", no_wrap=caption is not None)
     return table
-
-
-def _legend(comparison: Comparison) -> str:
-    legend = (
-        f"below each: {comparison.level:.0%} interval; p by Holm over all scorers; with +-, the smallest true effect "
-        "that 80% of such comparisons would find"
-    )
-    return legend + ("; * used in training" if any(result.in_loop for result in comparison.results) else "")
