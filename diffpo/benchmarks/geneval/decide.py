@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -37,10 +38,6 @@ class Rules:
     position_threshold: float = 0.1
     """Share of both objects' sizes that an offset must exceed."""
 
-    def threshold_for(self, tag: str) -> float:
-        """Least confidence for a task."""
-        return self.counting_threshold if tag == "counting" else self.threshold
-
 
 @dataclass(frozen=True)
 class Decision:
@@ -51,13 +48,18 @@ class Decision:
 
 
 def keep(seen: Sequence[SeenObject], tag: str, rules: Rules) -> dict[str, list[SeenObject]]:
-    """The objects that count, by label, the most confident first."""
+    """The objects that count, by label, the most confident first; none that overlaps a better one too much."""
     found: dict[str, list[SeenObject]] = {}
-    threshold = rules.threshold_for(tag)
+    threshold = rules.counting_threshold if tag == "counting" else rules.threshold
     for item in sorted(seen, key=lambda item: -item.confidence):
         if item.confidence > threshold:
             found.setdefault(item.label, []).append(item)
-    return {label: _suppress(items[: rules.max_objects], rules.max_overlap) for label, items in found.items()}
+    for label, items in found.items():
+        found[label] = kept = []
+        for item in items[: rules.max_objects]:
+            if rules.max_overlap >= 1 or all(overlap(better, item) < rules.max_overlap for better in kept):
+                kept.append(item)
+    return found
 
 
 def decide(objects: Mapping[str, Sequence[SeenObject]], task: Task, name_colors: NameColors, rules: Rules) -> Decision:
@@ -73,8 +75,7 @@ def decide(objects: Mapping[str, Sequence[SeenObject]], task: Task, name_colors:
     matched: list[Sequence[SeenObject] | None] = []
     for clause in task.include:
         found = objects.get(clause.label, ())[: clause.count]
-        wrong = _wrong_number(found, clause) or _wrong_color(found, clause, name_colors)
-        wrong = wrong or _wrong_position(found, clause, matched, rules)
+        wrong = _wrong(found, clause, matched, name_colors, rules)
         matched.append(None if wrong else found)
         reasons += [wrong] if wrong else []
     for clause in task.exclude:
@@ -109,43 +110,31 @@ def overlap(a: SeenObject, b: SeenObject) -> float:
     return shared / union if union else 0.0
 
 
-def _suppress(items: Sequence[SeenObject], max_overlap: float) -> list[SeenObject]:
-    """Drop objects that overlap a better one too much."""
-    kept: list[SeenObject] = []
-    for item in items:
-        if max_overlap >= 1 or all(overlap(better, item) < max_overlap for better in kept):
-            kept.append(item)
-    return kept
-
-
-def _wrong_number(found: Sequence[SeenObject], clause: Requirement) -> str:
-    return f"expected {clause.label}>={clause.count}, found {len(found)}" if len(found) < clause.count else ""
-
-
-def _wrong_color(found: Sequence[SeenObject], clause: Requirement, name_colors: NameColors) -> str:
-    if clause.color is None:
-        return ""
-    colors = name_colors(found, clause.label)
-    right = colors.count(clause.color)
-    if right >= clause.count:
-        return ""
-    order = [*COLORS, *sorted(set(colors) - set(COLORS))]
-    listed = ", ".join(f"{colors.count(color)} {color}" for color in order if color in colors)
-    return f"expected {clause.color} {clause.label}>={clause.count}, found {right}; of all: {listed}"
-
-
-def _wrong_position(
-    found: Sequence[SeenObject], clause: Requirement, matched: Sequence[Sequence[SeenObject] | None], rules: Rules
+def _wrong(
+    found: Sequence[SeenObject],
+    clause: Requirement,
+    matched: Sequence[Sequence[SeenObject] | None],
+    name_colors: NameColors,
+    rules: Rules,
 ) -> str:
+    """What is wrong first: the number, the colour, or how they stand to those of an earlier clause; "" if nothing."""
+    if len(found) < clause.count:
+        return f"expected {clause.label}>={clause.count}, found {len(found)}"
+    if clause.color is not None:
+        colors = name_colors(found, clause.label)
+        right = colors.count(clause.color)
+        if right < clause.count:
+            order = [*COLORS, *sorted(set(colors) - set(COLORS))]
+            listed = ", ".join(f"{colors.count(color)} {color}" for color in order if color in colors)
+            return f"expected {clause.color} {clause.label}>={clause.count}, found {right}; of all: {listed}"
     if clause.position is None:
         return ""
     relation, number = clause.position
     targets = matched[number]
     if targets is None:
         return f"no target for {clause.label} to be {relation}"
-    for item in found:
-        for target in targets:
-            held = relative_position(item, target, rules.position_threshold)
-            if relation not in held:
-                return f"expected {clause.label} {relation} target, found {' and '.join(sorted(held)) or 'neither'}"
+    for item, target in product(found, targets):
+        held = relative_position(item, target, rules.position_threshold)
+        if relation not in held:
+            return f"expected {clause.label} {relation} target, found {' and '.join(sorted(held)) or 'neither'}"
     return ""

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffpo.benchmarks.geneval.decide import Rules, decide, keep
-from diffpo.benchmarks.geneval.tasks import GENEVAL_TASKS, ColorNamer, Detector, Task
+from diffpo.benchmarks.geneval.tasks import ColorNamer, Detector, Task
 from diffpo.disk.files import write_json
 from diffpo.disk.lock import sole_writer
 from diffpo.disk.rows import Row, RowStore
 from diffpo.errors import UserError
 from diffpo.media.folder import Media, read_media
+from diffpo.media.prompt_sets import GENEVAL_TASKS
 from diffpo.media.prompts import read_prompts
 from diffpo.scorers.judging import Judge, judge_media, key_of
 from diffpo.scorers.scores import WAIT, ScoreRow, merge_scores
@@ -98,11 +99,8 @@ class GenEvalResult:
         for item in self.judged:
             passed[item.file] = passed.get(item.file, True) and item.correct
         contents = {item.file: item.digest for item in self.judged}
-        return [
-            ScoreRow.of(item, SCORER, float(passed[item.file]), contents[item.file])
-            for item in media
-            if item.file in passed
-        ]
+        judged = [item for item in media if item.file in passed]
+        return [ScoreRow.of(item, SCORER, float(passed[item.file]), contents[item.file]) for item in judged]
 
 
 def read_tasks(folder: str | Path) -> dict[str, list[Task]]:
@@ -163,20 +161,14 @@ def run_geneval(
     found = judge_media(folder, asked, [judge], "Judging", console=console)
     if found.left_out:
         raise UserError(next(iter(found.left_out.values())))
-    judged = [
-        Judged(
-            **{name: getattr(item, name) for name in ("file", "prompt", "prompt_id", "seed", "model")},
-            tag=task.tag,
-            correct=correct,
-            reasons=tuple(reasons),
-            digest=content,
-            task=_digest(task),
-        )
-        for item, content in ((item, found.contents[item.file]) for item in asked)
-        for task, (correct, reasons) in zip(
-            tasks[item.prompt], judge[judge.key(content, item)].values["decisions"], strict=True
-        )
-    ]
+    judged = []
+    for item in asked:
+        content = found.contents[item.file]
+        about = {name: getattr(item, name) for name in ("file", "prompt", "prompt_id", "seed", "model")}
+        decisions = judge[judge.key(content, item)].values["decisions"]
+        for task, (correct, reasons) in zip(tasks[item.prompt], decisions, strict=True):
+            said = {"tag": task.tag, "correct": correct, "reasons": tuple(reasons)}
+            judged.append(Judged(**about, **said, digest=content, task=_digest(task)))
     result = GenEvalResult(judged, provenance)
     with sole_writer(folder / GENEVAL, COMMAND, wait=WAIT):
         write_json(folder / GENEVAL, {"provenance": provenance, "images": [asdict(item) for item in judged]})
@@ -233,15 +225,13 @@ def _known(
 ) -> dict[bytes, Row]:
     """What the folder says of earlier judgements by the same eyes and rules, by the key of `Judge`."""
     earlier = read_geneval(path.parent) if path.is_file() else GenEvalResult([], {})
-    if earlier.provenance != json.loads(json.dumps(provenance)):
-        return {}
-    by_file: dict[str, list[Judged]] = {}
-    for item in earlier.judged:
-        by_file.setdefault(item.file, []).append(item)
-    known = {}
+    known, by_file = {}, dict[str, list[Judged]]()
+    if earlier.provenance == json.loads(json.dumps(provenance)):
+        for one in earlier.judged:
+            by_file.setdefault(one.file, []).append(one)
     for item in media:
-        found = by_file.get(item.file, [])
-        if [one.task for one in found] == [_digest(task) for task in tasks[item.prompt]]:
+        found, asked = by_file.get(item.file, []), tasks[item.prompt]
+        if found and [one.task for one in found] == [_digest(task) for task in asked]:
             row = Row({"decisions": [[one.correct, one.reasons] for one in found]})
-            known[key_of(found[0].digest, item.frames, _question(tasks[item.prompt]))] = row
+            known[key_of(found[0].digest, item.frames, _question(asked))] = row
     return known

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from diffpo.errors import UserError
-from diffpo.media.prompt_sets import GENEVAL_TASKS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 """GenEval's ten colours."""
 RELATIONS = ("left of", "right of", "above", "below")
-
-__all__ = ["COLORS", "GENEVAL_TASKS", "RELATIONS", "ColorNamer", "Detector", "Requirement", "SeenObject", "Task"]
 
 
 @dataclass(frozen=True)
@@ -37,29 +34,24 @@ class SeenObject:
 
 
 class Detector(Protocol):
-    """Finds objects."""
+    """Finds the objects of each image (RGB) with at least some confidence, in any order.
+
+    `provenance`, known without loading the weights, says what decides what is found.
+    """
 
     @property
-    def provenance(self) -> dict[str, Any]:
-        """What decides what is found; known without loading the weights."""
-        ...
+    def provenance(self) -> dict[str, Any]: ...
 
-    def detect(self, images: Sequence[Image], threshold: float) -> list[list[SeenObject]]:
-        """Find the objects of each image (RGB) with at least this confidence, in any order."""
-        ...
+    def detect(self, images: Sequence[Image], threshold: float) -> list[list[SeenObject]]: ...
 
 
 class ColorNamer(Protocol):
-    """Names the colours of objects."""
+    """Names the colour of each of some objects, all of them of one label; `provenance` as of a detector."""
 
     @property
-    def provenance(self) -> dict[str, Any]:
-        """What decides a colour; known without loading the weights."""
-        ...
+    def provenance(self) -> dict[str, Any]: ...
 
-    def name_colors(self, image: Image, objects: Sequence[SeenObject], label: str) -> list[str]:
-        """The colour of each object, all of them of one label."""
-        ...
+    def name_colors(self, image: Image, objects: Sequence[SeenObject], label: str) -> list[str]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +72,7 @@ class Task:
     """What one image must show."""
 
     tag: str
-    """One of `GENEVAL_TASKS`, or another name to group results by."""
+    """One of GenEval's, or another name to group results by."""
     include: tuple[Requirement, ...]
     exclude: tuple[Requirement, ...] = ()
 

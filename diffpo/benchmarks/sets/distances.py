@@ -13,9 +13,12 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from diffpo.compare.stats import numbered
 
 SUBSETS = 100
 SUBSET_SIZE = 1000
@@ -33,12 +36,7 @@ class KernelDistance:
 
 
 def frechet_distance(first: ArrayLike, second: ArrayLike) -> float:
-    """Distance of the normal distributions with the sets' means and covariances.
-
-    Args:
-        first: `[n d]`, at least two.
-        second: `[m d]`, at least two.
-    """
+    """Distance of the normal distributions with the sets' means and covariances; `[n d]` and `[m d]`, two at least."""
     x, y = _checked(first, second)
     mean = x.mean(axis=0) - y.mean(axis=0)
     x, y = ((values - values.mean(axis=0)) / np.sqrt(len(values) - 1) for values in (x, y))  # A = x'x, B = y'y
@@ -71,7 +69,8 @@ def kernel_distance(
     size = min(subset_size, len(x) // 2, len(y) // 2)
     if size < 2:
         raise ValueError(f"need at least four images on each side, got {len(x)} and {len(y)}")
-    p, q = _numbered(prompts or (range(len(x)), range(len(x), len(x) + len(y))))
+    ids = numbered(chain(*prompts) if prompts else range(len(x) + len(y)))
+    p, q = ids[: len(x)], ids[len(x) :]
     generator, found = np.random.default_rng([seed, 4]), []
     for _ in range(subsets):
         i, j = (generator.choice(len(side), size, replace=False) for side in (x, y))
@@ -82,31 +81,15 @@ def kernel_distance(
 
 
 def mmd(x: NDArray[np.float64], y: NDArray[np.float64], p: NDArray[np.intp], q: NDArray[np.intp]) -> float:
-    """Unbiased squared maximum mean discrepancy, by the cubic kernel.
+    """Unbiased squared maximum mean discrepancy of `[n d]` and `[m d]`, by the cubic kernel.
 
-    Args:
-        x: `[n d]`
-        y: `[m d]`
-        p: `[n]` prompts of x; pairs of one prompt are left out.
-        q: `[m]` prompts of y.
-
-    Returns:
-        NaN where nothing is left.
+    Pairs of one prompt are left out; `p`, `[n]`, and `q`, `[m]`, number the prompts. NaN where nothing is left.
     """
-    return _mean(x, x, p, p) + _mean(y, y, q, q) - 2 * _mean(x, y, p, q)
 
+    def mean(a: NDArray[np.float64], b: NDArray[np.float64], apart: NDArray[np.bool_]) -> float:
+        return float(((a @ b.T / a.shape[1] + 1) ** 3)[apart].mean()) if apart.any() else math.nan
 
-def _mean(a: NDArray[np.float64], b: NDArray[np.float64], p: NDArray[np.intp], q: NDArray[np.intp]) -> float:
-    """Mean of the kernel over pairs of different prompts."""
-    apart = p[:, None] != q
-    return float(((a @ b.T / a.shape[1] + 1) ** 3)[apart].mean()) if apart.any() else math.nan
-
-
-def _numbered(prompts: tuple[Sequence[Hashable], Sequence[Hashable]]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Numbers in the place of prompts, the same on both sides."""
-    index: dict[Hashable, int] = {}
-    first, second = (np.array([index.setdefault(prompt, len(index)) for prompt in side]) for side in prompts)
-    return first, second
+    return mean(x, x, p[:, None] != p) + mean(y, y, q[:, None] != q) - 2 * mean(x, y, p[:, None] != q)
 
 
 def _checked(first: ArrayLike, second: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

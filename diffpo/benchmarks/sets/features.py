@@ -26,7 +26,7 @@ from diffpo.errors import UserError
 from diffpo.media.folder import Media
 from diffpo.scorers.base import OnDevice
 from diffpo.scorers.clip import Clip as ClipScorer
-from diffpo.scorers.judging import Judge, Judged, judge_media
+from diffpo.scorers.judging import Judge, judge_media
 from diffpo.scorers.parts import find_file
 
 if TYPE_CHECKING:
@@ -42,18 +42,14 @@ _QUALITY = 90
 
 
 class Features(Protocol):
-    """Turns images into numbers."""
+    """Turns RGB images into numbers, `[n d]`; `provenance`, known without loading weights, says what decides them."""
 
     name: ClassVar[str]
 
     @property
-    def provenance(self) -> dict[str, Any]:
-        """What decides the numbers; known without loading weights."""
-        ...
+    def provenance(self) -> dict[str, Any]: ...
 
-    def features(self, images: Sequence[Image]) -> NDArray[np.float32]:
-        """Numbers of RGB images: `[n d]`."""
-        ...
+    def features(self, images: Sequence[Image]) -> NDArray[np.float32]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +120,7 @@ class Inception(OnDevice):
         import torch
 
         try:
-            network = torch.jit.load(str(self._weights.path), map_location=pick_device(self.device)).eval()
-            return network.layers
+            return torch.jit.load(str(self._weights.path), map_location=pick_device(self.device)).eval().layers
         except (RuntimeError, AttributeError) as error:
             raise UserError(
                 f"{self._weights.path} is no TorchScript of FID's Inception: {str(error).splitlines()[0]}"
@@ -164,11 +159,10 @@ def folder_features(folder: Path, media: Sequence[Media], makers: Sequence[Featu
     found = judge_media(folder, media, list(judges.values()), f"Features of {folder.name}")
     if found.left_out:
         raise UserError(next(iter(found.left_out.values())))
-    return {name: np.stack([_numbers(judge, found, item) for item in media]) for name, judge in judges.items()}
-
-
-def _numbers(judge: Judge, found: Judged, item: Media) -> NDArray[np.float32]:
-    return judge[judge.key(found.contents[item.file], item)].tensors["features"].numpy()
+    return {
+        name: np.stack([judge[judge.key(found.contents[m.file], m)].tensors["features"].numpy() for m in media])
+        for name, judge in judges.items()
+    }
 
 
 def _look(maker: Features, clips: Sequence[Clip], media: Sequence[Media]) -> Iterator[Row]:
@@ -185,10 +179,8 @@ def resized(image: Image) -> NDArray[np.float32]:
     """An image at Inception's size, `[3 299 299]` from 0 to 255: each channel as floats, not rounded again."""
     from PIL import Image as Images
 
-    channels = [
-        channel.convert("F").resize((_SIDE, _SIDE), Images.Resampling.BICUBIC)
-        for channel in image.convert("RGB").split()
-    ]
+    side, how = (_SIDE, _SIDE), Images.Resampling.BICUBIC
+    channels = [channel.convert("F").resize(side, how) for channel in image.convert("RGB").split()]
     return np.stack([np.asarray(channel) for channel in channels]).clip(0, 255)
 
 

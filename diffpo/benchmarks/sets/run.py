@@ -123,15 +123,20 @@ def compare_sets(
     _check(loaded)
     baseline = loaded[0]
     target = baseline if reference is None else _load_reference(Path(reference), makers)
+    looks = [_by_prompt(item, makers[0].name) for item in loaded]
     sets = []
-    for item in loaded:
-        itself = item is baseline
-        names = [maker.name for maker in makers if reference is not None or not itself]
-        distances = tuple(_distance(name, item, target, seed) for name in names)
-        drifts = tuple(_drifts(item, None if itself else baseline, makers[0].name, limit, seed))
-        prompts = len(set(item.prompts))
+    for item, values in zip(loaded, looks, strict=True):
+        names = [maker.name for maker in makers if target is not item]
+        others = {} if item is baseline else looks[0]
+        drifts = [_drift(what, of_prompt, others.get(what), limit, seed) for what, of_prompt in values.items()]
         sets.append(
-            ImageSet(model=item.label, images=len(item.media), prompts=prompts, distances=distances, drifts=drifts)
+            ImageSet(
+                model=item.label,
+                images=len(item.media),
+                prompts=len(set(item.prompts)),
+                distances=tuple(_distance(name, item, target, seed) for name in names),
+                drifts=tuple(drifts),
+            )
         )
     return SetReport(
         target=target.label,
@@ -161,7 +166,6 @@ def _load(folder: Path, makers: Sequence[Features]) -> _Loaded:
 
 
 def _check(loaded: Sequence[_Loaded]) -> None:
-    """Check that the sets can be compared."""
     labels = [item.label for item in loaded]
     if len(set(labels)) < len(labels):
         raise UserError(f"each folder needs a label of its own, got {', '.join(labels)}: `diffpo generate --label`.")
@@ -202,12 +206,6 @@ def _distance(name: str, item: _Loaded, target: _Loaded, seed: int) -> Distance:
     )
 
 
-def _drifts(item: _Loaded, baseline: _Loaded | None, name: str, limit: float, seed: int) -> list[Drift]:
-    mine = _by_prompt(item, name)
-    others = _by_prompt(baseline, name) if baseline else {}
-    return [_drift(what, values, others.get(what), limit, seed) for what, values in mine.items()]
-
-
 def _by_prompt(item: _Loaded, name: str) -> dict[str, dict[str, float]]:
     """What is measured -> prompt -> its value; no diversity where no prompt has two images."""
     order = sorted(range(len(item.media)), key=item.prompts.__getitem__)
@@ -215,11 +213,10 @@ def _by_prompt(item: _Loaded, name: str) -> dict[str, dict[str, float]]:
     rows: dict[str, list[int]] = {}
     for i, prompt in zip(order, prompts, strict=True):
         rows.setdefault(prompt, []).append(i)
-    several = {prompt: found for prompt, found in rows.items() if len(found) > 1}
-    diversity = {prompt: mean_pair_distance(item.features[name][found]) for prompt, found in several.items()}
-    looks = item.features[Looks.name][order]
-    means = {what: per_prompt_means(looks[:, k], prompts) for k, what in enumerate(LOOKS)}
-    found = {what: dict(zip(rows, values.tolist(), strict=True)) for what, values in means.items()}
+    features, looks = item.features[name], item.features[Looks.name][order]
+    diversity = {prompt: mean_pair_distance(features[found]) for prompt, found in rows.items() if len(found) > 1}
+    means = {what: per_prompt_means(looks[:, k], prompts).tolist() for k, what in enumerate(LOOKS)}
+    found = {what: dict(zip(rows, values, strict=True)) for what, values in means.items()}
     return {"diversity": diversity, **found} if diversity else found
 
 
