@@ -37,6 +37,7 @@ from diffpo.models.pipelines import find_model
 from diffpo.report.grid import write_grid
 from diffpo.report.page import write_report
 from diffpo.scorers.scores import score_folder, score_share
+from diffpo.training.checkpoint import flatten
 from diffpo.training.run import FREE
 
 if TYPE_CHECKING:
@@ -145,8 +146,8 @@ def _check_settings(config: Config) -> None:
 
 def _differences(config: Config) -> dict[str, tuple[Any, Any]]:
     """Settings that decide weights and differ from those of the run in the folder: key -> (there, here)."""
-    there = _flat(read_file(Path(config.train.output or "") / "config.yaml") or {})
-    here = _flat(read_yaml(yaml.safe_dump(config.to_dict()), "the configuration"))  # texts, as the file holds them
+    there = flatten(read_file(Path(config.train.output or "") / "config.yaml") or {})
+    here = flatten(read_yaml(yaml.safe_dump(config.to_dict()), "the configuration"))  # texts, as the file holds them
     return {key: (there.get(key), value) for key, value in here.items() if key not in FREE and there.get(key) != value}
 
 
@@ -218,10 +219,3 @@ def _compare(evaluation: Evaluation, media: tuple[Path, ...], scorers: list[str]
         run=runs,
         title=evaluation.title,
     )
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat

@@ -22,7 +22,7 @@ from diffpo.errors import UserError
 if TYPE_CHECKING:
     import pyarrow
 
-    from diffpo.data.records import Table
+    from diffpo.data.records import Counts, Table
 
 log = logging.getLogger(__name__)
 NAMED = 20
@@ -48,6 +48,8 @@ class PairLoader:
     """Of every row, by side."""
     encodings: Encodings
     """What the batches are made of."""
+    counts: Counts
+    """What became of the rows of the table as it was found."""
     trajectories: Trajectories | None = None
     """Kept inversions that every batch is to carry."""
 
@@ -67,7 +69,7 @@ class PairLoader:
             UserError: Every row is broken.
         """
         self.encodings, self._seed, self._dropout, self._sides = encodings, seed, caption_dropout, tuple(sides)
-        names = table.rows.column_names
+        self.counts, names = table.counts, table.rows.column_names
         self.captions = {side: table.captions(side) for side in self._sides}
         self._preference = torch.ones(len(table))
         if "preference" in names:

@@ -138,9 +138,10 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def discard(folder: Path) -> None:
-    """Remove a whole folder so that no half of it is ever there under its name."""
-    remove(folder.rename(folder.with_name(f".{folder.name}{UNFINISHED}")))
+def discard(path: Path) -> None:
+    """Remove a file, a link or a whole folder, of which no half is ever there under its name."""
+    is_folder = path.is_dir() and not path.is_symlink()
+    remove(path.rename(path.with_name(f".{path.name}{UNFINISHED}")) if is_folder else path)
 
 
 def sync(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator, Mapping
 
@@ -28,7 +29,6 @@ EMPTY = (
     "update {step} had nothing to learn from: no row of it has a term, since all of its labels are ties. It counted as "
     "a loss of zero"
 )
-
 SMALL = (
     "the gradients are smaller than train.adam_epsilon (their norm is {norm:.2g}; epsilon everywhere would have "
     "{least:.2g}): the optimizer hardly moves. Set train.adam_epsilon=1e-15 in a new run; ipo at its default beta, for "
@@ -37,14 +37,12 @@ SMALL = (
 
 
 class Alerts:
-    """Looks at the metrics of every update."""
+    """Looks at the metrics of every update.
+
+    `least_norm` is the norm of a gradient that is everywhere as large as the optimizer's epsilon; 0 if it has none.
+    """
 
     def __init__(self, least_norm: float = 0.0) -> None:
-        """Begin with nothing seen and nothing said.
-
-        Args:
-            least_norm: Norm of a gradient that is everywhere as large as the optimizer's epsilon; 0 if it has none.
-        """
         self._least_norm = least_norm
         self._seen: deque[Mapping[str, float]] = deque(maxlen=2 * WINDOW)
         self._said: set[str] = set()
@@ -52,40 +50,23 @@ class Alerts:
     def look(self, step: int, metrics: Mapping[str, float]) -> Iterator[str]:
         """Take in an update's metrics, and yield what has not been said yet."""
         self._seen.append(metrics)
-        empty = EMPTY.format(step=step) if metrics.get("terms") == 0 else None
-        looked = {
-            "empty": empty,
-            "small": self._small(metrics.get("grad_norm", 0.0)),
-            "accurate": self._accurate(step),
-            "rising": self._rising(),
+        last, before = list(self._seen)[-WINDOW:], list(self._seen)[:-WINDOW]
+        accuracy, margin = _mean("rewards/accuracies", last), _mean("rewards/margins", last)
+        chosen, reference = _mean("error/chosen", last), _mean("error/reference_chosen", last)
+        norm, least = metrics.get("grad_norm", 0.0), self._least_norm
+        grows = margin > 0 and margin > _mean("rewards/margins", before)
+        signs = {
+            EMPTY: metrics.get("terms") == 0,
+            SMALL: 0 < norm < least,
+            ACCURATE: accuracy >= NEAR_ONE and step <= EARLY,
+            RISING: grows and chosen > (1 + RISE) * reference,
         }
-        for kind, text in looked.items():
-            if text is not None and kind not in self._said:
-                self._said.add(kind)
-                yield text
+        values = {"step": step, "accuracy": accuracy, "chosen": chosen, "reference": reference}
+        for text in [text for text, seen in signs.items() if seen and text not in self._said]:
+            self._said.add(text)
+            yield text.format(norm=norm, least=least, **values)
 
-    def _mean(self, name: str, *, before: bool = False) -> float | None:
-        """Average the last updates, or those before them; None where there are too few or none has this metric."""
-        seen = list(self._seen)
-        window = seen[:-WINDOW] if before else seen[-WINDOW:]
-        if len(window) < WINDOW or any(name not in metrics for metrics in window):
-            return None
-        return sum(metrics[name] for metrics in window) / WINDOW
 
-    def _small(self, norm: float) -> str | None:
-        return SMALL.format(norm=norm, least=self._least_norm) if 0 < norm < self._least_norm else None
-
-    def _accurate(self, step: int) -> str | None:
-        accuracy = self._mean("rewards/accuracies")
-        if accuracy is None or accuracy < NEAR_ONE or step > EARLY:
-            return None
-        return ACCURATE.format(accuracy=accuracy, step=step)
-
-    def _rising(self) -> str | None:
-        chosen, reference = self._mean("error/chosen"), self._mean("error/reference_chosen")
-        margin, margin_before = self._mean("rewards/margins"), self._mean("rewards/margins", before=True)
-        if chosen is None or reference is None or margin is None or margin_before is None:
-            return None
-        if chosen <= (1 + RISE) * reference or not margin > max(margin_before, 0.0):
-            return None
-        return RISING.format(chosen=chosen, reference=reference)
+def _mean(name: str, window: list[Mapping[str, float]]) -> float:
+    """Average a metric; NaN, of which no sign is made, where there are too few updates or one has no such metric."""
+    return sum(metrics.get(name, math.nan) for metrics in window) / WINDOW if len(window) == WINDOW else math.nan

@@ -15,15 +15,13 @@ from diffpo.training.checkpoint import RESTORE, trained_weights
 
 
 class Average:
-    """diffusers' `EMAModel` over the parameters that are trained, addressed by name."""
+    """diffusers' `EMAModel` over the parameters that are trained, addressed by name.
+
+    `network` is what accelerate returned: its parameters may be shards. `decay` is the largest one; the first updates
+    use less, as (1 + n) / (10 + n).
+    """
 
     def __init__(self, network: nn.Module, decay: float):
-        """Start at the present weights.
-
-        Args:
-            network: What accelerate returned: its parameters may be shards.
-            decay: The largest decay; the first updates use less, as (1 + n) / (10 + n).
-        """
         ensure_torchvision()
         from diffusers.training_utils import EMAModel
 

@@ -18,42 +18,33 @@ if TYPE_CHECKING:
 def describe_run(
     learner: Learner, plan: Schedule, loader: PairLoader, held_out: PairLoader | None, folder: Path, done: int
 ) -> list[str]:
-    """Say in a few lines what this run is.
-
-    Args:
-        learner: What learns.
-        plan: Which pairs go into which update.
-        loader: The pairs to learn from.
-        held_out: The pairs to judge, if there are any.
-        folder: The run's.
-        done: Updates that an earlier start has done.
-    """
+    """Say in a few lines what this run is, of which an earlier start has done some updates."""
     config, accelerator, train = learner.config, learner.accelerator, learner.config.train
     usable = sum(map(len, loader.groups))
     judged = 0 if held_out is None else min(train.eval_pairs, sum(map(len, held_out.groups)))
-    parameters = list(learner.policy.network.parameters())
-    trained, total = (sum(p.numel() for p in some) for some in ([p for p in parameters if p.requires_grad], parameters))
+    trained, total = (sum(p.numel() for p in some) for some in (learner.trained, learner.policy.network.parameters()))
+    device = accelerator.device
+    named = torch.cuda.get_device_name(device) if device.type == "cuda" else device
+    dropped = {
+        "ties": loader.counts.ties if config.data.ties == "drop" else 0,
+        "without a label": loader.counts.unlabelled,
+        "without a prompt": loader.counts.promptless,
+        "broken": len(loader.encodings.broken),
+        "of sizes that fill no batch": plan.never_used,
+    }
+    lost = ", ".join(f"{number:,} {reason}" for reason, number in dropped.items() if number) or "none"
     cut = f"batch {train.batch} x accumulate {train.accumulate} x processes {accelerator.num_processes}"
     epochs = train.steps / plan.updates_per_epoch
     start = f"resumed from update {done}" if done else "new"
     lines = [
         ("run", f"{folder}: {start}, {train.steps:,} updates in all"),
-        (
-            "pairs",
-            f"{usable - plan.never_used:,} used, {judged:,} held out to judge, "
-            f"{len(loader.encodings.broken) + plan.never_used:,} dropped",
-        ),
+        ("pairs", f"{usable - plan.never_used:,} used, {judged:,} held out to judge; dropped: {lost}"),
         ("update", f"{plan.effective:,} pairs ({cut}), {epochs:.3g} epochs in all"),
         ("model", f"{config.model.path}: {trained:,} of {total:,} parameters are trained"),
-        ("device", f"{device_name(accelerator.device)}, {train.dtype}, mixed precision {train.mixed_precision}"),
+        ("device", f"{named}, {train.dtype}, mixed precision {train.mixed_precision}"),
     ]
     if config.data.cache:
         home = cache_home(config.data.cache_dir)
         size = sum(file.stat().st_size for file in home.rglob("*") if file.is_file())
         lines.append(("cache", f"{home}: {size / 2**20:,.1f} MiB"))
     return [f"{title:8}{text}" for title, text in lines]
-
-
-def device_name(device: torch.device) -> str:
-    """Name a device as its maker does, if it says so."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

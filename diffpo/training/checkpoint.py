@@ -38,22 +38,16 @@ STATE = "state.json"
 
 
 def trained_weights(network: nn.Module) -> dict[str, Tensor]:
-    """Collect the trained parameters, whole and on the CPU, by name.
-
-    Every process must call this; all but the first get nothing.
-    """
+    """Collect the trained parameters by name, on the CPU, for the first process; every process must call this."""
     weights = get_model_state_dict(network, options=OPTIONS)
     constant = {name.removeprefix("module.") for name, _ in network.named_buffers()}  # such as a table of positions
     return {name: _own(x) for name, x in weights.items() if name not in constant}
 
 
 def optimizer_state(network: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Collect the optimizer's tensors (`parameter|name`, or `parameter|group|name`) and its plain values.
-
-    Every process must call this; all but the first get nothing.
-    """
+    """Collect the optimizer's tensors (`parameter|name`, or `parameter|group|name`) and its plain values, likewise."""
     whole = get_optimizer_state_dict(network, optimizer, options=OPTIONS)
-    flat = _flatten(whole.get("state", {}))  # bitsandbytes keeps its 8-bit tensors in a group of their own
+    flat = flatten(whole.get("state", {}), SEPARATOR)  # bitsandbytes keeps its 8-bit tensors in a group of their own
     tensors = {key: _own(value) for key, value in flat.items() if isinstance(value, Tensor)}
     plain = {key: value for key, value in flat.items() if not isinstance(value, Tensor)}
     return tensors, {"state": plain, "param_groups": whole.get("param_groups", [])}
@@ -90,16 +84,9 @@ def save(
 ) -> Path:
     """Write one checkpoint whole or not at all, then remove what is not to be kept.
 
-    Args:
-        folder: The run's `checkpoints/`.
-        step: Updates done.
-        tensors: Contents by file name (`weights` becomes `weights.safetensors`).
-        values: Contents of `state.json`, to which the list of all tensors is added.
-        keep: How many of the regular checkpoints stay, the newest ones.
-        every: Updates between regular ones. One in between, after a signal, goes when the next checkpoint is there.
-
-    Raises:
-        UserError: The disk is full; the checkpoints before this one are untouched.
+    `tensors` are contents by file name (`weights` becomes `weights.safetensors`), `values` those of `state.json`. The
+    newest `keep` of the regular checkpoints stay, with `every` updates between them; one in between, after a signal,
+    goes when the next checkpoint is there. On a full disk those before this one are untouched.
     """
     path = folder / NAME.format(step)
     folder.mkdir(parents=True, exist_ok=True)
@@ -118,12 +105,7 @@ def save(
 
 
 def load(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """Read what `save` wrote, and check that it is all there.
-
-    Raises:
-        UserError: A file is missing or damaged, a tensor is missing, of another shape or dtype, or not finite. The
-            message names the newest whole checkpoint before this one, and how to go on from there.
-    """
+    """Read what `save` wrote; of a broken one say how to go on from the newest whole one before it."""
     try:
         return _read(path)
     except BrokenError as error:
@@ -144,6 +126,15 @@ def load(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
 
 class BrokenError(Exception):
     """A checkpoint is not as it was written; the message says what is wrong."""
+
+
+def flatten(tree: Mapping[str, Any], separator: str = ".", prefix: str = "") -> dict[str, Any]:
+    """Make nested values flat, their keys joined: `{"a": {"b": 1}}` becomes `{"a.b": 1}`."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        key = prefix + name
+        flat |= flatten(value, separator, key + separator) if isinstance(value, Mapping) else {key: value}
+    return flat
 
 
 def find_not_finite(tensors: Mapping[str, Mapping[str, Tensor]]) -> list[str]:
@@ -169,11 +160,7 @@ def _found(folder: Path) -> list[Path]:
 
 
 def _read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
-    """Read and check one checkpoint.
-
-    Raises:
-        BrokenError: It is not whole.
-    """
+    """Read one checkpoint, and check that every tensor is there, as it was written and finite."""
     file = path / STATE
     try:
         values = json.loads(file.read_text())
@@ -205,14 +192,6 @@ def _is_whole(path: Path) -> bool:
 def _describe(content: Mapping[str, Tensor]) -> dict[str, str]:
     """Say of each tensor what its dtype and shape are, such as `float32[4, 16]`."""
     return {name: f"{str(x.dtype).removeprefix('torch.')}{list(x.shape)}" for name, x in content.items()}
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        key = prefix + name
-        flat |= _flatten(value, key + SEPARATOR) if isinstance(value, dict) else {key: value}
-    return flat
 
 
 def _own(x: Tensor) -> Tensor:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from diffpo.config.run import Config
@@ -19,6 +19,7 @@ from diffpo.core.types import DTYPES
 from diffpo.errors import UserError
 from diffpo.models.base import Denoiser
 from diffpo.models.load import load
+from diffpo.models.pipelines import find_model
 from diffpo.models.reference import Reference
 from diffpo.training import checkpoint
 from diffpo.training.average import Average
@@ -39,6 +40,11 @@ class Learner:
     schedule: LambdaLR
     average: Average | None
 
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """The parameters that learn."""
+        return [p for p in self.policy.network.parameters() if p.requires_grad]
+
 
 def prepare_learner(config: Config, accelerator: Accelerator) -> Learner:
     """Load policy and reference, and wrap what accelerate wraps."""
@@ -51,23 +57,24 @@ def prepare_learner(config: Config, accelerator: Accelerator) -> Learner:
     optimizer = make_optimizer(config.train, [p for p in policy.network.parameters() if p.requires_grad])
     bare = policy.network
     policy.network, optimizer = accelerator.prepare(bare, optimizer)
-    if reference is not None and reference.denoiser.network is not bare:
-        place_reference(reference, accelerator, compiled=config.train.compile == "regional")
+    if reference is not None and reference.denoiser.network is not bare:  # its own network goes where the policy's is
+        reference.denoiser.network.to(accelerator.device)
+        if config.train.compile == "regional":
+            reference.denoiser.compile()
+        if accelerator.is_fsdp2:
+            from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+
+            reference.denoiser.network = fsdp2_prepare_model(accelerator, reference.denoiser.network)
     schedule = make_schedule(config.train, optimizer.optimizer)
     average = Average(policy.network, config.train.ema) if config.train.ema else None
     return Learner(config, accelerator, policy, reference, optimizer, schedule, average)
 
 
-def place_reference(reference: Reference, accelerator: Accelerator, compiled: bool) -> None:
-    """Put a reference that is a network of its own where the policy's is: on the device, or sharded alike."""
-    network = reference.denoiser.network.to(accelerator.device)
-    if compiled:
-        reference.denoiser.compile()
-    if accelerator.is_fsdp2:
-        from accelerate.utils.fsdp_utils import fsdp2_prepare_model
-
-        network = fsdp2_prepare_model(accelerator, network)
-    reference.denoiser.network = network
+def identify_model(config: Config) -> list[str]:
+    """Name the content of the weights that policy and reference are made of."""
+    model = config.model
+    found = find_model(model.path, lora=model.lora, denoiser=model.denoiser)
+    return [part.identity for part in (found.base, found.lora, found.denoiser) if part is not None]
 
 
 OTHERS = {
@@ -78,19 +85,10 @@ OTHERS = {
 
 
 def resume(learner: Learner, folder: Path, identity: Mapping[str, Any]) -> int:
-    """Continue from the newest checkpoint.
+    """Continue from the newest checkpoint, and return the updates done.
 
-    Args:
-        learner: What learns.
-        folder: The run's.
-        identity: What changes with the pairs, and with the weights that are tuned (the keys of `OTHERS`).
-
-    Returns:
-        The updates done.
-
-    Raises:
-        UserError: The processes see different disks, or the checkpoint is broken, learned from other pairs or holds
-            the weights of another network.
+    `identity` changes with the pairs, and with the weights that are tuned (the keys of `OTHERS`). What was learned from
+    others, or by another network, is refused, as is a disk that the processes do not share.
     """
     path = checkpoint.newest(folder / "checkpoints")
     done = torch.tensor([checkpoint.updates_done(path)], device=learner.accelerator.device)
@@ -109,27 +107,18 @@ def resume(learner: Learner, folder: Path, identity: Mapping[str, Any]) -> int:
                 f"{path} learned {words} back, or give another folder with train.output=..., or begin anew with --fresh"
             )
     _check_fits(path, tensors["weights"], learner)
-    checkpoint.restore(
-        learner.policy.network,
-        learner.optimizer.optimizer,
-        tensors["weights"],
-        tensors["optimizer"],
-        values["optimizer"],
-    )
+    network, optimizer = learner.policy.network, learner.optimizer.optimizer
+    checkpoint.restore(network, optimizer, tensors["weights"], tensors["optimizer"], values["optimizer"])
     _set_rate(learner, values["schedule"])
     if learner.average is not None:
-        learner.average.load(learner.policy.network, tensors["average"], values["average"])
+        learner.average.load(network, tensors["average"], values["average"])
     if learner.accelerator.scaler is not None and values["scaler"]:
         learner.accelerator.scaler.load_state_dict(values["scaler"])
     return values["step"]
 
 
 def save(learner: Learner, folder: Path, done: int, identity: Mapping[str, Any]) -> None:
-    """Write a checkpoint; every process takes part in collecting, the first one writes. Arguments as for `resume`.
-
-    Raises:
-        UserError: The disk is full, or something is not finite. The checkpoints before this one are untouched.
-    """
+    """Write a checkpoint; every process takes part in collecting, the first one writes. Arguments as for `resume`."""
     accelerator = learner.accelerator
     weights = checkpoint.trained_weights(learner.policy.network)
     state, plain = checkpoint.optimizer_state(learner.policy.network, learner.optimizer.optimizer)
@@ -156,11 +145,7 @@ def save(learner: Learner, folder: Path, done: int, identity: Mapping[str, Any])
 
 
 def check_finite(tensors: Mapping[str, Mapping[str, Tensor]], done: int, config: Config) -> None:
-    """Refuse to write what is no number.
-
-    Raises:
-        UserError: It names the first tensor, and says how to go on.
-    """
+    """Refuse to write what is no number, and say how to go on."""
     if bad := checkpoint.find_not_finite(tensors):
         total = sum(map(len, tensors.values()))
         raise UserError(
@@ -181,11 +166,8 @@ def how_to_go_on(config: Config) -> str:
 
 
 def _check_fits(path: Path, weights: dict[str, Tensor], learner: Learner) -> None:
-    learning = {
-        name.removeprefix("module."): tuple(p.shape)
-        for name, p in learner.policy.network.named_parameters()
-        if p.requires_grad
-    }
+    named = learner.policy.network.named_parameters()
+    learning = {name.removeprefix("module."): tuple(p.shape) for name, p in named if p.requires_grad}
     held = {name: tuple(x.shape) for name, x in weights.items()}
     wrong = sorted(name for name in learning.keys() | held.keys() if learning.get(name) != held.get(name))
     if wrong:
@@ -207,11 +189,6 @@ def _set_rate(learner: Learner, updates: int) -> None:
     schedule._last_lr = rates
 
 
-@contextmanager
-def averaged(learner: Learner) -> Iterator[None]:
+def averaged(learner: Learner) -> AbstractContextManager[None]:
     """Let the policy have the averaged weights for a while, if there are any."""
-    if learner.average is None:
-        yield
-        return
-    with learner.average.applied(learner.policy.network):
-        yield
+    return nullcontext() if learner.average is None else learner.average.applied(learner.policy.network)

@@ -7,6 +7,7 @@ so that it reads as if nothing had happened. Only `time/...` values differ betwe
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,10 +27,8 @@ QUARTILES = 4
 def mean_metrics(names: list[str], rows: Tensor, count: Tensor) -> dict[str, float]:
     """Average logged values over the terms of an effective batch; without any, the loss is zero and nothing else told.
 
-    Args:
-        names: One per column; `time` is the relative time, and `rewards/accuracies` is also averaged by its quartile.
-        rows: `[n names]` float64, sums over the terms of each row.
-        count: `[n]` terms of each row.
+    `rows` `[n names]` are sums over the terms of each row, of which there are `count` `[n]`. `time` is the relative
+    time, by whose quartile `rewards/accuracies` is averaged, too.
     """
     if not count.any():
         return {"loss": 0.0, "terms": 0}
@@ -46,25 +45,18 @@ def mean_metrics(names: list[str], rows: Tensor, count: Tensor) -> dict[str, flo
 
 
 class RunLog:
-    """The log of one run; silent on every process but the first."""
+    """The log of one run, from `start` updates to `stop`; silent on every process but the first.
+
+    Where there is no terminal, it prints a line after `every` updates, and after `SECONDS`.
+    """
 
     def __init__(self, accelerator: Any, folder: Path, start: int, stop: int, *, every: int):
-        """Cut `metrics.jsonl` back to `start` updates and open it.
-
-        Args:
-            accelerator: Knows whether this is the first process, and the trackers.
-            folder: The run's folder.
-            start: Updates done before.
-            stop: Updates to do in all.
-            every: Updates between two lines where there is no terminal; there is one after `SECONDS`, too.
-        """
         self._accelerator, self._main = accelerator, accelerator.is_main_process
         self._start, self._stop, self._every, self._name = start, stop, every, folder.name
         self._path, self._file = folder / "metrics.jsonl", None
         if self._main:
             lines = self._path.read_text().splitlines() if self._path.exists() else []
-            kept = [line for line in lines if _step(line) is not None and (_step(line) or 0) <= start]
-            write_file(self._path, "".join(f"{line}\n" for line in kept))
+            write_file(self._path, "".join(f"{line}\n" for line in lines if _step(line) <= start))
             self._file = self._path.open("ab", buffering=0)  # nothing is left to write when it is closed
         self._console = stderr_console()
         self._bar = Progress(
@@ -81,12 +73,10 @@ class RunLog:
         self._began = self._clock = self._shown = time.perf_counter()
 
     def __enter__(self) -> RunLog:
-        """Show the bar."""
         self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave the bar as it is and close the file."""
         self._bar.stop()
         if self._file is not None:
             self._file.close()
@@ -129,11 +119,7 @@ class RunLog:
         return values
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Append a line and tell the trackers.
-
-        Raises:
-            UserError: The disk is full.
-        """
+        """Append a line and tell the trackers."""
         if self._file is not None:
             with writing(self._path):
                 self._file.write(json.dumps({"step": step} | metrics).encode() + b"\n")
@@ -145,9 +131,9 @@ class RunLog:
             self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def _step(line: str) -> int | None:
-    """Step of a line of `metrics.jsonl`; None for one that a kill cut off."""
+def _step(line: str) -> float:
+    """Step of a line of `metrics.jsonl`; infinity for one that a kill cut off."""
     try:
-        return json.loads(line)["step"]
+        return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
-        return None
+        return math.inf

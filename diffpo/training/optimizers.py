@@ -17,11 +17,7 @@ if TYPE_CHECKING:
 
 
 def make_optimizer(train: Train, parameters: list[nn.Parameter]) -> Optimizer:
-    """Make the optimizer that the config names.
-
-    Raises:
-        UserError: It needs a package that is not installed.
-    """
+    """Make the optimizer that the config names."""
     betas, lr, decay = (train.adam_beta1, train.adam_beta2), train.learning_rate, train.weight_decay
     if train.optimizer == "adafactor":
         ensure_torchvision()

@@ -8,11 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin, PartialState
-from accelerate.utils import (
-    DistributedDataParallelKwargs,
-    InitProcessGroupKwargs,
-    broadcast_object_list,
-)
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast_object_list
 from torch import Tensor
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
@@ -30,12 +26,7 @@ of which each process makes a number of its own."""
 
 
 def make_accelerator(config: Config) -> Accelerator:
-    """Start accelerate, and the trackers' own packages.
-
-    Raises:
-        UserError: A tracker or a precision is not to be had here, the processes do not know of each other, or the
-            sharding asked for is FSDP1.
-    """
+    """Start accelerate, or say what of it is not to be had here."""
     try:
         accelerator = Accelerator(
             mixed_precision=config.train.mixed_precision,
@@ -61,14 +52,9 @@ def make_accelerator(config: Config) -> Accelerator:
 
 
 def by_the_first(accelerator: Accelerator, work: Callable[[], T]) -> T:
-    """Let the first process do something while the others wait; all get its result, or learn what it refuses.
+    """Let the first process do something while the others wait; all get its result, which is plain values.
 
-    Args:
-        accelerator: The processes.
-        work: Called on the first process only; returns plain values.
-
-    Raises:
-        UserError: The first process raised it, and now all do: none waits for one that has ended.
+    A `UserError` that it raises is raised by all: none waits for one that has ended.
     """
     outcome: list[Any] = [None, None]
     if accelerator.is_main_process:
@@ -86,10 +72,7 @@ def by_the_first(accelerator: Accelerator, work: Callable[[], T]) -> T:
 
 
 def gather_rows(accelerator: Accelerator, rows: Tensor) -> Tensor:
-    """Collect the rows `[b ...]` of all processes, on the CPU and exactly as they were.
-
-    They travel as bytes, since a device need not know their dtype: Apple's has no float64.
-    """
+    """Collect the rows `[b ...]` of all processes, on the CPU: as bytes, since Apple's devices know no float64."""
     if accelerator.num_processes == 1:
         return rows
     raw = rows.contiguous().view(len(rows), -1).view(torch.uint8).to(accelerator.device)

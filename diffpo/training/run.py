@@ -14,9 +14,9 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,7 @@ import yaml
 from diffpo.disk.files import UNFINISHED, discard, sweep, write_file, write_json, writing
 from diffpo.disk.lock import sole_writer
 from diffpo.errors import UserError
-from diffpo.training.checkpoint import newest, updates_done
+from diffpo.training.checkpoint import flatten, newest, updates_done
 from diffpo.training.processes import by_the_first
 
 if TYPE_CHECKING:
@@ -67,23 +67,13 @@ class Mark:
 
     format: str = FORMAT
     wrote: tuple[str, ...] = ()
-    history: tuple[dict[str, Any], ...] = field(default=())
+    history: tuple[dict[str, Any], ...] = ()
 
 
 def check_devices(config: Config, device: torch.device) -> None:
-    """Refuse what this device cannot do, before anything is loaded.
-
-    Raises:
-        UserError: float16 training on a CPU.
-    """
-    half = [
-        f"{key}={value}"
-        for key, value in (
-            ("train.mixed_precision", config.train.mixed_precision),
-            ("model.dtype", config.model.dtype),
-        )
-        if value in ("fp16", "float16")
-    ]
+    """Refuse what this device cannot do, before anything is loaded: float16 training on a CPU."""
+    chosen = {"train.mixed_precision": config.train.mixed_precision, "model.dtype": config.model.dtype}
+    half = [f"{key}={value}" for key, value in chosen.items() if value in ("fp16", "float16")]
     if half and device.type == "cpu":
         raise UserError(
             f"{' and '.join(half)}, but this machine trains on its CPU, which has no fast float16. "
@@ -93,20 +83,7 @@ def check_devices(config: Config, device: torch.device) -> None:
 
 @contextmanager
 def run_folder(config: Config, accelerator: Accelerator, *, fresh: bool) -> Iterator[Path]:
-    """Hold the run's folder against other commands, and make it this run's.
-
-    Args:
-        config: The run's.
-        accelerator: The processes; the first one does the work.
-        fresh: Remove what an earlier run wrote there.
-
-    Yields:
-        The folder.
-
-    Raises:
-        UserError: Another command writes there; it is not a run's folder, or cannot be written; or the run in it has
-            other settings, of which the message names those that may not change.
-    """
+    """Hold the run's folder against other commands, and make it this run's; see `claim`."""
     if not (config.train.output or "").strip():
         raise UserError("train.output is empty: give the folder that the run writes to, such as train.output=runs/mine")
     folder = Path(config.train.output or "")
@@ -124,13 +101,8 @@ def run_folder(config: Config, accelerator: Accelerator, *, fresh: bool) -> Iter
 def claim(folder: Path, tree: dict[str, Any], *, fresh: bool) -> None:
     """Make a folder this run's, or check that the run in it may go on with these settings.
 
-    Args:
-        folder: The run's.
-        tree: The resolved configuration, with the pairs per update.
-        fresh: Remove what the run in it wrote.
-
-    Raises:
-        UserError: See `run_folder`.
+    `tree` is the resolved configuration, with the pairs per update. `fresh` removes what the run in the folder wrote. A
+    folder that is no run's, cannot be written, or holds a run with settings that may not change is refused.
     """
     check_places(folder)
     mark = read_mark(folder)
@@ -141,38 +113,21 @@ def claim(folder: Path, tree: dict[str, Any], *, fresh: bool) -> None:
         _clear(folder, mark)
         mark = Mark()
     elif _has_learned(folder) and (changed := _changes(folder, tree)):
-        done = newest(folder / "checkpoints")
-        _check_changes(changed, folder, tree["train"]["steps"], done)
-        entry = {"update": updates_done(done), "changed": {key: list(values) for key, values in changed.items()}}
-        mark = Mark(wrote=mark.wrote, history=(*mark.history, entry))
+        entry = {"update": updates_done(newest(folder / "checkpoints")), "changed": changed}
+        mark = replace(mark, history=(*mark.history, entry))
     folder.mkdir(exist_ok=True)
-    write_json(folder / MARK, asdict(Mark(wrote=tuple(sorted({*mark.wrote, *ALWAYS})), history=mark.history)))
+    write_json(folder / MARK, asdict(replace(mark, wrote=tuple(sorted({*mark.wrote, *ALWAYS})))))
     write_file(folder / "config.yaml", yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
 
 
 def note(folder: Path, *paths: Path) -> None:
-    """Write down what the run is about to write; only the first process calls this.
-
-    Args:
-        folder: The run's.
-        paths: Files or folders in it that nobody else writes to.
-    """
+    """Write down which files or folders of its own the run is about to write; only the first process calls this."""
     mark = read_mark(folder)
     assert mark is not None, "a run writes to a folder that it has claimed"
     names = {path.relative_to(folder).as_posix() for path in paths}
     if not names <= set(mark.wrote):
         there = {name for name in mark.wrote if name in ALWAYS or os.path.lexists(folder / name)}
-        write_json(folder / MARK, asdict(Mark(wrote=tuple(sorted(there | names)), history=mark.history)))
-
-
-@contextmanager
-def noting(folder: Path) -> Iterator[None]:
-    """Write down what others, such as trackers, put into the run's folder while the block runs."""
-    before = set(folder.rglob("*"))
-    try:
-        yield
-    finally:
-        note(folder, *(path for path in set(folder.rglob("*")) - before if path.is_file()))
+        write_json(folder / MARK, asdict(replace(mark, wrote=tuple(sorted(there | names)))))
 
 
 def read_mark(folder: Path) -> Mark | None:
@@ -187,17 +142,13 @@ def read_mark(folder: Path) -> Mark | None:
 
 
 def check_places(folder: Path) -> None:
-    """Refuse, before any work, places that cannot be written.
-
-    Raises:
-        UserError: A file stands where a folder should be, a link leads nowhere, or the disk does not let us write.
-    """
+    """Refuse, before any work, places that cannot be written."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     for place in (folder, *(folder / name for name in FOLDERS)):
         if place.is_symlink() and not place.exists():
             raise UserError(
-                f"{place} is a link to {os.readlink(place)}, which is not there: make it, or remove the link."
+                f"{place} is a link to {place.readlink()}, which is not there: make it, or remove the link."
             )
         if place.exists() and not place.is_dir():
             raise UserError(
@@ -219,19 +170,32 @@ def _refuse_others(folder: Path) -> None:
         )
 
 
-def _changes(folder: Path, tree: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the settings that are not as `config.yaml` says, each with its old and its new value."""
+def _changes(folder: Path, tree: dict[str, Any]) -> dict[str, list[Any]]:
+    """Return the old and the new value of each setting that is not as `config.yaml` says; all of these may change."""
     file = folder / "config.yaml"
     try:
-        old, new = _flat(yaml.safe_load(file.read_text(encoding="utf-8"))), _flat(tree)
+        old, new = flatten(yaml.safe_load(file.read_text(encoding="utf-8"))), flatten(tree)
     except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
         raise UserError(
             f"{file} cannot be read ({error}), so nobody knows which run this is. Bring it back, give another folder "
             "with train.output=..., or begin anew in this one with --fresh"
         ) from error
-    return {
-        key: (old.get(key), new.get(key)) for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)
-    }
+    keys = sorted(old.keys() | new.keys())
+    changed = {key: [old.get(key), new.get(key)] for key in keys if old.get(key) != new.get(key)}
+    fixed = [f"  {key}: {was!r} there, {now!r} now\n" for key, (was, now) in changed.items() if key not in CHANGEABLE]
+    if fixed:
+        raise UserError(
+            f"{folder} holds a run with another config:\n{''.join(fixed)}"
+            "Set these as they were to go on, give another folder with train.output=..., or begin anew in this one "
+            "with --fresh"
+        )
+    done, steps = updates_done(newest(folder / "checkpoints")), tree["train"]["steps"]
+    if done > steps:
+        raise UserError(
+            f"{folder} has already done more than train.steps={steps} updates: give at least train.steps={done} to go "
+            "on, or begin anew with --fresh"
+        )
+    return changed
 
 
 def _has_learned(folder: Path) -> bool:
@@ -241,49 +205,21 @@ def _has_learned(folder: Path) -> bool:
     return newest(folder / "checkpoints") is not None or exported or (log.is_file() and log.stat().st_size > 0)
 
 
-def _check_changes(changed: Mapping[str, tuple[Any, Any]], folder: Path, steps: int, done: Path | None) -> None:
-    fixed = [f"  {key}: {old!r} there, {new!r} now" for key, (old, new) in changed.items() if key not in CHANGEABLE]
-    if fixed:
-        lines = "\n".join(fixed)
-        raise UserError(
-            f"{folder} holds a run with another config:\n{lines}\n"
-            "Set these as they were to go on, give another folder with train.output=..., or begin anew in this one "
-            "with --fresh"
-        )
-    if updates_done(done) > steps:
-        raise UserError(
-            f"{folder} has already done more than train.steps={steps} updates: give at least "
-            f"train.steps={updates_done(done)} to go on, or begin anew with --fresh"
-        )
-
-
 def _clear(folder: Path, mark: Mark) -> None:
     """Remove what the run wrote; its folders go as a whole where nobody else put anything into them."""
     for place in FOLDERS:
         sweep(folder / place)
-        if not (folder / place).is_symlink() and (folder / place).is_dir() and not others(folder, place, mark):
+        if not (folder / place).is_symlink() and (folder / place).is_dir() and not others(folder, place):
             discard(folder / place)
     for name in mark.wrote:
-        path = folder / name
-        if path.is_dir() and not path.is_symlink():
-            discard(path)
-        else:
-            path.unlink(missing_ok=True)
-    for name in sorted({parent for each in mark.wrote for parent in Path(each).parents[:-1]}, reverse=True):
-        path = folder / name
-        if path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
-            path.rmdir()
+        discard(folder / name)
+    for parent in sorted({parent for each in mark.wrote for parent in Path(each).parents[:-1]}, reverse=True):
+        with suppress(OSError):  # a link, or not empty
+            (folder / parent).rmdir()
 
 
-def others(folder: Path, place: str, mark: Mark) -> list[Path]:
+def others(folder: Path, place: str) -> list[Path]:
     """List the files in one of the run's folders that the run did not write."""
-    ours = {folder / name for name in mark.wrote}
+    ours = {folder / name for name in (read_mark(folder) or Mark()).wrote}
     files = [path for path in (folder / place).rglob("*") if not path.is_dir()]
     return [path for path in files if ours.isdisjoint((path, *path.parents))]
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

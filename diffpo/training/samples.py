@@ -31,8 +31,8 @@ class SampleGrids:
     (a sharded network needs all of them); the first one writes.
     """
 
-    def __init__(self, config: Config, policy: Denoiser, encoders: Encoders, folder: Path):
-        """Remember what to draw."""
+    def __init__(self, config: Config, policy: Denoiser, encoders: Encoders, folder: Path, identity: Sequence[str]):
+        """Remember what to draw; `identity` names the weights of the untrained policy."""
         sample = config.sample
         self._sampler = Sampler(**{field.name: getattr(sample, field.name) for field in fields(Sampler)})
         self._policy, self._encoders, self._folder = policy, encoders, folder / "samples"
@@ -40,7 +40,8 @@ class SampleGrids:
         self._prompts = PromptSet.of(prompts)
         jobs = list(product(prompts, sample.seeds))
         how = replace(self._sampler, batch=1)  # another number at a time makes no other images
-        self._base = self._folder / f"base-{hash_of(repr((jobs, how)), 4)}"
+        model = (*identity, encoders.fingerprint, config.model.prediction, config.model.dtype)
+        self._base = self._folder / f"base-{hash_of(repr((jobs, how, model)), 4)}"
         numbers = {prompt: number for number, prompt in enumerate(self._prompts.prompts)}
         self._media = [
             Media(file=f"{i:03d}.png", prompt=prompt, prompt_id=numbers[prompt], seed=seed, model="base")

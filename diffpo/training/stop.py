@@ -27,31 +27,27 @@ CODES = {signal.SIGTERM: 0, signal.SIGINT: 130}
 
 
 class Stopped(SystemExit):
-    """The user has asked the run to end."""
+    """The user has asked the run to end; it says what there is to go on from."""
 
     def __init__(self, number: int, kept: str):
-        """Remember the signal, and say what there is to go on from."""
         super().__init__(CODES[signal.Signals(number)])
         self.message = f"stopped by {signal.Signals(number).name}: {kept} The same command goes on from there."
 
 
 class Watch:
-    """Listens for signals, and looks at the clock for `train.checkpoint_minutes`."""
+    """Listens for signals, and looks at the clock for `train.checkpoint_minutes`; None: never."""
 
     def __init__(self, accelerator: Accelerator, minutes: float | None):
-        """Remember how often to ask for a checkpoint; None leaves that to `checkpoint_every`."""
         self._accelerator, self._minutes = accelerator, minutes
         self._signal, self._patient, self._saved = 0, False, time.monotonic()
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Watch:
-        """Begin to listen, where Python lets us: only the main thread gets signals."""
-        if threading.current_thread() is threading.main_thread():
+        if threading.current_thread() is threading.main_thread():  # the only one that gets signals
             self._before = {number: signal.signal(number, self._hear) for number in CODES}
         return self
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        """Stop listening, and say why the run ended if it was stopped."""
         self._restore()
         if isinstance(error, Stopped) and self._accelerator.is_main_process:
             stderr_console().print(error.message, highlight=False, markup=False, soft_wrap=True)
@@ -66,10 +62,9 @@ class Watch:
             self._patient = False
 
     def look(self) -> tuple[int, bool]:
-        """Agree with the other processes; all must call this after each update.
+        """Agree with the other processes, which all must call this after each update.
 
-        Returns:
-            The signal that one of them has got, or 0; and whether a checkpoint is due by the first one's clock.
+        Returns the signal that one of them has got, or 0; and whether a checkpoint is due by the first one's clock.
         """
         late = self._minutes is not None and time.monotonic() - self._saved >= 60 * self._minutes
         seen = [self._signal, int(late and self._accelerator.is_main_process)]

@@ -9,10 +9,8 @@ divides by their number of terms, so that 1 x 8, 2 x 4 and 8 x 1 pairs give the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -34,13 +32,13 @@ from diffpo.models.encoders import Encoders
 from diffpo.training.alerts import Alerts
 from diffpo.training.banner import describe_run
 from diffpo.training.export import export
-from diffpo.training.learner import Learner, averaged, how_to_go_on, prepare_learner, resume, save
+from diffpo.training.learner import Learner, averaged, how_to_go_on, identify_model, prepare_learner, resume, save
 from diffpo.training.log import RunLog, mean_metrics
 from diffpo.training.processes import gather_rows, make_accelerator
-from diffpo.training.run import check_devices, noting, run_folder
+from diffpo.training.run import check_devices, note, run_folder
 from diffpo.training.samples import SampleGrids
 from diffpo.training.stop import Stopped, Watch
-from diffpo.training.trajectories import identify_reference, keep_trajectories
+from diffpo.training.trajectories import keep_trajectories
 
 
 def train(config: Config, *, fresh: bool = False, push: str | None = None) -> Path:
@@ -68,71 +66,57 @@ def train(config: Config, *, fresh: bool = False, push: str | None = None) -> Pa
         plan, loader, held_out, encoders = prepare_data(config, accelerator)
         learner = prepare_learner(config, accelerator)
         keep_trajectories(learner, [each for each in (loader, held_out) if each is not None])
-        sampler = SampleGrids(config, learner.policy, encoders, folder) if encoders is not None else None
-        if sampler is not None:
+        identity = {"pairs": loader.identity, "model": identify_model(config)}
+        sampler = None
+        if encoders is not None:
+            sampler = SampleGrids(config, learner.policy, encoders, folder, identity["model"])
             sampler.base(accelerator)
-        identity = {"pairs": loader.identity, "model": identify_reference(config)}
-        done = resume(learner, folder, identity)
-        with RunLog(accelerator, folder, done, config.train.steps, every=config.train.log_every) as log:
+        done, alerts = resume(learner, folder, identity), Alerts(least_norm(learner))
+        with (
+            RunLog(accelerator, folder, done, config.train.steps, every=config.train.log_every) as log,
+            watch.patiently(),
+        ):
             for line in describe_run(learner, plan, loader, held_out, folder, done):
                 log.say(line)
-            _learn(learner, plan, loader, held_out, sampler, folder, identity, done, log, watch)
+            for batches in loader.updates(plan, done, config.train.steps, rank=accelerator.process_index):
+                metrics = update(learner, batches, plan.position(done)[0], micro_seed=done)
+                done += 1
+                metrics |= log.timing(plan.effective)
+                judged = due(config.train.eval_every, done, config) and held_out is not None
+                if judged:
+                    with log.aside("judging the held-out pairs"):
+                        metrics |= evaluate(learner, held_out)
+                if judged or due(config.train.log_every, done, config):
+                    log.write(done, metrics)
+                log.advance(done, metrics)
+                for alert in alerts.look(done, metrics):
+                    log.say(f"note: {alert}")
+                if sampler is not None and due(config.train.sample_every, done, config):
+                    with log.aside("sampling"), averaged(learner):
+                        sampler.draw(accelerator, done)
+                number, late = watch.look()
+                if number or late or due(config.train.checkpoint_every, done, config):
+                    with log.aside("writing a checkpoint"):
+                        save(learner, folder, done, identity)
+                    watch.saved()
+                if number:
+                    accelerator.end_training()
+                    raise Stopped(number, f"{folder}/checkpoints holds all {done} of {config.train.steps} updates.")
         with averaged(learner):
             export(config, accelerator, learner.policy, folder, push)
     accelerator.end_training()
     return folder
 
 
-def _learn(
-    learner: Learner,
-    plan: Schedule,
-    loader: PairLoader,
-    held_out: PairLoader | None,
-    sampler: SampleGrids | None,
-    folder: Path,
-    identity: Mapping[str, Any],
-    done: int,
-    log: RunLog,
-    watch: Watch,
-) -> None:
-    """Make the updates that are left; a user who wants the run to end gets a checkpoint first."""
-    config, accelerator, alerts = learner.config, learner.accelerator, Alerts(least_norm(learner))
-    with watch.patiently():
-        for batches in loader.updates(plan, done, config.train.steps, rank=accelerator.process_index):
-            metrics = update(learner, batches, plan.position(done)[0], micro_seed=done)
-            done += 1
-            metrics |= log.timing(plan.effective)
-            judged = due(config.train.eval_every, done, config) and held_out is not None
-            if judged:
-                with log.aside("judging the held-out pairs"):
-                    metrics |= evaluate(learner, held_out)
-            if judged or due(config.train.log_every, done, config):
-                log.write(done, metrics)
-            log.advance(done, metrics)
-            for alert in alerts.look(done, metrics):
-                log.say(f"note: {alert}")
-            if sampler is not None and due(config.train.sample_every, done, config):
-                with log.aside("sampling"), averaged(learner):
-                    sampler.draw(accelerator, done)
-            number, late = watch.look()
-            if number or late or due(config.train.checkpoint_every, done, config):
-                with log.aside("writing a checkpoint"):
-                    save(learner, folder, done, identity)
-                watch.saved()
-            if number:
-                accelerator.end_training()
-                raise Stopped(number, f"{folder}/checkpoints holds all {done} of {config.train.steps} updates.")
-
-
 def start_trackers(config: Config, accelerator: Accelerator, folder: Path) -> None:
     """Open the trackers; what they put into the run's folder is the run's."""
     if config.train.trackers:
-        with noting(folder) if accelerator.is_main_process else nullcontext():
-            accelerator.init_trackers(
-                config.train.project,
-                config={"config": str(published(config.to_dict()))},
-                init_kwargs={"wandb": {"dir": str(folder)}},
-            )
+        before, told = set(folder.rglob("*")), {"config": str(published(config.to_dict()))}
+        try:
+            accelerator.init_trackers(config.train.project, told, init_kwargs={"wandb": {"dir": str(folder)}})
+        finally:
+            if accelerator.is_main_process:
+                note(folder, *(path for path in set(folder.rglob("*")) - before if path.is_file()))
 
 
 def due(every: int, done: int, config: Config) -> bool:
@@ -163,14 +147,8 @@ def prepare_data(
         )
         for table in tables
     ]
-    plan = Schedule(
-        config.train.seed,
-        loaders[0].groups,
-        accelerator.num_processes,
-        config.train.accumulate,
-        config.train.batch,
-    )
-    samples = config.train.sample_every > 0 and bool(config.sample.prompts)
+    train, samples = config.train, config.train.sample_every > 0 and bool(config.sample.prompts)
+    plan = Schedule(train.seed, loaders[0].groups, accelerator.num_processes, train.accumulate, train.batch)
     return plan, loaders[0], loaders[1] if len(loaders) > 1 else None, encoders if samples else None
 
 
@@ -186,31 +164,26 @@ def encode(config: Config, accelerator: Accelerator, table: Table, encoders: Enc
 
 
 def update(learner: Learner, batches: list[PairBatch], epoch: int, micro_seed: int) -> dict[str, float]:
-    """Learn from one effective batch.
+    """Learn from one effective batch, and return values to log, averaged over the terms of all processes.
 
-    Args:
-        learner: What learns.
-        batches: This process's micro-batches.
-        epoch: What the rows' draws depend on, besides the rows.
-        micro_seed: Number of the update: seeds the networks' own dropout, where there is any.
-
-    Returns:
-        Values to log, averaged over the terms of all processes.
+    `batches` are this process's micro-batches. The rows' draws depend on the epoch; the networks' own dropout, where
+    there is any, on `micro_seed`, the number of the update.
     """
     config, accelerator = learner.config, learner.accelerator
-    counts = [config.method.count(batch) for batch in batches]
-    total = gather_rows(accelerator, torch.cat(counts).double()).sum()
+    counts = torch.cat([config.method.count(batch) for batch in batches])
+    total = gather_rows(accelerator, counts.double()).sum()
     judged, names, rows = [], [], torch.empty(0)
-    for i, (batch, count) in enumerate(zip(batches, counts, strict=True)):
+    for i, batch in enumerate(batches):
         torch.manual_seed(hash((config.train.seed, micro_seed, i, accelerator.process_index)))
-        last = i == len(batches) - 1
-        with synchronised(learner, last):
+        last = i == len(batches) - 1  # gradients are exchanged after the last micro-batch only
+        accelerator.gradient_state._set_sync_gradients(last)
+        with nullcontext() if last else accelerator.no_sync(learner.policy.network):
             output = forward(learner, batch, epoch)
             names = list(output.metrics)
-            judged.append((batch.index, count, output.loss.detach(), *output.metrics.values()))
+            judged.append(as_rows(learner, batch, output))
             if last:  # before the backward: DeepSpeed's is also the optimizer's step
-                rows = gather_rows(accelerator, torch.cat([as_rows(*each) for each in judged]))
-                check_losses(rows[:, 2], rows[:, 0].long(), epoch, how_to_go_on(config))
+                rows = gather_rows(accelerator, torch.cat(judged))
+                check_losses(rows, epoch, how_to_go_on(config))
             share = accelerator.num_processes / total.clamp(min=1)  # of one term; no term at all: a loss of zero
             accelerator.backward(output.loss.sum() * share.to(output.loss))
     norm = clip(learner)
@@ -234,41 +207,25 @@ def forward(learner: Learner, batch: PairBatch, epoch: int) -> StepOutput:
         )
 
 
-def as_rows(*columns: Tensor) -> Tensor:
-    """Lay values of rows, `[b]` each, side by side on the CPU, `[b n]` float64: not every device knows float64."""
+def as_rows(learner: Learner, batch: PairBatch, output: StepOutput) -> Tensor:
+    """Lay out what is known of each row, `[b n]`: its number, its terms, its loss and its metrics.
+
+    On the CPU and in float64, which not every device knows.
+    """
+    count = learner.config.method.count(batch)
+    columns = (batch.index, count, output.loss.detach(), *output.metrics.values())
     return torch.stack([column.cpu().double() for column in columns], dim=1)
 
 
 def least_norm(learner: Learner) -> float:
     """Norm of a gradient that is everywhere as large as Adam's epsilon: below it, an update hardly moves anything."""
-    if learner.config.train.optimizer == "adafactor":
-        return 0.0
-    trained = sum(p.numel() for p in learner.policy.network.parameters() if p.requires_grad)
-    return learner.config.train.adam_epsilon * math.sqrt(trained)
+    adam = learner.config.train.optimizer != "adafactor"
+    return learner.config.train.adam_epsilon * math.sqrt(sum(p.numel() for p in learner.trained)) if adam else 0.0
 
 
-@contextmanager
-def synchronised(learner: Learner, last: bool) -> Iterator[None]:
-    """Exchange gradients after the last micro-batch only."""
-    accelerator = learner.accelerator
-    accelerator.gradient_state._set_sync_gradients(last)
-    with nullcontext() if last else accelerator.no_sync(learner.policy.network):
-        yield
-
-
-def check_losses(loss: Tensor, index: Tensor, epoch: int, advice: str) -> None:
-    """Stop, on all processes together and before the optimizer's step, at a loss that is no number.
-
-    Args:
-        loss: `[n]` of each row.
-        index: `[n]` the rows.
-        epoch: What the rows' draws depend on.
-        advice: How to go on.
-
-    Raises:
-        UserError: Names the rows.
-    """
-    bad = index[~loss.isfinite()].tolist()
+def check_losses(rows: Tensor, epoch: int, advice: str) -> None:
+    """Stop, on all processes together and before the optimizer's step, at a loss that is no number (see `as_rows`)."""
+    bad = rows[~rows[:, 2].isfinite(), 0].long().tolist()
     if bad:
         raise UserError(
             f"the loss of {len(bad)} row(s) is not finite: rows {', '.join(map(str, bad[:20]))} of the table (epoch "
@@ -277,15 +234,13 @@ def check_losses(loss: Tensor, index: Tensor, epoch: int, advice: str) -> None:
 
 
 def clip(learner: Learner) -> float:
-    """Clip the gradient, and return its norm before that.
-
-    Raises:
-        UserError: The norm is not finite, and no loss scaler is there to deal with it.
-    """
-    most = learner.config.train.max_grad_norm
-    norm = learner.accelerator.clip_grad_norm_(learner.policy.network.parameters(), math.inf if most is None else most)
-    value = float(norm.full_tensor() if isinstance(norm, DTensor) else norm) if norm is not None else math.nan
-    if norm is not None and not math.isfinite(value) and learner.accelerator.scaler is None:
+    """Clip the gradient, and return its norm before that; one that is not finite is left to a loss scaler, or fatal."""
+    accelerator, most = learner.accelerator, learner.config.train.max_grad_norm
+    norm = accelerator.clip_grad_norm_(learner.policy.network.parameters(), math.inf if most is None else most)
+    if norm is None:
+        return math.nan
+    value = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    if not math.isfinite(value) and accelerator.scaler is None:
         raise UserError(
             f"the gradient's norm is {value} although every loss is finite. Nothing was updated. "
             f"{how_to_go_on(learner.config)}"
@@ -306,13 +261,13 @@ def step_optimizer(learner: Learner) -> None:
 @torch.no_grad()
 def evaluate(learner: Learner, held_out: PairLoader) -> dict[str, float]:
     """Judge the held-out pairs, with the same times and noises every time; every process does the same."""
-    train, rows, names = learner.config.train, [], []
+    train, judged, names = learner.config.train, [], []
     learner.policy.network.eval()  # an adapter's dropout would not be the same every time
     for batch in held_out.held_out(train.batch, limit=train.eval_pairs):
         output = forward(learner, batch, epoch=0)
         names = list(output.metrics)
-        rows.append(as_rows(learner.config.method.count(batch), output.loss, *output.metrics.values()))
+        judged.append(as_rows(learner, batch, output))
     learner.policy.network.train()
-    table = torch.cat(rows)
-    metrics = mean_metrics(["loss", *names], table[:, 1:], table[:, 0])
+    rows = torch.cat(judged)
+    metrics = mean_metrics(["loss", *names], rows[:, 2:], rows[:, 1])
     return {f"eval/{name}": value for name, value in metrics.items()}

@@ -9,7 +9,6 @@ inversion and on the precision; a row's key is the hash of its images' keys and 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,9 +20,8 @@ from diffpo.core.types import DTYPES, Pair
 from diffpo.data.cache import CachedEncodings
 from diffpo.data.encode import BOTH
 from diffpo.data.loader import PairLoader
-from diffpo.disk.rows import Row, RowStore, as_keys, digest, key_at
-from diffpo.models import pipelines
-from diffpo.training.learner import Learner
+from diffpo.disk.rows import Row, RowStore, as_keys, cache_home, digest, key_at
+from diffpo.training.learner import Learner, identify_model
 
 if TYPE_CHECKING:
     from diffpo.config.run import Config
@@ -46,40 +44,30 @@ def keep_trajectories(learner: Learner, loaders: Sequence[PairLoader]) -> None:
 
 
 class KeptTrajectories:
-    """Trajectories of one table, one reference and one inversion."""
+    """Trajectories of one table, one reference and one inversion; making this computes none."""
 
     def __init__(self, config: Config, inversion: Inversion, loader: PairLoader):
-        """Find what is there already; nothing is computed."""
         encodings = loader.encodings
         assert isinstance(encodings, CachedEncodings), "the config refuses inversion.cache without data.cache"
-        self._inversion, self._loader = inversion, loader
+        self._inversion, self._loader, self._rows = inversion, loader, encodings.keys
         recipe = {
             "format": FORMAT,
             "encodings": [encodings.media.folder.name, encodings.texts.folder.name],
-            "reference": identify_reference(config),
+            "reference": identify_model(config),
             "inversion": [inversion.steps, inversion.renoise, inversion.landing],
             "shift": config.model.time.shift,
             "precision": [config.model.dtype, config.train.dtype, config.train.mixed_precision, config.model.attention],
         }
-        home = Path(config.data.cache_dir).expanduser() if config.data.cache_dir else None
-        self.store = RowStore("trajectories", recipe, home)
+        self.store = RowStore("trajectories", recipe, cache_home(config.data.cache_dir))
         self._usable = np.sort(np.concatenate(loader.groups))
         self._keys = as_keys([self._key(row) for row in self._usable.tolist()])
 
     def _key(self, row: int) -> bytes:
-        encodings = self._loader.encodings
-        assert isinstance(encodings, CachedEncodings)
-        return digest(
-            *(key_at(encodings.keys[side], row) for side in BOTH),
-            *(self._loader.captions[side][row].as_py() for side in BOTH),
-        )
+        captions = (self._loader.captions[side][row].as_py() for side in BOTH)
+        return digest(*(key_at(self._rows[side], row) for side in BOTH), *captions)
 
     def make(self, learner: Learner) -> None:
-        """Compute this process's share of what is not there yet; every process must call this.
-
-        Raises:
-            UserError: The disk is full. What was finished stays.
-        """
+        """Compute this process's share of what is not there yet; every process must call this."""
         world, rank = learner.accelerator.num_processes, learner.accelerator.process_index
         assert learner.reference is not None, "inversion.cache comes with invert_with=reference"
         rows = sum(map(len, self.store.pending(self._keys, rank=rank, world=world)))
@@ -104,10 +92,3 @@ class KeptTrajectories:
             with learner.accelerator.autocast():
                 kept = trajectory(reference, batch.latent, batch.cond, self._inversion)
             yield Row(tensors={side: getattr(kept, side).cpu() for side in BOTH})
-
-
-def identify_reference(config: Config) -> list[str]:
-    """Name the content of the weights that the reference is made of."""
-    model = config.model
-    found = pipelines.find_model(model.path, lora=model.lora, denoiser=model.denoiser)
-    return [part.identity for part in (found.base, found.lora, found.denoiser) if part is not None]

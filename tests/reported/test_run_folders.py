@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 from runs import World, metrics
+from safetensors.torch import load_file, save_file
 
 from diffpo.errors import UserError
 
@@ -98,3 +99,25 @@ def test_an_empty_name_is_no_folder(world, output, monkeypatch, tmp_path):
     with pytest.raises(UserError, match="output"):
         world.train("x", {"train.output": output})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_start_that_learned_nothing_leaves_no_stale_pictures_of_another_model(world, tmp_path, monkeypatch):
+    """The base's pictures are drawn anew for other weights or another VAE under the same path, and else kept."""
+    shutil.copytree(world.folder / "sd15", tmp_path / "model")
+    settings = {"model.path": str(tmp_path / "model"), "train.sample_every": 1, "sample.prompts": ["thing 1"]}
+
+    def refuse(*_):
+        raise UserError("stopped before the first update")
+
+    def pictures():
+        with monkeypatch.context() as patch, pytest.raises(UserError, match="before the first update"):
+            patch.setattr("diffpo.training.train.resume", refuse)
+            world.train("again", settings)
+        return {p.parent.name: p.read_bytes() for p in (world.folder / "again" / "samples").glob("base-*/000.png")}
+
+    seen = pictures()
+    assert len(seen) == 1 and pictures() == seen
+    for number, part in enumerate(("unet", "vae"), 2):
+        file = tmp_path / "model" / part / "diffusion_pytorch_model.safetensors"
+        save_file({name: x * 1.5 for name, x in load_file(file).items()}, file, metadata={"format": "pt"})
+        assert len(set(pictures().values())) == number

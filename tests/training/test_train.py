@@ -162,6 +162,23 @@ def test_ties_are_dropped_or_kept(world, tmp_path):
     assert kept[0]["loss"] == pytest.approx(math.log(2), abs=1e-7)
 
 
+def test_the_banner_says_what_became_of_every_row(world, tmp_path, capfd):
+    """Of twelve: two ties, a row without a label, one without a prompt, and one whose picture is broken."""
+    shutil.copytree(world.folder / "pairs", tmp_path / "pairs")
+    table = tmp_path / "pairs" / "pairs.jsonl"
+    rows = [json.loads(line) | {"preference": 1.0} for line in table.read_text().splitlines()]
+    for i, change in enumerate(({"preference": 0.5}, {"preference": 0.5}, {"preference": None}, {"prompt": None})):
+        rows[i] |= change
+    table.write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "pairs" / "5-rejected.png").write_bytes(b"no picture")
+    settings = {"data.path": str(table), "train.steps": 1}
+    world.train("told", settings)
+    lost = "1 without a label, 1 without a prompt, 1 broken"
+    assert f"7 used, 0 held out to judge; dropped: 2 ties, {lost}\n" in capfd.readouterr().err
+    world.train("told-ties", settings | {"data.ties": "keep"})
+    assert f"9 used, 0 held out to judge; dropped: {lost}\n" in capfd.readouterr().err
+
+
 def test_sft_needs_no_reference_and_no_rejected_image(world, tmp_path):
     """The rejected pictures may be broken: nobody opens them."""
     shutil.copytree(world.folder / "pairs", tmp_path / "pairs")
