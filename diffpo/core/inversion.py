@@ -48,11 +48,6 @@ class Inversion(Block):
         return (self.steps + 1) * (1 + self.renoise)
 
     def __post_init__(self):
-        """Refuse what cannot be kept on disk.
-
-        Raises:
-            ConfigError: A count or eta is out of range, or what changes shall be kept.
-        """
         super().__post_init__()
         if self.cache and (self.invert_with != "reference" or self.eta):
             raise ConfigError(
@@ -106,17 +101,7 @@ def recovered(process: NoiseProcess, x0: Tensor, z: Tensor, t: Tensor) -> Noised
 
 @torch.no_grad()
 def trajectory(denoiser: Predictor, latent: Pair[Tensor], cond: Pair[Condition], inversion: Inversion) -> Pair[Tensor]:
-    """Walk both images of each pair to the end of the grid, and keep every point.
-
-    Args:
-        denoiser: Answers.
-        latent: `[b c f h w]` x0 of each side.
-        cond: What the denoiser is told about each side.
-        inversion: How.
-
-    Returns:
-        `[b n c f h w]` of each side, x0 first.
-    """
+    """Walk both images of each pair to the end of the grid, and keep every point: `[b n c f h w]`, x0 first."""
     rows = torch.arange(len(latent.chosen))
     path = whole_path(denoiser.process, len(rows), latent.chosen.shape[1:], inversion)
     points = [latent]
@@ -126,14 +111,7 @@ def trajectory(denoiser: Predictor, latent: Pair[Tensor], cond: Pair[Condition],
 
 
 def follow(process: NoiseProcess, kept: Pair[Tensor], t: Tensor, inversion: Inversion) -> Pair[Noised]:
-    """Find the points at t on kept trajectories: what `invert` gives, without asking a network.
-
-    Args:
-        process: The noise process.
-        kept: `[b n c f h w]` of each side, as `trajectory` returns it.
-        t: `[b]` one time per pair.
-        inversion: How the trajectories were made.
-    """
+    """Find the points at t `[b]` on trajectories that `trajectory` made: what `invert` gives, without a network."""
     rows, shape = torch.arange(len(t)), kept.chosen.shape[2:]
     n = process.path(t, inversion.steps, inversion.landing, shape).steps
     grid = whole_path(process, len(t), shape, inversion)
@@ -167,7 +145,7 @@ def _step(
     for _ in range(1 + inversion.renoise):
         # An answer is taken apart at the level that the network was told, which at t = 0 is not quite clean.
         level = process.alpha_sigma(time) if inversion.landing == "exact" else here
-        slopes.append(process.slope(denoiser.predict(x, time, told).to(x), x, *level))
+        slopes.append(process.slope(denoiser.predict(x, time, told).to(x), x, level))
         x = process.move(start, slopes[-1], here, there)
         if inversion.landing == "exact":  # the network is told the time of the point reached; as released, the old one
             time = time_there

@@ -24,6 +24,8 @@ from diffpo.errors import ConfigError
 
 Prediction = Literal["eps", "v", "flow"]
 Landing = Literal["exact", "released"]
+Level = tuple[Tensor, Tensor]
+"""Signal and noise level, alpha and sigma, `[b]` each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +46,6 @@ class Time(Block):
     """Largest relative time."""
 
     def __post_init__(self):
-        """Refuse what cannot be drawn from.
-
-        Raises:
-            ConfigError: The range is empty or outside [0, 1], or a scale is not positive.
-        """
         super().__post_init__()
         if not self.low < self.high:
             raise ConfigError(f"time range is [{self.low}, {self.high}]; it needs 0 <= low < high <= 1")
@@ -92,8 +89,8 @@ class NoiseProcess(ABC):
     time: Time = field(default_factory=Time)
 
     @abstractmethod
-    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Signal and noise level at time t `[b]`, both `[b]` float64."""
+    def alpha_sigma(self, t: Tensor) -> Level:
+        """Signal and noise level at time t `[b]`, in float64."""
 
     @abstractmethod
     def sample_time(self, rng: Rng, shape: Sequence[int]) -> Tensor:
@@ -129,32 +126,19 @@ class NoiseProcess(ABC):
         """
 
     @abstractmethod
-    def slope(self, prediction: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    def slope(self, prediction: Tensor, z: Tensor, level: Level) -> Tensor:
         """What an inversion follows and may average: eps for discrete models, the velocity for flow; `[b ...]`.
 
-        Args:
-            prediction: `[b ...]` a network's answer.
-            z: `[b ...]` what it was asked about.
-            alpha: `[b]` signal level of z.
-            sigma: `[b]` noise level of z.
+        Arguments as for `split`.
         """
 
     @abstractmethod
-    def move(self, z: Tensor, slope: Tensor, here: tuple[Tensor, Tensor], there: tuple[Tensor, Tensor]) -> Tensor:
-        """Follow a slope from one noise level to another: a deterministic DDIM step (arXiv:2010.02502, eq. 12).
-
-        Args:
-            z: `[b ...]` latents.
-            slope: `[b ...]` as `slope` returns it.
-            here: alpha and sigma of z, `[b]` each.
-            there: alpha and sigma to go to, `[b]` each.
-        """
+    def move(self, z: Tensor, slope: Tensor, here: Level, there: Level) -> Tensor:
+        """Follow a slope `[b ...]` from z's noise level to another: a DDIM step (arXiv:2010.02502, eq. 12)."""
 
     @abstractmethod
-    def slope_between(
-        self, z: Tensor, z_there: Tensor, here: tuple[Tensor, Tensor], there: tuple[Tensor, Tensor]
-    ) -> Tensor:
-        """Return the slope along which `move` goes from z to z_there: its inverse. Arguments as for `move`."""
+    def slope_between(self, z: Tensor, z_there: Tensor, here: Level, there: Level) -> Tensor:
+        """Return the slope along which `move` goes from z to z_there: its inverse."""
 
     def mix(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """Z = alpha x0 + sigma eps, `[b ...]`."""
@@ -167,21 +151,18 @@ class NoiseProcess(ABC):
         p, q = self._weights(alpha, sigma)
         return p * x0 + q * eps
 
-    def split(self, prediction: Tensor, z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def split(self, prediction: Tensor, z: Tensor, level: Level) -> tuple[Tensor, Tensor]:
         """Take a prediction apart into the (x0, eps) that it implies.
 
         Args:
             prediction: `[b ...]` a network's answer.
             z: `[b ...]` what it was asked about.
-            t: `[b]` time.
+            level: That of z.
 
         Returns:
-            `(x0, eps)`, each `[b ...]`, such that `mix(x0, eps, t) == z`.
+            `(x0, eps)`, each `[b ...]`, which mix to z at that level.
         """
-        return self._split(prediction, z, *self.alpha_sigma(t))
-
-    def _split(self, prediction: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        alpha, sigma = expand(alpha, z), expand(sigma, z)
+        alpha, sigma = (expand(x, z) for x in level)
         p, q = self._weights(alpha, sigma)
         determinant = alpha * q - sigma * p  # eps: alpha; v: alpha^2 + sigma^2 = 1; flow: alpha + sigma = 1
         return (q * z - sigma * prediction) / determinant, (alpha * prediction - p * z) / determinant
@@ -202,12 +183,11 @@ class DiscreteProcess(NoiseProcess):
     clean_abar: float | None = None
     """Cumulative alpha that the released inversion gives the clean latent. None: that of t = 0 (Stable Diffusion)."""
 
-    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def alpha_sigma(self, t: Tensor) -> Level:
         abar = self.alphas_cumprod.double()[t.long().cpu()]
         return abar.sqrt(), (1 - abar).sqrt()
 
     def sample_time(self, rng: Rng, shape: Sequence[int]) -> Tensor:
-        """Draw integers, uniform unless the config says otherwise; the shape does not matter."""
         relative = draw(self.time, rng.uniform("time"), self.time.density or "uniform")
         steps = len(self.alphas_cumprod)
         return (relative * steps).long().clamp(max=steps - 1)  # the sigmoid of a large logit rounds to one
@@ -233,16 +213,14 @@ class DiscreteProcess(NoiseProcess):
             alpha[0], sigma[0] = self.clean_abar**0.5, (1 - self.clean_abar) ** 0.5
         return Path(time, alpha, sigma, n)
 
-    def slope(self, prediction: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        return self._split(prediction, z, alpha, sigma)[1]
+    def slope(self, prediction: Tensor, z: Tensor, level: Level) -> Tensor:
+        return self.split(prediction, z, level)[1]
 
-    def move(self, z: Tensor, slope: Tensor, here: tuple[Tensor, Tensor], there: tuple[Tensor, Tensor]) -> Tensor:
+    def move(self, z: Tensor, slope: Tensor, here: Level, there: Level) -> Tensor:
         (alpha, sigma), (alpha_there, sigma_there) = ((expand(x, z) for x in level) for level in (here, there))
         return alpha_there * (z - sigma * slope) / alpha + sigma_there * slope
 
-    def slope_between(
-        self, z: Tensor, z_there: Tensor, here: tuple[Tensor, Tensor], there: tuple[Tensor, Tensor]
-    ) -> Tensor:
+    def slope_between(self, z: Tensor, z_there: Tensor, here: Level, there: Level) -> Tensor:
         (alpha, sigma), (alpha_there, sigma_there) = ((expand(x, z) for x in level) for level in (here, there))
         return (z_there - alpha_there / alpha * z) / (sigma_there - alpha_there / alpha * sigma)
 
@@ -255,12 +233,11 @@ class FlowProcess(NoiseProcess):
     shift: Positive | Callable[[Sequence[int]], float] = 1.0
     """The model's own shift towards noise: a number, or a function of the latents' shape `[c f h w]`."""
 
-    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def alpha_sigma(self, t: Tensor) -> Level:
         sigma = t.double().cpu()
         return 1 - sigma, sigma
 
     def sample_time(self, rng: Rng, shape: Sequence[int]) -> Tensor:
-        """Draw real numbers in (0, 1), logit-normal unless the config says otherwise, then shifted."""
         return self._shifted(draw(self.time, rng.uniform("time"), self.time.density or "logit_normal"), shape)
 
     def relative(self, t: Tensor) -> Tensor:
@@ -279,15 +256,13 @@ class FlowProcess(NoiseProcess):
         n, time = _walk(grid, t.double().cpu(), landing)
         return Path(time, 1 - time, time, n)
 
-    def slope(self, prediction: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    def slope(self, prediction: Tensor, z: Tensor, level: Level) -> Tensor:
         return prediction
 
-    def move(self, z: Tensor, slope: Tensor, here: tuple[Tensor, Tensor], there: tuple[Tensor, Tensor]) -> Tensor:
+    def move(self, z: Tensor, slope: Tensor, here: Level, there: Level) -> Tensor:
         return z + expand(there[1] - here[1], z) * slope
 
-    def slope_between(
-        self, z: Tensor, z_there: Tensor, here: tuple[Tensor, Tensor], there: tuple[Tensor, Tensor]
-    ) -> Tensor:
+    def slope_between(self, z: Tensor, z_there: Tensor, here: Level, there: Level) -> Tensor:
         return (z_there - z) / expand(there[1] - here[1], z)
 
     def _shifted(self, t: Tensor, shape: Sequence[int]) -> Tensor:

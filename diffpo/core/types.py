@@ -163,15 +163,19 @@ class Denoised:
     noised: Noised
 
     @property
-    def error(self) -> Tensor:
-        """`[b f]` mean squared error over channels, height and width, in at least float32.
+    def difference(self) -> Tensor:
+        """`[b c f h w]` prediction - target, in at least float32.
 
         Half precision is raised first: at beta 2000 the rounding of a half-precision error alone moves the logit by
         about 0.1.
         """
         dtype = torch.promote_types(self.prediction.dtype, torch.float32)
-        difference = self.prediction.to(dtype) - self.noised.target.to(dtype)
-        return difference.square().mean(dim=(1, 3, 4))
+        return self.prediction.to(dtype) - self.noised.target.to(dtype)
+
+    @property
+    def error(self) -> Tensor:
+        """`[b f]` mean squared error over channels, height and width."""
+        return self.difference.square().mean(dim=(1, 3, 4))
 
 
 @dataclass(frozen=True)

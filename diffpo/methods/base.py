@@ -21,6 +21,8 @@ from diffpo.core.noising import Predictor, random_noise
 from diffpo.core.terms import Terms, whole_rows
 from diffpo.core.types import Denoised, Noised, Pair, PairBatch, Rng, StepOutput
 
+NO_REFERENCE = "the loop builds a reference for every method that needs one"
+
 
 @dataclass(frozen=True)
 class Answers:
@@ -38,8 +40,14 @@ class Answers:
     @property
     def margin(self) -> Tensor:
         """`[k]` how much more the policy has improved on the chosen side; see `objectives.margin`."""
-        assert self.reference_error is not None, "the loop builds a reference for every method that needs one"
+        assert self.reference_error is not None, NO_REFERENCE
         return objectives.margin(self.error, self.reference_error)
+
+    @property
+    def reward(self) -> Pair[Tensor]:
+        """`[k]` each side's implicit reward before beta; see `objectives.reward`."""
+        assert self.reference_error is not None, NO_REFERENCE
+        return Pair(*map(objectives.reward, self.error, self.reference_error))
 
     def swapped(self) -> Answers:
         """The same with the sides exchanged, and the labels turned round."""
@@ -91,12 +99,10 @@ class TwoSidedMethod(Method):
 
     @property
     def needs_reference(self) -> bool:
-        """Errors are compared with the reference's; a method that does without says so."""
         return True
 
     @property
     def cached_inversion(self) -> Inversion | None:
-        """The method's own, if its config says so."""
         return self.inversion if self.inversion is not None and self.inversion.cache else None
 
     def terms(self, batch: PairBatch) -> Terms:
@@ -112,12 +118,12 @@ class TwoSidedMethod(Method):
         """Loss per term `[k]` if the side called chosen is the better one."""
 
     @abstractmethod
-    def score(self, error: Tensor, reference: Tensor | None) -> Tensor:
-        """How well the policy does on one side of each term, `[k]`: its implicit reward, for the log."""
+    def rewards(self, answers: Answers) -> Pair[Tensor]:
+        """How well the policy does on each side of each term, `[k]`: its implicit rewards, for the log."""
 
     def logit(self, answers: Answers) -> Tensor:
         """How clearly the policy prefers the chosen side, `[k]`, for the log: the difference of the two rewards."""
-        chosen, rejected = self._rewards(answers)
+        chosen, rejected = self.rewards(answers)
         return chosen - rejected
 
     @final
@@ -153,24 +159,14 @@ class TwoSidedMethod(Method):
         """
         p = answers.terms.preference
         which = p.nonzero().flatten()
-        loss = self._loss(answers.take(which))
+        taken = answers.take(which)
+        loss = self.compare(taken if self.guard is None else safeguard(taken, self.guard))
+        if self.sft_weight:
+            loss = loss + self.sft_weight * taken.error.chosen
         return loss.new_zeros(len(p)).index_add(0, which.to(loss.device), p[which].to(loss) * loss)
 
-    def _loss(self, answers: Answers) -> Tensor:
-        guarded = answers if self.guard is None else safeguard(answers, self.guard)
-        loss = self.compare(guarded)
-        return loss + self.sft_weight * answers.error.chosen if self.sft_weight else loss
-
-    def _rewards(self, answers: Answers) -> Pair[Tensor]:
-        return Pair(
-            *(
-                self.score(error, reference)
-                for error, reference in zip(answers.error, answers.reference_error or (None, None), strict=True)
-            )
-        )
-
     def _metrics(self, answers: Answers) -> dict[str, Tensor]:
-        rewards, u = self._rewards(answers), self.logit(answers)
+        rewards, u = self.rewards(answers), self.logit(answers)
         values = {
             "rewards/chosen": rewards.chosen,
             "rewards/rejected": rewards.rejected,
@@ -193,7 +189,7 @@ def safeguard(answers: Answers, mu: float) -> Answers:
     with g = d error / d prediction = 2 w (prediction - target) / n, in closed form and for each term, where n is the
     number of elements of a frame and w the frame's share in the term.
     """
-    chosen, rejected = (output_gradient(x) for x in answers.policy)
+    chosen, rejected = (2 * x.difference.detach() / x.prediction[0, :, 0].numel() for x in answers.policy)
     squared = replace(answers.terms, weight=answers.terms.weight.square())
     dot, square = (squared.mean((chosen * other).sum((1, 3, 4))) for other in (rejected, chosen))
     factor = torch.where(dot > 0, ((1 - mu) * square / dot.clamp_min(torch.finfo(dot.dtype).tiny)).clamp(max=1), 1.0)
@@ -202,18 +198,11 @@ def safeguard(answers: Answers, mu: float) -> Answers:
     return replace(answers, error=Pair(answers.error.chosen, damped))
 
 
-def output_gradient(answer: Denoised) -> Tensor:
-    """Gradient of each frame's error by the prediction, `[b c f h w]`, detached, in at least float32."""
-    dtype = torch.promote_types(answer.prediction.dtype, torch.float32)
-    difference = answer.prediction.detach().to(dtype) - answer.noised.target.to(dtype)
-    return 2 * difference / difference[0, :, 0].numel()
-
-
 @dataclass(frozen=True, kw_only=True)
 class PairwiseMethod(TwoSidedMethod):
     """A method that looks at the margin alone: errors -> guard -> margin -> objective."""
 
-    beta: Positive
+    beta: Positive = 2000.0
     """Strength of the pull towards the reference, for the *mean* squared error and the factor 1/2 (docs/beta.md)."""
 
     @abstractmethod
@@ -230,9 +219,8 @@ class PairwiseMethod(TwoSidedMethod):
         return self.objective(answers.margin, answers.terms.preference)
 
     @final
-    def score(self, error: Tensor, reference: Tensor | None) -> Tensor:
-        assert reference is not None, "the loop builds a reference for every method that needs one"
-        return self.beta * objectives.reward(error, reference)
+    def rewards(self, answers: Answers) -> Pair[Tensor]:
+        return answers.reward.map(lambda reward: self.beta * reward)
 
     @final
     def logit(self, answers: Answers) -> Tensor:

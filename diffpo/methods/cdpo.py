@@ -11,7 +11,7 @@ from typing import Annotated
 from torch import Tensor
 
 from diffpo.core import objectives
-from diffpo.core.block import Positive, Range
+from diffpo.core.block import Range
 from diffpo.methods.base import PairwiseMethod
 
 
@@ -19,11 +19,8 @@ from diffpo.methods.base import PairwiseMethod
 class CDPO(PairwiseMethod):
     """Conservative DPO: labels are wrong with a known probability, and the policy should stay unsure."""
 
-    beta: Positive = 2000.0
-    """As for `dpo`."""
     label_smoothing: Annotated[float, Range(least=0, below=0.5)] = 0.1
     """Probability e that a label is wrong, below 1/2; 0 is DPO."""
 
     def objective(self, margin: Tensor, preference: Tensor) -> Tensor:
-        """Cross entropy with the smoothed label, `[b]`."""
         return objectives.cdpo(self.beta * margin, self.label_smoothing)

@@ -25,5 +25,4 @@ class DMPO(PairwiseMethod):
     """Probability that is left to the rejected image, in (0, 1/2)."""
 
     def objective(self, margin: Tensor, preference: Tensor) -> Tensor:
-        """KL divergence of the policy's coin from the target's, `[b]`."""
         return objectives.dmpo(self.beta * margin, self.alpha)

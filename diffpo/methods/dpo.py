@@ -24,5 +24,4 @@ class DPO(PairwiseMethod):
     """2000 for SD1.5 (paper), 5000 for SDXL; flow models use about 100."""
 
     def objective(self, margin: Tensor, preference: Tensor) -> Tensor:
-        """-log sigmoid(beta margin), `[b]`."""
         return objectives.dpo(self.beta * margin)

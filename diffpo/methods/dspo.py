@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffpo.core import objectives
 from diffpo.core.block import Positive
 from diffpo.core.process import expand
-from diffpo.methods.base import Answers, TwoSidedMethod
+from diffpo.core.types import Pair
+from diffpo.methods.base import NO_REFERENCE, Answers, TwoSidedMethod
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,18 +29,13 @@ class DSPO(TwoSidedMethod):
     """0.001 to 0.05 for SD1.5; larger ones outweigh the regression."""
 
     def compare(self, answers: Answers) -> Tensor:
-        """Mean squared distance from the corrected target, `[k]`."""
-        assert answers.reference is not None, "the loop builds a reference for every method that needs one"
+        assert answers.reference is not None, NO_REFERENCE
         policy, reference = answers.policy.chosen, answers.reference.chosen
-        dtype = torch.promote_types(policy.prediction.dtype, torch.float32)
-        row = answers.terms.row.to(policy.prediction.device)
-        prediction, target, other = (
-            x.to(dtype)[row] for x in (policy.prediction, policy.noised.target, reference.prediction)
-        )
+        difference, row = policy.difference, answers.terms.row.to(policy.prediction.device)
+        gained = policy.prediction.to(difference) - reference.prediction.to(difference)
         missing = 1 - torch.sigmoid(self.beta * answers.margin)
-        error = (prediction - target - self.beta * expand(missing, prediction) * (prediction - other)).square()
+        error = (difference[row] - self.beta * expand(missing, difference) * gained[row]).square()
         return (answers.terms.weight.to(error) * error.mean((1, 3, 4))).sum(1)
 
-    def score(self, error: Tensor, reference: Tensor | None) -> Tensor:
-        assert reference is not None, "the loop builds a reference for every method that needs one"
-        return self.beta * objectives.reward(error, reference)
+    def rewards(self, answers: Answers) -> Pair[Tensor]:
+        return answers.reward.map(lambda reward: self.beta * reward)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from diffpo.core import objectives
-from diffpo.core.block import Positive
 from diffpo.methods.base import PairwiseMethod
 
 
@@ -18,9 +17,5 @@ from diffpo.methods.base import PairwiseMethod
 class Hinge(PairwiseMethod):
     """Hinge: a constant pull until u reaches 1, then none."""
 
-    beta: Positive = 2000.0
-    """As for `dpo`."""
-
     def objective(self, margin: Tensor, preference: Tensor) -> Tensor:
-        """relu(1 - beta margin), `[b]`."""
         return objectives.hinge(self.beta * margin)

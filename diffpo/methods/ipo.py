@@ -26,5 +26,4 @@ class IPO(PairwiseMethod):
     """The margin to reach is 1 / (2 beta)."""
 
     def objective(self, margin: Tensor, preference: Tensor) -> Tensor:
-        """Squared distance from the target margin, `[b]`."""
         return objectives.ipo(margin, self.beta)

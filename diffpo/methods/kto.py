@@ -20,6 +20,7 @@ from torch import Tensor
 
 from diffpo.core import objectives
 from diffpo.core.block import NotNegative, Positive
+from diffpo.core.types import Pair
 from diffpo.methods.base import Answers, TwoSidedMethod
 
 
@@ -35,10 +36,8 @@ class KTO(TwoSidedMethod):
     """Weight of the rejected image's term."""
 
     def compare(self, answers: Answers) -> Tensor:
-        """Mean of the two images' terms, `[b]`."""
-        rewards = self._rewards(answers)
+        rewards = self.rewards(answers)
         return objectives.kto(rewards.chosen, rewards.rejected, self.desirable_weight, self.undesirable_weight)
 
-    def score(self, error: Tensor, reference: Tensor | None) -> Tensor:
-        assert reference is not None, "the loop builds a reference for every method that needs one"
-        return self.beta * objectives.reward(error, reference)
+    def rewards(self, answers: Answers) -> Pair[Tensor]:
+        return answers.reward.map(lambda reward: self.beta * reward)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from diffpo.core import objectives
 from diffpo.core.block import Positive
+from diffpo.core.types import Pair
 from diffpo.methods.base import Answers, TwoSidedMethod
 
 
@@ -34,13 +35,10 @@ class MaPO(TwoSidedMethod):
         return self.inversion is not None and self.inversion.invert_with == "reference"
 
     def compare(self, answers: Answers) -> Tensor:
-        """Error of the chosen image, and the comparison, `[b]`."""
         return answers.error.chosen + self.weight * objectives.dpo(self.logit(answers))
 
-    def score(self, error: Tensor, reference: Tensor | None) -> Tensor:
-        """Scale times the link of the error."""
-        return self.scale * objectives.mapo_link(error, self.snr)
+    def rewards(self, answers: Answers) -> Pair[Tensor]:
+        return answers.error.map(lambda error: self.scale * objectives.mapo_link(error, self.snr))
 
     def logit(self, answers: Answers) -> Tensor:
-        """Scale (link(M_c) - link(M_r)), `[b]`."""
         return objectives.mapo_logit(answers.error.chosen, answers.error.rejected, self.snr, self.scale)

@@ -11,7 +11,7 @@ from typing import Annotated
 from torch import Tensor
 
 from diffpo.core import objectives
-from diffpo.core.block import Positive, Range
+from diffpo.core.block import Range
 from diffpo.methods.base import PairwiseMethod
 
 
@@ -19,11 +19,8 @@ from diffpo.methods.base import PairwiseMethod
 class RDPO(PairwiseMethod):
     """Robust DPO: an unbiased loss where a known share of the labels is flipped. It may be negative."""
 
-    beta: Positive = 2000.0
-    """As for `dpo`."""
     flip_rate: Annotated[float, Range(least=0, below=0.5)] = 0.1
     """Share e of flipped labels, below 1/2; 0 is DPO."""
 
     def objective(self, margin: Tensor, preference: Tensor) -> Tensor:
-        """The unbiased estimate of the clean label's loss, `[b]`."""
         return objectives.rdpo(self.beta * margin, self.flip_rate)

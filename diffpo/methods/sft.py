@@ -22,10 +22,8 @@ class SFT(Method):
 
     @property
     def needs_reference(self) -> bool:
-        """Nothing is compared."""
         return False
 
     def loss(self, policy: Pair[Denoised], reference: Pair[Denoised] | None, batch: PairBatch) -> StepOutput:
-        """Mean squared error of the chosen image, `[b]`."""
         error = policy.chosen.error.mean(1)
         return StepOutput(error, {"error/chosen": error.detach()})

@@ -39,7 +39,7 @@ def many() -> Rng:
 def test_split_of_the_exact_target_returns_the_truth(prediction):
     x0, eps, t = some(0), some(1), times(prediction)
     one = process(prediction)
-    recovered = one.split(one.target(x0, eps, t), one.mix(x0, eps, t), t)
+    recovered = one.split(one.target(x0, eps, t), one.mix(x0, eps, t), one.alpha_sigma(t))
     torch.testing.assert_close(recovered, (x0, eps), rtol=0, atol=2e-12)
 
 
@@ -48,7 +48,7 @@ def test_split_of_any_prediction_agrees_with_z_and_with_the_prediction(predictio
     """A network is never exact: what it implies must still mix to z, and have that prediction as its target."""
     z, answer, t = some(2), some(3), times(prediction)
     one = process(prediction)
-    x0, eps = one.split(answer, z, t)
+    x0, eps = one.split(answer, z, one.alpha_sigma(t))
     torch.testing.assert_close(one.mix(x0, eps, t), z, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(one.target(x0, eps, t), answer, rtol=1e-10, atol=1e-10)
 

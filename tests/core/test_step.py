@@ -170,6 +170,7 @@ def test_noise_and_time_are_shared_within_the_pair_only(pipelines, name):
     models, batch = moved(pipelines(name)), pair_batch(name, [0], torch.float64)
     latent, cond = torch.cat([batch.latent.chosen] * 2), Condition.cat([batch.cond.chosen] * 2)
     equal = replace(batch, latent=Pair(latent, latent), cond=Pair(cond, cond), index=torch.tensor([0, 1]))
+    equal = replace(equal, preference=torch.ones(2, dtype=torch.float64))
     metrics = step(models, equal).metrics
     torch.testing.assert_close(metrics["error/chosen"], metrics["error/rejected"], rtol=1e-12, atol=0)
     assert not torch.isclose(*metrics["error/chosen"], rtol=1e-3)
