@@ -526,7 +526,7 @@ def test_a_file_without_a_usable_pair_does_not_disturb_the_others(tmp_path, out)
 
 
 def test_many_pairs_come_in_several_files_in_their_order(tmp_path, out, monkeypatch):
-    monkeypatch.setattr("diffpo.curate.imports.comparisons.PART_PAIRS", 3)
+    monkeypatch.setattr("diffpo.curate.imports.pairs.PART_PAIRS", 3)
     for number in range(8):
         put(tmp_path / f"pairs/w/{number}.png", png("red"))
         put(tmp_path / f"pairs/l/{number}.png", png("blue"))

@@ -19,14 +19,14 @@ from collections.abc import Iterator
 from itertools import combinations, product
 from pathlib import Path
 
-from diffpo.curate.imports.comparisons import (
+from diffpo.curate.imports.pairs import (
     PROMPTS,
-    Comparison,
-    Plan,
+    ImportedPair,
+    Inventory,
     Side,
     first_record,
     from_fields,
-    plan_of,
+    inventory_of,
     read_caption,
 )
 from diffpo.disk.tables import is_hidden, read_rows
@@ -47,18 +47,18 @@ def fits_twins(source: str) -> bool:
     return bool(_twin_folders(Path(source).expanduser()))
 
 
-def plan_twins(source: str) -> Plan:
+def read_twins(source: str) -> Inventory:
     """Pair the images that have one name in both folders."""
     root = Path(source).expanduser().absolute()
-    comparisons, unpaired = [], []
-    for preferred, other in _twin_folders(root):
-        first, second = _by_name(preferred), _by_name(other)
+    pairs, unpaired = [], []
+    for folders in _twin_folders(root):
+        first, second = map(_by_name, folders)
         unpaired += [str((first.get(name) or second[name]).relative_to(root)) for name in first.keys() ^ second.keys()]
         for name in (name for name in first if name in second):
-            captions = [read_caption(folder / name, folder.parent / name) for folder in (preferred, other)]
-            label = str((preferred / name).relative_to(root))
-            comparisons.append(_compare(label, first[name], second[name], captions, 1.0))
-    return plan_of(comparisons, sorted(unpaired))
+            captions = [read_caption(folder / name, folder.parent / name) for folder in folders]
+            label = str((folders[0] / name).relative_to(root))
+            pairs.append(_pair(label, first[name], second[name], captions, 1.0))
+    return inventory_of(pairs, sorted(unpaired))
 
 
 def _twin_folders(root: Path) -> list[tuple[Path, Path]]:
@@ -87,7 +87,7 @@ def fits_suffixes(source: str) -> bool:
     return root.is_dir() and any(MARKED.fullmatch(file.stem) for file in find_pictures(root))
 
 
-def plan_suffixes(source: str) -> Plan:
+def read_suffixes(source: str) -> Inventory:
     """Pair the images whose names differ in the suffix, and in a number before it, alone."""
     root = Path(source).expanduser().absolute()
     exact: dict[Path, Marks] = defaultdict(lambda: defaultdict(list))
@@ -100,10 +100,10 @@ def plan_suffixes(source: str) -> Plan:
     for stem, marks in exact.items():
         for mark, files in marks.items():
             groups[stem if _base(stem) in apart else _base(stem)][mark] += files
-    comparisons = [pair for stem, marks in groups.items() for pair in _marked(stem, marks, root)]
-    used = {side.image for comparison in comparisons for side in comparison.sides}
+    pairs = [pair for stem, marks in groups.items() for pair in _marked(stem, marks, root)]
+    used = {side.image for pair in pairs for side in pair.sides}
     every = (file for marks in exact.values() for files in marks.values() for file in files)
-    return plan_of(comparisons, [str(file.relative_to(root)) for file in every if file not in used])
+    return inventory_of(pairs, [str(file.relative_to(root)) for file in every if file not in used])
 
 
 def _base(stem: Path) -> Path:
@@ -111,22 +111,25 @@ def _base(stem: Path) -> Path:
     return stem.with_name(numbered["stem"]) if numbered else stem
 
 
-def _marked(stem: Path, marks: Marks, root: Path) -> Iterator[Comparison]:
-    judged = [(a, b, 1.0) for a, b in product(marks.get("w", ()), marks.get("l", ()))]
-    ties = [(a, b, 0.5) for a, b in combinations(marks.get("e", ()), 2)]
+def _marked(stem: Path, marks: Marks, root: Path) -> Iterator[ImportedPair]:
+    judged = [(*two, 1.0) for two in product(marks.get("w", ()), marks.get("l", ()))]
+    ties = [(*two, 0.5) for two in combinations(marks.get("e", ()), 2)]
     for first, second, preference in (*judged, *ties):
-        captions = [read_caption(path := file.with_suffix(""), _unmarked(path), stem) for file in (first, second)]
-        yield _compare(str(first.relative_to(root)), first, second, captions, preference)
+        captions = [
+            read_caption(file.with_suffix(""), file.with_name(file.stem[: -len("_w")]), stem)
+            for file in (first, second)
+        ]
+        yield _pair(str(first.relative_to(root)), first, second, captions, preference)
 
 
-def _unmarked(path: Path) -> Path:
-    return path.with_name(path.name[: -len("_w")])
-
-
-def _compare(name: str, first: Path, second: Path, captions: list[str | None], preference: float) -> Comparison:
-    own = captions if None not in captions and captions[0] != captions[1] else [None, None]
+def _pair(name: str, first: Path, second: Path, captions: list[str | None], preference: float) -> ImportedPair:
+    own = captions if _differ(captions) else [None, None]
     sides = Side(first, str(first), own[0]), Side(second, str(second), own[1])
-    return Comparison(name, captions[0] if captions[0] is not None else captions[1], sides, preference)
+    return ImportedPair(name, captions[0] if captions[0] is not None else captions[1], sides, preference)
+
+
+def _differ(captions: list[str | None]) -> bool:
+    return None not in captions and captions[0] != captions[1]
 
 
 def fits_list(source: str) -> bool:
@@ -134,18 +137,15 @@ def fits_list(source: str) -> bool:
     return set(first_record(source)) >= LIST_FIELDS
 
 
-def plan_list(source: str) -> Plan:
+def read_list(source: str) -> Inventory:
     """Read the list; paths are relative to it."""
     path = Path(source).expanduser().absolute()
-    comparisons = []
-    for number, record in enumerate(record for _, record in read_rows(path)):
-        fields = dict(record)
+    pairs = []
+    for number, (_, fields) in enumerate(read_rows(path)):
         if not any(fields.get(key) is not None for key in PROMPTS):
-            stems = [(path.parent / str(record.get(f"image_{i}"))).with_suffix("") for i in (0, 1)]
-            first, second = (read_caption(stem) for stem in stems)
-            differ = None not in (first, second) and first != second
-            fields |= (
-                {"caption_0": first, "caption_1": second} if differ else {"prompt": second if first is None else first}
-            )
-        comparisons.append(from_fields(f"row {number} of {path.name}", fields, lambda name: path.parent / name))
-    return plan_of(comparisons)
+            stems = [(path.parent / str(fields.get(f"image_{i}"))).with_suffix("") for i in (0, 1)]
+            captions = [read_caption(stem) for stem in stems]
+            names = ("caption_0", "caption_1") if _differ(captions) else ("prompt", "prompt")
+            fields |= {name: text for name, text in zip(names, captions, strict=True) if text is not None}
+        pairs.append(from_fields(f"row {number} of {path.name}", fields, lambda name: path.parent / name))
+    return inventory_of(pairs)

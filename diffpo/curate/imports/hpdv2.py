@@ -15,7 +15,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from diffpo.curate.imports.comparisons import Comparison, Plan, Side, first_record, plan_of
+from diffpo.curate.imports.pairs import ImportedPair, Inventory, Side, first_record, inventory_of
 from diffpo.disk.tables import read_rows
 from diffpo.errors import UserError
 
@@ -28,7 +28,7 @@ def fits(source: str) -> bool:
     return bool(found & set(IMAGES)) and "prompt" in found and bool(found & {"human_preference", "rank"})
 
 
-def plan(source: str) -> Plan:
+def read(source: str) -> Inventory:
     """Make pairs of every row.
 
     Raises:
@@ -39,7 +39,7 @@ def plan(source: str) -> Plan:
     names = [name for row in rows[:1] for name in _images(row, f"row 0 of {path.name}")]
     inside = path.parent / path.stem
     root = inside if names and not (path.parent / names[0]).is_file() and inside.is_dir() else path.parent
-    return plan_of([pair for i, row in enumerate(rows) for pair in _pairs(row, f"row {i} of {path.name}", root)])
+    return inventory_of([pair for i, row in enumerate(rows) for pair in _pairs(row, f"row {i} of {path.name}", root)])
 
 
 def _images(row: dict[str, Any], name: str) -> Sequence[str]:
@@ -49,7 +49,7 @@ def _images(row: dict[str, Any], name: str) -> Sequence[str]:
     return images
 
 
-def _pairs(row: dict[str, Any], name: str, root: Path) -> Iterator[Comparison]:
+def _pairs(row: dict[str, Any], name: str, root: Path) -> Iterator[ImportedPair]:
     images, user = _images(row, name), row.get("user_hash")
     rankings = _rankings(row)
     if any(len(ranks) != len(images) for ranks in rankings):
@@ -58,7 +58,7 @@ def _pairs(row: dict[str, Any], name: str, root: Path) -> Iterator[Comparison]:
         votes = [0.5 if ranks[a] == ranks[b] else float(ranks[a] < ranks[b]) for ranks in rankings]
         sides = Side(root / images[a], images[a]), Side(root / images[b], images[b])
         preference = sum(votes) / len(votes) if votes else None
-        yield Comparison(name, row.get("prompt"), sides, preference, None if user is None else str(user))
+        yield ImportedPair(name, row.get("prompt"), sides, preference, None if user is None else str(user))
 
 
 def _rankings(row: dict[str, Any]) -> list[Sequence[float]]:

@@ -12,12 +12,18 @@ columns: `data.name=pairs` reads them as they are.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from diffpo.curate.imports.comparisons import PART_PAIRS, Comparison, Part, Plan, Side, identity_of
+from diffpo.curate.imports.pairs import PART_PAIRS, ImportedPair, Inventory, Part, Side, identity_of
 from diffpo.data.read import read_table
+from diffpo.disk.ahead import groups
 from diffpo.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 HUB_ADDRESS = re.compile(r"https?://.+?/resolve/[^/]+/(?P<path>[^?]+)")
 RESPONSES = "preference.responses"
@@ -34,44 +40,36 @@ def fits(source: str) -> bool:
     return votes and ("images" in names or any(set(naming) <= set(names) for naming in NAMINGS))
 
 
-def plan(source: str) -> Plan:
+def read(source: str) -> Inventory:
     """Read the table's rows in parts.
 
     Raises:
         UserError: It cannot be read.
     """
-    table = read_table(source, "train", ())
-    rows, given = _undecoded(table.rows), Path(source).expanduser().absolute()
-    root = given if given.is_dir() else given.parent
-    parts = []
-    for start in range(0, len(rows), PART_PAIRS):
-        numbers = range(start, min(start + PART_PAIRS, len(rows)))
-        identity = identity_of(table.fingerprint, str(start))
-        name = f"rows {numbers[0]} to {numbers[-1]}"
-        parts.append(Part(name, identity, lambda numbers=numbers: (_comparison(rows[i], i, root) for i in numbers)))
-    return Plan(parts)
-
-
-def _undecoded(rows: Any) -> Any:
     import datasets
 
+    table, given = read_table(source, "train", ()), Path(source).expanduser().absolute()
+    rows, root = table.rows, given if given.is_dir() else given.parent
     for name, feature in rows.features.items():
         if isinstance(feature, datasets.Image):
             rows = rows.cast_column(name, datasets.Image(decode=False))
-    return rows
-
-
-def _comparison(row: dict[str, Any], number: int, root: Path) -> Comparison:
-    name = f"row {number}"
-    nested = row["images"] if isinstance(row.get("images"), dict) else {}
-    fields = row | {key: value for key, value in nested.items() if value is not None}
-    first, second = next(naming for naming in NAMINGS if set(naming) <= set(fields))
-    sides = (
-        Side(_locate(fields[first], root), f"{first} of {name}"),
-        Side(_locate(fields[second], root), f"{second} of {name}"),
+    return Inventory(
+        [
+            Part(identity_of(table.fingerprint, str(some[0])), partial(_read, rows, some, root))
+            for some in groups(range(len(rows)), PART_PAIRS)
+        ]
     )
-    prompt = fields.get("prompt")
-    return Comparison(name, prompt if isinstance(prompt, str) else None, sides, _share(row))
+
+
+def _read(rows: Dataset, numbers: list[int], root: Path) -> Iterator[ImportedPair]:
+    for number in numbers:
+        row, name = rows[number], f"row {number}"
+        nested = row["images"] if isinstance(row.get("images"), dict) else {}
+        fields = row | {key: value for key, value in nested.items() if value is not None}
+        naming = next(naming for naming in NAMINGS if set(naming) <= set(fields))
+        first, second = (Side(_locate(fields[key], root), f"{key} of {name}") for key in naming)
+        prompt = fields.get("prompt")
+        yield ImportedPair(name, prompt if isinstance(prompt, str) else None, (first, second), _share(row))
 
 
 def _share(row: dict[str, Any]) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,11 +13,11 @@ NAMED = 20
 
 
 @dataclass
-class Report:
+class ImportReport:
     """Counts of an import, or of one of its files."""
 
     rows: int = 0
-    """Comparisons that were read."""
+    """Pairs that were read."""
     pairs: int = 0
     """Written."""
     ties: int = 0
@@ -32,7 +32,7 @@ class Report:
     """Rows dropped for an image that cannot be used, and why."""
     left_out: dict[str, int] = field(default_factory=dict)
     """Values of columns that the table does not have, because its first rows lack them."""
-    unpaired: list[str] = field(default_factory=list)
+    unpaired: Sequence[str] = field(default_factory=list)
     """Images that have no other one to be compared with."""
 
     @property
@@ -40,32 +40,25 @@ class Report:
         """The counts that every table has."""
         return Counts(self.rows, self.unlabelled, self.ties, self.promptless)
 
-    def add(self, part: dict[str, Any]) -> None:
-        """Add the counts of one file, as plain values."""
-        for name, number in part["left_out"].items():
-            self.left_out[name] = self.left_out.get(name, 0) + number
-        self.rows += part["rows"]
-        self.pairs += part["pairs"]
-        self.ties += part["ties"]
-        self.unlabelled += part["unlabelled"]
-        self.promptless += part["promptless"]
-        self.graded += part["graded"]
-        self.broken += [(name, why) for name, why in part["broken"]]
+    def add(self, part: Mapping[str, Any]) -> None:
+        """Add counts, by the names of the fields, as plain values."""
+        for name, found in part.items():
+            if isinstance(found, dict):
+                for column, number in found.items():
+                    self.left_out[column] = self.left_out.get(column, 0) + number
+            else:
+                setattr(self, name, getattr(self, name) + found)
 
     def lines(self) -> list[str]:
         """Say it in words; what there is none of is left out."""
         broken = [f"{name} ({why})" for name, why in self.broken]
-        left_out = [f"{column} of {number} rows" for column, number in self.left_out.items()]
-        return [
-            str(self.counts),
-            *_line(broken, "rows are dropped for a broken image"),
-            *_line(self.unpaired, "images have no partner"),
-            *([f"left out, as the first rows lack them: {', '.join(left_out)}"] if left_out else []),
+        left_out = ", ".join(f"{column} of {number} rows" for column, number in self.left_out.items())
+        said = [
+            name_some(f"{len(broken)} rows are dropped for a broken image: ", broken),
+            name_some(f"{len(self.unpaired)} images have no partner: ", self.unpaired),
+            f"left out, as the first rows lack them: {left_out}" if left_out else "",
         ]
-
-
-def _line(names: Sequence[str], what: str) -> list[str]:
-    return [name_some(f"{len(names)} {what}: ", names)] if names else []
+        return [str(self.counts), *filter(None, said)]
 
 
 def name_some(title: str, names: Sequence[str]) -> str:

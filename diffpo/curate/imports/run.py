@@ -14,15 +14,14 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from diffpo.core.block import Block
 from diffpo.curate.imports import folders, hpdv2, open_image_preferences, webdataset
-from diffpo.curate.imports.comparisons import Comparison, Part, Plan, identity_of
-from diffpo.curate.imports.report import Report, name_some
-from diffpo.disk.ahead import WORKERS, ahead
+from diffpo.curate.imports.pairs import ImportedPair, Inventory, Part, identity_of
+from diffpo.curate.imports.report import ImportReport, name_some
+from diffpo.disk.ahead import WORKERS, ahead, groups
 from diffpo.disk.files import write_file
 from diffpo.disk.lock import sole_writer
 from diffpo.disk.progress import track
@@ -47,22 +46,22 @@ class ImportLayout:
     """What it looks like."""
     fits: Callable[[str], bool]
     """Whether something given by its path looks like it."""
-    plan: Callable[[str], Plan]
-    """Find its comparisons."""
+    read: Callable[[str], Inventory]
+    """Finds its pairs."""
 
 
 LAYOUTS = {
-    "hpdv2": ImportLayout("HPDv2's train.json or test.json", hpdv2.fits, hpdv2.plan),
+    "hpdv2": ImportLayout("HPDv2's train.json or test.json", hpdv2.fits, hpdv2.read),
     "open-image-preferences": ImportLayout(
-        "a table of image_1, image_2, prompt and votes", open_image_preferences.fits, open_image_preferences.plan
+        "a table of image_1, image_2, prompt and votes", open_image_preferences.fits, open_image_preferences.read
     ),
     "twin-folders": ImportLayout(
-        "folders w/ and l/ (win/lose, chosen/rejected) with equal names", folders.fits_twins, folders.plan_twins
+        "folders w/ and l/ (win/lose, chosen/rejected) with equal names", folders.fits_twins, folders.read_twins
     ),
-    "suffixes": ImportLayout("a folder of NAME_w, NAME_l, NAME_e", folders.fits_suffixes, folders.plan_suffixes),
-    "json-list": ImportLayout("a .json list of image_0, pref_0, image_1, pref_1", folders.fits_list, folders.plan_list),
+    "suffixes": ImportLayout("a folder of NAME_w, NAME_l, NAME_e", folders.fits_suffixes, folders.read_suffixes),
+    "json-list": ImportLayout("a .json list of image_0, pref_0, image_1, pref_1", folders.fits_list, folders.read_list),
     "webdataset": ImportLayout(
-        "tars of KEY.chosen.jpg, KEY.rejected.jpg, KEY.json, or of KEY.jpg_0.jpg, ...", webdataset.fits, webdataset.plan
+        "tars of KEY.chosen.jpg, KEY.rejected.jpg, KEY.json, or of KEY.jpg_0.jpg, ...", webdataset.fits, webdataset.read
     ),
 }
 """Every layout that `diffpo data import` reads, by its name."""
@@ -92,7 +91,7 @@ def fitting_imports(source: str) -> list[str]:
     return [name for name, layout in LAYOUTS.items() if layout.fits(source)]
 
 
-def import_table(source: str, out: Path, options: ImportOptions) -> Report:
+def import_table(source: str, out: Path, options: ImportOptions) -> ImportReport:
     """Write the pairs of a source as a table; the same call continues after a kill.
 
     Args:
@@ -104,20 +103,20 @@ def import_table(source: str, out: Path, options: ImportOptions) -> Report:
         UserError: The layout is unknown or not clear, nothing can be read, no pair is left, or `out` holds something
             else.
     """
-    plan = LAYOUTS[_choose(source, options.layout)].plan(source)
-    if not plan.parts:
-        raise UserError(f"{source} holds no pair{name_some('; images without a partner: ', plan.unpaired)}.")
+    found = LAYOUTS[_choose(source, options.layout)].read(source)
+    if not found.parts:
+        raise UserError(f"{source} holds no pair{name_some('; images without a partner: ', found.unpaired)}.")
     out = out.expanduser().absolute()
     with sole_writer(out, "diffpo data import"):
-        return _write_parts(source, plan, out, options)
+        return _write_parts(source, found, out, options)
 
 
-def _write_parts(source: str, plan: Plan, out: Path, options: ImportOptions) -> Report:
-    names = [f"train-{i:05d}-of-{len(plan.parts):05d}.parquet" for i in range(len(plan.parts))]
-    folder, report = _place(out, names), Report(unpaired=plan.unpaired)
-    schema = _schema(plan.columns, options)
-    settings = repr((options.ties, options.labels, options.images, plan.columns))
-    for part, name in zip(track(plan.parts, "Importing", len(plan.parts)), names, strict=True):
+def _write_parts(source: str, found: Inventory, out: Path, options: ImportOptions) -> ImportReport:
+    names = [f"train-{i:05d}-of-{len(found.parts):05d}.parquet" for i in range(len(found.parts))]
+    folder, report = _place(out, names), ImportReport(unpaired=found.unpaired)
+    schema = _schema(found.columns, options)
+    settings = repr((options.ties, options.labels, options.images, found.columns))
+    for part, name in zip(track(found.parts, "Importing", len(names)), names, strict=True):
         path, identity = folder / name, identity_of(settings, part.identity)
         if not path.exists():
             write_file(path, partial(_write_part, part=part, schema=schema, options=options, identity=identity))
@@ -194,53 +193,47 @@ def _write_part(file: BinaryIO, *, part: Part, schema: pyarrow.Schema, options: 
     import pyarrow
     from pyarrow import parquet
 
-    counts = Report()
+    counts = ImportReport()
     with parquet.ParquetWriter(file, schema) as writer:
-        rows = _rows(part, schema, options, counts)
-        while group := list(islice(rows, GROUP_ROWS)):  # no empty row group: `datasets` cannot read one
+        for group in groups(_rows(part, schema, options, counts), GROUP_ROWS):
             writer.write_table(pyarrow.Table.from_pylist(group, schema=schema))
         values = {name: value for name, value in asdict(counts).items() if name != "unpaired"}
         writer.add_key_value_metadata({NOTE: json.dumps({"identity": identity, "counts": values})})
 
 
-def _rows(part: Part, schema: pyarrow.Schema, options: ImportOptions, counts: Report) -> Iterator[dict[str, Any]]:
+def _rows(part: Part, schema: pyarrow.Schema, options: ImportOptions, counts: ImportReport) -> Iterator[dict[str, Any]]:
     """Yield the rows that can be used, and count all."""
     prepared = ahead(partial(_prepare, options=options), part.read(), workers=WORKERS, depth=4 * WORKERS)
-    for comparison, cells in prepared:
+    for pair, found in prepared:
         counts.rows += 1
-        preference = comparison.preference
-        if preference is None:
-            counts.unlabelled += 1
-        elif comparison.prompt is None:
-            counts.promptless += 1
-        elif preference == 0.5 and options.ties == "drop":
-            counts.ties += 1
-        elif isinstance(cells, BrokenImage):
-            counts.broken.append((comparison.name, str(cells)))
+        if isinstance(found, str):
+            counts.add({found: 1})
+        elif isinstance(found, BrokenImage):
+            counts.broken.append((pair.name, str(found)))
         else:
-            counts.ties += preference == 0.5
-            counts.graded += preference not in (0, 0.5, 1)
-            counts.pairs += 1
-            share = max(preference, 1 - preference)
-            row = {"prompt": comparison.prompt, "chosen": cells[0], "rejected": cells[1]}
-            row["preference"] = share if options.labels == "soft" else 0.5 if share == 0.5 else 1.0
-            extra = comparison.optional
-            for name in extra.keys() - set(schema.names):
-                counts.left_out[name] = counts.left_out.get(name, 0) + 1
-            yield {name: value for name, value in (row | extra).items() if name in schema.names}
+            share = max(pair.preference, 1 - pair.preference)
+            counts.add({"pairs": 1, "ties": share == 0.5, "graded": share not in (0.5, 1)})
+            row = {"prompt": pair.prompt, "chosen": found[0], "rejected": found[1]} | pair.optional
+            row["preference"] = share if options.labels == "soft" or share == 0.5 else 1.0
+            counts.add({"left_out": dict.fromkeys(pair.optional.keys() - {*schema.names}, 1)})
+            yield {name: value for name, value in row.items() if name in schema.names}
 
 
-def _prepare(comparison: Comparison, options: ImportOptions) -> tuple[Comparison, list[Any] | BrokenImage]:
-    """Check the images of a comparison that will be used, and make the cells of both, the chosen one first."""
-    preference, cells = comparison.preference, []
-    if preference is None or comparison.prompt is None or (preference == 0.5 and options.ties == "drop"):
-        return comparison, cells
-    for side in (comparison.sides[i] for i in comparison.order):
+def _prepare(pair: ImportedPair, options: ImportOptions) -> tuple[ImportedPair, list[Any] | BrokenImage | str]:
+    """Make the cells of both images, the chosen one first; or say which count of the report a dropped pair raises."""
+    if pair.preference is None:
+        return pair, "unlabelled"
+    if pair.prompt is None:
+        return pair, "promptless"
+    if pair.preference == 0.5 and options.ties == "drop":
+        return pair, "ties"
+    cells = []
+    for side in pair.ordered:
         try:
             cells.append(_cell(side.image, options))
         except BrokenImage as error:
-            return comparison, BrokenImage(f"{side.name}: {error}")
-    return comparison, cells
+            return pair, BrokenImage(f"{side.name}: {error}")
+    return pair, cells
 
 
 def _cell(image: Any, options: ImportOptions) -> dict[str, Any]:
@@ -250,8 +243,11 @@ def _cell(image: Any, options: ImportOptions) -> dict[str, Any]:
         BrokenImage: It cannot.
         UserError: It is to be linked, and is no file of its own.
     """
-    path = image.get("path") if isinstance(image, dict) else str(image) if isinstance(image, Path) else None
-    content = image.get("bytes") if isinstance(image, dict) else image if isinstance(image, bytes) else None
+    if isinstance(image, dict):
+        content, path = image.get("bytes"), image.get("path")
+    else:  # a text is no path: a tar may not name files outside of it
+        content = image if isinstance(image, bytes) else None
+        path = str(image) if isinstance(image, Path) else None
     if options.images == "link":
         if content is not None:
             raise UserError(

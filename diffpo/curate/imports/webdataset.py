@@ -20,14 +20,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
-from diffpo.curate.imports.comparisons import (
-    Comparison,
-    Part,
-    Plan,
-    filled_columns,
-    from_fields,
-    identity_of,
-)
+from diffpo.curate.imports.pairs import ImportedPair, Inventory, Part, filled_columns, from_fields, identity_of
 from diffpo.disk.tables import decode_text, files_below, is_hidden, parse_json
 from diffpo.errors import UserError
 from diffpo.media.frames import LARGEST_FILE, SUFFIXES
@@ -45,19 +38,19 @@ def fits(source: str) -> bool:
     return bool(_tars(source))
 
 
-def plan(source: str) -> Plan:
+def read(source: str) -> Inventory:
     """Make a part of every tar.
 
     Raises:
         UserError: The first pairs cannot be read.
     """
-    tars = _tars(source)
-    stats = {path: path.stat() for path in tars}
-    parts = [
-        Part(path.name, identity_of(path.name, str(stat.st_size), str(stat.st_mtime_ns)), partial(_read, path))
-        for path, stat in stats.items()
-    ]
-    return Plan(parts, filled_columns(islice(chain.from_iterable(_read(path) for path in tars), LOOKED_AT)))
+    parts = []
+    for path in _tars(source):
+        stat = path.stat()
+        identity = identity_of(path.name, str(stat.st_size), str(stat.st_mtime_ns))
+        parts.append(Part(identity, partial(_read, path)))
+    looked_at = islice(chain.from_iterable(part.read() for part in parts), LOOKED_AT)
+    return Inventory(parts, filled_columns(looked_at))
 
 
 def _tars(source: str) -> list[Path]:
@@ -68,7 +61,7 @@ def _tars(source: str) -> list[Path]:
     return sorted(file for file in found if file.name.lower().endswith(TARS) and file.is_file())
 
 
-def _read(path: Path) -> Iterator[Comparison]:
+def _read(path: Path) -> Iterator[ImportedPair]:
     for key, fields in _samples(path):
         yield from_fields(f"{key} of {path.name}", fields)
 

@@ -1,4 +1,4 @@
-"""What an importer makes of a layout, whatever it is: comparisons of two images, read in parts.
+"""What an importer makes of a layout, whatever it is: pairs of images, read in parts.
 
 A part is what becomes one file of the table, and what a kill costs at most.
 """
@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from diffpo.disk.ahead import groups
 from diffpo.disk.tables import UTF16, read_text
 from diffpo.errors import UserError
 
 PART_PAIRS = 256
-"""Comparisons per part, where a layout does not come in parts of its own."""
+"""Pairs per part, where a layout does not come in parts of its own."""
 NAMINGS = (("chosen", "rejected"), ("jpg_0", "jpg_1"), ("image_0", "image_1"))
 """How the two images are called: by TRL, by Pick-a-Pic, in lists of pairs."""
 PROMPTS = ("prompt", "caption", "original_prompt")
@@ -26,7 +27,7 @@ PROMPTS = ("prompt", "caption", "original_prompt")
 
 @dataclass(frozen=True)
 class Side:
-    """One of two images that were compared."""
+    """One of the two images of a pair."""
 
     image: Any
     """Bytes, a path, an image cell of `datasets`; None if it is missing."""
@@ -38,7 +39,7 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ImportedPair:
     """Two images of one prompt, and which of them was preferred."""
 
     name: str
@@ -55,63 +56,57 @@ class Comparison:
             raise UserError(f"{self.name}: the preference is {self.preference}; allowed are numbers from 0 to 1.")
 
     @property
-    def order(self) -> tuple[int, int]:
-        """Numbers of the sides, the preferred one first; as they come if neither is."""
-        return (1, 0) if self.preference is not None and self.preference < 0.5 else (0, 1)
+    def ordered(self) -> tuple[Side, ...]:
+        """The sides, the preferred one first; as they come if neither is."""
+        return self.sides[::-1] if self.preference is not None and self.preference < 0.5 else self.sides
 
     @property
     def optional(self) -> dict[str, Any]:
         """What it says beyond prompt, images and preference, by the columns of `records.OPTIONAL`."""
         values: dict[str, Any] = {"user_id": self.user_id}
-        for name, side in zip(("chosen", "rejected"), (self.sides[i] for i in self.order), strict=True):
+        for name, side in zip(("chosen", "rejected"), self.ordered, strict=True):
             values |= {f"{name}_prompt": side.prompt, f"{name}_seed": side.seed}
         return {column: value for column, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Part:
-    """Comparisons that become one file of the table."""
+    """Pairs that become one file of the table."""
 
-    name: str
     identity: str
-    """Changes whenever its comparisons may have changed."""
-    read: Callable[[], Iterable[Comparison]]
+    """Changes whenever its pairs may have changed."""
+    read: Callable[[], Iterable[ImportedPair]]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is to be imported."""
+class Inventory:
+    """What a source holds."""
 
     parts: list[Part]
     columns: tuple[str, ...] = ()
-    """Those of `OPTIONAL` that the comparisons fill, besides `preference`."""
-    unpaired: list[str] = field(default_factory=list)
+    """Those of `OPTIONAL` that the pairs fill, besides `preference`."""
+    unpaired: Sequence[str] = field(default_factory=list)
     """Images that have no other one to be compared with."""
 
 
-def plan_of(comparisons: Sequence[Comparison], unpaired: Sequence[str] = ()) -> Plan:
-    """Divide comparisons that lie in memory (their images do not) into parts."""
-    starts = range(0, len(comparisons), PART_PAIRS)
-    chunks = [comparisons[start : start + PART_PAIRS] for start in starts]
-    parts = [
-        Part(f"rows {start} to {start + len(chunk) - 1}", identity_of(repr(chunk)), chunk.__iter__)
-        for start, chunk in zip(starts, chunks, strict=True)
-    ]
-    return Plan(parts, filled_columns(comparisons), list(unpaired))
+def inventory_of(pairs: Sequence[ImportedPair], unpaired: Sequence[str] = ()) -> Inventory:
+    """Divide pairs that lie in memory (their images do not) into parts."""
+    parts = [Part(identity_of(repr(group)), group.__iter__) for group in groups(pairs, PART_PAIRS)]
+    return Inventory(parts, filled_columns(pairs), list(unpaired))
 
 
 def identity_of(*words: str) -> str:
-    """Hash whatever decides a part's comparisons."""
+    """Hash whatever decides a part's pairs."""
     return hashlib.blake2b("\n".join(words).encode(), digest_size=16).hexdigest()
 
 
-def filled_columns(comparisons: Iterable[Comparison]) -> tuple[str, ...]:
-    """Optional columns that at least one comparison fills."""
-    return tuple(sorted({name for comparison in comparisons for name in comparison.optional}))
+def filled_columns(pairs: Iterable[ImportedPair]) -> tuple[str, ...]:
+    """Optional columns that at least one pair fills."""
+    return tuple(sorted({name for pair in pairs for name in pair.optional}))
 
 
-def from_fields(name: str, fields: Mapping[str, Any], locate: Callable[[str], Any] = lambda path: path) -> Comparison:
-    """Read a comparison from named values, in any of `NAMINGS`.
+def from_fields(name: str, fields: Mapping[str, Any], locate: Callable[[str], Any] = lambda path: path) -> ImportedPair:
+    """Read a pair from named values, in any of `NAMINGS`.
 
     Args:
         name: How messages call it.
@@ -125,30 +120,28 @@ def from_fields(name: str, fields: Mapping[str, Any], locate: Callable[[str], An
     if naming is None:
         expected = ", or ".join(" and ".join(names) for names in NAMINGS)
         raise UserError(f"{name} has {', '.join(fields) or 'nothing'}; a pair has {expected}.")
-    numbered = naming != NAMINGS[0]
-    prompts = [fields.get(f"caption_{i}" if numbered else f"{naming[i]}_prompt") for i in (0, 1)]
-    seeds = [_number(fields.get(f"seed_{i}" if numbered else f"{naming[i]}_seed"), f"{name}: the seed") for i in (0, 1)]
-    images = [locate(cell) if isinstance(cell := fields.get(side), str) else cell for side in naming]
-    sides = [
-        Side(image, f"{side} of {name}", prompt, None if seed is None else int(seed))
-        for side, image, prompt, seed in zip(naming, images, prompts, seeds, strict=True)
-    ]
+    numbered, sides = naming != NAMINGS[0], []
+    for i, key in enumerate(naming):
+        prompt, seed = (f"caption_{i}", f"seed_{i}") if numbered else (f"{key}_prompt", f"{key}_seed")
+        cell, number = fields.get(key), _number(fields.get(seed), f"{name}: the seed")
+        image = locate(cell) if isinstance(cell, str) else cell
+        sides.append(Side(image, f"{key} of {name}", fields.get(prompt), None if number is None else int(number)))
     label = _label(name, fields) if numbered else _number(fields.get("preference", 1), f"{name}: preference")
-    prompt = next((fields[key] for key in PROMPTS if fields.get(key) is not None), None)
-    if prompt is None:
-        prompt = prompts[label is not None and label < 0.5]
+    own = sides[label is not None and label < 0.5].prompt
+    prompt = next((fields[key] for key in PROMPTS if fields.get(key) is not None), own)
     user = fields.get("user_id")
-    return Comparison(name, prompt, (sides[0], sides[1]), label, None if user is None else str(user))
+    return ImportedPair(name, prompt, (sides[0], sides[1]), label, None if user is None else str(user))
 
 
 def _label(name: str, fields: Mapping[str, Any]) -> float | None:
     """P(image 0 is preferred) from Pick-a-Pic's labels, or from which of two numbers is larger."""
     if str(fields.get("has_label", True)).lower() in ("false", "0", "0.0"):
         return None
-    label, other = (_number(fields.get(f"label_{i}"), f"{name}: label_{i}") for i in (0, 1))
+    label, other, first, second = (
+        _number(fields.get(key), f"{name}: {key}") for key in ("label_0", "label_1", "pref_0", "pref_1")
+    )
     if label is not None or other is not None:
         return label if label is not None else 1 - other
-    first, second = (_number(fields.get(f"pref_{i}"), f"{name}: pref_{i}") for i in (0, 1))
     if first is None or second is None:
         return None
     return 0.5 if first == second else float(first > second)
@@ -172,8 +165,7 @@ def first_record(source: str) -> dict[str, Any]:
         start = file.read(1 << 20)
     try:
         text = start.decode("utf-16" if start.startswith(UTF16) else "utf-8-sig", "ignore")
-        text = text.lstrip().removeprefix("[").lstrip()
-        record, _ = json.JSONDecoder().raw_decode(text)
+        record, _ = json.JSONDecoder().raw_decode(text.lstrip().removeprefix("[").lstrip())
     except ValueError:
         return {}
     return record if isinstance(record, dict) else {}
@@ -181,9 +173,5 @@ def first_record(source: str) -> dict[str, Any]:
 
 def read_caption(*stems: Path) -> str | None:
     """Read the caption beside an image: the first of `stem.txt` and `stem.caption` that is there."""
-    for stem in stems:
-        for suffix in (".txt", ".caption"):
-            file = stem.with_name(stem.name + suffix)
-            if file.is_file():
-                return read_text(file).strip()
-    return None
+    files = (stem.with_name(stem.name + suffix) for stem in stems for suffix in (".txt", ".caption"))
+    return next((read_text(file).strip() for file in files if file.is_file()), None)
