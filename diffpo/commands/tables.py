@@ -78,7 +78,7 @@ def build_table(
     from diffpo.errors import UserError
 
     quiet()
-    from diffpo.curate.build import Output, Ranking, build_by_choices, build_by_scores
+    from diffpo.curate.build import Output, Pairing, build_by_choices, build_by_scores
 
     given = {key: value for key, value in {"strategy": strategy, "margin": margin}.items() if value is not None}
     if (scorer is None) == (choices is None):
@@ -89,8 +89,8 @@ def build_table(
     if choices is not None:
         built = build_by_choices(folders, choices, output)
     else:
-        ranking = validated(Ranking, given, "build")
-        built = build_by_scores(folders, scorer, lambda: make_scorer(scorer), ranking, output)
+        pairing = validated(Pairing, given, "build")
+        built = build_by_scores(folders, scorer, lambda: make_scorer(scorer), pairing, output)
     say(f"wrote {built}; how it was made: {out}/train.provenance.json", f"diffpo data inspect {out}")
 
 

@@ -1,7 +1,7 @@
 """Make pairs of generated images: `diffpo data build`.
 
 Several images of the same prompt, by several seeds or models, lie in media folders (`diffpo generate`). A scorer ranks
-them (`ranking`), or people did (`choices`). Candidates stand in the order of the folders and their manifests, so the
+them, or people chose between them (`pairing`). Candidates stand in the order of the folders and their manifests, so the
 same folders give the same table.
 
 Pairs like those of the shapes world (there every two of three images meet, and one noisy annotator judges each pair):
@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from diffpo.curate.choices import read_choices
-from diffpo.curate.ranking import Candidate, Judged, Ranking, by_prompt
+from diffpo.curate.pairing import Candidate, Judged, Pairing, by_prompt, read_choices
 from diffpo.curate.write import check_place, write_table
+from diffpo.data.encode import BOTH
 from diffpo.disk.lock import sole_writer
 from diffpo.errors import UserError
 from diffpo.media.folder import MANIFEST, SCORES, read_file, read_media
@@ -31,11 +31,9 @@ from diffpo.scorers.scores import read_scores, score_folder
 if TYPE_CHECKING:
     from datasets import Features
 
-    from diffpo.curate.score import Scorer
+    from diffpo.scorers.base import Scorer
 
 log = logging.getLogger(__name__)
-
-SCORED = ("chosen_score", "rejected_score")
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ class Output:
 
 
 def build_by_scores(
-    folders: Sequence[Path], name: str, make_scorer: Callable[[], Scorer], ranking: Ranking, output: Output
+    folders: Sequence[Path], name: str, make_scorer: Callable[[], Scorer], pairing: Pairing, output: Output
 ) -> Built:
     """Make pairs of the images that a scorer ranks.
 
@@ -81,7 +79,7 @@ def build_by_scores(
         name: Scores of this name are taken from the folders' `scores.parquet` if every image of every folder has one
             and they may be compared; otherwise all folders are scored now, which is resumable.
         make_scorer: Makes the scorer, if it is needed.
-        ranking: From scores to pairs.
+        pairing: From scores to pairs.
         output: Where the table goes.
 
     Raises:
@@ -91,12 +89,17 @@ def build_by_scores(
     known = _known_scores(candidates, name)
     scorer = None if known else make_scorer()
     provenance = known[1] if scorer is None else scorer.provenance
-    recipe = _recipe(folders, output) | {"name": name, "scorer": provenance} | dataclasses.asdict(ranking)
+    recipe = _recipe(folders, output) | {"name": name, "scorer": provenance} | dataclasses.asdict(pairing)
     with sole_writer(output.folder, "diffpo data build"):
         check_place(output.folder, recipe, fresh=output.fresh)
         scores = known[0] if scorer is None else _score_now(folders, scorer)
-        scored = [dataclasses.replace(c, score=scores[c.folder, c.media.file]) for c in candidates]
-        return _write(ranking.rank(scored), scored, recipe, output)
+        places = [(candidate.folder, candidate.media.file) for candidate in candidates]
+        scored = [
+            dataclasses.replace(candidate, score=scores[place])
+            for candidate, place in zip(candidates, places, strict=True)
+            if place in scores  # an image that cannot be decoded has no score
+        ]
+        return _write(pairing.pair(scored), scored, recipe, output)
 
 
 def build_by_choices(folders: Sequence[Path], choices: Path, output: Output) -> Built:
@@ -175,33 +178,32 @@ def _write(
         )
     if built.single:
         log.warning(f"{built.single} prompts have one image only: no pair can be made of them.")
-    optional = _optional_columns(used, output)
     record = {"recipe": recipe, "rows": len(used), "prompts": built.prompts, "ties": built.ties, "single": built.single}
-    write_table(output.folder, _features(optional), _rows(used), len(used), record)
+    write_table(output.folder, _features(used, output), _rows(used), len(used), record)
     return built
 
 
-def _optional_columns(used: Sequence[Judged], output: Output) -> tuple[str, ...]:
-    """Scores where a scorer ranked, users where one is named, a preference where ties are kept."""
-    scored = SCORED if used[0].chosen.score is not None else ()
-    users = ("user_id",) if any(two.user_id is not None for two in used) else ()
-    return (*scored, *users, *(("preference",) if output.ties == "keep" else ()))
-
-
-def _features(optional: Sequence[str]) -> Features:
+def _features(used: Sequence[Judged], output: Output) -> Features:
+    """The columns: scores where a scorer ranked, users where one is named, a preference where ties are kept."""
     from datasets import Features, Image, Value
 
-    string, integer, number = Value("string"), Value("int64"), Value("float64")
+    string, number = Value("string"), Value("float64")
     columns: dict[str, Any] = {"prompt": string, "chosen": Image(), "rejected": Image()}
-    columns |= {"chosen_seed": integer, "rejected_seed": integer, "chosen_model": string, "rejected_model": string}
-    return Features(columns | {name: string if name == "user_id" else number for name in optional})
+    columns |= {f"{side}_seed": Value("int64") for side in BOTH} | {f"{side}_model": string for side in BOTH}
+    if used[0].chosen.score is not None:
+        columns |= {f"{side}_score": number for side in BOTH}
+    if any(two.user_id is not None for two in used):
+        columns["user_id"] = string
+    if output.ties == "keep":
+        columns["preference"] = number
+    return Features(columns)
 
 
 def _rows(used: Sequence[Judged]) -> Iterator[dict[str, Any]]:
     for two in used:
         row: dict[str, Any] = {"prompt": two.chosen.media.prompt}
         row |= {"user_id": two.user_id, "preference": 0.5 if two.tie else 1.0}
-        for side, candidate in (("chosen", two.chosen), ("rejected", two.rejected)):
+        for side, candidate in zip(BOTH, (two.chosen, two.rejected), strict=True):
             folder, media = candidate.folder, candidate.media
             row[side] = {"bytes": read_file(folder, media), "path": f"{folder.resolve().name}/{media.file}"}
             row |= {f"{side}_seed": media.seed, f"{side}_model": media.model, f"{side}_score": candidate.score}

@@ -10,7 +10,7 @@ from shapes_builder.make_pairs import plan_pairs
 
 from diffpo.curate import write
 from diffpo.curate.build import Output, build_by_choices, build_by_scores
-from diffpo.curate.ranking import Candidate, Ranking, all_against_all
+from diffpo.curate.pairing import Candidate, Pairing
 from diffpo.data import Pairs, load_splits
 from diffpo.errors import UserError
 from diffpo.media.folder import Media, read_media, write_manifest
@@ -73,7 +73,7 @@ def test_best_against_worst_by_hand(media, tmp_path):
     base = media("base")
     set_scores(base, [0.1, 0.9, 0.5, 0.3, 0.2, 0.2, 0.7, 0.7, 0.7])
     out = tmp_path / "pairs"
-    built = build_by_scores([base], "taste", never, Ranking(), Output(out))
+    built = build_by_scores([base], "taste", never, Pairing(), Output(out))
     rows = table(out)
     assert seeds(rows) == [(1, 0), (0, 2)]  # of equally bad ones the last; the third prompt is a tie
     assert (built.pairs, built.prompts, built.ties, built.single) == (2, 2, 1, 0)
@@ -90,12 +90,12 @@ def test_all_against_all_with_a_margin(media, tmp_path):
     """Differences 0.8, 0.4, 0.4; 0.1, 0.1, 0; 0.3, 0.05, 0.35: five reach 0.25."""
     base = media("base")
     set_scores(base, [0.1, 0.9, 0.5, 0.3, 0.2, 0.2, 0.4, 0.7, 0.35])
-    ranking = Ranking(strategy="all", margin=0.25)
-    built = build_by_scores([base], "taste", never, ranking, Output(tmp_path / "dropped"))
+    pairing = Pairing(strategy="all", margin=0.25)
+    built = build_by_scores([base], "taste", never, pairing, Output(tmp_path / "dropped"))
     rows = table(tmp_path / "dropped")
     assert seeds(rows) == [(1, 0), (2, 0), (1, 2), (1, 0), (1, 2)]
     assert (built.pairs, built.prompts, built.ties) == (5, 2, 4)
-    built = build_by_scores([base], "taste", never, ranking, Output(tmp_path / "kept", ties="keep"))
+    built = build_by_scores([base], "taste", never, pairing, Output(tmp_path / "kept", ties="keep"))
     kept = table(tmp_path / "kept")
     assert (built.pairs, built.prompts, built.ties) == (9, 3, 4)
     assert [row["preference"] for row in kept] == [1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 1.0, 0.5, 1.0]
@@ -108,7 +108,7 @@ def test_several_models_meet_at_the_same_prompt_only(media, tmp_path):
     base, tuned = media("base", prompts=2, seeds=1), media("tuned", prompts=2, seeds=1, first=1)
     set_scores(base, [0.1, 0.2])
     set_scores(tuned, [0.8, 0.9])
-    built = build_by_scores([base, tuned], "taste", never, Ranking(strategy="all"), Output(tmp_path / "pairs"))
+    built = build_by_scores([base, tuned], "taste", never, Pairing(strategy="all"), Output(tmp_path / "pairs"))
     rows = table(tmp_path / "pairs")
     assert [row["prompt"] for row in rows] == [sample_prompts("train", 2)[1]]
     assert (rows[0]["chosen_model"], rows[0]["rejected_model"], rows[0]["chosen_score"]) == ("tuned", "base", 0.8)
@@ -119,10 +119,10 @@ def test_scores_that_are_there_are_taken_and_others_made(media, tmp_path):
     base, tuned = media("base"), media("tuned")
     by_hand = [utility(Image.open(base / item.file), item.prompt) for item in read_media(base)]
     score_folder(base, [ShapesVerifier()])
-    build_by_scores([base, tuned], "shapes-utility", ShapesUtility, Ranking(), Output(tmp_path / "first"))
+    build_by_scores([base, tuned], "shapes-utility", ShapesUtility, Pairing(), Output(tmp_path / "first"))
     record = json.loads((tmp_path / "first" / "train.provenance.json").read_text())
     assert record["recipe"]["scorer"] == ShapesUtility().provenance
-    build_by_scores([base, tuned], "shapes-utility", never, Ranking(), Output(tmp_path / "second"))
+    build_by_scores([base, tuned], "shapes-utility", never, Pairing(), Output(tmp_path / "second"))
     assert table(tmp_path / "first") == table(tmp_path / "second")
     score_of = {item.file: score for item, score in zip(read_media(base), by_hand, strict=True)}
     for row in table(tmp_path / "first"):
@@ -141,18 +141,25 @@ def test_scores_of_other_images_or_of_another_judge_are_not_taken(media, tmp_pat
         asked.append(1)
         return ShapesUtility()
 
-    build_by_scores([base, tuned], "shapes-utility", make, Ranking(), Output(tmp_path / "a"))
+    build_by_scores([base, tuned], "shapes-utility", make, Pairing(), Output(tmp_path / "a"))
     assert len(asked) == 1
     Image.new("RGB", (64, 64), "red").save(base / read_media(base)[0].file)
-    build_by_scores([base, tuned], "shapes-utility", make, Ranking(), Output(tmp_path / "b"))
+    build_by_scores([base, tuned], "shapes-utility", make, Pairing(), Output(tmp_path / "b"))
     assert len(asked) == 2
+
+
+def test_an_image_that_cannot_be_decoded_is_left_out(media, tmp_path):
+    base = media("base", prompts=1)
+    (base / read_media(base)[1].file).write_bytes(b"no image")
+    built = build_by_scores([base], "shapes-utility", ShapesUtility, Pairing(strategy="all"), Output(tmp_path / "out"))
+    assert built.pairs == 1 and {*seeds(table(tmp_path / "out"))[0]} == {0, 2}
 
 
 def test_the_same_folders_give_the_same_bytes(media, tmp_path):
     base = media("base")
     set_scores(base, [0.1, 0.9, 0.5, 0.3, 0.2, 0.2, 0.7, 0.7, 0.7])
     for name in ("a", "b", "b"):
-        build_by_scores([base], "taste", never, Ranking(strategy="all"), Output(tmp_path / name))
+        build_by_scores([base], "taste", never, Pairing(strategy="all"), Output(tmp_path / name))
     assert (tmp_path / "a/train-00000-of-00001.parquet").read_bytes() == (
         tmp_path / "b/train-00000-of-00001.parquet"
     ).read_bytes()
@@ -163,7 +170,7 @@ def test_a_large_table_is_cut_into_files(media, tmp_path, monkeypatch):
     monkeypatch.setattr(write, "GROUP_ROWS", 2)
     base = media("base")
     set_scores(base, [float(i) for i in range(9)])
-    build_by_scores([base], "taste", never, Ranking(strategy="all"), Output(tmp_path / "pairs"))
+    build_by_scores([base], "taste", never, Pairing(strategy="all"), Output(tmp_path / "pairs"))
     files = sorted(path.name for path in (tmp_path / "pairs").glob("*.parquet"))
     assert len(files) > 1 and files[-1] == f"train-{len(files) - 1:05d}-of-{len(files):05d}.parquet"
     assert seeds(table(tmp_path / "pairs")) == [(1, 0), (2, 0), (2, 1)] * 3
@@ -173,14 +180,14 @@ def test_what_stands_there_is_not_replaced_unasked(media, tmp_path):
     base = media("base")
     set_scores(base, [float(i) for i in range(9)])
     out = tmp_path / "pairs"
-    build_by_scores([base], "taste", never, Ranking(), Output(out))
+    build_by_scores([base], "taste", never, Pairing(), Output(out))
     with pytest.raises(UserError, match=r"other settings .*--fresh"):
-        build_by_scores([base], "taste", never, Ranking(strategy="all"), Output(out))
+        build_by_scores([base], "taste", never, Pairing(strategy="all"), Output(out))
     assert len(table(out)) == 3
-    build_by_scores([base], "taste", never, Ranking(strategy="all"), Output(out, fresh=True))
+    build_by_scores([base], "taste", never, Pairing(strategy="all"), Output(out, fresh=True))
     assert len(table(out)) == 9
     with pytest.raises(UserError, match="holds other files"):
-        build_by_scores([base], "taste", never, Ranking(), Output(base, fresh=True))
+        build_by_scores([base], "taste", never, Pairing(), Output(base, fresh=True))
     assert len(read_media(base)) == 9
 
 
@@ -188,13 +195,13 @@ def test_what_cannot_become_pairs(media, tmp_path):
     base, out = media("base", seeds=1), Output(tmp_path / "pairs")
     set_scores(base, [1.0, 2.0, 3.0])
     with pytest.raises(UserError, match=r"no pair comes of 3 images: 0 pairs are ties and 3 prompts have one image"):
-        build_by_scores([base], "taste", never, Ranking(), out)
+        build_by_scores([base], "taste", never, Pairing(), out)
     with pytest.raises(UserError, match="given twice"):
-        build_by_scores([base, tmp_path / "." / "base"], "taste", never, Ranking(), out)
+        build_by_scores([base, tmp_path / "." / "base"], "taste", never, Pairing(), out)
     with pytest.raises(UserError, match="no media folder"):
-        build_by_scores([tmp_path / "none"], "taste", never, Ranking(), out)
+        build_by_scores([tmp_path / "none"], "taste", never, Pairing(), out)
     with pytest.raises(UserError, match="margin is -1"):
-        Ranking(margin=-1)
+        Pairing(margin=-1)
     assert not out.folder.exists()
 
 
@@ -269,12 +276,12 @@ def test_the_images_that_meet_in_the_shapes_pairs_are_those_of_all_against_all()
     jobs = sorted({job for pair in planned for job in pair}, key=lambda job: job.seed)
     for prompt in dict.fromkeys(first.prompt for first, _ in planned):
         drawn = [
-            Candidate(Path(job.model), Media(file="", prompt=prompt, prompt_id=0, seed=job.seed, model=job.model))
+            Candidate(Path(job.model), Media(file="", prompt=prompt, prompt_id=0, seed=job.seed, model=job.model), 1.0)
             for job in jobs
             if job.prompt == prompt
         ]
         met = [{a.seed, b.seed} for a, b in planned if a.prompt == prompt]
-        assert met == [{a.media.seed, b.media.seed} for a, b in all_against_all(drawn)]
+        assert met == [{two.chosen.media.seed, two.rejected.media.seed} for two in Pairing(strategy="all").pair(drawn)]
 
 
 def test_pairs_like_those_of_the_shapes_world(tmp_path):
@@ -284,9 +291,9 @@ def test_pairs_like_those_of_the_shapes_world(tmp_path):
 
     options = GenerateOptions(model="shapes:base", seeds=(0, 1, 2), steps=4, guidance=4.0, batch=9, device="cpu")
     generate(options, sample_prompts("train", 3), tmp_path / "base")
-    ranking = Ranking(strategy="all", margin=0.15)
+    pairing = Pairing(strategy="all", margin=0.15)
     out = Output(tmp_path / "pairs", ties="keep")
-    built = build_by_scores([tmp_path / "base"], "shapes-utility", ShapesUtility, ranking, out)
+    built = build_by_scores([tmp_path / "base"], "shapes-utility", ShapesUtility, pairing, out)
     assert built.pairs == 9
     rows = table(tmp_path / "pairs")
     for row in rows:

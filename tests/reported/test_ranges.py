@@ -22,7 +22,7 @@ from diffpo.core.inversion import Inversion
 from diffpo.core.process import Time
 from diffpo.curate.agreement import Counting
 from diffpo.curate.labels import Labelling
-from diffpo.curate.ranking import Ranking
+from diffpo.curate.pairing import Pairing
 from diffpo.data import SOURCES
 from diffpo.errors import UserError
 from diffpo.generation.generate import GenerateOptions
@@ -34,7 +34,7 @@ TABLES = (MODELS, METHODS, SOURCES, SCORERS, CAPTIONERS, PERTURBERS)
 BLOCKS = [
     *(cls for table in TABLES for cls in table.values()),
     *(Train, Sample, Evaluation, Comparing, JudgedModel, GenerateOptions, Time, Inversion),
-    *(Counting, Labelling, Ranking, Mask2Former, ClipFeatures, Inception),
+    *(Counting, Labelling, Pairing, Mask2Former, ClipFeatures, Inception),
 ]
 ODD = (math.nan, math.inf, -math.inf, -1, 0, 2**64, 1e308, 0.5)
 
