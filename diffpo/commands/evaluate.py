@@ -15,14 +15,15 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
+from rich.console import Console
 
-from diffpo.commands.compare import run_compare
-from diffpo.config.blocks import to_plain
+from diffpo.compare.compare import compare
+from diffpo.compare.export import ENDINGS, check_outs, write_result
+from diffpo.compare.terminal import print_result
 from diffpo.config.evaluation import Evaluation, JudgedModel
-from diffpo.config.reading import read_file, read_yaml
 from diffpo.config.run import Config, load_config
 from diffpo.disk.files import write_file
 from diffpo.disk.lock import sole_writer
@@ -37,11 +38,7 @@ from diffpo.models.pipelines import find_model
 from diffpo.report.grid import write_grid
 from diffpo.report.page import write_report
 from diffpo.scorers.scores import score_folder, score_share
-from diffpo.training.checkpoint import flatten
-from diffpo.training.run import FREE
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from diffpo.training.run import EFFECTIVE, FREE, changes
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,12 @@ def evaluate(evaluation: Evaluation) -> Evaluated:
     prompts = load_prompts(evaluation.prompts)
     scorers = evaluation.scorers
     names = list({scorer.name: scorer.provenance for scorer in scorers})  # weights that are not there are missed now
-    _check_models(evaluation)
+    for model in evaluation.models.values():
+        if model.train is not None:  # what is not there is missed before hours of training and sampling
+            load_config(model.train, model.overrides)
+        else:
+            assert model.path is not None
+            find_model(model.path, lora=model.lora, denoiser=model.denoiser, tuned=model.tuned)
     runs = {label: prepare_run(model) for label, model in evaluation.models.items() if model.train is not None}
     state = make_state()
     console = quiet_console(state)
@@ -73,7 +75,9 @@ def evaluate(evaluation: Evaluation) -> Evaluated:
     output.mkdir(parents=True, exist_ok=True)  # what is no place for it is missed now
     with sole_writer(output, "diffpo evaluate") if state.is_main_process else nullcontext():
         works = _find_works(evaluation, prompts, runs)
-        _say_what_is_missing(works, console)
+        for label, work in works.items():
+            images = len(work.media)
+            console.print(f"{label}: {images} images, {images - work.reused} to make", style="dim", highlight=False)
         fill(works.values(), state, console)
         if state.num_processes > 1:
             for work in works.values():
@@ -99,26 +103,34 @@ def prepare_run(model: JudgedModel) -> str:
     """The run folder of a training configuration, trained first if it is not finished.
 
     Raises:
-        UserError: It is not finished, and several processes are here; or as `train`.
+        UserError: It is not finished, and several processes are here; or it learned with other settings, so that it
+            would be judged under a name that is not its own (more steps are no other setting); or as `train`.
     """
     assert model.train is not None
     config = load_config(model.train, model.overrides)
-    assert config.train.output is not None
-    if not is_finished(config):
-        _check_settings(config)
-        if os.environ.get("WORLD_SIZE", "1") != "1":
-            command = " ".join(["diffpo train", model.train, *model.overrides])
-            raise UserError(
-                f"{config.train.output} is not trained yet, and several processes evaluate but do not train: the pairs "
-                f"of an update would depend on their number. First run `{command}`."
-            )
-        from diffpo.training.train import (
-            train,  # takes seconds to import, which an evaluation without training need not wait
+    folder = config.train.output
+    assert folder is not None
+    if is_finished(config):
+        return folder
+    differ = _differences(config)
+    differ.pop("train.steps", None)
+    if differ:
+        lines = "\n".join(f"  {key}: {there} there, {here} here" for key, (there, here) in differ.items())
+        raise UserError(
+            f"{folder} holds a run with another config:\n{lines}\nGive this model a folder of its own with "
+            "train.output=... among its overrides, or leave the settings as they are there"
         )
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        command = " ".join(["diffpo train", model.train, *model.overrides])
+        raise UserError(
+            f"{folder} is not trained yet, and several processes evaluate but do not train: the pairs of an update "
+            f"would depend on their number. First run `{command}`."
+        )
+    from diffpo.training.train import train  # takes seconds, which an evaluation without training need not wait
 
-        train(config)
-        forget_settings()
-    return config.train.output
+    train(config)
+    forget_settings()
+    return folder
 
 
 def is_finished(config: Config) -> bool:
@@ -127,38 +139,11 @@ def is_finished(config: Config) -> bool:
     return (folder / "final").is_dir() and (folder / "config.yaml").is_file() and not _differences(config)
 
 
-def _check_settings(config: Config) -> None:
-    """Refuse to go on with a run that learned with other settings: it would be judged under a name that is not its own.
-
-    Raises:
-        UserError: There is such a run; more steps are no other setting.
-    """
-    folder = Path(config.train.output or "")
-    differ = _differences(config) if (folder / "config.yaml").is_file() else {}
-    differ.pop("train.steps", None)
-    if differ:
-        lines = "\n".join(f"  {key}: {there} there, {here} here" for key, (there, here) in differ.items())
-        raise UserError(
-            f"{folder} holds a run with another config:\n{lines}\nGive this model a folder of its own with "
-            "train.output=... among its overrides, or leave the settings as they are there"
-        )
-
-
-def _differences(config: Config) -> dict[str, tuple[Any, Any]]:
+def _differences(config: Config) -> dict[str, list[Any]]:
     """Settings that decide weights and differ from those of the run in the folder: key -> (there, here)."""
-    there = flatten(read_file(Path(config.train.output or "") / "config.yaml") or {})
-    here = flatten(read_yaml(yaml.safe_dump(config.to_dict()), "the configuration"))  # texts, as the file holds them
-    return {key: (there.get(key), value) for key, value in here.items() if key not in FREE and there.get(key) != value}
-
-
-def _check_models(evaluation: Evaluation) -> None:
-    """Miss what is not there before hours of training and sampling."""
-    for model in evaluation.models.values():
-        if model.train is not None:
-            load_config(model.train, model.overrides)
-        else:
-            assert model.path is not None
-            find_model(model.path, lora=model.lora, denoiser=model.denoiser, tuned=model.tuned)
+    folder = Path(config.train.output or "")
+    found = changes(folder, config.to_dict()) if (folder / "config.yaml").is_file() else {}
+    return {key: values for key, values in found.items() if key not in FREE | {EFFECTIVE}}
 
 
 def _find_works(evaluation: Evaluation, prompts: PromptSet, runs: Mapping[str, str]) -> dict[str, Work]:
@@ -191,31 +176,15 @@ def _run_folders(evaluation: Evaluation, runs: Mapping[str, str]) -> list[Path]:
     return [folder for folder in dict.fromkeys(folders) if (folder / "metrics.jsonl").is_file()]
 
 
-def _say_what_is_missing(works: Mapping[str, Work], console: Console) -> None:
-    for label, work in works.items():
-        images = len(work.media)
-        console.print(f"{label}: {images} images, {images - work.reused} to make", style="dim", highlight=False)
-
-
 def _compare(evaluation: Evaluation, media: tuple[Path, ...], scorers: list[str], runs: list[Path]) -> None:
     """Compare, and write everything that a reader sees."""
     output = Path(evaluation.output)
-    text = yaml.safe_dump(to_plain(evaluation), sort_keys=False, allow_unicode=True)
-    write_file(output / "evaluation.yaml", text.encode())
-    result = run_compare(
-        media,
-        models=[],
-        baseline=evaluation.baseline,
-        scorers=scorers,
-        votes=None,
-        judging=evaluation.compare.judging,
-        outs=[output / f"comparison{ending}" for ending in (".json", ".csv", ".tex")],
-    )
+    write_file(output / "evaluation.yaml", yaml.safe_dump(evaluation.to_dict(), sort_keys=False, allow_unicode=True))
+    outs, judging = [output / f"comparison{ending}" for ending in ENDINGS], evaluation.compare.judging
+    check_outs(outs)
+    found = compare(media, baseline=evaluation.baseline, scorers=scorers, judging=judging)
+    print_result(found, Console())
+    for out in outs:
+        write_result(out, found)
     write_grid(output / "grid.png", media, shuffle=0, scorer=scorers[0])
-    write_report(
-        output / "report.html",
-        result,
-        media,
-        run=runs,
-        title=evaluation.title,
-    )
+    write_report(output / "report.html", found, media, run=runs, title=evaluation.title)

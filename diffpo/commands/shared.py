@@ -46,6 +46,24 @@ def say(what: str, next_command: str) -> None:
         print(f"{what}\nnext: {next_command}")
 
 
+def read_categories(spec: str | None) -> dict[str, str] | None:
+    """Prompt -> category of a prompt set; None where none is given.
+
+    Raises:
+        UserError: The set names no category.
+    """
+    from diffpo.errors import UserError
+    from diffpo.media.prompts import load_prompts
+
+    if not spec:
+        return None
+    prompts = load_prompts(spec)
+    found = {prompt: name for prompt, name in zip(prompts.prompts, prompts.categories, strict=True) if name}
+    if not found:
+        raise UserError(f"{spec} names no category of any prompt: give a table with a column `category`.")
+    return found
+
+
 def compare_command(sources: Sequence[Path], options: str = "") -> str:
     """What follows scores: to compare them where there are several models, else to score another one."""
     several = len(sources) > 1

@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from diffpo.commands.shared import Baseline, Category, Config, Folders, Human, UsedInTraining, listed, quiet, say
+from diffpo.commands.shared import (
+    Baseline,
+    Category,
+    Config,
+    Folders,
+    Human,
+    UsedInTraining,
+    listed,
+    quiet,
+    read_categories,
+    say,
+)
 
 
 def evaluate(
@@ -49,27 +60,29 @@ def compare(
     out: Annotated[list[Path] | None, typer.Option(help="A .json, .csv or .tex; may be repeated.")] = None,
 ) -> None:
     """Compare scored models prompt by prompt, with intervals; more than two are ranked as well."""
-    from diffpo.commands.compare import read_categories, run_compare
-    from diffpo.compare.compare import Judging
+    from rich.console import Console
 
-    outs = out or [Path("comparison.json")]
+    from diffpo.compare.compare import Judging
+    from diffpo.compare.compare import compare as compare_models
+    from diffpo.compare.export import check_outs, write_result
+    from diffpo.compare.terminal import print_result
+
+    outs, sources = out or [Path("comparison.json")], folders or []
     earlier = [out for out in outs if out.exists()]
     judging = Judging(
         mode=mode,  # pyright: ignore[reportArgumentType]
         chosen_by=chosen_by,
         used_in_training=tuple(used_in_training or ()),
-        categories=read_categories(category) if category else None,
+        categories=read_categories(category),
     )
-    run_compare(
-        folders or [],
-        models=model or [],
-        baseline=baseline,
-        scorers=scorer or [],
-        votes=human,
-        judging=judging,
-        outs=outs,
+    check_outs(outs)
+    found = compare_models(
+        sources, models=model or [], baseline=baseline, scorers=scorer or None, votes=human, judging=judging
     )
-    say(f"wrote {listed(outs, earlier)}", f"diffpo report {' '.join(map(str, folders or ['MEDIA', 'MEDIA']))}")
+    print_result(found, Console())
+    for path in outs:
+        write_result(path, found)
+    say(f"wrote {listed(outs, earlier)}", f"diffpo report {' '.join(map(str, sources or ['MEDIA', 'MEDIA']))}")
 
 
 def grid(
@@ -107,13 +120,12 @@ def report(
     used_in_training: UsedInTraining = None,
 ) -> None:
     """Write one self-contained HTML file about scored models: two, or many, which are ranked."""
-    from diffpo.commands.compare import read_categories
     from diffpo.compare.compare import Judging
     from diffpo.compare.compare import compare as compare_models
     from diffpo.disk.files import check_output
     from diffpo.report.page import write_report
 
-    categories = read_categories(category) if category else None
+    categories = read_categories(category)
     judging = Judging(used_in_training=tuple(used_in_training or ()), categories=categories)
     check_output(out)
     found = compare_models(folders, baseline=baseline, scorers=scorer or None, votes=human, judging=judging)

@@ -10,13 +10,12 @@ Whatever is missing on that way is not known, and is not guessed: a user adds it
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from diffpo.disk.plain import read_file
 from diffpo.errors import UserError
 
 LABELLED_BY = {"shapes:pairs": "shapes-utility"}
@@ -60,8 +59,8 @@ def _of_run(place: str | None, seen: set[Path]) -> Iterator[str]:
     if folder is None or folder in seen:
         return
     seen.add(folder)
-    config = _mapping(folder / "config.yaml", yaml.safe_load)
-    data, model = config.get("data") or {}, config.get("model") or {}
+    config = _mapping(folder / "config.yaml", read_file)
+    data, model = (value if isinstance(value := config.get(key), Mapping) else {} for key in ("data", "model"))
     if data.get("path"):
         yield from _of_table(data["path"], data.get("split") or "train")
     for key in ("denoiser", "lora"):
@@ -81,7 +80,7 @@ def _of_table(path: str, split: str) -> Iterator[str]:
         return
     record = Path(path).expanduser() / f"{split}.provenance.json"
     if record.is_file():
-        yield from _of_provenance(_mapping(record, json.loads))
+        yield from _of_provenance(_mapping(record, lambda file: json.loads(file.read_text(encoding="utf-8"))))
 
 
 def _of_provenance(record: Mapping[str, Any]) -> Iterator[str]:
@@ -96,9 +95,9 @@ def _of_provenance(record: Mapping[str, Any]) -> Iterator[str]:
         yield LABELLED_BY[source["path"]]
 
 
-def _mapping(path: Path, parse: Any) -> Mapping[str, Any]:
+def _mapping(path: Path, read: Callable[[Path], Any]) -> Mapping[str, Any]:
     try:
-        value = parse(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError, yaml.YAMLError) as error:
+        value = read(path)
+    except (ValueError, OSError, RecursionError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
     return value if isinstance(value, Mapping) else {}

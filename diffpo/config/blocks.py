@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from diffpo.config.names import close_match, synonym
-from diffpo.config.reading import read_yaml
 from diffpo.config.values import kinds, read_value
 from diffpo.core.block import hints_of, out_of_range
-from diffpo.errors import ConfigError, UserError
+from diffpo.disk.plain import read_yaml
+from diffpo.errors import UserError
 
 T = TypeVar("T")
 _WRONG: Any = object()
@@ -51,28 +51,6 @@ class Short:
     key: str
     advice: str
     """What to write, for messages."""
-
-
-def build(cls: type[T], tree: Any, origin: str, clashes: Callable[[T], list[str]] = lambda _: []) -> T:
-    """Make a whole configuration.
-
-    Args:
-        cls: Its class.
-        tree: Plain values.
-        origin: Where they come from, for the message.
-        clashes: Lists what is right alone and wrong together.
-
-    Raises:
-        ConfigError: Lists every mistake.
-    """
-    builder = Builder(cls)
-    made = builder.block(cls, tree, "")
-    if not builder.mistakes:
-        builder.mistakes += clashes(made)
-    if builder.mistakes:
-        lines = "\n".join(f"  {mistake}" for mistake in builder.mistakes)
-        raise ConfigError(f"{origin}: {len(builder.mistakes)} mistake(s)\n{lines}")
-    return made
 
 
 def make(hint: Any, given: Any, where: str) -> Any:
@@ -114,23 +92,22 @@ def parse_spec(spec: str, named: Named) -> dict[str, Any]:
     return given
 
 
-def to_plain(value: Any) -> Any:
-    """Plain values of a block, as YAML holds them and `build` reads them."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        hints = hints_of(type(value))
-        return {f.name: _to_plain(hints[f.name], getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {key: to_plain(item) for key, item in value.items()}
-    return [to_plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _to_plain(hint: Any, value: Any) -> Any:
-    named = note(hint, Named)
+def to_plain(value: Any, hint: Any = None) -> Any:
+    """Plain values of a block, or of a field of that type, as YAML holds them and a `Builder` reads them."""
+    named, inner = note(hint, Named), bare(hint)
     if named is not None:
         return {"name": named.name_of(value)} | to_plain(value)
-    if isinstance(value, tuple) and get_origin(bare(hint)) is tuple:
-        return [_to_plain(get_args(bare(hint))[0], item) for item in value]
-    return to_plain(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        hints = hints_of(type(value))
+        return {
+            field.name: to_plain(getattr(value, field.name), hints[field.name]) for field in dataclasses.fields(value)
+        }
+    if isinstance(value, Mapping):
+        return {key: to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        of = get_args(inner)[0] if get_origin(inner) is tuple else None
+        return [to_plain(item, of) for item in value]
+    return value
 
 
 class Builder:
@@ -155,14 +132,13 @@ class Builder:
                 self._wrong(f"{_join(where, key)}: unknown key.{hint} Allowed are {', '.join(allowed)}")
         values = {}
         for name, field in fields.items():
+            default = default_of(field)
             if name in given:
-                values[name] = self.value(hints[name], given[name], _join(where, name), _default(field))
-            elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-                inner = note(hints[name], Named) or dataclasses.is_dataclass(bare(hints[name]))
-                if inner:
-                    values[name] = self.value(hints[name], {}, _join(where, name))
-                else:
-                    self._wrong(f"{_join(where, name)}: is missing")
+                values[name] = self.value(hints[name], given[name], _join(where, name), default)
+            elif default is dataclasses.MISSING and _has_block(hints[name]):
+                values[name] = self.value(hints[name], {}, _join(where, name))
+            elif default is dataclasses.MISSING:
+                self._wrong(f"{_join(where, name)}: is missing")
         if len(self.mistakes) > before:
             return _WRONG
         try:
@@ -196,7 +172,12 @@ class Builder:
             if not isinstance(given, Mapping):
                 return self._wrong(f"{where}: should be a block of keys, not {given!r}")
             return {str(key): self.value(parts[1], item, _join(where, key)) for key, item in given.items()}
-        return self._leaf(hint, given, where)
+        if origin is tuple and isinstance(given, str | int | float):
+            given = (given,)
+        value, mistakes = read_value(hint, given)
+        told = mistakes or [f": {each}" for each in out_of_range(where.rpartition(".")[2], hint, value)]
+        self.mistakes += [f"{where}{each}" for each in told]
+        return _WRONG if told else value
 
     def _named(self, named: Named, given: Any, where: str) -> Any:
         if isinstance(given, str):
@@ -214,17 +195,6 @@ class Builder:
             place = f"{where}.name: " if where else ""
             return self._wrong(f"{place}{told}.{hint} Allowed are {', '.join(named.known)}")
         return self.block(named.known[name], rest, where or name, named=True)
-
-    def _leaf(self, hint: Any, given: Any, where: str) -> Any:
-        kind = bare(hint)
-        if get_origin(kind) is tuple and isinstance(given, str | int | float):
-            given = (given,)
-        value, mistakes = read_value(hint, given)
-        if mistakes:
-            self.mistakes += [f"{where}{told}" for told in mistakes]
-            return _WRONG
-        wrong = [self._wrong(f"{where}: {told}") for told in out_of_range(where.rpartition(".")[2], hint, value)]
-        return _WRONG if wrong else value
 
     def _wrong(self, told: str) -> Any:
         self.mistakes.append(told)
@@ -269,5 +239,6 @@ def _has_block(hint: Any) -> bool:
     return note(hint, Named) is not None or dataclasses.is_dataclass(bare(hint))
 
 
-def _default(field: dataclasses.Field[Any]) -> Any:
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """A field's default; `dataclasses.MISSING` where it has to be given."""
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()

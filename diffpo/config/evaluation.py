@@ -14,17 +14,16 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 from diffpo.compare.compare import Judging
+from diffpo.compare.pairing import Mode
 from diffpo.compare.stats import Resampling
-from diffpo.config.blocks import Named, Short, build
+from diffpo.config.blocks import Named, Short
+from diffpo.config.loading import Document
 from diffpo.config.names import close_match
-from diffpo.config.overrides import override
-from diffpo.config.reading import read_tree
 from diffpo.core.block import Block, Count, Place, Range, Seed
 from diffpo.errors import UserError
 from diffpo.generation.settings import GenerateOptions, Sampling
@@ -52,11 +51,7 @@ class JudgedModel(Block):
     """Of that configuration, as on the command line: `method.beta=2000`."""
 
     def __post_init__(self) -> None:
-        """Check that it is clear which model is meant.
-
-        Raises:
-            ValueError: It is not.
-        """
+        """Check that it is clear which model is meant."""
         super().__post_init__()
         if (self.path is None) == (self.train is None):
             raise ValueError(
@@ -73,7 +68,7 @@ class JudgedModel(Block):
 class Comparing(Block):
     """How models are compared; see `diffpo compare`."""
 
-    mode: Literal["same-seed", "all-pairs", "median-image", "best-of-n", "mean-over-seeds"] = "same-seed"
+    mode: Mode = "same-seed"
     """Which images meet."""
     chosen_by: str | None = None
     """Scorer that chooses the median or the best image."""
@@ -84,13 +79,14 @@ class Comparing(Block):
     resamples: Count = 10_000
     """Of the bootstrap and the permutation test."""
 
+    def __post_init__(self) -> None:
+        """Check that the values go together."""
+        super().__post_init__()
+        _ = self.judging
+
     @property
     def judging(self) -> Judging:
-        """What `compare` is told.
-
-        Raises:
-            UserError: Values do not go together.
-        """
+        """What `compare` is told."""
         return Judging(
             mode=self.mode,
             chosen_by=self.chosen_by,
@@ -100,7 +96,7 @@ class Comparing(Block):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation(Block):
+class Evaluation(Document):
     """All that an evaluation is told."""
 
     models: Mapping[str, Annotated[JudgedModel, Short("path", SHORT)]]
@@ -124,69 +120,37 @@ class Evaluation(Block):
     """Folder of all that is written. Default: `runs/<name of the config file>`."""
 
     def options(self, path: str, **tuned: str | None) -> GenerateOptions:
-        """What `generate` is told of one model.
-
-        Args:
-            path: Its pipeline.
-            tuned: What was tuned of it: `lora`, `denoiser`, `tuned`.
+        """What `generate` is told of one model: its pipeline, and what was tuned of it (`lora`, `denoiser`, `tuned`).
 
         Raises:
             UserError: Values do not go together.
         """
         return GenerateOptions(model=path, seeds=self.seeds, **tuned, **dataclasses.asdict(self.sampling))
 
-
-def load_evaluation(path: str | Path, overrides: Sequence[str] = ()) -> Evaluation:
-    """Read a YAML file, apply `a.b=c` overrides, and validate all of it.
-
-    Args:
-        path: A YAML file, or the name of a packaged one, such as `configs/eval-shapes.yaml`.
-        overrides: Such as `sampling.steps=20`, `models.dpo=runs/dpo`, `seeds=[0,1]`.
-
-    Raises:
-        ConfigError: The file is missing, or values are wrong; the message lists every mistake.
-    """
-    file, tree = read_tree(path, "models, prompts, scorers")
-    override(tree, overrides, Evaluation)
-    if tree.get("output") is None:
-        tree["output"] = f"runs/{file.stem}"
-    return build_evaluation(tree, str(path))
-
-
-def build_evaluation(tree: Mapping[str, Any], origin: str = "the configuration") -> Evaluation:
-    """Validate a tree of plain values.
-
-    Raises:
-        ConfigError: Lists every mistake.
-    """
-    return build(Evaluation, tree, origin, _clashes)
-
-
-def _clashes(evaluation: Evaluation) -> list[str]:
-    """Find values that are right alone and wrong together."""
-    labels, clashes = list(evaluation.models), []
-    names = [scorer.name for scorer in evaluation.scorers]
-    for label in labels:
-        if not LABEL.fullmatch(label):
-            clashes.append(f"models.{label}: a label names a folder: letters, digits and ._+- only")
-    if len(labels) < 2:
-        clashes.append(f"models: a comparison needs two models at least, got {', '.join(labels) or 'none'}")
-    if not names:
-        clashes.append("scorers: give a list of scorers, such as [hpsv2.1, 'pickscore,scale=percent']")
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    clashes += [f"scorers: {name} stands there twice; each can be asked once" for name in repeated]
-    if evaluation.baseline is not None and evaluation.baseline not in labels:
-        hint = close_match(evaluation.baseline, labels)
-        clashes.append(f"baseline: there is no model {evaluation.baseline}.{hint} There are {', '.join(labels)}")
-    for name, check in (
-        ("compare", lambda: evaluation.compare.judging),
-        ("sampling", lambda: evaluation.options("any")),
-    ):
+    def clashes(self) -> list[str]:
+        labels, names = list(self.models), [scorer.name for scorer in self.scorers]
+        clashes = [
+            f"models.{label}: a label names a folder: letters, digits and ._+- only"
+            for label in labels
+            if not LABEL.fullmatch(label)
+        ]
+        if len(labels) < 2:
+            clashes.append(f"models: a comparison needs two models at least, got {', '.join(labels) or 'none'}")
+        if not names:
+            clashes.append("scorers: give a list of scorers, such as [hpsv2.1, 'pickscore,scale=percent']")
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        clashes += [f"scorers: {name} stands there twice; each can be asked once" for name in repeated]
+        if self.baseline is not None and self.baseline not in labels:
+            hint = close_match(self.baseline, labels)
+            clashes.append(f"baseline: there is no model {self.baseline}.{hint} There are {', '.join(labels)}")
         try:
-            check()
+            self.options("any")
         except UserError as error:
-            clashes.append(f"{name}: {error}")
-    chosen_by = evaluation.compare.chosen_by
-    if chosen_by is not None and chosen_by not in names:
-        clashes.append(f"compare.chosen_by: {chosen_by} is not among the scorers {', '.join(names)}")
-    return clashes
+            clashes.append(f"sampling: {error}")
+        chosen_by = self.compare.chosen_by
+        if chosen_by is not None and chosen_by not in names:
+            clashes.append(f"compare.chosen_by: {chosen_by} is not among the scorers {', '.join(names)}")
+        return clashes
+
+
+load_evaluation, build_evaluation = Evaluation.load, Evaluation.build

@@ -5,17 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from diffpo.core.block import (
-    Block,
-    Count,
-    Place,
-    Positive,
-    Range,
-    SamplingSteps,
-    Seed,
-    Sharing,
-    Whole,
-)
+from diffpo.core.block import Block, Count, Place, Positive, Range, SamplingSteps, Seed, Sharing, Whole
 from diffpo.errors import ConfigError
 from diffpo.generation.settings import Sampler
 
@@ -84,11 +74,7 @@ class Train(Block):
     """Project name in the trackers."""
 
     def __post_init__(self) -> None:
-        """Check the ranges, and that the warm-up ends.
-
-        Raises:
-            ConfigError: A value is out of range.
-        """
+        """Check the ranges, and that the warm-up ends."""
         super().__post_init__()
         if self.warmup_steps > self.steps:
             raise ConfigError(
@@ -109,11 +95,7 @@ class Sample(Sampler):
     """Sampling steps."""
 
     def __post_init__(self) -> None:
-        """Check the ranges, and that there is a seed.
-
-        Raises:
-            ConfigError: A value is out of range, or there is no seed.
-        """
+        """Check the ranges, and that there is a seed."""
         super().__post_init__()
         if not self.seeds:
             raise ConfigError("seeds is empty; give one at least, such as [0]")

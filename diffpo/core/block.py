@@ -86,9 +86,7 @@ Place = Annotated[str, Filled()]
 
 
 class Block:
-    """Base of every configuration dataclass: its numbers are in their ranges; unknown keys are an error."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid"}
+    """Base of every configuration dataclass: its numbers are in their ranges."""
 
     def __post_init__(self) -> None:
         """Check every number and every name of a place. A block that checks more calls this first.

@@ -25,6 +25,7 @@ import yaml
 
 from diffpo.disk.files import UNFINISHED, discard, sweep, write_file, write_json, writing
 from diffpo.disk.lock import sole_writer
+from diffpo.disk.plain import read_saved
 from diffpo.errors import UserError
 from diffpo.training.checkpoint import flatten, newest, updates_done
 from diffpo.training.processes import by_the_first
@@ -112,7 +113,7 @@ def claim(folder: Path, tree: dict[str, Any], *, fresh: bool) -> None:
     elif fresh:
         _clear(folder, mark)
         mark = Mark()
-    elif _has_learned(folder) and (changed := _changes(folder, tree)):
+    elif _has_learned(folder) and (changed := _allowed_changes(folder, tree)):
         entry = {"update": updates_done(newest(folder / "checkpoints")), "changed": changed}
         mark = replace(mark, history=(*mark.history, entry))
     folder.mkdir(exist_ok=True)
@@ -170,18 +171,26 @@ def _refuse_others(folder: Path) -> None:
         )
 
 
-def _changes(folder: Path, tree: dict[str, Any]) -> dict[str, list[Any]]:
-    """Return the old and the new value of each setting that is not as `config.yaml` says; all of these may change."""
+def changes(folder: Path, tree: dict[str, Any]) -> dict[str, list[Any]]:
+    """Find the settings that are not as a run's `config.yaml` says, each with its old and its new value.
+
+    Raises:
+        UserError: The file cannot be read.
+    """
     file = folder / "config.yaml"
     try:
-        old, new = flatten(yaml.safe_load(file.read_text(encoding="utf-8"))), flatten(tree)
-    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+        old, new = flatten(read_saved(file)), flatten(tree)
+    except (ValueError, AttributeError) as error:
         raise UserError(
             f"{file} cannot be read ({error}), so nobody knows which run this is. Bring it back, give another folder "
             "with train.output=..., or begin anew in this one with --fresh"
         ) from error
     keys = sorted(old.keys() | new.keys())
-    changed = {key: [old.get(key), new.get(key)] for key in keys if old.get(key) != new.get(key)}
+    return {key: [old.get(key), new.get(key)] for key in keys if old.get(key) != new.get(key)}
+
+
+def _allowed_changes(folder: Path, tree: dict[str, Any]) -> dict[str, list[Any]]:
+    changed = changes(folder, tree)
     fixed = [f"  {key}: {was!r} there, {now!r} now\n" for key, (was, now) in changed.items() if key not in CHANGEABLE]
     if fixed:
         raise UserError(

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from runs import ROOT, command
 
-from diffpo.config.reading import find_config
+from diffpo.config.loading import find_config
 from diffpo.config.run import Config, build, load_config
 from diffpo.config.settings import Train
 from diffpo.data import Pairs, PickAPic

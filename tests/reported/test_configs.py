@@ -9,8 +9,8 @@ import time
 import pytest
 
 from diffpo.config.evaluation import load_evaluation
-from diffpo.config.reading import read_yaml
 from diffpo.config.run import load_config
+from diffpo.disk.plain import read_yaml
 from diffpo.errors import ConfigError
 
 HEAD = """
