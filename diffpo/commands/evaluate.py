@@ -140,7 +140,7 @@ def is_finished(config: Config) -> bool:
 
 
 def _differences(config: Config) -> dict[str, list[Any]]:
-    """Settings that decide weights and differ from those of the run in the folder: key -> (there, here)."""
+    """Settings that decide weights and differ from those of the run in the folder: key -> [there, here]."""
     folder = Path(config.train.output or "")
     found = changes(folder, config.to_dict()) if (folder / "config.yaml").is_file() else {}
     return {key: values for key, values in found.items() if key not in FREE | {EFFECTIVE}}
