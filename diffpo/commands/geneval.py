@@ -106,9 +106,10 @@ def geneval_table(title: str, result: GenEvalResult) -> Table:
     table.add_column("right", justify="right", footer="")
     table.add_column("share", justify="right", footer=percent(result.overall))
     table.add_column("95% interval", justify="right", footer="")
-    for tag, score in result.tasks.items():
-        low, high = _interval([item for item in result.judged if item.tag == tag])
-        table.add_row(tag, f"{score.correct}/{score.total}", percent(score.share), f"{percent(low)} to {percent(high)}")
+    for tag, judged in result.tasks.items():
+        low, high = _interval(judged)
+        right, total = sum(item.correct for item in judged), len(judged)
+        table.add_row(tag, f"{right}/{total}", percent(right / total), f"{percent(low)} to {percent(high)}")
     return table
 
 

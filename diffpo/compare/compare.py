@@ -164,7 +164,6 @@ def _strata(pairs: PairedScores, judging: Judging) -> tuple[Stratum, ...]:
 
 def _users(evidence: Evidence, labels: tuple[str, str], judging: Judging) -> UserWinRate | None:
     """Win rates over users, where it is known who chose and there are two at least."""
-    assert evidence.votes is not None
     baseline, model = labels
     votes = evidence.votes.between(model, baseline)
     users = [vote.user for vote in votes]

@@ -11,7 +11,7 @@ from typing import Any
 
 from diffpo.compare.in_loop import in_loop
 from diffpo.compare.pairing import Key, Mode, PairedScores, Scores, pair_values
-from diffpo.compare.votes import HUMAN, Votes, read_votes
+from diffpo.compare.votes import HUMAN, NO_VOTES, Votes, read_votes
 from diffpo.disk.published import published
 from diffpo.errors import UserError
 from diffpo.media.folder import read_settings
@@ -34,7 +34,7 @@ class Evidence:
     """Scores and votes."""
 
     scored: tuple[Scored, ...]
-    votes: Votes | None = None
+    votes: Votes = NO_VOTES
 
     @cached_property
     def _rows(self) -> dict[tuple[str, str], list[ScoreRow]]:
@@ -47,11 +47,7 @@ class Evidence:
 
     @cached_property
     def of_model(self) -> dict[str, Scored]:
-        """Where each model's scores are.
-
-        Raises:
-            UserError: If two places use the same label.
-        """
+        """Where each model's scores are; no two places may use the same label."""
         owners: dict[str, Scored] = {}
         for place in self.scored:
             for label in place.table.models:
@@ -66,17 +62,12 @@ class Evidence:
     @property
     def models(self) -> list[str]:
         """Labels of all models."""
-        return list(self.of_model) if self.scored else self.votes.models if self.votes else []
+        return list(self.of_model) if self.scored else self.votes.models
 
     def choose(self, models: Sequence[str], baseline: str | None) -> tuple[str, ...]:
-        """Labels of the models to compare, the baseline first.
+        """Labels of the models to compare, the baseline first; by default it is the first of all.
 
-        Args:
-            models: Those asked for; none: all. One alone is compared with `baseline`, or with the only other model.
-            baseline: By default the first of the models.
-
-        Raises:
-            UserError: If a label is unknown, or it is not clear which are meant.
+        One model alone is compared with `baseline`, or with the only other one there is.
         """
         known = self.models
         for label in (*models, *([baseline] if baseline is not None else ())):
@@ -95,14 +86,10 @@ class Evidence:
         return chosen
 
     def common_scorers(self, labels: Sequence[str], wanted: Sequence[str] | None = None) -> list[str]:
-        """Scorers of all these models: human votes first, then in the order of the rows.
-
-        Raises:
-            UserError: If there is none, or one of `wanted` is not among them.
-        """
+        """Scorers of all these models, `wanted` among them: human votes first, then in the order of the rows."""
         by_model = {label: {scorer for scorer, model in self._rows if model == label} for label in labels}
         known = dict.fromkeys(name for place in self.scored for name in place.table.scorers)
-        common = [HUMAN] if self.votes else []
+        common = [HUMAN] if self.votes.votes else []
         common += [name for name in known if all(name in names for names in by_model.values())]
         unknown = [name for name in wanted or () if name not in common]
         if unknown or not common:
@@ -115,15 +102,10 @@ class Evidence:
 
     def compared(self, scorer: str, model: str, other: str) -> bool:
         """Whether a scorer has both models: only votes may lack a pair."""
-        votes = self.votes.votes if self.votes and scorer == HUMAN else ()
-        return scorer != HUMAN or any({vote.model_a, vote.model_b} == {model, other} for vote in votes)
+        return scorer != HUMAN or any({vote.model_a, vote.model_b} == {model, other} for vote in self.votes.votes)
 
     def images(self, scorer: str, labels: Sequence[str]) -> list[dict[Key, ScoreRow]]:
-        """Each model's rows of a scorer, by prompt and seed; where a seed is unknown, by prompt and place among them.
-
-        Raises:
-            UserError: If an image has two scores.
-        """
+        """Each model's rows of a scorer, by prompt and seed; where a seed is unknown, by prompt and place in it."""
         in_order = bool(self.unknown_seeds([scorer], labels))
         return [_by_image(self._rows.get((scorer, label), []), in_order) for label in labels]
 
@@ -136,14 +118,9 @@ class Evidence:
         ]
 
     def pairs(self, scorer: str, model: str, baseline: str, mode: Mode, chosen_by: str | None = None) -> PairedScores:
-        """The scores of two models, paired; votes are pairs as they are.
-
-        Raises:
-            UserError: If the two were not scored on the same images, or do not fit; see `pair_values`.
-        """
+        """The scores of two models, paired, if they fit; votes are pairs as they are."""
         labels = (model, baseline)
         if scorer == HUMAN:
-            assert self.votes is not None
             return self.votes.pairs(*labels)
         first, second = self.images(scorer, labels)
         common = len(first.keys() & second.keys())
@@ -162,18 +139,13 @@ class Evidence:
         return pair_values(_scores(first), _scores(second), mode, chosen_by=choosers)
 
     def provenance(self, scorer: str, labels: Sequence[str]) -> dict[str, Any]:
-        """How a scorer's scores were made.
-
-        Raises:
-            UserError: If not in the same way for all the models.
-        """
+        """How a scorer's scores were made, in the same way for all the models."""
         if scorer == HUMAN:
-            assert self.votes is not None
             return self.votes.provenance
-        first, *rest = (self.of_model[label].table.provenance.get(scorer, {}) for label in labels)
-        for other in rest:
+        first, *others = (self.of_model[label].table.provenance.get(scorer, {}) for label in labels)
+        for other in others:
+            keys = sorted(key for key in {*first, *other} if first.get(key) != other.get(key))
             if other != first:
-                keys = sorted(key for key in {*first, *other} if first.get(key) != other.get(key))
                 raise UserError(
                     f"the scores of {scorer} were made differently for the models ({', '.join(keys)}). Score all again."
                 )
@@ -210,7 +182,7 @@ def read_evidence(sources: Sequence[str | Path], votes: str | Path | None = None
     scored = tuple(
         Scored(path, read_scores(path), read_settings(path) if path.is_dir() else {}) for path in map(Path, sources)
     )
-    return Evidence(scored, read_votes(votes) if votes is not None else None)
+    return Evidence(scored, read_votes(votes) if votes is not None else NO_VOTES)
 
 
 def _by_image(rows: Iterable[ScoreRow], in_order: bool) -> dict[Key, ScoreRow]:

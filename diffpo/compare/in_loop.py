@@ -26,13 +26,7 @@ _LEVELS = 3  # a run's `final/unet` lies two below it
 def in_loop(settings: Iterable[Mapping[str, Any]], labels: Sequence[str], declared: Sequence[str]) -> dict[str, str]:
     """What a reader of a scorer's result must know, by scorer, where it had a hand in making one of the models.
 
-    Args:
-        settings: Of the media folders.
-        labels: Of the models in question.
-        declared: Scorers that a user says were used in training or selection.
-
-    Raises:
-        UserError: If a run's config or a table's provenance is damaged.
+    `settings` are the media folders'; `declared` are scorers that a user says were used in training or selection.
     """
     found: dict[str, list[str]] = {}
     for known in settings:

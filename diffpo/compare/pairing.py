@@ -68,18 +68,10 @@ class PairedScores:
 def pair_values(
     model: Scores, baseline: Scores, mode: Mode = "same-seed", *, chosen_by: tuple[Scores, Scores] | None = None
 ) -> PairedScores:
-    """Pair two models' scores, prompts in alphabetical order.
+    """Pair two models' scores of the same prompts, in alphabetical order; see the top of this file.
 
-    Args:
-        model: Scores of the model.
-        baseline: Scores of the baseline, for the same prompts; for `same-seed` also for the same seeds, for
-            `best-of-n` as many per prompt: the best of more images is better.
-        mode: See the top of this file. Of an even number of images the median one is the lower of the middle two.
-        chosen_by: Scores of the same images, of model and baseline, that choose the image in `CHOOSING` modes; None:
-            the scores themselves.
-
-    Raises:
-        UserError: If the scores do not fit, or one is not a finite number.
+    `same-seed` needs the same seeds, `best-of-n` as many per prompt: the best of more images is better. Of an even
+    number of images the median one is the lower of the middle two. `chosen_by`, of model and baseline, chooses it.
     """
     _check_fit(model, baseline, mode)
     assert mode != "same-seed" or all(model[prompt].keys() == baseline[prompt].keys() for prompt in model)

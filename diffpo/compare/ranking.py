@@ -49,13 +49,7 @@ class Rank:
 
 
 def rank_models(shares: Shares, models: Sequence[str], *, resampling: Resampling = FEWER) -> list[Rank]:
-    """Rank models, strongest first; the first of `models` is the anchor at Elo 0.
-
-    Pairs of models may be missing from `shares` as long as all hang together.
-
-    Raises:
-        UserError: If models were not compared, directly or through others.
-    """
+    """Rank models, strongest first; the first of `models` is the anchor at Elo 0. Pairs may be missing."""
     won, compared = _arrays(shares, models)
     pairs, prompts = compared.any(axis=0), len(won)
     _check_connected(pairs, models)
@@ -108,6 +102,7 @@ def _arrays(shares: Shares, models: Sequence[str]) -> tuple[NDArray[np.float64],
 
 
 def _check_connected(pairs: NDArray[np.bool_], models: Sequence[str]) -> None:
+    """Models that were not compared, directly or through others, have no common scale."""
     from scipy.sparse.csgraph import connected_components
 
     number, groups = connected_components(pairs, directed=False)

@@ -74,11 +74,7 @@ class Votes:
         }
 
     def between(self, model: str, baseline: str) -> list[Vote]:
-        """Votes on these two, in any order of a and b; sorted by prompt.
-
-        Raises:
-            UserError: If there is none.
-        """
+        """Votes on these two, in any order of a and b, one at least; sorted by prompt."""
         found = [vote for vote in self.votes if {vote.model_a, vote.model_b} == {model, baseline}]
         if not found:
             raise UserError(
@@ -93,12 +89,11 @@ class Votes:
         return PairedScores(shares, 1 - shares, tuple(vote.prompt for vote in votes))
 
 
-def read_votes(path: str | Path) -> Votes:
-    """Read a table of votes.
+NO_VOTES = Votes(Path(), ())
 
-    Raises:
-        UserError: If it cannot be read, lacks a column, or a row is not a vote; the message names the line.
-    """
+
+def read_votes(path: str | Path) -> Votes:
+    """Read a table of votes; an error names the line that is none."""
     path = Path(path)
     votes = tuple(_vote(place, row) for place, row in read_rows(path))
     if not votes:

@@ -65,21 +65,13 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Group:
-    """Examples of one choice."""
-
-    label: str
-    """Empty where a section has one group only."""
-    examples: tuple[Example, ...]
-
-
-@dataclass(frozen=True)
 class Section:
     """Examples, and how they were chosen."""
 
     title: str
     about: str
-    groups: tuple[Group, ...]
+    groups: dict[str, tuple[Example, ...]]
+    """By label, which is empty where a section has one group only."""
 
 
 class Gallery:
@@ -100,21 +92,20 @@ class Gallery:
         baseline, *others = self.models
         each = self._per_category()
         order = random.Random(seed).sample(self.keys, len(self.keys))
-        some = min(each, examples)
-        drawn = self._group("", order, examples, some, self.models)
+        drawn = self._group(order, examples, min(each, examples), self.models)
         how = f"Drawn from all {len(self.keys)} prompts and seeds with seed {seed}: nobody picked the good ones."
         how += " A category shows the first ones of its own in the same order." if each else ""
-        made = [Section("At random", how, (drawn,))]
+        made = [Section("At random", how, {"": drawn})]
         names = others if len(others) > 1 else [""]
         few = min((each + 1) // 2, extremes)
         for title, sign, does in (("Largest wins", 1, "gains"), ("Largest losses", -1, "loses")):
-            groups = [
-                self._group(name, self._extremes(label, sign), extremes, few, (baseline, label))
+            groups = {
+                name: self._group(self._extremes(label, sign), extremes, few, (baseline, label))
                 for name, label in zip(names, others, strict=True)
-            ]
+            }
             who = others[0] if len(others) == 1 else "each model"
             about = f"Where {who} {does} most against {baseline}, by {self.scorer}."
-            made.append(Section(title, about, tuple(groups)))
+            made.append(Section(title, about, groups))
         return made
 
     def _extremes(self, label: str, sign: int) -> list[Key]:
@@ -123,7 +114,7 @@ class Gallery:
         gains = {key: sign * (rows[key].score - rivals[key].score) for key in self.keys}
         return sorted((key for key in self.keys if gains[key] > 0), key=lambda key: (-gains[key], key))
 
-    def _group(self, label: str, order: Sequence[Key], overall: int, each: int, models: Sequence[str]) -> Group:
+    def _group(self, order: Sequence[Key], overall: int, each: int, models: Sequence[str]) -> tuple[Example, ...]:
         """The first ones of an order, and the first ones of each category."""
         seen: Counter[str] = Counter()
         examples = []
@@ -132,7 +123,7 @@ class Gallery:
             seen[category] += 1
             if place < overall or (category and seen[category] <= each):
                 examples.append(self._example(key, category, place < overall, models))
-        return Group(label, tuple(examples))
+        return tuple(examples)
 
     def _example(self, key: Key, category: str, overall: bool, models: Sequence[str]) -> Example:
         rows = {label: self._rows[label][key] for label in models}

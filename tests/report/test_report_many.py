@@ -135,11 +135,11 @@ def test_random_examples_are_the_first_of_one_order(three, categories):
     gallery = Gallery(read_evidence(three), ["base", "tuned", "pale"], "shapes-utility", categories)
     drawn, *_ = gallery.sections(examples=3, extremes=1, seed=5)
     everything, *_ = gallery.sections(examples=len(gallery.keys), extremes=1, seed=5)
-    order = [(e.prompt, e.seed) for e in everything.groups[0].examples]
+    order = [(e.prompt, e.seed) for e in everything.groups[""]]
     assert sorted(order) == gallery.keys
-    assert [(e.prompt, e.seed) for e in drawn.groups[0].examples if e.overall] == order[:3]
+    assert [(e.prompt, e.seed) for e in drawn.groups[""] if e.overall] == order[:3]
     for name in COLORS.values():
-        mine = [(e.prompt, e.seed) for e in drawn.groups[0].examples if e.category == name]
+        mine = [(e.prompt, e.seed) for e in drawn.groups[""] if e.category == name]
         assert mine == [key for key in order if categories[key[0]] == name][: len(mine)] and mine
     other, *_ = gallery.sections(examples=3, extremes=1, seed=6)
     assert other.groups != drawn.groups
@@ -147,7 +147,7 @@ def test_random_examples_are_the_first_of_one_order(three, categories):
 
 def test_the_best_picture_is_marked(three):
     gallery = Gallery(read_evidence(three), ["base", "tuned", "pale"], "shapes-utility", {})
-    examples = [e for section in gallery.sections(4, 2, 0) for group in section.groups for e in group.examples]
+    examples = [e for section in gallery.sections(4, 2, 0) for group in section.groups.values() for e in group]
     assert examples
     for example in examples:
         scores = {picture.label: float(picture.score) for picture in example.pictures}
@@ -162,14 +162,12 @@ def test_wins_and_losses_are_the_largest(three):
     _, wins, losses = gallery.sections(examples=1, extremes=3, seed=0)
     scores = [{(r.prompt, r.seed): r.score for r in t.rows if r.scorer == "shapes-utility"} for t in tables]
     gains = sorted(scores[1][key] - scores[0][key] for key in gallery.keys)
-    shown = [scores[1][e.prompt, e.seed] - scores[0][e.prompt, e.seed] for e in wins.groups[0].examples]
+    shown = [scores[1][e.prompt, e.seed] - scores[0][e.prompt, e.seed] for e in wins.groups[""]]
     assert shown == gains[::-1][:3]
-    assert len(losses.groups[0].examples) == min(3, sum(gain < 0 for gain in gains))
+    assert len(losses.groups[""]) == min(3, sum(gain < 0 for gain in gains))
     flipped = Gallery(read_evidence(three[:2]), ["tuned", "base"], "shapes-utility", {})
     _, _, back = flipped.sections(examples=1, extremes=3, seed=0)
-    assert [(e.prompt, e.seed) for e in back.groups[0].examples] == [
-        (e.prompt, e.seed) for e in wins.groups[0].examples
-    ]
+    assert [(e.prompt, e.seed) for e in back.groups[""]] == [(e.prompt, e.seed) for e in wins.groups[""]]
 
 
 def test_an_image_that_is_gone(three, tournament, tmp_path):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffpo.benchmarks.geneval.tasks import COLORS, SeenObject
 from diffpo.core.block import Block
+from diffpo.disk.ahead import chunks
 from diffpo.disk.weights import Weights
 from diffpo.errors import UserError
 from diffpo.scorers.base import OnDevice
@@ -61,32 +62,19 @@ class Mask2Former(OnDevice):
     def detect(self, images: Sequence[Image], threshold: float) -> list[list[SeenObject]]:
         import torch
 
-        rows = range(0, len(images), self.batch)
-        with torch.no_grad():
-            return [found for i in rows for found in self._detect_batch(images[i : i + self.batch], threshold)]
-
-    def _detect_batch(self, images: Sequence[Image], threshold: float) -> list[list[SeenObject]]:
         model, processor = self._loaded
-        inputs = processor(images=[image.convert("RGB") for image in images], return_tensors="pt")
-        outputs = model(pixel_values=inputs["pixel_values"].to(model.device))
-        found = processor.post_process_instance_segmentation(
-            outputs,
-            threshold=threshold,
-            target_sizes=[image.size[::-1] for image in images],
-            return_binary_maps=True,
-        )
-        names = model.config.id2label
-        results = []
-        for result in found:
-            segments = result["segments_info"]
-            masks = [mask.cpu().numpy().astype(bool) for mask in result["segmentation"]] if segments else []
-            results.append(
-                [
-                    _seen(RENAMED.get(names[segment["label_id"]], names[segment["label_id"]]), segment["score"], mask)
-                    for segment, mask in zip(segments, masks, strict=True)
-                ]
-            )
-        return results
+        names, found = model.config.id2label, []
+        for rows in chunks(list(images), self.batch):
+            inputs = processor(images=[image.convert("RGB") for image in rows], return_tensors="pt")
+            with torch.no_grad():
+                outputs = model(pixel_values=inputs["pixel_values"].to(model.device))
+            how = {"target_sizes": [image.size[::-1] for image in rows], "return_binary_maps": True}
+            for result in processor.post_process_instance_segmentation(outputs, threshold=threshold, **how):
+                segments = result["segments_info"]
+                masks = [mask.cpu().numpy().astype(bool) for mask in result["segmentation"]] if segments else []
+                seen = zip(segments, masks, strict=True)
+                found.append([_seen(names[segment["label_id"]], segment["score"], mask) for segment, mask in seen])
+        return found
 
     @cached_property
     def _weights(self) -> Weights:
@@ -147,4 +135,4 @@ def cut_out(image: Image, item: SeenObject) -> Image:
 def _seen(label: str, confidence: float, mask: Any) -> SeenObject:
     rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
     box = (float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1))
-    return SeenObject(label, confidence, box, mask)
+    return SeenObject(RENAMED.get(label, label), confidence, box, mask)

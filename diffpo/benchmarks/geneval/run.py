@@ -60,19 +60,6 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class TaskScore:
-    """How many images were right in one task."""
-
-    correct: int
-    total: int
-
-    @property
-    def share(self) -> float:
-        """From 0 to 1."""
-        return self.correct / self.total
-
-
-@dataclass(frozen=True)
 class GenEvalResult:
     """All that was judged in a folder, and by what."""
 
@@ -80,17 +67,17 @@ class GenEvalResult:
     provenance: dict[str, Any]
 
     @property
-    def tasks(self) -> dict[str, TaskScore]:
+    def tasks(self) -> dict[str, list[Judged]]:
         """By task: GenEval's in the paper's order, then others."""
-        by_tag: dict[str, list[bool]] = {tag: [] for tag in GENEVAL_TASKS}
+        found: dict[str, list[Judged]] = {tag: [] for tag in GENEVAL_TASKS}
         for item in self.judged:
-            by_tag.setdefault(item.tag, []).append(item.correct)
-        return {tag: TaskScore(sum(correct), len(correct)) for tag, correct in by_tag.items() if correct}
+            found.setdefault(item.tag, []).append(item)
+        return {tag: judged for tag, judged in found.items() if judged}
 
     @property
     def overall(self) -> float:
         """The plain mean of the tasks' shares, as the paper averages: a task counts the same, however many prompts."""
-        shares = [score.share for score in self.tasks.values()]
+        shares = [sum(item.correct for item in judged) / len(judged) for judged in self.tasks.values()]
         return sum(shares) / len(shares)
 
     def rows(self, media: Sequence[Media]) -> list[ScoreRow]:
@@ -104,11 +91,7 @@ class GenEvalResult:
 
 
 def read_tasks(folder: str | Path) -> dict[str, list[Task]]:
-    """The task of each prompt of a folder, from its `prompts.jsonl`.
-
-    Raises:
-        UserError: If there is none, or a prompt has no task.
-    """
+    """The task of each prompt of a folder, from its `prompts.jsonl`."""
     known = read_prompts(folder)
     if not known:
         raise UserError(
@@ -178,11 +161,7 @@ def run_geneval(
 
 
 def read_geneval(folder: str | Path) -> GenEvalResult:
-    """Read what `run_geneval` wrote.
-
-    Raises:
-        UserError: If there is none, or it is damaged.
-    """
+    """Read what `run_geneval` wrote."""
     path = Path(folder) / GENEVAL
     if not path.is_file():
         raise UserError(f"there is no {path}: this folder was not judged by GenEval yet.")

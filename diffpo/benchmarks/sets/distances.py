@@ -55,15 +55,10 @@ def kernel_distance(
     subset_size: int = SUBSET_SIZE,
     seed: int = 0,
 ) -> KernelDistance:
-    """Mean over subsets of the squared maximum mean discrepancy.
+    """Mean over drawn subsets of the squared maximum mean discrepancy of `[n d]` and `[m d]`, four at least.
 
-    Args:
-        first: `[n d]`, at least four.
-        second: `[m d]`, at least four.
-        prompts: `[n]` and `[m]` which images belong together, at least two different ones on each side; None: none do.
-        subsets: How many.
-        subset_size: Images of each side in a subset; at most half of the smaller side, so that subsets differ.
-        seed: Of the drawing.
+    `prompts`, `[n]` and `[m]`, at least two different ones on each side, say which images belong together; None: none
+    do. A subset has at most half of the images of the smaller side, so that subsets differ.
     """
     x, y = _checked(first, second)
     size = min(subset_size, len(x) // 2, len(y) // 2)

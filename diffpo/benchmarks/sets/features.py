@@ -142,15 +142,9 @@ class Looks(Block):
 
 
 def folder_features(folder: Path, media: Sequence[Media], makers: Sequence[Features]) -> dict[str, NDArray[np.float32]]:
-    """Make numbers of a folder's images, by name of the maker: `[n d]`. What was made before is not made again.
+    """Make numbers of a folder's images, by name of the maker: `[n d]`; a clip has the mean over its frames.
 
-    Args:
-        folder: Where the files are.
-        media: Images and clips; a clip has the mean over its frames.
-        makers: Of different names. Each image is decoded once for all of them.
-
-    Raises:
-        UserError: If a file is missing or no image, weights cannot be found, or a number is none.
+    Each image is decoded once for all makers. What was made before is not made again.
     """
     judges = {
         maker.name: Judge(RowStore("features", maker.provenance), partial(_look, maker), lambda item: "")
