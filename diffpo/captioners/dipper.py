@@ -15,11 +15,11 @@ from functools import cached_property
 from typing import Annotated, Any
 
 from diffpo.captioners.base import Level, Perturber
-from diffpo.captioners.language import SEQUENCE, LanguageModel, stable_hash, tidy
+from diffpo.captioners.language import LanguageModel, stable_hash, tidy
 from diffpo.core.block import Count, NotNegative, Place, Range
 from diffpo.disk.weights import Weights
 from diffpo.errors import ConfigError
-from diffpo.scorers.loading import load_part
+from diffpo.scorers.loading import Kind, load_part
 from diffpo.scorers.parts import find_folder
 
 HUB_MODEL = "kalpeshk2011/dipper-paraphraser-xxl"
@@ -35,7 +35,7 @@ class Dipper(LanguageModel, Perturber):
     """DIPPER, or any sequence-to-sequence model that takes its control codes."""
 
     name = "dipper"
-    kind = SEQUENCE
+    kind = Kind("AutoModelForSeq2SeqLM", "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES")
     what = "a sequence-to-sequence model"
 
     path: Place = HUB_MODEL
@@ -53,9 +53,7 @@ class Dipper(LanguageModel, Perturber):
     max_new_tokens: Annotated[int, Range(least=1, most=65536)] = 256
     """Where a window is cut off."""
     temperature: NotNegative = 1.0
-    """0 takes the likeliest token each time; above, tokens are drawn, the more evenly the higher."""
     top_p: Annotated[float, Range(above=0, most=1)] = 0.75
-    """Draw from the likeliest tokens that have this probability together."""
 
     def __post_init__(self) -> None:
         """Refuse what DIPPER was not trained on."""
@@ -82,7 +80,11 @@ class Dipper(LanguageModel, Perturber):
         for number in range(max(map(len, windows), default=0)):
             rows = [i for i, parts in enumerate(windows) if number < len(parts)]
             controls = [self.control(windows[i][number], written[i]) for i in rows]
-            for i, text in zip(rows, self._rewrite(controls, [keys[i] for i in rows], number), strict=True):
+            inputs = self._tokenizer(controls, padding=True, return_tensors="pt")
+            own = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+            draws = [stable_hash(keys[i], number) for i in rows]
+            tokens = self.generate(own, draws, self._tokenizer.pad_token_id)
+            for i, text in zip(rows, self._tokenizer.batch_decode(tokens, skip_special_tokens=True), strict=True):
                 written[i].append(text)
         return [tidy(" ".join(parts)) for parts in written]
 
@@ -91,12 +93,6 @@ class Dipper(LanguageModel, Perturber):
         prefix = " ".join(" ".join([self.prefix, *written]).split())
         codes = f"lexical = {100 - LEXICAL[self.level]}, order = {100 - self.order}"
         return f"{codes} {prefix} <sent> {text} </sent>" if prefix else f"{codes} <sent> {text} </sent>"
-
-    def _rewrite(self, controls: list[str], keys: list[int], number: int) -> list[str]:
-        inputs = self._tokenizer(controls, padding=True, return_tensors="pt")
-        own = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-        tokens = self.generate(own, [stable_hash(key, number) for key in keys], self._tokenizer.pad_token_id)
-        return self._tokenizer.batch_decode(tokens, skip_special_tokens=True)
 
     @cached_property
     def _tokenizer_weights(self) -> Weights:

@@ -16,17 +16,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from diffpo.core.block import NotNegative, Place, Range, Seed
 from diffpo.disk.weights import Weights
-from diffpo.errors import UserError
 from diffpo.scorers.base import OnDevice
-from diffpo.scorers.loading import Kind, load_network, load_part
+from diffpo.scorers.loading import Kind, load_network
 from diffpo.scorers.parts import find_model
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-IMAGE_TEXT = Kind("AutoModelForImageTextToText", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES")
-SEQUENCE = Kind("AutoModelForSeq2SeqLM", "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES")
-CAUSAL = Kind("AutoModelForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,45 +83,6 @@ class LanguageModel(OnDevice):
                 max_new_tokens=self.max_new_tokens,
                 pad_token_id=pad_token_id,
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChatModel(LanguageModel):
-    """The options of whatever runs a language model that is told what to write."""
-
-    reader: ClassVar[tuple[str, str]]
-    """The class of transformers that reads what the model is told, and the same for messages."""
-    reading: ClassVar[Mapping[str, Any]]
-    """What the reader's `apply_chat_template` is told besides."""
-
-    def answer(self, told: Sequence[Any], keys: Sequence[int]) -> list[str]:
-        """Write what the model answers to each content of a message; the key of each decides its draws."""
-        inputs = self._reader.apply_chat_template(
-            [[{"role": "user", "content": content}] for content in told],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            **self.reading,
-        )
-        tokenizer = getattr(self._reader, "tokenizer", self._reader)
-        tokens = self.generate(inputs, keys, tokenizer.pad_token_id)[:, inputs["input_ids"].shape[1] :]
-        return [tidy(text) for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
-
-    @cached_property
-    def _reader(self) -> Any:
-        """A tokenizer or processor; it pads chats in front, so that they end where their continuations begin."""
-        folder = self.weights.path
-        reader = load_part(folder, *self.reader)
-        if not reader.chat_template:
-            raise UserError(
-                f"{folder} has no chat template (chat_template.jinja), so nobody knows how to address it. Give a chat "
-                "or instruct version of the model, or add the template to a local copy."
-            )
-        tokenizer = getattr(reader, "tokenizer", reader)
-        tokenizer.padding_side = "left"
-        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-        return reader
 
 
 def tidy(text: str) -> str:

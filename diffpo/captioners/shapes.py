@@ -13,6 +13,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import permutations
+from operator import eq
 from typing import TYPE_CHECKING, Any, Literal
 
 from diffpo.captioners.base import Captioner, Level, Perturber
@@ -74,6 +75,9 @@ def describe(seen: Seen, asked: SceneSpec) -> SceneSpec:
     def named(found: FoundObject | None, spec: ObjectSpec) -> ObjectSpec:
         return ObjectSpec(found.color, spec.shape if found.shape == UNKNOWN else found.shape) if found else spec
 
+    def fit(spec: SceneSpec) -> tuple[float, int]:
+        return judge(seen, spec).score, sum(map(eq, _attributes(spec), _attributes(asked)))
+
     if seen.background != UNKNOWN:
         asked = replace(asked, background=seen.background)
     for found in (seen.objects[:2], seen.objects[:1], ()):
@@ -84,13 +88,8 @@ def describe(seen: Seen, asked: SceneSpec) -> SceneSpec:
             for relation in (RELATIONS if len(found) == 2 else (asked.relation,))
         ]
         if candidates:
-            return max(candidates, key=lambda spec: (judge(seen, spec).score, _agreement(spec, asked)))
+            return max(candidates, key=fit)
     raise AssertionError("the prompt itself is always a candidate")
-
-
-def _agreement(spec: SceneSpec, asked: SceneSpec) -> int:
-    """How many of the six attributes are the same."""
-    return sum(a == b for a, b in zip(_attributes(spec), _attributes(asked), strict=True))
 
 
 def _allowed(spec: SceneSpec, given: SceneSpec, splits: Splits) -> bool:
