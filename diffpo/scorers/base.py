@@ -10,6 +10,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from diffpo.core.block import Block, Count
+from diffpo.disk.ahead import chunks
 from diffpo.disk.weights import Weights
 from diffpo.errors import UserError
 from diffpo.scorers.parts import find_file
@@ -156,10 +157,9 @@ class JointScorer(NetworkScorer, ABC):
         import torch
 
         parts = []
-        for start in range(0, len(images), self.batch):
-            rows = slice(start, start + self.batch)
-            parts.append(self._score_batch([plain(x) for x in images[rows]], list(prompts[rows])).float().cpu())
-        return torch.cat(parts)
+        for rows in chunks(list(zip(images, prompts, strict=True)), self.batch):
+            parts.append(self._score_batch([plain(image) for image, _ in rows], [prompt for _, prompt in rows]))
+        return torch.cat([part.float().cpu() for part in parts])
 
     @abstractmethod
     def _score_batch(self, images: list[Image], prompts: list[str]) -> Tensor:
@@ -168,10 +168,8 @@ class JointScorer(NetworkScorer, ABC):
 
 def plain(image: Image) -> Image:
     """An image as RGB, with nothing but its pixels: processors lay a colour that it names as transparent on white."""
-    rgb = image.convert("RGB")
-    if rgb.info:
-        rgb = rgb.copy()
-        rgb.info = {}
+    rgb = image.convert("RGB")  # a copy, also of an image that is RGB
+    rgb.info = {}
     return rgb
 
 

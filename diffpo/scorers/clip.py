@@ -11,6 +11,7 @@ Papers mean different networks and scales by it; the presets name them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,13 +20,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from diffpo.disk.weights import Weights
 from diffpo.errors import UserError
 from diffpo.scorers.parts import OPEN_CLIP_CONFIG, describe_folder, find_folder
-from diffpo.scorers.towers import CosineScorer
+from diffpo.scorers.towers import CosineScorer, TowerSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from PIL.Image import Image
+    from torch import Tensor
 
     from diffpo.scorers.open_clip_tower import Resizing
-    from diffpo.scorers.towers import TowerSpec
 
 OPENAI = "openai/clip-vit-large-patch14"
 LAION = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
@@ -63,8 +64,8 @@ class Clip(CosineScorer):
     def provenance(self) -> dict[str, Any]:
         return super().provenance | ({"prefix": self.prefix} if self.prefix else {})
 
-    def _texts(self, prompts: Sequence[str]) -> Sequence[str]:
-        return [self.prefix + prompt for prompt in prompts]
+    def _judge(self, images: Sequence[Image], prompts: Sequence[str]) -> Tensor:
+        return super()._judge(images, [self.prefix + prompt for prompt in prompts])
 
     @cached_property
     def _spec(self) -> TowerSpec:

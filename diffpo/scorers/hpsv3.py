@@ -23,7 +23,7 @@ from diffpo.core.block import Count
 from diffpo.disk.weights import Weights
 from diffpo.errors import UserError
 from diffpo.scorers.base import JointScorer
-from diffpo.scorers.loading import Kind, below, check_kind, describe, frozen, load_part, load_state, read_state
+from diffpo.scorers.loading import Kind, below, check_kind, describe, load_part, load_state, read_state
 from diffpo.scorers.parts import PROCESSOR_CONFIG, find_beside, read_json
 
 if TYPE_CHECKING:
@@ -109,10 +109,10 @@ class HPSv3(JointScorer):
         check_kind(folder, Kind("AutoModel", "qwen2_vl"), _BASE)
         tokenizer = load_part(folder, "AutoTokenizer", "Qwen2-VL's tokenizer")
         tokenizer.add_tokens([REWARD], special_tokens=True)
-        network, head = (frozen(part, None, self.device) for part in self._build(len(tokenizer)))
-        return network, head, tokenizer, load_part(folder, "AutoImageProcessor", "Qwen2-VL's image processor")
+        image_processor = load_part(folder, "AutoImageProcessor", "Qwen2-VL's image processor")
+        return *self._build(len(tokenizer)), tokenizer, image_processor
 
-    def _build(self, vocabulary: int) -> tuple[Any, Any]:
+    def _build(self, vocabulary: int) -> list[Any]:
         """Load the network in its dtype and the head in float32."""
         import torch
         from accelerate import init_empty_weights
@@ -141,9 +141,9 @@ class HPSv3(JointScorer):
         head = nn.Sequential(  # as the authors number it, with a dropout at 2
             *(nn.Linear(width, 1024), nn.ReLU(), nn.Identity(), nn.Linear(1024, 16), nn.ReLU(), nn.Linear(16, 2))
         )
-        load_state(network, {name: x.to(dtype) for name, x in own.items()}, path=path, what=self.what)
-        load_state(head, {name: x.float() for name, x in rating.items()}, path=path, what=self.what)
-        return network, head
+        own, rating = {name: x.to(dtype) for name, x in own.items()}, {name: x.float() for name, x in rating.items()}
+        how = {"path": path, "what": self.what, "dtype": None, "device": self.device}
+        return [load_state(network, own, **how), load_state(head, rating, **how)]
 
 
 def conversation(prompt: str, patches: int, tokenizer: Any) -> str:

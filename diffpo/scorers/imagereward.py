@@ -16,14 +16,13 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffpo.compat import ensure_torchvision
 from diffpo.disk.weights import Weights
 from diffpo.errors import UserError
 from diffpo.scorers.base import JointScorer
-from diffpo.scorers.loading import below, describe, frozen, load_part, load_state, read_state
+from diffpo.scorers.loading import below, describe, load_part, load_state, read_state
 from diffpo.scorers.parts import find_beside
 
 if TYPE_CHECKING:
@@ -97,10 +96,44 @@ class ImageReward(JointScorer):
     @cached_property
     def _loaded(self) -> tuple[Any, Any, Any, Any]:
         """The vision part, the text part, the head and the tokenizer."""
-        parts = build(read_state(self._weights.path), self._weights.path)
-        vision, text = (frozen(part, self.dtype, self.device) for part in parts[:2])
-        head = frozen(parts[2], "float32", self.device)
-        return vision, text, head, _load_tokenizer(self._tokenizer.path, text.config.vocab_size)
+        vision, text, head = self._build(read_state(self._weights.path))
+        folder, vocabulary = self._tokenizer.path, text.config.vocab_size
+        tokenizer = load_part(folder, "BertTokenizer", "BERT's tokenizer")
+        tokenizer.add_tokens(list(MARKS), special_tokens=True)
+        if len(tokenizer) != vocabulary:
+            raise UserError(
+                f"the tokenizer in {folder} has {len(tokenizer)} tokens with {' and '.join(MARKS)}; the weights have "
+                f"{vocabulary}. Give tokenizer={HUB_TOKENIZER} or a local copy of it."
+            )
+        return vision, text, head, tokenizer
+
+    def _build(self, state: dict[str, Tensor]) -> tuple[Any, Any, Any]:
+        """Build vision part, text part and head, as large as the weights are, and load them.
+
+        Weights are named as in the published file; its projections, which only training used, are left out.
+        """
+        ensure_torchvision()
+        from torch import nn
+        from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
+
+        path = self._weights.path
+        vision = {vision_name(name): x for name, x in below(state, "blip.visual_encoder.").items()}
+        text = below(state, "blip.text_encoder.")
+        text.pop("embeddings.position_ids", None)
+        try:
+            vision_config = BlipVisionConfig(**_vision_sizes(vision))
+            text_config = BlipTextConfig(**_text_sizes(text))
+        except (KeyError, ValueError) as error:
+            raise UserError(f"{path} holds {describe(state)}, not a whole ImageReward: {error} is missing.") from error
+        head, widths = nn.Sequential(), (text_config.hidden_size, 1024, 128, 64, 16, 1)
+        for number, sizes in zip((0, 2, 4, 6, 7), pairwise(widths), strict=True):  # dropout has the other numbers
+            head.add_module(str(number), nn.Linear(*sizes))
+        parts = BlipVisionModel(vision_config), BlipTextModel(text_config, add_pooling_layer=False), head
+        states, dtypes = (vision, text, below(state, "mlp.layers.")), (self.dtype, self.dtype, "float32")
+        how = {"path": path, "what": self.what, "device": self.device}
+        for part, own, dtype in zip(parts, states, dtypes, strict=True):
+            load_state(part, own, dtype=dtype, **how)
+        return parts
 
 
 def vision_name(name: str) -> str:
@@ -108,33 +141,6 @@ def vision_name(name: str) -> str:
     for pattern, replacement in _VISION_NAMES:
         name = re.sub(pattern, replacement, name)
     return name
-
-
-def build(state: dict[str, Tensor], path: Path) -> tuple[Any, Any, Any]:
-    """Build vision part, text part and head, as large as the weights are, and load them.
-
-    Args:
-        state: The weights, named as in the published file. Its projections, which only training used, are left out.
-        path: Where they come from, for messages.
-    """
-    ensure_torchvision()
-    from torch import nn
-    from transformers import BlipTextModel, BlipVisionModel
-
-    vision = {vision_name(name): x for name, x in below(state, "blip.visual_encoder.").items()}
-    text = below(state, "blip.text_encoder.")
-    text.pop("embeddings.position_ids", None)
-    try:
-        vision_config, text_config = _vision_config(vision), _text_config(text)
-    except (KeyError, ValueError) as error:
-        raise UserError(f"{path} holds {describe(state)}, not a whole ImageReward: {error} is missing.") from error
-    head, widths = nn.Sequential(), (text_config.hidden_size, 1024, 128, 64, 16, 1)
-    for number, sizes in zip((0, 2, 4, 6, 7), pairwise(widths), strict=True):  # dropout has the other numbers
-        head.add_module(str(number), nn.Linear(*sizes))
-    parts = BlipVisionModel(vision_config), BlipTextModel(text_config, add_pooling_layer=False), head
-    for part, own in zip(parts, (vision, text, below(state, "mlp.layers.")), strict=True):
-        load_state(part, own, path=path, what=ImageReward.what)
-    return parts
 
 
 def _sizes(state: dict[str, Tensor], layers: str, inner: str, width: int) -> dict[str, Any]:
@@ -148,41 +154,21 @@ def _sizes(state: dict[str, Tensor], layers: str, inner: str, width: int) -> dic
     }
 
 
-def _vision_config(state: dict[str, Tensor]) -> Any:
-    from transformers import BlipVisionConfig
-
+def _vision_sizes(state: dict[str, Tensor]) -> dict[str, Any]:
     width, _, patch, _ = state["embeddings.patch_embedding.weight"].shape
-    return BlipVisionConfig(
-        **_sizes(state, "encoder.layers.", "mlp.fc1.weight", width),
-        image_size=patch * math.isqrt(state["embeddings.position_embedding"].shape[1] - 1),
-        patch_size=patch,
-        layer_norm_eps=1e-6,
-    )
+    side = patch * math.isqrt(state["embeddings.position_embedding"].shape[1] - 1)
+    own = {"image_size": side, "patch_size": patch, "layer_norm_eps": 1e-6}
+    return _sizes(state, "encoder.layers.", "mlp.fc1.weight", width) | own
 
 
-def _text_config(state: dict[str, Tensor]) -> Any:
-    from transformers import BlipTextConfig
-
+def _text_sizes(state: dict[str, Tensor]) -> dict[str, Any]:
     vocabulary, width = state["embeddings.word_embeddings.weight"].shape
-    return BlipTextConfig(
-        **_sizes(state, "encoder.layer.", "intermediate.dense.weight", width),
-        vocab_size=vocabulary,
-        encoder_hidden_size=state["encoder.layer.0.crossattention.self.key.weight"].shape[1],
-        max_position_embeddings=len(state["embeddings.position_embeddings.weight"]),
-        layer_norm_eps=1e-12,
-        is_decoder=True,  # so that there is cross-attention; what reads is bidirectional all the same
-        bos_token_id=None,
-        sep_token_id=None,
-    )
-
-
-def _load_tokenizer(folder: Path, vocabulary: int) -> Any:
-    """BERT's tokenizer with BLIP's marks; it must be the one that the weights were trained with."""
-    tokenizer = load_part(folder, "BertTokenizer", "BERT's tokenizer")
-    tokenizer.add_tokens(list(MARKS), special_tokens=True)
-    if len(tokenizer) != vocabulary:
-        raise UserError(
-            f"the tokenizer in {folder} has {len(tokenizer)} tokens with {' and '.join(MARKS)}; the weights have "
-            f"{vocabulary}. Give tokenizer={HUB_TOKENIZER} or a local copy of it."
-        )
-    return tokenizer
+    return _sizes(state, "encoder.layer.", "intermediate.dense.weight", width) | {
+        "vocab_size": vocabulary,
+        "encoder_hidden_size": state["encoder.layer.0.crossattention.self.key.weight"].shape[1],
+        "max_position_embeddings": len(state["embeddings.position_embeddings.weight"]),
+        "layer_norm_eps": 1e-12,
+        "is_decoder": True,  # so that there is cross-attention; what reads is bidirectional all the same
+        "bos_token_id": None,
+        "sep_token_id": None,
+    }

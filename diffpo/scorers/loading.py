@@ -3,10 +3,10 @@
     read_state, load_state    one file of tensors -> a network of ours
     load_network              a folder of transformers -> its network
     load_part                 a folder of transformers -> a tokenizer or a processor
-    frozen                    ready to judge: in its dtype, on its device, without gradients
 
-Weights are safetensors, or torch files of tensors alone: a pickle could run any code, so none is opened. Classes that
-come with a model are never used; what transformers does not know itself is refused.
+Networks come ready to judge: in their dtype, on their device, without gradients. Weights are safetensors, or torch
+files of tensors alone: a pickle could run any code, so none is opened. Classes that come with a model are never used;
+what transformers does not know itself is refused.
 """
 
 from __future__ import annotations
@@ -82,11 +82,13 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
 
 
-def load_state(network: nn.Module, state: Mapping[str, Tensor], *, path: Path, what: str) -> None:
-    """Make weights those of a network, in their own dtype; every name and shape must agree.
+def load_state(
+    network: Network, state: Mapping[str, Tensor], *, path: Path, what: str, dtype: str | None, device: str
+) -> Network:
+    """Make weights those of a network, and the network ready to judge, in place; every name and shape must agree.
 
     The network's own weights may be on the meta device. `path` and `what` say where the weights come from and what they
-    should be, for messages.
+    should be, for messages. A dtype that is None is that of the weights.
     """
     own = network.state_dict()
     missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
@@ -103,6 +105,7 @@ def load_state(network: nn.Module, state: Mapping[str, Tensor], *, path: Path, w
                 "expected. Is the architecture another one?"
             )
     network.load_state_dict(state, assign=True)
+    return _frozen(network, dtype, device)
 
 
 def below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -115,8 +118,7 @@ def describe(state: Mapping[str, Tensor]) -> str:
     return next((kind for part, kind in _CONTENTS.items() if any(part in name for name in state)), "unknown weights")
 
 
-def frozen(network: Network, dtype: str | None, device: str) -> Network:
-    """Make a network ready to judge, in place; a dtype that is None is left as it is."""
+def _frozen(network: Network, dtype: str | None, device: str) -> Network:
     import torch
 
     return network.eval().requires_grad_(False).to(pick_device(device), dtype and getattr(torch, dtype))
@@ -152,7 +154,7 @@ def load_network(folder: Path, kind: Kind, what: str, *, dtype: str, device: str
     network, info = _from_pretrained(kind.auto, folder, what, options)
     if missing := sorted(info["missing_keys"]):
         raise UserError(f"{folder} is not whole: {len(missing)} weights are missing, {missing[0]} first.")
-    return frozen(network, None, device)
+    return _frozen(network, None, device)
 
 
 def load_part(folder: str | Path, auto: str, what: str) -> Any:

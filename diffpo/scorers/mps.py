@@ -22,7 +22,7 @@ from diffpo.core.block import Sharing
 from diffpo.disk.weights import Weights
 from diffpo.errors import UserError
 from diffpo.scorers.base import JointScorer
-from diffpo.scorers.loading import CLIP, check_kind, describe, frozen, load_part, load_state, read_state
+from diffpo.scorers.loading import CLIP, check_kind, describe, load_part, load_state, read_state
 from diffpo.scorers.parts import PROCESSOR_CONFIG, find_beside, read_json
 
 if TYPE_CHECKING:
@@ -75,10 +75,13 @@ class MPS(JointScorer):
 
         from diffpo.scorers.mps_network import relevant_tokens
 
-        clip, cross_model, image_processor, read = self._loaded
+        clip, cross_model, image_processor, tokenizer = self._loaded
         pixels = image_processor(images, return_tensors="pt").pixel_values.to(clip.device, clip.dtype)
         image = clip.visual_projection(clip.vision_model(pixel_values=pixels).last_hidden_state)
-        states = clip.text_model(input_ids=read([*prompts, self.condition]))
+        length = clip.config.text_config.max_position_embeddings
+        how = {"padding": "max_length", "truncation": True, "max_length": length, "return_tensors": "pt"}
+        ids = tokenizer([*prompts, self.condition], **how).input_ids
+        states = clip.text_model(input_ids=ids.to(clip.device))  # no mask: the authors let padding be relevant too
         tokens, pooled = (clip.text_projection(x) for x in (states.last_hidden_state, states.pooler_output))
         seen = relevant_tokens(tokens[:-1], tokens[-1], self.threshold)
         mixed = cross_model(image, tokens[:-1], seen)[:, 0]
@@ -93,26 +96,15 @@ class MPS(JointScorer):
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any, Any, Any]:
-        """CLIP, the cross model, the image processor, and what turns texts into padded ids on the device."""
+        """CLIP, the cross model, the image processor and the tokenizer."""
         folder = self._processor.path
         check_kind(folder, CLIP, _PROCESSOR)
         tokenizer = load_part(folder, "AutoTokenizer", "CLIP's tokenizer")
         image_processor = load_part(folder, "AutoImageProcessor", "CLIP's image processor")
-        clip, cross_model = (frozen(part, None, self.device) for part in self._build())
-        length = clip.config.text_config.max_position_embeddings
+        return *self._build(), image_processor, tokenizer
 
-        def read(texts: list[str]) -> Tensor:
-            padded = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
-            return padded.input_ids.to(clip.device)  # no mask: the authors let padding be relevant too
-
-        return clip, cross_model, image_processor, read
-
-    def _build(self) -> tuple[Any, Any]:
-        """Load CLIP and the cross model, all but its rotary speeds in `dtype`.
-
-        Raises:
-            UserError: If the weights are of another kind, or not whole.
-        """
+    def _build(self) -> list[Any]:
+        """Load CLIP and the cross model, all but its rotary speeds in `dtype`."""
         import torch
         from transformers import CLIPConfig, CLIPModel
 
@@ -126,10 +118,10 @@ class MPS(JointScorer):
         except KeyError as error:
             raise UserError(f"{path} holds {describe(state)}, not a whole MPS: {error} is missing.") from error
         clip = CLIPModel(CLIPConfig.from_dict(read_json(self._processor.path / "config.json")))
-        for network, own in ((clip, parts["model"]), (cross_model, parts["cross_model"])):
-            kept = {name: x if name.endswith(SPEEDS) else x.to(dtype) for name, x in own.items()}
-            load_state(network, kept, path=path, what=self.what)
-        return clip, cross_model
+        for own in parts.values():
+            own.update((name, x.to(dtype)) for name, x in own.items() if not name.endswith(SPEEDS))
+        how = {"path": path, "what": self.what, "dtype": None, "device": self.device}
+        return [load_state(clip, parts["model"], **how), load_state(cross_model, parts["cross_model"], **how)]
 
 
 def split_state(state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:

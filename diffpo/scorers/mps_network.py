@@ -20,20 +20,12 @@ SPEEDS = "rotary_emb.inv_freq"
 
 
 def relevant_tokens(text: Tensor, condition: Tensor, threshold: float) -> Tensor:
-    """Which of a prompt's tokens say something of what the condition asks for.
+    """Which of a prompt's tokens `[b n d]` say something of what the condition's `[m d]` ask for: `[b n]` bool.
 
     A token's relevance is its largest product with a token of the condition, divided by that of the most relevant token
     of the same prompt. (The authors divide by the largest of the batch, so their scores depend on who else is in it;
     with one prompt at a time it is the same.) The most relevant token has 1, so one at least remains below a threshold
     of 1.
-
-    Args:
-        text: Features of each prompt's tokens, `[b n d]`.
-        condition: Features of the condition's tokens, `[m d]`.
-        threshold: Above it a token remains.
-
-    Returns:
-        `[b n]` bool.
     """
     relevance = (text @ condition.T).amax(-1)
     return relevance / relevance.amax(-1, keepdim=True) > threshold
@@ -49,10 +41,9 @@ class SwiGLU(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Image tokens look at the prompt's tokens, beside a feed-forward part."""
+    """Image tokens look at the prompt's tokens, beside a feed-forward part; `head` and `hidden` are their widths."""
 
     def __init__(self, width: int, heads: int, head: int, hidden: int):
-        """Sizes: of tokens, number of heads, of a head, of the feed-forward part."""
         super().__init__()
         self.head = head
         self.norm = nn.LayerNorm(width, bias=False)
@@ -74,7 +65,6 @@ class ParallelBlock(nn.Module):
     """Image tokens look at each other, beside a feed-forward part."""
 
     def __init__(self, width: int, heads: int, head: int, hidden: int):
-        """Sizes: of tokens, number of heads, of a head, of the feed-forward part."""
         super().__init__()
         self.parts = (heads * head, head, head, 2 * hidden)
         self.norm = nn.LayerNorm(width, bias=False)
@@ -96,22 +86,12 @@ class CrossModel(nn.Module):
     """Pairs of cross-attention and a parallel block."""
 
     def __init__(self, layers: int, *sizes: int):
-        """Number of pairs, and the sizes of each; see `CrossAttention`."""
         super().__init__()
         pairs = ([CrossAttention(*sizes), ParallelBlock(*sizes)] for _ in range(layers))
         self.layers = nn.ModuleList(nn.ModuleList(pair) for pair in pairs)
 
     def forward(self, image: Tensor, text: Tensor, seen: Tensor) -> Tensor:
-        """Mix what the prompt says into the image's tokens.
-
-        Args:
-            image: `[b i d]`
-            text: `[b n d]`
-            seen: The tokens of the prompt that count, `[b n]` bool.
-
-        Returns:
-            `[b i d]`
-        """
+        """Mix the prompt's tokens `[b n d]` that count, `[b n]` bool, into the image's: `[b i d]` -> `[b i d]`."""
         for cross, block in self.layers:
             image = image + cross(image, text, seen)
             image = image + block(image)
@@ -119,11 +99,7 @@ class CrossModel(nn.Module):
 
 
 def build_cross_model(state: Mapping[str, Tensor]) -> CrossModel:
-    """A cross model as large as its weights, which are not loaded.
-
-    Raises:
-        KeyError: A weight that tells a size is not there.
-    """
+    """A cross model as large as its weights, which are not loaded; `KeyError` if one that tells a size is missing."""
     inner, width = state["layers.0.0.to_q.weight"].shape
     head, hidden = len(state["layers.0.0.to_kv.weight"]) // 2, state["layers.0.0.ff.2.weight"].shape[1]
     layers = 1 + max(int(name.split(".")[1]) for name in state)

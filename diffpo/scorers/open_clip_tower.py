@@ -13,22 +13,20 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
 from diffpo.compat import ensure_torchvision
 from diffpo.disk.weights import Weights, snapshot
 from diffpo.errors import UserError
 from diffpo.scorers.base import versions
-from diffpo.scorers.loading import frozen, load_part, load_state, read_state
+from diffpo.scorers.loading import load_part, load_state, read_state
 from diffpo.scorers.parts import OPEN_CLIP_CONFIG, find_folder, pick_file, read_json
 from diffpo.scorers.pixels import pad_longest
 from diffpo.scorers.towers import Tower, TowerSpec
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 Resizing = Literal["own", "longest-side", "longest-side-plain"]
 """`own`: as the weights' configuration says. `longest-side`: HPS's, with antialiasing, as today's torchvision does.
@@ -81,14 +79,9 @@ def hub_id_of_tag(spec: str) -> str | None:
 def _spec(
     weights: Weights, config: dict[str, Any], label: str, preprocess: dict[str, Any], resizing: Resizing
 ) -> TowerSpec:
-    """A CLIP that is found.
+    """A CLIP in one file, with its architecture in open_clip's words (`embed_dim`, `vision_cfg`, `text_cfg`) and name.
 
-    Args:
-        weights: One file.
-        config: Its architecture, as open_clip's configurations have it (`embed_dim`, `vision_cfg`, `text_cfg`).
-        label: The architecture's name.
-        preprocess: What its configuration says about images, beside the defaults of open_clip.
-        resizing: How images become as large as the network wants them.
+    `preprocess` is what its configuration says about images, beside the defaults of open_clip.
     """
     digest = hashlib.blake2b(json.dumps(config, sort_keys=True).encode(), digest_size=4).hexdigest()
     own = resizing == "own"
@@ -101,7 +94,13 @@ def _spec(
     }
 
     def load(dtype: str, device: str) -> Tower:
-        network = frozen(_read(weights.path, config, label), dtype, device)
+        network, state = _build(config, label), read_state(weights.path)
+        if any(name.startswith("text.") for name in network.state_dict()):
+            from open_clip.model import convert_to_custom_text_state_dict
+
+            state = convert_to_custom_text_state_dict(state)
+        what = f"a CLIP {label} of open_clip"
+        load_state(network, state, path=weights.path, what=what, dtype=dtype, device=device)
         tokenizer = _tokenizer(config["text_cfg"], weights.path.parent)
         transform, weight = _transform(network.visual.image_size, preprocess, resizing), network.logit_scale
 
@@ -114,16 +113,6 @@ def _spec(
         return Tower(network, encode_images, encode_prompts)
 
     return TowerSpec(record, load)
-
-
-def _read(path: Path, config: dict[str, Any], label: str) -> Any:
-    network, state = _build(config, label), read_state(path)
-    if any(name.startswith("text.") for name in network.state_dict()):
-        from open_clip.model import convert_to_custom_text_state_dict
-
-        state = convert_to_custom_text_state_dict(state)
-    load_state(network, state, path=path, what=f"a CLIP {label} of open_clip")
-    return network
 
 
 def _transform(size: int | tuple[int, int], preprocess: dict[str, Any], resizing: Resizing) -> Any:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+import numpy as np
 import torch
+from PIL.Image import Image, Resampling
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """Of the pixels that OpenAI's CLIP was trained on, by channel; BLIP's too."""
@@ -17,19 +14,9 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 def resize_and_crop(image: Image, side: int) -> Tensor:
     """Resize the short side and cut out the middle, as OpenAI's CLIP does with torchvision and PIL, bit for bit.
 
-    CLIP's processor of transformers does nearly the same: where the number of surplus pixels is 3 modulo 4, it cuts one
-    pixel further left or up, since it rounds half of them down.
-
-    Args:
-        image: RGB.
-        side: Of the square that remains, in pixels.
-
-    Returns:
-        `[3 side side]` float32, normalised.
+    An RGB image becomes `[3 side side]` float32, normalised. CLIP's processor of transformers does nearly the same:
+    where the number of surplus pixels is 3 modulo 4, it cuts one pixel further left or up: it rounds half of them down.
     """
-    import numpy as np
-    from PIL.Image import Resampling
-
     width, height = image.size
     short = min(width, height)
     width, height = int(side * width / short), int(side * height / short)
@@ -41,21 +28,11 @@ def resize_and_crop(image: Image, side: int) -> Tensor:
 
 
 def pad_longest(image: Image, size: int, *, antialias: bool) -> Tensor:
-    """Scale the longest side to `size` and pad with black on both sides, as HPS does.
+    """Scale the longest side to `size` and pad with black on both sides, bit for bit as `hpsv2` does with torchvision.
 
-    Bit for bit what `hpsv2` does with torchvision. It forgets to pad where the longest side is `size` already, and then
-    fails; here such an image is padded too.
-
-    Args:
-        image: RGB.
-        size: Side of the square.
-        antialias: Whether to smooth while scaling down.
-
-    Returns:
-        `[3 size size]` in about [0, 1]: bicubic interpolation overshoots.
+    An RGB image becomes `[3 size size]` in about [0, 1]: bicubic interpolation overshoots. `hpsv2` forgets to pad where
+    the longest side is `size` already, and then fails; here such an image is padded too.
     """
-    import numpy as np
-
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div(255)
     factor = size / max(pixels.shape[1:])
     if factor != 1:

@@ -7,9 +7,9 @@ for theirs.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,16 +34,9 @@ class ShapesVerifier(Scorer):
         return {"scorer": self.name, "about": about, "weights": None, "code": _code(), "scale": "0 to 1"}
 
     def score(self, images: Sequence[Image], prompts: Sequence[str]) -> Tensor:
-        import torch
-
         from diffpo.worlds.shapes.verify import verify
 
-        try:
-            return torch.tensor(
-                [verify(*pair).score for pair in zip(images, prompts, strict=True)], dtype=torch.float32
-            )
-        except ValueError as error:
-            raise UserError(f"scorer {self.name} judges images of the shapes world only: {error}") from error
+        return _scores(self.name, lambda image, prompt: verify(image, prompt).score, images, prompts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,24 +51,24 @@ class ShapesUtility(Scorer):
 
     @property
     def provenance(self) -> dict[str, Any]:
-        return {
-            "scorer": self.name,
-            "about": "Utility of the simulated annotators who labelled the training pairs. No humans were asked.",
-            "weights": None,
-            "code": _code(),
-            "scale": "utility",
-            "judge": self.annotator or "mean of all annotators",
-        }
+        about = "Utility of the simulated annotators who labelled the training pairs. No humans were asked."
+        judge = self.annotator or "mean of all annotators"
+        own = {"weights": None, "code": _code(), "scale": "utility", "judge": judge}
+        return {"scorer": self.name, "about": about, **own}
 
     def score(self, images: Sequence[Image], prompts: Sequence[str]) -> Tensor:
-        import torch
+        from diffpo.worlds.shapes.annotators import utility
 
-        from diffpo.worlds.shapes.annotators import utilities
+        return _scores(self.name, partial(utility, annotator=self.annotator), images, prompts)
 
-        try:
-            return torch.tensor(utilities(images, prompts, self.annotator), dtype=torch.float32)
-        except ValueError as error:
-            raise UserError(f"scorer {self.name} judges images of the shapes world only: {error}") from error
+
+def _scores(name: str, judge: Callable[[Image, str], float], images: Sequence[Image], prompts: Sequence[str]) -> Tensor:
+    import torch
+
+    try:
+        return torch.tensor([judge(*pair) for pair in zip(images, prompts, strict=True)], dtype=torch.float32)
+    except ValueError as error:
+        raise UserError(f"scorer {name} judges images of the shapes world only: {error}") from error
 
 
 @cache

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from diffpo.compat import pick_device
+from diffpo.disk.ahead import chunks
 from diffpo.scorers.base import NetworkScorer, plain
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ class Tower:
     def image_features(self, images: Sequence[Image], batch: int) -> Tensor:
         """Features of images."""
         rgb = [plain(image) for image in images]
-        return _remembered(self._images, [_digest(image) for image in rgb], rgb, batch, self._encode_images)
+        keys = [hashlib.blake2b(f"{x.size}".encode() + x.tobytes(), digest_size=16).hexdigest() for x in rgb]
+        return _remembered(self._images, keys, rgb, batch, self._encode_images)
 
     def prompt_features(self, prompts: Sequence[str], batch: int) -> Tensor:
         """Features of prompts."""
@@ -94,19 +96,11 @@ class CosineScorer(TowerScorer, ABC):
         import torch
 
         image = self.tower.image_features(images, self.batch)
-        text = self.tower.prompt_features(self._texts(prompts), self.batch)
+        text = self.tower.prompt_features(prompts, self.batch)
         cosine = torch.cosine_similarity(image, text, dim=-1)
         if self.scale == "clipscore":
             return 2.5 * cosine.clamp(min=0)
         return {"cosine": 1.0, "percent": 100.0, "logit": self.tower.logit_scale}[self.scale] * cosine
-
-    def _texts(self, prompts: Sequence[str]) -> Sequence[str]:
-        """What is read of the prompts."""
-        return prompts
-
-
-def _digest(image: Image) -> str:
-    return hashlib.blake2b(f"{image.size}".encode() + image.tobytes(), digest_size=16).hexdigest()
 
 
 def _remembered(
@@ -116,9 +110,7 @@ def _remembered(
     import torch
 
     missing = {key: item for key, item in zip(keys, items, strict=True) if key not in known}
-    todo = list(missing)
-    for start in range(0, len(todo), batch):
-        rows = todo[start : start + batch]
+    for rows in chunks(list(missing), batch):
         known.update(zip(rows, encode([missing[key] for key in rows]).float().cpu(), strict=True))
     features = torch.stack([known[key] for key in keys])
     known.update([(key, known.pop(key)) for key in dict.fromkeys(keys)])  # these are the last ones now

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
+from PIL.Image import Image
+from torch import Tensor
 
 from diffpo.disk.weights import Weights, fingerprint
 from diffpo.errors import UserError
 from diffpo.scorers.base import versions
-from diffpo.scorers.loading import CLIP, check_kind, describe, frozen, load_network, load_part, load_state, read_state
+from diffpo.scorers.loading import CLIP, check_kind, describe, load_network, load_part, load_state, read_state
 from diffpo.scorers.parts import PROCESSOR_CONFIG, find_folder, find_model, read_json
 from diffpo.scorers.pixels import resize_and_crop
 from diffpo.scorers.towers import Tower, TowerSpec
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-    from torch import Tensor
 
 _PROCESSOR = "CLIP's tokenizer and image processor (vocab.json, merges.txt, preprocessor_config.json)"
 Preprocessing = Literal["PIL", "PIL, OpenAI's crop"]
@@ -33,17 +31,9 @@ def find_transformers(
     otherwise: str | None = None,
     preprocessing: Preprocessing = "PIL",
 ) -> TowerSpec:
-    """Find a CLIP of transformers and what goes with it.
+    """Find a CLIP of transformers: its weights, which are `what` for messages, its tokenizer and image processor.
 
-    Args:
-        spec: Hub id, local folder, or a local file with config.json beside it.
-        what: What the weights should be, for messages: "PickScore".
-        processor: Where the tokenizer and the image processor are; None: in the folder of the weights.
-        otherwise: A Hub id for them, if that folder has none.
-        preprocessing: How images become pixels.
-
-    Raises:
-        UserError: If something is not there.
+    These are at `processor`, else in the folder of the weights, else `otherwise`, a Hub id.
     """
     weights = find_model(spec, what=what)
     single = weights.path.is_file()
@@ -67,22 +57,18 @@ def find_transformers(
         record["architecture"] = f"blake2b:{fingerprint(folder / 'config.json')}"
 
     def load(dtype: str, device: str) -> Tower:
+        how = {"dtype": dtype, "device": device}
         if single:
-            network = frozen(_read_file(weights.path, what), dtype, device)
+            check_kind(folder, CLIP, what)
+            from transformers import CLIPConfig, CLIPModel
+
+            network = CLIPModel(CLIPConfig.from_dict(read_json(folder / "config.json")))
+            load_state(network, read_state(weights.path), path=weights.path, what=what, **how)
         else:
-            network = load_network(folder, CLIP, what, dtype=dtype, device=device)
+            network = load_network(folder, CLIP, what, **how)
         return _tower(network, found.path, preprocessing)
 
     return TowerSpec(record, load)
-
-
-def _read_file(path: Path, what: str) -> Any:
-    check_kind(path.parent, CLIP, what)
-    from transformers import CLIPConfig, CLIPModel
-
-    network = CLIPModel(CLIPConfig.from_dict(read_json(path.parent / "config.json")))
-    load_state(network, read_state(path), path=path, what=what)
-    return network
 
 
 def _tower(network: Any, folder: Path, preprocessing: Preprocessing) -> Tower:
