@@ -167,11 +167,7 @@ def _texts_to_perturb(table: Table, preset: Preset) -> list[str]:
 
 
 def _write(target: Target, columns: dict[str, list[str | None]], notes: dict[str, Any]) -> None:
-    """Count the empty texts, and write the table with what is left.
-
-    Raises:
-        UserError: There are too many of them.
-    """
+    """Count the empty texts, and write the table with what is left."""
     import pyarrow
 
     table = target.table

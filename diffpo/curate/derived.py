@@ -42,9 +42,6 @@ def read_tables(source: Source) -> dict[str, Table]:
     """Read what is to be derived from: `train`, and `validation` if the source has a table or split of its own for it.
 
     A `validation_fraction` is left to be divided off the derived table, where it chooses the same prompts.
-
-    Raises:
-        UserError: A table cannot be read, or a prompt stands in both.
     """
     splits = load_splits(dataclasses.replace(source, validation_fraction=0.0))
     return {"train": splits.train} | ({"validation": splits.validation} if splits.validation else {})
@@ -54,18 +51,7 @@ def read_tables(source: Source) -> dict[str, Table]:
 def writing(
     command: str, tables: Mapping[str, Table], recipe: Mapping[str, Any], folder: Path, *, fresh: bool
 ) -> Iterator[list[Target]]:
-    """Hold a folder against other commands, and find the splits that are still to be written there.
-
-    Args:
-        command: What writes, for the recipe and for messages: "diffpo data score".
-        tables: By split, what the new tables are made of.
-        recipe: All that decides the new columns besides the table, as plain JSON values.
-        folder: Where the new tables stand.
-        fresh: Whether tables that were made in another way may be replaced.
-
-    Raises:
-        UserError: Another command writes there, or see `Target.is_finished`.
-    """
+    """Hold a folder against other commands, and find the splits that are still to be written there."""
     targets = [Target(folder, split, table, {"made by": command, **recipe}) for split, table in tables.items()]
     with sole_writer(folder, command):
         yield [target for target in targets if not target.is_finished(fresh=fresh)]
@@ -101,8 +87,8 @@ def ask_of_images(
         recipe: See `compute_values`.
         table: The pairs.
         sides: Whose images are asked about, in turn.
-        ask: Answers for images that could be decoded, one plain JSON value each.
-        batch: Images that `ask` is given at a time at most; threads decode some ahead.
+        ask: Answers for at most `batch` images that could be decoded, one plain JSON value each.
+        batch: See `ask`.
         title: For the progress.
 
     Returns:
@@ -156,9 +142,6 @@ def compute_values(
 
     Returns:
         `n` values; None where the key is empty.
-
-    Raises:
-        UserError: The disk is full, a file of values is damaged, or whatever `compute` raises. What is finished stays.
     """
     store, wanted = RowStore(kind, recipe, rows_per_file=ROWS_PER_FILE), np.flatnonzero(keys != b"")
     store.fill(keys[wanted], lambda some: map(Row, compute(wanted[some].tolist())), title)

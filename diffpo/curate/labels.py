@@ -63,11 +63,7 @@ class Labelling(Block):
             )
 
     def check_scorer(self, provenance: Mapping[str, Any]) -> None:
-        """Check that the constants suit the scorer.
-
-        Raises:
-            UserError: `released` with anything but the cosine of a PickScore.
-        """
+        """Check that the constants suit the scorer."""
         scorer, scale = provenance.get("scorer"), provenance.get("scale")
         if self.normalise == "released" and (scorer, scale) != ("pickscore", "cosine"):
             raise UserError(
@@ -82,14 +78,7 @@ class Labelling(Block):
         return values if self.normalise == "quantiles" else {k: v for k, v in values.items() if k != "quantiles"}
 
     def find_bounds(self, scores: np.ndarray) -> Bounds:
-        """Find what becomes 0 and 1.
-
-        Args:
-            scores: `[n 2]` of the training split.
-
-        Raises:
-            UserError: Too many scores are equal.
-        """
+        """Find what becomes 0 and 1 by the scores `[n 2]` of the training split."""
         if self.normalise == "none":
             return UNCHANGED
         if self.normalise == "released":

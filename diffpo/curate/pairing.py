@@ -87,11 +87,7 @@ def by_prompt(candidates: Iterable[Candidate]) -> dict[str, list[Candidate]]:
 
 
 def read_choices(file: Path, candidates: Sequence[Candidate]) -> list[Judged]:
-    """Read a table of choices, in its order.
-
-    Raises:
-        UserError: It cannot be read, or names what is not there, or a line contradicts itself or the manifests.
-    """
+    """Read a table of choices, in its order."""
     named: dict[str, list[Candidate]] = {}
     for candidate in candidates:
         folder, name = candidate.folder, candidate.media.file

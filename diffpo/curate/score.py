@@ -111,11 +111,7 @@ def score_pairs(
 
 
 def score_rows(table: Table, scorer: Scorer, batch: int) -> PairScores:
-    """Score a table; what was scored before is read from the cache.
-
-    Raises:
-        UserError: A score is no finite number, or no row is left.
-    """
+    """Score a table; what was scored before is read from the cache."""
 
     def ask(asked: list[Asked]) -> list[float]:
         scores = scorer.score([one.image for one in asked], [one.prompt for one in asked]).double().tolist()
@@ -165,9 +161,6 @@ def turn(rows: Dataset, turned: np.ndarray, path: str) -> Dataset:
 
     The table is laid below itself with the sides' names exchanged, and an index takes each row from one half: no image
     is copied.
-
-    Raises:
-        UserError: Both sides are not kept in the same form.
     """
     from datasets import concatenate_datasets
 

@@ -46,11 +46,7 @@ def record_of(folder: Path, split: str) -> Path:
 
 
 def read_record(record: Path) -> dict[str, Any]:
-    """Read how a table was made.
-
-    Raises:
-        UserError: The record is damaged.
-    """
+    """Read how a table was made."""
     try:
         return json.loads(record.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -58,16 +54,7 @@ def read_record(record: Path) -> dict[str, Any]:
 
 
 def check_place(folder: Path, recipe: Mapping[str, Any], *, fresh: bool) -> None:
-    """Check that `write_table` may write to `folder`; ask before the work begins.
-
-    Args:
-        folder: New, empty, or holding such a table, which will be replaced.
-        recipe: All that decides the table, as plain JSON values.
-        fresh: Whether a table that was made in another way may be replaced.
-
-    Raises:
-        UserError: The folder holds something else, or a table made in another way and `fresh` is not set.
-    """
+    """Check that `folder` is new, empty, or holds a table of this recipe or, with `fresh`, of another one."""
     _check_folder(folder)
     if not folder.is_dir() or not any(folder.iterdir()):
         return
@@ -81,18 +68,7 @@ def check_place(folder: Path, recipe: Mapping[str, Any], *, fresh: bool) -> None
 def write_table(
     folder: Path, features: Features, rows: Iterable[dict[str, Any]], total: int, record: Mapping[str, Any]
 ) -> None:
-    """Write a new table; one that stands there is replaced.
-
-    Args:
-        folder: See `check_place`.
-        features: The columns.
-        rows: One by one.
-        total: How many they are.
-        record: How the table was made, with `recipe`; for the provenance file.
-
-    Raises:
-        UserError: The disk is full; what stood there before is untouched.
-    """
+    """Write a new table of `total` rows; one that stands there is replaced. `record` says how it was made."""
     with whole_folder(folder.absolute()) as temporary:
         _write_shards(temporary, features, track(rows, "Writing pairs", total))
         write_json(record_of(temporary, "train"), record)
@@ -140,15 +116,7 @@ class Target:
         return record_of(self.folder, self.split)
 
     def is_finished(self, *, fresh: bool) -> bool:
-        """Whether the very same table is there already; ask before the work begins.
-
-        Args:
-            fresh: Whether a table that was made in another way may be replaced.
-
-        Raises:
-            UserError: A table made in another way is there and `fresh` is not set, something else is, or writing there
-                would change the table that is read.
-        """
+        """Whether the very same table is there already; with `fresh` never. Ask before the work begins."""
         self._check_place()
         if not self.path.exists():
             return False
@@ -164,15 +132,9 @@ class Target:
     def write(
         self, rows: Dataset, columns: Mapping[str, Sequence[Any]], notes: Mapping[str, Any] | None = None
     ) -> None:
-        """Write the table and its record; images are carried over as they are: bytes, or absolute paths.
+        """Write rows, usually `table.rows`, with columns added or replaced, and the record, with what `notes` say.
 
-        Args:
-            rows: In standard columns; usually `table.rows`.
-            columns: Added, or put in the place of those of the same name; one value per row.
-            notes: What else the record should say, such as counts.
-
-        Raises:
-            UserError: The disk is full; what stood there before is untouched.
+        Images are carried over as they are: bytes, or absolute paths.
         """
         import datasets
         import pyarrow

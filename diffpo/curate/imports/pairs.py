@@ -106,16 +106,7 @@ def filled_columns(pairs: Iterable[ImportedPair]) -> tuple[str, ...]:
 
 
 def from_fields(name: str, fields: Mapping[str, Any], locate: Callable[[str], Any] = lambda path: path) -> ImportedPair:
-    """Read a pair from named values, in any of `NAMINGS`.
-
-    Args:
-        name: How messages call it.
-        fields: Values; numbers may be given as text.
-        locate: Turns a path into what can be read; bytes are taken as they are.
-
-    Raises:
-        UserError: None of the names is there, or a label is not a number.
-    """
+    """Read a pair from named values, in any of `NAMINGS`; `locate` turns a path into what can be read."""
     naming = next((names for names in NAMINGS if set(names) & set(fields)), None)
     if naming is None:
         expected = ", or ".join(" and ".join(names) for names in NAMINGS)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from diffpo.core.block import Block
-from diffpo.curate.imports import folders, hpdv2, open_image_preferences, webdataset
+from diffpo.curate.imports import folders, votes, webdataset
 from diffpo.curate.imports.pairs import ImportedPair, Inventory, Part, identity_of
 from diffpo.curate.imports.report import ImportReport, name_some
 from diffpo.disk.ahead import WORKERS, ahead, groups
@@ -51,9 +51,11 @@ class ImportLayout:
 
 
 LAYOUTS = {
-    "hpdv2": ImportLayout("HPDv2's train.json or test.json", hpdv2.fits, hpdv2.read),
+    "hpdv2": ImportLayout("HPDv2's train.json or test.json", votes.fits_hpdv2, votes.read_hpdv2),
     "open-image-preferences": ImportLayout(
-        "a table of image_1, image_2, prompt and votes", open_image_preferences.fits, open_image_preferences.read
+        "a table of image_1, image_2, prompt and votes",
+        votes.fits_open_image_preferences,
+        votes.read_open_image_preferences,
     ),
     "twin-folders": ImportLayout(
         "folders w/ and l/ (win/lose, chosen/rejected) with equal names", folders.fits_twins, folders.read_twins
@@ -237,12 +239,7 @@ def _prepare(pair: ImportedPair, options: ImportOptions) -> tuple[ImportedPair, 
 
 
 def _cell(image: Any, options: ImportOptions) -> dict[str, Any]:
-    """Make an image cell of a file, once it can be decoded.
-
-    Raises:
-        BrokenImage: It cannot.
-        UserError: It is to be linked, and is no file of its own.
-    """
+    """Make an image cell of a file, once it can be decoded."""
     if isinstance(image, dict):
         content, path = image.get("bytes"), image.get("path")
     else:  # a text is no path: a tar may not name files outside of it

@@ -39,11 +39,7 @@ def fits(source: str) -> bool:
 
 
 def read(source: str) -> Inventory:
-    """Make a part of every tar.
-
-    Raises:
-        UserError: The first pairs cannot be read.
-    """
+    """Make a part of every tar."""
     parts = []
     for path in _tars(source):
         stat = path.stat()
