@@ -28,10 +28,9 @@ from diffpo.config.run import Config, load_config
 from diffpo.disk.files import write_file
 from diffpo.disk.lock import sole_writer
 from diffpo.errors import UserError
-from diffpo.generation.generate import Request
+from diffpo.generation.generate import Request, find_stored
 from diffpo.generation.processes import forget_settings, make_state, quiet_console
 from diffpo.generation.settings import GenerateOptions
-from diffpo.generation.store import find_stored
 from diffpo.generation.work import Work, fill
 from diffpo.media.prompts import PromptSet, load_prompts
 from diffpo.models.pipelines import find_model

@@ -1,5 +1,11 @@
 """Generation: prompts -> a media folder (images, manifest, settings).
 
+    OUT/000012-s3.png          `generate`: the image of prompt 12 and the seed 3
+    HOME/LABEL-KEY/P-sS.png    `evaluate`, which makes only what is missing: KEY is the hash of all that decides images
+                               besides prompt and seed, P the hash of the prompt, S the seed of the noise
+
+The manifest names the images that were asked for last; others of an evaluation wait for one that asks for them again.
+
 The image of (prompt, seed) is what plain diffusers gives for
 
     pipe(prompt, num_inference_steps=steps, guidance_scale=guidance, generator=torch.Generator("cpu").manual_seed(seed))
@@ -10,8 +16,9 @@ what else is in the batch.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +33,7 @@ from diffpo.disk.lock import sole_writer
 from diffpo.errors import UserError
 from diffpo.generation.processes import make_state, quiet_console
 from diffpo.generation.sampling import sample_clips
-from diffpo.generation.settings import GenerateOptions
+from diffpo.generation.settings import GenerateOptions, hash_of
 from diffpo.generation.work import Draw, Work, fill
 from diffpo.media.folder import MANIFEST, SCORES, SETTINGS, Media, read_manifest, read_settings
 from diffpo.media.prompts import PROMPTS, PromptSet
@@ -38,6 +45,9 @@ if TYPE_CHECKING:
 NO_SAFETY_CHECKER = "off (it replaces images by black ones, which would spoil the scores)"
 NAMES = frozenset({"label", "model", "tuned", "prompts", "versions", "safety_checker"})
 """Settings that may change without changing an image: where something lies, or how it is called."""
+ASKED = frozenset({"prompts_hash", "n_prompts", "seeds", "noise", "batch"})
+"""Settings that say which images are asked for, not how they are made: an evaluation's files are called by prompt and
+seed. The number of images at a time changes their last bits only."""
 HOW = ("noise", "steps", "guidance", "negative_prompt", "batch", "dtype")
 """Options that are settings as they are."""
 
@@ -64,11 +74,7 @@ class Request:
         return Request(options, model, pick_device(options.device), label or name)
 
     def open(self) -> Draw:
-        """Load the pipeline.
-
-        Raises:
-            UserError: It cannot be loaded.
-        """
+        """Load the pipeline."""
         pipeline = open_pipeline(self.model, dtype=DTYPES[self.options.dtype], device=self.device)
         return partial(sample_clips, pipeline, sampler=self.options)
 
@@ -98,15 +104,7 @@ class Request:
         }
 
     def media(self, prompts: PromptSet, name: Callable[[int, str, int], str]) -> list[Media]:
-        """The images of all prompts and seeds, prompt after prompt.
-
-        Args:
-            prompts: What to sample.
-            name: Names the file of an image, given its prompt's place, the prompt and the seed.
-
-        Raises:
-            UserError: A seed is larger than can be kept.
-        """
+        """The images, prompt after prompt; `name` calls a file by its prompt's place, the prompt and the seed."""
         return [
             Media(file=name(number, prompt, seed), prompt=prompt, prompt_id=number, seed=seed, model=self.label)
             for number, prompt in enumerate(prompts.prompts)
@@ -165,12 +163,34 @@ def generate(
     return work
 
 
-def _check_folder(out: Path, settings: dict[str, Any], fresh: bool) -> bool:
-    """Make sure that what is in a folder is the same work, begun earlier; returns whether it is to be cleared.
+def find_stored(request: Request, prompts: PromptSet, home: Path, labels: Collection[str] = ()) -> Work:
+    """See what an evaluation has of a request and what is missing; several processes may look at once.
 
-    Raises:
-        UserError: It is something else.
+    Args:
+        request: What is asked of a model.
+        prompts: What to sample.
+        home: The folder of all models' folders.
+        labels: Of all models that are judged: a folder of the same model under another one was renamed by the user,
+            and is taken over.
     """
+    key = key_of(request.describe(prompts))
+    folder = home / f"{request.label}-{key}"
+    for other in home.glob(f"*-{key}"):
+        if other.name.removesuffix(f"-{key}") not in {request.label, *labels} and not folder.exists():
+            with suppress(OSError):  # another process did
+                other.rename(folder)
+    media = request.media(prompts, lambda _, prompt, seed: f"{hash_of(prompt, 8)}-s{seed}.png")
+    return request.work(folder, prompts, media)
+
+
+def key_of(settings: dict[str, Any]) -> str:
+    """The hash of all that decides an image besides its prompt and seed."""
+    decisive = {name: value for name, value in settings.items() if name not in NAMES | ASKED}
+    return hash_of(json.dumps(decisive, sort_keys=True), 4)
+
+
+def _check_folder(out: Path, settings: dict[str, Any], fresh: bool) -> bool:
+    """Make sure that what is in a folder is the same work, begun earlier; returns whether it is to be cleared."""
     earlier = read_settings(out)
     if not {"label", "weights", "prompts_hash"} <= earlier.keys():
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -194,11 +214,7 @@ def _images(out: Path) -> set[str]:
 
 
 def _clear(out: Path) -> None:
-    """Remove what the manifest lists and what `score` adds; the settings last, so that a kill leaves them behind.
-
-    Raises:
-        UserError: There are images that the manifest does not list.
-    """
+    """Remove what the manifest lists and what `score` adds; the settings last, so that a kill leaves them behind."""
     listed: set[str] = set()
     with suppress(UserError):  # a manifest that is damaged or not there lists nothing
         listed = {item.file for item in read_manifest(out)}

@@ -24,7 +24,7 @@ from diffpo.media.frames import Clip, encode
 from diffpo.media.prompts import PromptSet, write_prompts
 
 if TYPE_CHECKING:
-    from accelerate import PartialState
+    from accelerate import Accelerator, PartialState
     from rich.console import Console
 
 Draw = Callable[[Sequence[str], Sequence[int]], Sequence[Clip]]
@@ -67,46 +67,36 @@ class Work:
         return len(self.media) - sum(map(len, self.missing))
 
 
-def fill(works: Collection[Work], state: PartialState, console: Console) -> None:
-    """Make what is missing of media folders, by all processes together, each of which has looked at what that is.
+def fill(
+    works: Collection[Work], state: PartialState | Accelerator, console: Console, *, sharded: bool = False
+) -> None:
+    """Make what is missing of media folders. Each batch is on the disk whole, or not at all.
+
+    Args:
+        works: What is asked for; every process has looked at what is missing of it.
+        state: Which process this is. They share the batches.
+        console: Where to show progress.
+        sharded: Whether networks lie on all processes: then each one samples every batch, and the first one writes.
 
     Raises:
         UserError: If what samples cannot be opened, or an image cannot be made.
     """
     state.wait_for_everyone()  # nobody writes while another one looks
     for work in works if state.is_main_process else ():
-        begin(work)
+        work.folder.mkdir(parents=True, exist_ok=True)
+        sweep(work.folder)
+        write_settings(work.folder, work.settings)
+        write_prompts(work.folder, work.prompts)
+        write_manifest(work.folder, work.media)
     state.wait_for_everyone()
     for work in works:
-        make(work, console, rank=state.process_index, world=state.num_processes)
+        batches = work.missing if sharded else work.missing[state.process_index :: state.num_processes]
+        if batches:
+            _make(work, batches, console, writes=state.is_main_process or not sharded)
     state.wait_for_everyone()
 
 
-def begin(work: Work) -> None:
-    """Say in the folder what it will hold, and how that is made; one process does it, after all have looked."""
-    work.folder.mkdir(parents=True, exist_ok=True)
-    sweep(work.folder)
-    write_settings(work.folder, work.settings)
-    write_prompts(work.folder, work.prompts)
-    write_manifest(work.folder, work.media)
-
-
-def make(work: Work, console: Console, *, rank: int = 0, world: int = 1, writes: bool = True) -> None:
-    """Make this process's share of what is missing. Each batch is on the disk whole, or not at all.
-
-    Args:
-        work: What is asked for.
-        console: Where to show progress.
-        rank: Which of the processes that share the batches this is.
-        world: How many they are.
-        writes: False on a process that samples because the networks are sharded, while another one writes the same.
-
-    Raises:
-        UserError: If what samples cannot be opened, or an image cannot be made.
-    """
-    batches = work.missing[rank::world]
-    if not batches:
-        return
+def _make(work: Work, batches: list[list[Media]], console: Console, *, writes: bool) -> None:
     sample = work.sample()
     with progress(f"Generating {work.media[0].model}", sum(map(len, batches)), console=console) as advance:
         for batch in batches:

@@ -78,11 +78,7 @@ def read_media(folder: str | Path) -> list[Media]:
 
 
 def read_manifest(folder: Path) -> list[Media]:
-    """Read a folder's manifest, in its order.
-
-    Raises:
-        UserError: If there is none, a line of it is broken, lacks its prompt, or points outside the folder.
-    """
+    """Read a folder's manifest, in its order; see `read_media`."""
     path = folder / MANIFEST
     media = [_media(place, row) for place, row in read_rows(path)]
     if not media:
@@ -114,15 +110,9 @@ def manifest_line(media: Media) -> str:
 
 
 def read_settings(folder: str | Path) -> dict[str, Any]:
-    """How a folder's images were made; empty for a folder that `diffpo generate` did not make.
-
-    Raises:
-        UserError: If the file is not JSON.
-    """
+    """How a folder's images were made; empty for a folder that `diffpo generate` did not make."""
     path = Path(folder) / SETTINGS
-    if not path.is_file():
-        return {}
-    settings = read_json(path)
+    settings = read_json(path) if path.is_file() else None
     if not isinstance(settings, dict):
         return {}
     there = {name: path.parent / str(settings[name]) for name in _PLACES if settings.get(name)}
@@ -180,11 +170,7 @@ def _naming(path: Path) -> Iterator[Path]:
 
 
 def check_inside(folder: Path, files: Iterable[str], where: str | Path) -> None:
-    """Refuse files outside a folder: by an absolute path, by `..`, or by a link.
-
-    Raises:
-        UserError: It names the first one.
-    """
+    """Refuse files outside a folder, by an absolute path, by `..`, or by a link, with a `UserError`."""
     home = os.path.realpath(folder)
     for file in files:
         if os.path.commonpath([home, os.path.realpath(os.path.join(home, file))]) != home:
@@ -195,11 +181,7 @@ def check_inside(folder: Path, files: Iterable[str], where: str | Path) -> None:
 
 
 def numbers_of(place: str, row: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers that a row about an image says; what it does not say is left away.
-
-    Raises:
-        UserError: One is no number, or out of its range; the message names `place`.
-    """
+    """The numbers that a row about an image says, in their ranges; what it does not say is left away."""
     found: dict[str, Any] = {}
     for name, (kind, least, most) in _NUMBERS.items():
         value = row.get(name)

@@ -35,20 +35,9 @@ Row = dict[str, Any]
 
 
 def find_media(source: Path) -> list[Media]:
-    """Read what others made.
-
-    Args:
-        source: A folder without a manifest, or a table.
-
-    Raises:
-        UserError: If there is no image, one has no prompt, is named twice or is missing, or the table cannot be read.
-    """
-    if source.is_dir():
-        rows = _rows_of_folder(source)
-        label = source.resolve().name
-    else:
-        rows = _rows_of_table(source)
-        label = source.stem
+    """Read a folder without a manifest, or a table; each image has one prompt, and is there."""
+    rows = _rows_of_folder(source) if source.is_dir() else _rows_of_table(source)
+    label = source.resolve().name if source.is_dir() else source.stem
     if not rows:
         reason = f"it has no {MANIFEST}, and no image" if source.is_dir() else "it has no rows"
         raise UserError(f"nothing to read in {source}: {reason}. `diffpo generate` makes a media folder.")
@@ -78,8 +67,8 @@ def _rows_of_folder(folder: Path) -> list[Row]:
 
 def _caption(image: Path) -> str:
     """The text beside an image, empty if there is none."""
-    file = next((image.with_suffix(suffix) for suffix in CAPTIONS if image.with_suffix(suffix).is_file()), None)
-    return read_text(file).strip() if file is not None else ""
+    beside = [file for suffix in CAPTIONS if (file := image.with_suffix(suffix)).is_file()]
+    return read_text(beside[0]).strip() if beside else ""
 
 
 def _rows_of_table(path: Path) -> list[Row]:

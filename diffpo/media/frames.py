@@ -88,17 +88,7 @@ class Clip:
 
 
 def decode(source: Any) -> Image:
-    """Decode a picture to RGB, as it is meant to be looked at.
-
-    Args:
-        source: Bytes, a path, or `{"bytes": ..., "path": ...}`, as `datasets.Image(decode=False)` gives it.
-
-    Returns:
-        The picture; of an animation the first frame.
-
-    Raises:
-        BrokenImage: It cannot be decoded, it is no regular file, or it is too large or extremely long.
-    """
+    """Decode a picture to RGB, as it is meant to be looked at; of an animation the first frame. See `decode_clip`."""
     return decode_clip(source, 1).first
 
 
@@ -106,11 +96,12 @@ def decode_clip(source: Any, frames: int | None = None) -> Clip:
     """Decode a clip.
 
     Args:
-        source: As in `decode`.
+        source: Bytes, a path, or `{"bytes": ..., "path": ...}`, as `datasets.Image(decode=False)` gives it.
         frames: How many frames from the first on; None: all that the file has.
 
     Raises:
-        BrokenImage: As in `decode`, or the file has fewer frames, or so many that they are too large together.
+        BrokenImage: It cannot be decoded, it is no regular file, it is too large or extremely long, or it has fewer
+            frames, or so many that they are too large together.
     """
     from PIL import Image, ImageSequence, UnidentifiedImageError
 
@@ -135,29 +126,17 @@ def decode_clip(source: Any, frames: int | None = None) -> Clip:
 
 def encode(clip: Clip) -> bytes:
     """Encode a clip without loss: a PNG, whose frames browsers play if there are several."""
-    file = io.BytesIO()
-    if len(clip.frames) == 1:
-        clip.first.save(file, format="PNG")
-    else:
-        clip.first.save(
-            file,
-            format="PNG",
-            save_all=True,
-            append_images=clip.frames[1:],
-            duration=1000 / (clip.fps or 8),
-            # Opaque frames look the same in both ways of blending; the change keeps Pillow from merging equal frames.
-            blend=[i % 2 for i in range(len(clip.frames))],
-        )
+    file, how = io.BytesIO(), {}
+    if len(clip.frames) > 1:
+        how = {"save_all": True, "append_images": clip.frames[1:], "duration": 1000 / (clip.fps or 8)}
+        # Opaque frames look the same in both ways of blending; the change keeps Pillow from merging equal frames.
+        how["blend"] = [i % 2 for i in range(len(clip.frames))]
+    clip.first.save(file, format="PNG", **how)
     return file.getvalue()
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """Read a file that others may have made.
-
-    Raises:
-        OSError: It cannot be read.
-        BrokenImage: It is no regular file (a pipe, a device), or it is too large.
-    """
+    """Read a file that others may have made; `BrokenImage`: it is no regular file (a pipe, a device), or too large."""
     with _open_file(path) as file:
         return file.read()
 
@@ -180,15 +159,12 @@ def _open_file(path: str | Path) -> BinaryIO:
     """Open a regular file; a pipe without a writer must not make the program wait."""
     file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
     found = os.fstat(file.fileno())
-    reason = ""
-    if not stat.S_ISREG(found.st_mode):
-        reason = "not a regular file"
-    elif found.st_size > LARGEST_FILE:
-        reason = f"too large: {found.st_size / 2**20:.0f} MB, at most {LARGEST_FILE // 2**20} are read"
-    if reason:
-        file.close()
-        raise BrokenImage(reason)
-    return file
+    if stat.S_ISREG(found.st_mode) and found.st_size <= LARGEST_FILE:
+        return file
+    file.close()
+    if stat.S_ISREG(found.st_mode):
+        raise BrokenImage(f"too large: {found.st_size / 2**20:.0f} MB, at most {LARGEST_FILE // 2**20} are read")
+    raise BrokenImage("not a regular file")
 
 
 def _check_size(width: int, height: int) -> int:
@@ -201,8 +177,7 @@ def _check_size(width: int, height: int) -> int:
 
 
 def _read_frames(images: Iterator[Image], wanted: int | None, most: int) -> Clip:
-    frames: list[Image] = []
-    durations: list[float] = []
+    frames, durations = [], []
     for image in images:
         if len(frames) == wanted:
             break

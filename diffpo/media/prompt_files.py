@@ -27,11 +27,7 @@ class PromptRecord(NamedTuple):
 
 
 def read_prompt_file(path: Path) -> list[PromptRecord]:
-    """Read a file of any kind in `READERS`; rows whose prompt is missing (null) are left out, and counted in the log.
-
-    Raises:
-        UserError: If there is none, it is of another kind, or a row of it holds something that is no text.
-    """
+    """Read a file of any kind in `READERS`; rows without a prompt (null) are left out, and counted in the log."""
     if not path.is_file():
         raise UserError(f"there is no prompt file {path}.")
     kind = path.suffix.lower()

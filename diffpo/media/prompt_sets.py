@@ -61,15 +61,7 @@ def did_you_mean(wrong: str, known: Iterable[str], whole: str = "{}") -> str:
 
 
 def benchmark_records(name: str, rest: str) -> list[PromptRecord]:
-    """Read a benchmark.
-
-    Args:
-        name: A key of `BENCHMARKS`.
-        rest: What stands behind its colon: nothing, `PART`, `COUNT`, `PART:COUNT`, or a local file or folder.
-
-    Raises:
-        UserError: If there is no such part, or the files are neither here nor to be had.
-    """
+    """Read a benchmark; behind its colon stands nothing, `PART`, `COUNT`, `PART:COUNT`, or a local file or folder."""
     benchmark = BENCHMARKS[name]
     local = local_copy(name, rest)
     part, count = ("", None) if local else _parse(name, rest)
@@ -86,11 +78,7 @@ def benchmark_records(name: str, rest: str) -> list[PromptRecord]:
 
 
 def local_copy(name: str, rest: str) -> Path | None:
-    """The file or folder that stands behind a benchmark's colon, if it is one and no part or count.
-
-    Raises:
-        UserError: If it looks like a path and there is none.
-    """
+    """The file or folder that stands behind a benchmark's colon, if it is one and no part or count."""
     if not rest or rest.isdecimal() or rest.partition(":")[0] in BENCHMARKS[name].all_parts:
         return None
     path = Path(rest).expanduser()

@@ -78,15 +78,10 @@ def write_prompts(folder: str | Path, prompts: PromptSet) -> None:
 
 
 def read_prompts(folder: str | Path) -> dict[str, dict[str, Any]]:
-    """What is known of the prompts of a media folder, by prompt; empty if nothing.
-
-    Raises:
-        UserError: If the file is broken.
-    """
+    """What is known of the prompts of a media folder, by prompt; empty if nothing."""
     path = Path(folder) / PROMPTS
-    if not path.is_file():
-        return {}
-    return {record.prompt: dict(record.detail) for record in read_prompt_file(path)}
+    records = read_prompt_file(path) if path.is_file() else []
+    return {record.prompt: dict(record.detail) for record in records}
 
 
 def load_prompts(spec: str | Path) -> PromptSet:

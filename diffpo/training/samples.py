@@ -14,7 +14,7 @@ from diffpo.config.run import Config
 from diffpo.disk.progress import stderr_console
 from diffpo.generation.sampling import sample_clips
 from diffpo.generation.settings import Sampler, hash_of
-from diffpo.generation.work import Work, begin, make
+from diffpo.generation.work import Work, fill
 from diffpo.media.folder import Media, open_clip
 from diffpo.media.frames import Clip
 from diffpo.media.prompts import PromptSet, load_prompts
@@ -60,12 +60,9 @@ class SampleGrids:
             prompts=self._prompts,
             settings=asdict(self._sampler),
         )
-        accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             note(self._folder.parent, self._base)
-            begin(work)
-        make(work, stderr_console(), writes=accelerator.is_main_process)
-        accelerator.wait_for_everyone()
+        fill([work], accelerator, stderr_console(), sharded=True)
 
     def draw(self, accelerator: Accelerator, step: int) -> None:
         """Draw the grid of an update."""

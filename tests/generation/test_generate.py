@@ -20,10 +20,9 @@ from tiny import PIPELINES, save_pipeline
 
 from diffpo.disk.lock import sole_writer
 from diffpo.errors import UserError
-from diffpo.generation.generate import NAMES, Request, generate
+from diffpo.generation.generate import ASKED, NAMES, Request, generate, key_of
 from diffpo.generation.sampling import sample_clips
 from diffpo.generation.settings import GenerateOptions, Sampler
-from diffpo.generation.store import ASKED, key_of
 from diffpo.media.folder import read_media, read_settings
 from diffpo.media.prompts import PromptSet
 from diffpo.models.pipelines import find_model, find_tuned
