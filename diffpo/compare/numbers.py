@@ -8,9 +8,9 @@ from collections.abc import Callable
 from diffpo.compare.stats import Estimate
 
 
-def number(value: float) -> str:
+def number(value: float, sign: str = "") -> str:
     """A score with about four digits."""
-    return f"{value:.2f}" if abs(value) >= 10 else f"{value:.3f}"
+    return f"{value:{sign}.{2 if abs(value) >= 10 else 3}f}"
 
 
 def percent(value: float) -> str:
@@ -30,7 +30,7 @@ def p_value(value: float) -> str:
 
 def signed(value: float) -> str:
     """A difference of scores, with its sign and about four digits."""
-    return "?" if math.isnan(value) else f"{value:+.2f}" if abs(value) >= 10 else f"{value:+.3f}"
+    return "?" if math.isnan(value) else number(value, "+")
 
 
 def span(estimate: Estimate, show: Callable[[float], str]) -> str:

@@ -14,8 +14,6 @@ from diffpo.scorers.shapes import ShapesVerifier
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from diffpo.worlds.shapes.verify import FoundObject, Seen
-
 
 @dataclass(frozen=True, kw_only=True)
 class ShapesEyes(Block):
@@ -27,17 +25,13 @@ class ShapesEyes(Block):
         return {"detector": "shapes", "colors": "shapes", "code": ShapesVerifier().provenance["code"]}
 
     def detect(self, images: Sequence[Image], threshold: float) -> list[list[SeenObject]]:
-        """Find the objects of each image, the largest first. What the verifier takes for an object, it is sure of.
-
-        Raises:
-            UserError: If an image is not of the shapes world's size.
-        """
+        """Find the objects of each image, the largest first. What the verifier takes for an object, it is sure of."""
         assert threshold <= 1
-        return [[_seen(item) for item in _see(image).objects] for image in images]
+        return [[item for item, _ in _seen(image)] for image in images]
 
     def name_colors(self, image: Image, objects: Sequence[SeenObject], label: str) -> list[str]:
         """The colour of each object: the one whose box it has."""
-        colors = {_seen(item).box: item.color for item in _see(image).objects}
+        colors = {item.box: color for item, color in _seen(image)}
         return [colors[item.box] for item in objects]
 
 
@@ -45,9 +39,6 @@ def shapes_tasks(caption: str) -> list[Task]:
     """What GenEval would ask of an image with this caption: two objects, their colours, and their position.
 
     None for captions with one shape twice: GenEval never asks for two different objects of one class.
-
-    Raises:
-        UserError: If the caption is not of the shapes world.
     """
     from diffpo.worlds.shapes.scenes import parse_caption
 
@@ -68,21 +59,19 @@ def shapes_tasks(caption: str) -> list[Task]:
     ]
 
 
-def _see(image: Image) -> Seen:
-    from diffpo.worlds.shapes.verify import see
+def _seen(image: Image) -> list[tuple[SeenObject, str]]:
+    """Objects and their colours. A box follows from what the verifier measures: the extents of a shape at its area."""
+    from diffpo.worlds.shapes.scenes import EXTENTS
+    from diffpo.worlds.shapes.verify import UNIT_AREA, see
 
     try:
-        return see(image)
+        objects = see(image).objects
     except ValueError as error:
         raise UserError(f"the shapes world's eyes see its own images only: {error}") from error
-
-
-def _seen(item: FoundObject) -> SeenObject:
-    """Its box follows from what the verifier measures: the extents of its shape at its area."""
-    from diffpo.worlds.shapes.scenes import EXTENTS
-    from diffpo.worlds.shapes.verify import UNIT_AREA
-
-    size = (item.area / UNIT_AREA.get(item.shape, 4.0)) ** 0.5
-    width, up, down = EXTENTS.get(item.shape, (1.0, 1.0, 1.0))
-    box = (item.x - width * size, item.y - up * size, item.x + width * size, item.y + down * size)
-    return SeenObject(item.shape, 1.0, box)
+    found = []
+    for item in objects:
+        size = (item.area / UNIT_AREA.get(item.shape, 4.0)) ** 0.5
+        width, up, down = EXTENTS.get(item.shape, (1.0, 1.0, 1.0))
+        box = (item.x - width * size, item.y - up * size, item.x + width * size, item.y + down * size)
+        found.append((SeenObject(item.shape, 1.0, box), item.color))
+    return found

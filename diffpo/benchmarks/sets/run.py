@@ -165,22 +165,6 @@ def _load(folder: Path, makers: Sequence[Features]) -> _Loaded:
     return _Loaded(media[0].model, media, folder_features(folder, media, makers))
 
 
-def _check(loaded: Sequence[_Loaded]) -> None:
-    labels = [item.label for item in loaded]
-    if len(set(labels)) < len(labels):
-        raise UserError(f"each folder needs a label of its own, got {', '.join(labels)}: `diffpo generate --label`.")
-    first = set(loaded[0].prompts)
-    for item in loaded:
-        prompts = set(item.prompts)
-        if prompts != first:
-            raise UserError(
-                f"{loaded[0].label} and {item.label} need the same prompts: {len(first & prompts)} are common, "
-                f"{len(first - prompts)} only of the one, {len(prompts - first)} only of the other."
-            )
-        if len(item.media) < 2:
-            raise UserError(f"{item.label} has one image only: a set needs more.")
-
-
 def _load_reference(folder: Path, makers: Sequence[Features]) -> _Loaded:
     """Images with or without prompts."""
     if (folder / MANIFEST).is_file():
@@ -192,6 +176,23 @@ def _load_reference(folder: Path, makers: Sequence[Features]) -> _Loaded:
     if len(media) < 2:
         raise UserError(f"{folder} is no reference: it needs at least two images ({', '.join(SUFFIXES)}).")
     return _Loaded(str(folder), media, folder_features(folder, media, makers))
+
+
+def _check(loaded: Sequence[_Loaded]) -> None:
+    """Each has a label of its own, the same prompts as the others, and two images at least."""
+    labels = [item.label for item in loaded]
+    if len(set(labels)) < len(labels):
+        raise UserError(f"each folder needs a label of its own, got {', '.join(labels)}: `diffpo generate --label`.")
+    first = set(loaded[0].prompts)
+    for item in loaded:
+        other = set(item.prompts)
+        if other != first:
+            raise UserError(
+                f"{loaded[0].label} and {item.label} need the same prompts: {len(first & other)} are common, "
+                f"{len(first - other)} only of the one, {len(other - first)} only of the other."
+            )
+        if len(item.media) < 2:
+            raise UserError(f"{item.label} has one image only: a set needs more.")
 
 
 def _distance(name: str, item: _Loaded, target: _Loaded, seed: int) -> Distance:
@@ -221,18 +222,18 @@ def _by_prompt(item: _Loaded, name: str) -> dict[str, dict[str, float]]:
 
 
 def _drift(what: str, values: dict[str, float], baseline: dict[str, float] | None, limit: float, seed: int) -> Drift:
-    prompts = [prompt for prompt in values if baseline is None or prompt in baseline]
     mean = float(np.mean(list(values.values())))
+    prompts = [prompt for prompt in values if prompt in (baseline or ())]
     if not baseline or not prompts:
         return Drift(what=what, mean=mean)
     a, b = (np.array([side[prompt] for prompt in prompts]) for side in (values, baseline))
-    resampling = Resampling(seed=seed)
-    change = mean_difference(a, b, prompts, resampling=resampling)
-    flag: Flag = "drift" if change.ci_low > 0 or change.ci_high < 0 else ""
-    above, below = (mean_difference(a, factor * b, prompts, resampling=resampling) for factor in (1 + limit, 1 - limit))
-    if above.ci_low > 0 or below.ci_high < 0:
-        flag = "alarm"
-    return Drift(what=what, mean=mean, change=change, flag=flag)
+    change, above, below = (
+        mean_difference(a, factor * b, prompts, resampling=Resampling(seed=seed))
+        for factor in (1, 1 + limit, 1 - limit)
+    )
+    alarm = above.ci_low > 0 or below.ci_high < 0
+    drifts = change.ci_low > 0 or change.ci_high < 0
+    return Drift(what=what, mean=mean, change=change, flag="alarm" if alarm else "drift" if drifts else "")
 
 
 def _notes(sets: Sequence[ImageSet]) -> list[str]:
