@@ -38,15 +38,7 @@ class Method(Block, ABC):
     def add_noise(
         self, policy: Predictor, reference: Predictor | None, batch: PairBatch, t: Tensor, rng: Rng
     ) -> Pair[Noised]:
-        """Make the noisy latents of both sides; by default with random noise that the pair shares.
-
-        Args:
-            policy: The network in training.
-            reference: The frozen one, if the method needs it.
-            batch: Clean latents and conditions.
-            t: `[b]` one time per pair.
-            rng: The draws of these rows.
-        """
+        """Make both sides' noisy latents at t `[b]`, one time per pair; by default with noise that the pair shares."""
         return random_noise(policy.process, batch.latent, t, rng)
 
     @property

@@ -31,12 +31,7 @@ def random_noise(process: NoiseProcess, latent: Pair[Tensor], t: Tensor, rng: Rn
     """Add the *same* Gaussian noise to both sides, at the same time (Diffusion-DPO, arXiv:2311.12908, released code).
 
     The paper's eq. 14 writes independent noises; the authors' code shares one, which lowers the variance of the margin.
-
-    Args:
-        process: The policy's noise process.
-        latent: `[b c f h w]` x0 of each side; None for a side that the method does not use.
-        t: `[b]` one time per pair.
-        rng: The draws of these rows.
+    `latent` is `[b c f h w]` x0 of each side, or None where the method does not use it; `t` is `[b]`, one per pair.
     """
     shape = next(x for x in latent if x is not None).shape[1:]
     noise = rng.normal(shape, "noise")

@@ -28,11 +28,6 @@ def ahead(fn: Callable[[T], U], items: Iterable[T], *, workers: int, depth: int)
             yield waiting.popleft().result()
 
 
-def chunks(rows: list[T], size: int) -> list[list[T]]:
-    """Cut into pieces of `size`; the last may be shorter."""
-    return [rows[i : i + size] for i in range(0, len(rows), size)]
-
-
 def groups(items: Iterable[T], size: int) -> Iterator[list[T]]:
     """Cut what comes into lists of `size`, no earlier than they are asked for; the last may be shorter."""
     iterator = iter(items)

@@ -54,24 +54,12 @@ def track(items: Iterable[T], title: str, total: int, *, shown: bool = True) -> 
 
 @contextmanager
 def _bar(title: str, total: int, console: Console, shown: bool) -> Iterator[Callable[[int], None]]:
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as bar:
+    times = (TimeElapsedColumn(), "left", TimeRemainingColumn())
+    with Progress(
+        "{task.description}", BarColumn(), MofNCompleteColumn(), *times, console=console, transient=True
+    ) as bar:
         task = bar.add_task(title, total=total)
         yield lambda pieces: bar.advance(task, pieces)
 

@@ -19,7 +19,7 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,7 @@ LOST = {"\0": "the character NUL", "\ufffd": "the mark U+FFFD, which stands for 
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 UTF32 = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
 SURROGATE = re.compile("[\ud800-\udfff]")
+KINDS = {str: "a text", bool: "a boolean", int: "an integer", float: "a number", dict: "an object"}
 
 Row = dict[str, Any]
 
@@ -256,7 +257,8 @@ def _lines(path: Path) -> Iterator[str]:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
-        raise UserError(f"the name {_twice(name for name, _ in pairs)[0]!r} comes twice in one object.")
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise UserError(f"the name {twice!r} comes twice in one object.")
     return made
 
 
@@ -268,8 +270,7 @@ def _read_delimited(path: Path, delimiter: str) -> Iterator[tuple[str, Row]]:
     reader, begins = csv.reader(_lines(path), delimiter=delimiter, strict=True), 1
     try:
         names = [clean(name, f"{path}, line 1,") for name in next(reader, [])]
-        if twice := _twice(name for name in names if name):
-            raise UserError(f"{path} has the column {twice[0]!r} twice: give each column a name of its own.")
+        _refuse_twins(path, filter(None, names))
         for cells in reader:
             place, begins = f"{path}, line {begins + 1}", reader.line_num
             if cells and len(cells) != len(names):
@@ -286,8 +287,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, Row]]:
 
     with parquet.ParquetFile(path) as file:
         schema = file.schema_arrow
-        if twice := _twice(schema.names):
-            raise UserError(f"{path} has the column {twice[0]!r} twice: give each column a name of its own.")
+        _refuse_twins(path, schema.names)
         wanted, number = [field.name for field in schema if not _holds_bytes(field.type)], 0
         for batch in file.iter_batches(columns=wanted):
             for row in batch.to_pylist():
@@ -356,15 +356,10 @@ def _shape(value: Any) -> str:
 
 def _kind(value: Any) -> str:
     """The kind of a value, in words."""
-    words: Mapping[type, str] = {
-        str: "a text",
-        bool: "a boolean",
-        int: "an integer",
-        float: "a number",
-        dict: "an object",
-    }
-    return "missing" if value is None else words.get(type(value), f"a {type(value).__name__}")
+    return "missing" if value is None else KINDS.get(type(value), f"a {type(value).__name__}")
 
 
-def _twice(names: Iterable[str]) -> list[str]:
-    return [name for name, count in Counter(names).items() if count > 1]
+def _refuse_twins(path: Path, names: Iterable[str]) -> None:
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise UserError(f"{path} has the column {name!r} twice: give each column a name of its own.")

@@ -53,23 +53,19 @@ def locate(spec: str, *, what: str, fetch: Callable[[str], Path]) -> Weights:
     path = Path(spec).expanduser()
     if path.exists():
         return Weights(path)
+    if spec in EMBEDDED:
+        from diffpo.worlds.shapes.assets import asset_path
+
+        try:
+            return Weights(asset_path(EMBEDDED[spec]))
+        except FileNotFoundError as error:
+            raise UserError(f"{spec} is not there: {error}") from error
     if spec.startswith("shapes:"):
-        return Weights(_embedded(spec))
+        raise UserError(f"unknown embedded weights {spec!r}; there are {', '.join(EMBEDDED)}.")
     if spec.startswith((".", "/", "~")) or spec.count("/") != 1 or "\\" in spec:
         raise UserError(f"there is no {path}. Give the path of {what}, or a Hub id such as owner/name.")
     folder = fetch(spec)
     return Weights(folder, f"{spec}@{folder.name}")
-
-
-def _embedded(spec: str) -> Path:
-    if spec not in EMBEDDED:
-        raise UserError(f"unknown embedded weights {spec!r}; there are {', '.join(EMBEDDED)}.")
-    from diffpo.worlds.shapes.assets import asset_path
-
-    try:
-        return asset_path(EMBEDDED[spec])
-    except FileNotFoundError as error:
-        raise UserError(f"{spec} is not there: {error}") from error
 
 
 def snapshot(repo: str, *, what: str, patterns: Sequence[str], probe: str) -> Path:
@@ -95,8 +91,6 @@ def snapshot(repo: str, *, what: str, patterns: Sequence[str], probe: str) -> Pa
 
 BROKEN = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError, UnpicklingError)
 """What the libraries that load weights raise at files that are broken, or of another kind."""
-
-
 MORE_THAN_TENSORS = "holds more than tensors, or is no torch file; opening it could run any code, so it is not opened"
 
 
@@ -113,22 +107,17 @@ def reason(error: Exception) -> str:
 @contextmanager
 def hub_errors(repo: str, *, what: str, probe: str) -> Iterator[None]:
     """Turn what goes wrong with the Hub into messages that say which file is missing and what to do."""
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub import errors
 
     try:
         yield
-    except GatedRepoError as error:
+    except errors.GatedRepoError as error:
         raise UserError(f"{repo} asks for a login: accept its terms on the Hub, then run `hf auth login`.") from error
-    except (RepositoryNotFoundError, HFValidationError) as error:
+    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
         raise UserError(
             f"there is no folder {repo} here, and the Hub has no such id. Check the name, or give the folder of {what}."
         ) from error
-    except (LocalEntryNotFoundError, OSError) as error:
+    except (errors.LocalEntryNotFoundError, OSError) as error:
         raise UserError(
             f"there is no folder {repo} here, and as a Hub id its {probe} is neither in the local cache nor can the "
             f"Hub be reached. Connect once to download it, or give the path of a local folder that holds {what}."
@@ -142,18 +131,11 @@ def fingerprint(path: Path) -> str:
     for file in files:
         relative = file.name if path.is_file() else file.relative_to(path).as_posix()
         if not any(part.startswith(".") for part in Path(relative).parts):
-            digest.update(f"{relative}\0{file.stat().st_size}\0".encode())
-            _update(digest, file)
+            size = file.stat().st_size
+            digest.update(f"{relative}\0{size}\0".encode())
+            with open(file, "rb") as stream:
+                for piece in range(_PIECES):
+                    if size > _PIECES * _MEGABYTE:
+                        stream.seek(piece * (size - _MEGABYTE) // (_PIECES - 1))
+                    digest.update(stream.read(_MEGABYTE))
     return digest.hexdigest()
-
-
-def _update(digest: hashlib.blake2b, file: Path) -> None:
-    size = file.stat().st_size
-    with open(file, "rb") as stream:
-        if size <= _PIECES * _MEGABYTE:
-            while chunk := stream.read(_MEGABYTE):
-                digest.update(chunk)
-            return
-        for piece in range(_PIECES):
-            stream.seek(piece * (size - _MEGABYTE) // (_PIECES - 1))
-            digest.update(stream.read(_MEGABYTE))

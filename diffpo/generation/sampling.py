@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from diffpo.disk.ahead import chunks
+from diffpo.disk.ahead import groups
 from diffpo.errors import UserError
 from diffpo.generation.settings import Sampler
 from diffpo.media.frames import Clip
@@ -42,7 +42,7 @@ def sample_clips(
     pipeline.set_progress_bar_config(disable=True)
     clips: list[Clip] = []
     with _undisturbed(pipeline):
-        for rows in chunks(list(zip(prompts, seeds, strict=True)), sampler.batch):
+        for rows in groups(zip(prompts, seeds, strict=True), sampler.batch):
             arguments: dict[str, Any] = {"prompt": [prompt for prompt, _ in rows]}
             if sampler.negative_prompt is not None:
                 arguments["negative_prompt"] = [sampler.negative_prompt] * len(rows)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from diffpo.disk.ahead import chunks
+from diffpo.disk.ahead import groups
 from diffpo.disk.files import sweep, whole_folder, write_file
 from diffpo.disk.progress import progress
 from diffpo.media.folder import Media, write_manifest, write_settings
@@ -59,7 +59,7 @@ class Work:
         for path in self.folder.glob(f"{_BATCH}*"):
             _give_names(path)
         missing = [item for item in self.media if not (self.folder / item.file).is_file()]
-        object.__setattr__(self, "missing", chunks(missing, self.batch))
+        object.__setattr__(self, "missing", list(groups(missing, self.batch)))
 
     @property
     def reused(self) -> int:

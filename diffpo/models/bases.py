@@ -11,9 +11,7 @@ from diffpo.disk import weights
 from diffpo.errors import UserError
 from diffpo.models import FAMILIES, Denoiser
 from diffpo.models.base import LATENT_CHANNELS, SCHEDULER_NAMES
-from diffpo.models.pipelines import find_denoiser, find_pipeline, network_class, read_json
-
-_NO_ENCODERS = ("scheduler", "safety_checker", "feature_extractor", "image_encoder")
+from diffpo.models.pipelines import find_denoiser, find_pipeline, named_parts, network_class, read_json
 
 
 @dataclass(frozen=True)
@@ -53,10 +51,8 @@ class BaseModel:
     @property
     def encoders(self) -> tuple[str, ...]:
         """Names of the parts that decide an encoding: VAE, text encoders, tokenizers."""
-        others = (*self.family.components, *_NO_ENCODERS)
-        return tuple(
-            name for name, kind in self.index.items() if isinstance(kind, list) and kind[0] and name not in others
-        )
+        others = (*self.family.components, "scheduler", "safety_checker", "feature_extractor", "image_encoder")
+        return tuple(name for name in named_parts(self.index) if name not in others)
 
     def part(self, name: str) -> Path:
         """Folder of a part."""
@@ -96,19 +92,14 @@ def find_base(path: str, *, vae: str | None = None, denoiser: str | None = None)
     if denoiser is not None:
         replaced[families[0].components[0]] = find_denoiser(denoiser).path
     base = BaseModel(folder, name, families[0], replaced)
-    _check_network(base)
-    _check_widths(base)
-    return base
-
-
-def _check_network(base: BaseModel) -> None:
-    """Refuse a replaced network of another class than the pipeline's own."""
     own = network_class(read_json(base.folder / base.component / "config.json"))
     if base.network_class is not own:
         raise UserError(
             f"model.denoiser is a {base.network_class.__name__} ({base.part(base.component)}), but {base.folder} has a "
             f"{own.__name__}. Give the base that the network was tuned from"
         )
+    _check_widths(base)
+    return base
 
 
 def _check_widths(base: BaseModel) -> None:

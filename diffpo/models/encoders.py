@@ -17,10 +17,11 @@ from torch import Tensor
 
 from diffpo.core.types import DTYPES
 from diffpo.disk import weights
-from diffpo.errors import UserError
 from diffpo.models.bases import BaseModel
-from diffpo.models.pipelines import left_out, load_network, variant
+from diffpo.models.pipelines import load_network, load_parts
 from diffpo.models.tuning import Tuning
+
+UNUSED = ("feature_extractor", "image_encoder")
 
 
 class Encoders:
@@ -40,25 +41,12 @@ class Encoders:
 
     @cached_property
     def pipeline(self) -> Any:
-        """The diffusers pipeline, without its denoiser.
-
-        Raises:
-            UserError: Files are broken, or of another kind.
-        """
+        """The diffusers pipeline, without its denoiser; a `UserError` where files are broken."""
         base, dtype = self._base, DTYPES[self._tuning.encoder_dtype]
-        unused = [name for name in ("feature_extractor", "image_encoder") if name in base.index]
-        parts = left_out(base.index) | dict.fromkeys([*base.family.components, *unused])
+        parts = dict.fromkeys(name for name in base.index if name in (*base.family.components, *UNUSED))
         if "vae" in base.replaced:
             parts["vae"] = load_network(base.part("vae"), dtype)
-        try:
-            kinds = variant(*(base.folder / name for name in base.encoders if name not in base.replaced))
-            pipeline = base.pipeline_class.from_pretrained(
-                base.folder, dtype=dtype, variant=kinds, trust_remote_code=False, **parts
-            )
-        except weights.BROKEN as error:
-            raise UserError(
-                f"cannot load the VAE and text encoders of {base.folder}: {weights.reason(error)}"
-            ) from error
+        pipeline = load_parts(base.folder, dtype, parts, told="cannot load the VAE and text encoders of")
         if self._tuning.prediction is not None:
             pipeline.scheduler = type(pipeline.scheduler).from_config(base.scheduler(self._tuning.prediction))
         for part in pipeline.components.values():

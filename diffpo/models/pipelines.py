@@ -85,9 +85,30 @@ def find_pipeline(spec: str) -> Weights:
     Raises:
         UserError: If nothing is there, it is no pipeline, or the Hub cannot be reached.
     """
-    weights = locate(spec, what=_A_MODEL, fetch=_fetch_pipeline)
-    _check_pipeline_folder(spec, weights.path)
-    return weights
+    found = locate(spec, what=_A_MODEL, fetch=_fetch_pipeline)
+    wanted = (
+        f"It needs {_INDEX}, scheduler/, vae/, a text encoder and unet/ or transformer/, "
+        "as `pipeline.save_pretrained` writes them."
+    )
+    if found.path.is_file():
+        raise UserError(
+            f"{spec} is a single file, no diffusers model. {wanted} "
+            "(diffusers' `from_single_file` reads such files; save its result.)"
+        )
+    if not (found.path / _INDEX).is_file():
+        tuned = any((found.path / part).exists() for part in (LORA_FILE, "final", *NETWORKS))
+        hint = " It looks like the result of a training: give it as `tuned`, and its base as `model`." if tuned else ""
+        raise UserError(f"{spec} is no diffusers model: it has no {_INDEX}. {wanted}{hint}")
+    parts = [name for name in named_parts(read_json(found.path / _INDEX)) if name != "safety_checker"]
+    missing = ", ".join(f"{part}/" for part in parts if not (found.path / part).is_dir())
+    if missing:
+        raise UserError(f"{spec} is no complete diffusers model: {_INDEX} names {missing}, which it has not.")
+    return found
+
+
+def named_parts(index: dict[str, Any]) -> list[str]:
+    """Names of the parts that a pipeline has."""
+    return [name for name, kind in index.items() if isinstance(kind, list) and kind[0]]
 
 
 def find_tuned(spec: str) -> tuple[str, Path]:
@@ -125,21 +146,10 @@ def open_pipeline(model: Model, *, dtype: torch.dtype, device: str) -> Diffusion
     Raises:
         UserError: If diffusers cannot read the files, or the tuned weights do not fit the base.
     """
-    from diffusers import DiffusionPipeline
-
-    parts = left_out(model.index)
-    if model.denoiser is not None:
-        name = _component(model)
-        parts[name] = load_network(model.denoiser.path, dtype)
+    tuned = {} if model.denoiser is None else {_component(model): load_network(model.denoiser.path, dtype)}
     # Networks and adapters are initialised at random before their weights are read.
     with torch.random.fork_rng(devices=[]):
-        try:
-            kinds = variant(*(model.base.path / name for name in model.index if name not in parts))
-            pipeline = DiffusionPipeline.from_pretrained(
-                str(model.base.path), dtype=dtype, variant=kinds, trust_remote_code=False, **parts
-            )
-        except BROKEN as error:
-            raise UserError(f"diffusers cannot load {model.base.path}: {reason(error)}") from error
+        pipeline = load_parts(model.base.path, dtype, tuned, told="diffusers cannot load")
         if "prompt" not in inspect.signature(pipeline.__call__).parameters:
             raise UserError(f"{model.base.path} is a {type(pipeline).__name__}, which makes no images of prompts.")
         if model.lora is not None:
@@ -147,10 +157,29 @@ def open_pipeline(model: Model, *, dtype: torch.dtype, device: str) -> Diffusion
     return pipeline.to(device)
 
 
-def left_out(index: dict[str, Any]) -> dict[str, Any]:
-    """Arguments with which diffusers loads a pipeline without the parts that its index leaves out, and unchecked."""
-    parts: dict[str, Any] = {name: None for name, kind in index.items() if kind == [None, None]}
-    return parts | ({"safety_checker": None, "requires_safety_checker": False} if "safety_checker" in index else {})
+def load_parts(folder: Path, dtype: torch.dtype, parts: dict[str, Any], *, told: str) -> Any:
+    """Load a pipeline without the parts that its index leaves out, and without its safety checker.
+
+    Args:
+        folder: The pipeline's.
+        dtype: Of its networks.
+        parts: What stands for parts of the folder; None leaves one out.
+        told: How a complaint about the folder begins.
+
+    Raises:
+        UserError: Files are broken, or of another kind.
+    """
+    from diffusers import DiffusionPipeline
+
+    index = read_json(folder / _INDEX)
+    parts = {name: None for name, kind in index.items() if kind == [None, None]} | parts
+    if "safety_checker" in index:
+        parts |= {"safety_checker": None, "requires_safety_checker": False}
+    try:
+        kinds = variant(*(folder / name for name in index if name not in parts))
+        return DiffusionPipeline.from_pretrained(folder, dtype=dtype, variant=kinds, trust_remote_code=False, **parts)
+    except BROKEN as error:
+        raise UserError(f"{told} {folder}: {reason(error)}") from error
 
 
 def _load_lora(pipeline: DiffusionPipeline, path: Path) -> None:
@@ -263,33 +292,6 @@ def find_denoiser(spec: str) -> Weights:
     if kind != "denoiser":
         raise UserError(f"{spec} holds a LoRA, not a denoiser: give it as lora.")
     return Weights(folder)
-
-
-def _check_pipeline_folder(spec: str, folder: Path) -> None:
-    wanted = (
-        f"It needs {_INDEX}, scheduler/, vae/, a text encoder and unet/ or transformer/, "
-        "as `pipeline.save_pretrained` writes them."
-    )
-    if folder.is_file():
-        raise UserError(
-            f"{spec} is a single file, no diffusers model. {wanted} "
-            "(diffusers' `from_single_file` reads such files; save its result.)"
-        )
-    if not (folder / _INDEX).is_file():
-        tuned = any((folder / part).exists() for part in (LORA_FILE, "final", *NETWORKS))
-        hint = " It looks like the result of a training: give it as `tuned`, and its base as `model`." if tuned else ""
-        raise UserError(f"{spec} is no diffusers model: it has no {_INDEX}. {wanted}{hint}")
-    parts = [
-        key
-        for key, value in read_json(folder / _INDEX).items()
-        if isinstance(value, list) and value[0] and key != "safety_checker"
-    ]
-    missing = [part for part in parts if not (folder / part).is_dir()]
-    if missing:
-        raise UserError(
-            f"{spec} is no complete diffusers model: {_INDEX} names {', '.join(f'{part}/' for part in missing)}, "
-            "which it has not."
-        )
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -10,16 +10,14 @@ import torch
 from torch import Tensor
 
 from diffpo.core.types import Condition
-from diffpo.models.base import Denoiser, Width, discrete_process, images_only
+from diffpo.models.base import Width, images_only
+from diffpo.models.unet import UNet
 
 
-class SDXL(Denoiser):
+class SDXL(UNet):
     """`StableDiffusionXLPipeline`'s UNet."""
 
     pipelines = ("StableDiffusionXLPipeline",)
-    components = ("unet",)
-    lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
-    blocks = ("BasicTransformerBlock", "ResnetBlock2D")
     widths = (
         Width(
             "text width",
@@ -32,7 +30,6 @@ class SDXL(Denoiser):
             lambda unet: unet["projection_class_embeddings_input_dim"] - 6 * unet["addition_time_embed_dim"],
         ),
     )
-    make_process = staticmethod(discrete_process)
 
     def predict(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """See `Denoiser.predict`; `cond.extra["size"]` `[b 6]` is SDXL's `time_ids`, in its own order."""
@@ -48,7 +45,5 @@ class SDXL(Denoiser):
     @staticmethod
     def encode_prompt(pipeline: Any, prompt: str, network: Mapping[str, Any]) -> dict[str, Tensor]:
         """Penultimate states of both encoders side by side, and the second's pooled state."""
-        text, _, pooled, _ = pipeline.encode_prompt(
-            prompt, device=pipeline.device, num_images_per_prompt=1, do_classifier_free_guidance=False
-        )
+        text, _, pooled, _ = pipeline.encode_prompt(prompt, device=pipeline.device, do_classifier_free_guidance=False)
         return {"text": text[0], "pooled": pooled[0]}

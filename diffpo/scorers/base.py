@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from diffpo.core.block import Block, Count
-from diffpo.disk.ahead import chunks
+from diffpo.disk.ahead import groups
 from diffpo.disk.weights import Weights
 from diffpo.errors import UserError
 from diffpo.scorers.parts import find_file
@@ -157,7 +157,7 @@ class JointScorer(NetworkScorer, ABC):
         import torch
 
         parts = []
-        for rows in chunks(list(zip(images, prompts, strict=True)), self.batch):
+        for rows in groups(zip(images, prompts, strict=True), self.batch):
             parts.append(self._score_batch([plain(image) for image, _ in rows], [prompt for _, prompt in rows]))
         return torch.cat([part.float().cpu() for part in parts])
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffpo.disk.ahead import ahead, chunks
+from diffpo.disk.ahead import ahead, groups
 from diffpo.disk.files import sweep
 from diffpo.disk.progress import progress
 from diffpo.disk.rows import MOST_FILES, Row, RowStore, digest
@@ -100,7 +100,7 @@ def judge_media(
     for judge in judges:
         sweep(judge.store.folder)
     with progress(title, len(share), console=console, shown=rank == 0) as advance:
-        for group in chunks(list(share), max(GROUP, -(-len(share) // MOST_FILES))):
+        for group in groups(share, max(GROUP, -(-len(share) // MOST_FILES))):
             _judge_group(home, group, judges, judged)
             advance(len(group))
     for judge in judges:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from diffpo.compat import pick_device
-from diffpo.disk.ahead import chunks
+from diffpo.disk.ahead import groups
 from diffpo.scorers.base import NetworkScorer, plain
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def _remembered(
     import torch
 
     missing = {key: item for key, item in zip(keys, items, strict=True) if key not in known}
-    for rows in chunks(list(missing), batch):
+    for rows in groups(missing, batch):
         known.update(zip(rows, encode([missing[key] for key in rows]).float().cpu(), strict=True))
     features = torch.stack([known[key] for key in keys])
     known.update([(key, known.pop(key)) for key in dict.fromkeys(keys)])  # these are the last ones now

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffpo.benchmarks.geneval.tasks import COLORS, SeenObject
 from diffpo.core.block import Block
-from diffpo.disk.ahead import chunks
+from diffpo.disk.ahead import groups
 from diffpo.disk.weights import Weights
 from diffpo.errors import UserError
 from diffpo.scorers.base import OnDevice
@@ -64,7 +64,7 @@ class Mask2Former(OnDevice):
 
         model, processor = self._loaded
         names, found = model.config.id2label, []
-        for rows in chunks(list(images), self.batch):
+        for rows in groups(images, self.batch):
             inputs = processor(images=[image.convert("RGB") for image in rows], return_tensors="pt")
             with torch.no_grad():
                 outputs = model(pixel_values=inputs["pixel_values"].to(model.device))

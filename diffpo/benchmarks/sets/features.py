@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from diffpo.compat import pick_device
 from diffpo.core.block import Block, Count
-from diffpo.disk.ahead import chunks
+from diffpo.disk.ahead import groups
 from diffpo.disk.rows import Row, RowStore
 from diffpo.disk.weights import Weights
 from diffpo.errors import UserError
@@ -106,7 +106,7 @@ class Inception(OnDevice):
 
         device, found = pick_device(self.device), []
         with torch.no_grad():
-            for rows in chunks(list(images), self.batch):
+            for rows in groups(images, self.batch):
                 pixels = torch.from_numpy(np.stack([resized(image) for image in rows])).to(device)
                 found.append(self._layers((pixels - 128) / 128).flatten(1).float().cpu())
         return torch.cat(found).numpy()
