@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from diffpo.compare.in_loop import in_loop
-from diffpo.compare.pairing import Key, Mode, PairedScores, Scores, pair_values
+from diffpo.compare.pairing import Key, Mode, PairedScores, Scores, by_image, pair_values
 from diffpo.compare.votes import HUMAN, NO_VOTES, Votes, read_votes
 from diffpo.disk.published import published
 from diffpo.errors import UserError
@@ -106,8 +105,15 @@ class Evidence:
 
     def images(self, scorer: str, labels: Sequence[str]) -> list[dict[Key, ScoreRow]]:
         """Each model's rows of a scorer, by prompt and seed; where a seed is unknown, by prompt and place in it."""
-        in_order = bool(self.unknown_seeds([scorer], labels))
-        return [_by_image(self._rows.get((scorer, label), []), in_order) for label in labels]
+        of_models = [self._rows.get((scorer, label), []) for label in labels]
+        found = by_image(of_models)
+        for rows, images in zip(of_models, found, strict=True):
+            if len(images) < len(rows):
+                twice = next(row for row in rows if images[row.prompt, row.seed] is not row)
+                raise UserError(
+                    f"{twice.model} has two scores of {scorer} for the prompt {twice.prompt!r}, seed {twice.seed}."
+                )
+        return found
 
     def unknown_seeds(self, scorers: Sequence[str], labels: Sequence[str]) -> list[str]:
         """Those of the models of which the seed of an image is not known."""
@@ -183,21 +189,6 @@ def read_evidence(sources: Sequence[str | Path], votes: str | Path | None = None
         Scored(path, read_scores(path), read_settings(path) if path.is_dir() else {}) for path in map(Path, sources)
     )
     return Evidence(scored, read_votes(votes) if votes is not None else NO_VOTES)
-
-
-def _by_image(rows: Iterable[ScoreRow], in_order: bool) -> dict[Key, ScoreRow]:
-    """Rows by prompt and seed; or by prompt and place among its rows, from 0."""
-    found: dict[Key, ScoreRow] = {}
-    count: Counter[str] = Counter()
-    for row in rows:
-        key = row.prompt, count[row.prompt] if in_order or row.seed is None else row.seed
-        count[row.prompt] += 1
-        if key in found:
-            raise UserError(
-                f"{row.model} has two scores of {row.scorer} for the prompt {row.prompt!r}, seed {row.seed}."
-            )
-        found[key] = row
-    return found
 
 
 def _scores(rows: Mapping[Key, ScoreRow]) -> Scores:

@@ -12,14 +12,16 @@ Which image is the median or the best one may be chosen by another scorer than t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffpo.errors import UserError
+from diffpo.media.folder import Media
 
 Mode = Literal["same-seed", "all-pairs", "median-image", "best-of-n", "mean-over-seeds"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -40,6 +42,22 @@ Key = tuple[str, int]
 
 Scores = Mapping[str, Mapping[int, float]]
 """One model's scores by one scorer: prompt -> seed -> score."""
+
+
+M = TypeVar("M", bound=Media)
+
+
+def by_image(of_models: Sequence[Sequence[M]]) -> list[dict[Key, M]]:
+    """Each model's images by prompt and seed; where any seed is unknown, all by prompt and place among its images."""
+    in_order = any(item.seed is None for items in of_models for item in items)
+    found = []
+    for items in of_models:
+        images, count = dict[Key, M](), Counter[str]()
+        for item in items:
+            images[item.prompt, count[item.prompt] if in_order else item.seed] = item
+            count[item.prompt] += 1
+        found.append(images)
+    return found
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from diffpo.compare.numbers import number
+from diffpo.compare.pairing import Key, by_image
 from diffpo.disk.files import check_output, write_json
 from diffpo.disk.published import published
 from diffpo.errors import UserError
@@ -47,11 +48,11 @@ def write_grid(
     out = Path(out)
     check_output(out)
     read = [read_media(folder) for folder in folders]
-    media, labels = _by_place(read), [items[0].model for items in read]
+    media, labels = by_image(read), [items[0].model for items in read]
     scores = [_scores(folder, scorer) for folder in folders]
     rows, record = [], []
     for prompt, places in _choose(media, prompts, seeds, shuffle):
-        items = {(i, place): images[prompt][place] for i, images in enumerate(media) for place in places}
+        items = {(i, place): images[prompt, place] for i, images in enumerate(media) for place in places}
         values = {(i, place): scores[i].get(item.file) for (i, place), item in items.items()}
         cells, images = [], []
         for (i, place), item in items.items():
@@ -72,24 +73,13 @@ def write_grid(
     return out
 
 
-def _by_place(folders: Sequence[Sequence[Media]]) -> list[dict[str, dict[int, Media]]]:
-    """Each folder's images by prompt and seed; where a seed is unknown, all by prompt and their order in it."""
-    unknown = any(item.seed is None for media in folders for item in media)
-    found: list[dict[str, dict[int, Media]]] = []
-    for media in folders:
-        images: dict[str, dict[int, Media]] = {}
-        for item in media:
-            same = images.setdefault(item.prompt, {})
-            same[len(same) if unknown or item.seed is None else item.seed] = item
-        found.append(images)
-    return found
-
-
 def _choose(
-    media: Sequence[dict[str, dict[int, Media]]], prompts: int, seeds: int, shuffle: int | None
+    media: Sequence[Mapping[Key, Media]], prompts: int, seeds: int, shuffle: int | None
 ) -> list[tuple[str, list[int]]]:
     """Prompts and seeds that every folder has: as many seeds for each prompt, at most `seeds`."""
-    common = {p: [s for s in media[0][p] if all(s in m.get(p, ()) for m in media)] for p in media[0]}
+    common: dict[str, list[int]] = {}
+    for prompt, place in media[0]:
+        common.setdefault(prompt, []).extend([place] if all((prompt, place) in images for images in media) else [])
     most = min(seeds, max(map(len, common.values())))
     if not most:
         raise UserError("the folders have no prompt and seed in common, so there is nothing to put side by side.")
