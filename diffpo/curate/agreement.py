@@ -13,6 +13,7 @@ A label that a scorer gave is no human's: tables of `diffpo data score` are refu
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ from diffpo.errors import UserError
 if TYPE_CHECKING:
     from rich.table import Table as Printed
 
-    from diffpo.data.records import Source, Table
+    from diffpo.data.records import Source
     from diffpo.scorers.base import Scorer
 
 _CELLS = 1 << 22  # random numbers held at a time
@@ -75,7 +76,6 @@ class Agreement:
 
     table: str
     fingerprint: str
-    """Identity of the table's content."""
     split: str
     n_pairs: int
     n_prompts: int
@@ -107,10 +107,17 @@ def agreement(
         raise UserError(f"name at least one scorer, and each once; got {', '.join(names) or 'none'}.")
     own = dataclasses.replace(source, validation_fraction=0.0, validation_split=None, validation_path=None)
     table = load_splits(own).train
-    _check_people_labelled(table, source)
+    record = record_of(Path(table.path).expanduser(), source.split)
+    if record.is_file() and read_record(record).get("recipe", {}).get("scorer"):
+        raise UserError(
+            f"a scorer labelled {table.path} (see {record}), so nothing there tells what people prefer. Give the table "
+            "that it was made of."
+        )
     found = [score_rows(table, scorer, batch) for scorer in scorers]
     kept, all_prompts = found[0].kept, table.column("prompt")
-    labels, prompts = _labels(table)[kept], [all_prompts[row] for row in kept]
+    prompts, labels = [all_prompts[row] for row in kept], np.ones(len(kept))
+    if "preference" in table.rows.column_names:
+        labels = np.sign(np.array(table.column("preference"), dtype=np.float64)[kept] - 0.5)
     return Agreement(
         table=table.path,
         fingerprint=identify(table),
@@ -121,37 +128,33 @@ def agreement(
         broken=found[0].broken,
         counting=counting,
         scorers=tuple(
-            _judge(scorer, labels, own.scores, prompts, counting) for scorer, own in zip(scorers, found, strict=True)
+            _judge(scorer, labels, each.scores, prompts, counting) for scorer, each in zip(scorers, found, strict=True)
         ),
     )
 
 
-def credits(labels: NDArray[np.int8], verdicts: NDArray[np.int8]) -> NDArray[np.float64]:
+def credits(labels: NDArray[np.float64], verdicts: NDArray[np.float64]) -> NDArray[np.float64]:
     """What each pair counts: 1 where label and verdict (1, -1, 0 for a tie) agree, 1/2 where one is a tie, else 0."""
-    return np.where(labels == verdicts, 1.0, np.where((labels == 0) | (verdicts == 0), 0.5, 0.0))
+    return 1 - np.abs(labels - verdicts) / 2
 
 
-def verdicts_of(scores: NDArray[np.float64], tie_threshold: Fraction) -> NDArray[np.int8]:
+def verdicts_of(scores: NDArray[np.float64], tie_threshold: Fraction) -> NDArray[np.float64]:
     """What scores `[n 2]`, chosen first, say: 1 for chosen, -1 for rejected, 0 for a tie."""
     difference = scores[:, 0] - scores[:, 1]
     tie = np.abs(np.tanh(difference / 2)) <= tie_threshold  # p - (1 - p)
-    return np.where(tie & ((tie_threshold > 0) | (difference == 0)), 0, np.sign(difference)).astype(np.int8)
+    return np.where(tie & ((tie_threshold > 0) | (difference == 0)), 0, np.sign(difference))
 
 
 def prompt_interval(
     values: NDArray[np.float64], prompts: Sequence[str], level: float, resamples: Count, seed: int
 ) -> tuple[float, float]:
-    """Interval of the mean of `values` `[n]` by resampling prompts with all that belongs to them.
-
-    Returns:
-        Low and high; NaN for one prompt, which says nothing about others.
-    """
+    """Interval of the mean of `values` `[n]`, by resampling prompts with all that is theirs; of one prompt NaN."""
     index: dict[str, int] = {}
     groups = np.array([index.setdefault(prompt, len(index)) for prompt in prompts], dtype=np.intp)
     sums, counts = np.bincount(groups, weights=values), np.bincount(groups)
     n = len(sums)
     if n < 2:
-        return float("nan"), float("nan")
+        return math.nan, math.nan
     generator, rows = np.random.default_rng([seed, 3]), max(1, _CELLS // n)
     means = []
     for start in range(0, resamples, rows):
@@ -180,7 +183,7 @@ def agreement_table(found: Agreement) -> Printed:
 
 
 def _judge(
-    scorer: Scorer, labels: NDArray[np.int8], scores: NDArray[np.float64], prompts: Sequence[str], counting: Counting
+    scorer: Scorer, labels: NDArray[np.float64], scores: NDArray[np.float64], prompts: Sequence[str], counting: Counting
 ) -> ScorerAgreement:
     verdicts = verdicts_of(scores, counting.tie_threshold)
     values = credits(labels, verdicts)
@@ -198,22 +201,5 @@ def _judge(
     )
 
 
-def _labels(table: Table) -> NDArray[np.int8]:
-    """1 where the first image was preferred, -1 where the second was, 0 for a tie."""
-    if "preference" not in table.rows.column_names:
-        return np.ones(len(table), dtype=np.int8)
-    return np.sign(np.array(table.column("preference"), dtype=np.float64) - 0.5).astype(np.int8)
-
-
-def _check_people_labelled(table: Table, source: Source) -> None:
-    """Refuse a table whose labels a scorer gave."""
-    record = record_of(Path(table.path).expanduser(), source.split)
-    if record.is_file() and read_record(record).get("recipe", {}).get("scorer"):
-        raise UserError(
-            f"a scorer labelled {table.path} (see {record}), so nothing there tells what people prefer. Give the table "
-            "that it was made of."
-        )
-
-
 def _percent(share: float) -> str:
-    return "?" if share != share else f"{100 * share:.1f}%"
+    return "?" if math.isnan(share) else f"{100 * share:.1f}%"

@@ -92,7 +92,11 @@ def build_by_scores(
     recipe = _recipe(folders, output) | {"name": name, "scorer": provenance} | dataclasses.asdict(pairing)
     with sole_writer(output.folder, "diffpo data build"):
         check_place(output.folder, recipe, fresh=output.fresh)
-        scores = known[0] if scorer is None else _score_now(folders, scorer)
+        if scorer is None:
+            scores = known[0]
+        else:
+            rows = [(folder, row) for folder in folders for row in score_folder(folder, [scorer]).rows]
+            scores = {(folder, row.file): row.score for folder, row in rows if row.scorer == scorer.name}
         places = [(candidate.folder, candidate.media.file) for candidate in candidates]
         scored = [
             dataclasses.replace(candidate, score=scores[place])
@@ -103,12 +107,7 @@ def build_by_scores(
 
 
 def build_by_choices(folders: Sequence[Path], choices: Path, output: Output) -> Built:
-    """Make pairs of the images that people chose between.
-
-    Raises:
-        UserError: A folder, an image or the table of choices is not what it should be, the place is taken, or no pair
-            comes out.
-    """
+    """Make pairs of the images that people chose between, as `pairing.read_choices` reads them; else as above."""
     candidates = _candidates(folders)
     judged = read_choices(choices, candidates)
     recipe = _recipe(folders, output) | {"choices": str(choices), "choices hash": _digest(choices.read_bytes())}
@@ -133,10 +132,7 @@ def _digest(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=8).hexdigest()  # as in score tables
 
 
-Scores = Mapping[tuple[Path, str], float]
-
-
-def _known_scores(candidates: Sequence[Candidate], name: str) -> tuple[Scores, Any] | None:
+def _known_scores(candidates: Sequence[Candidate], name: str) -> tuple[dict[tuple[Path, str], float], Any] | None:
     """The scores that the folders have, and their provenance; None unless they are whole, current and comparable."""
     folders = dict.fromkeys(candidate.folder for candidate in candidates)
     if not all((folder / SCORES).is_file() for folder in folders):
@@ -153,11 +149,6 @@ def _known_scores(candidates: Sequence[Candidate], name: str) -> tuple[Scores, A
     if any(other != first for other in others):
         return None
     return {place: row.score for place, row in rows.items()}, first
-
-
-def _score_now(folders: Sequence[Path], scorer: Scorer) -> Scores:
-    tables = {folder: score_folder(folder, [scorer]) for folder in folders}
-    return {(f, r.file): r.score for f, table in tables.items() for r in table.rows if r.scorer == scorer.name}
 
 
 def _write(

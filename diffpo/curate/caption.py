@@ -43,11 +43,7 @@ NAMED = 10
 
 
 def read_preset(name: str) -> Preset:
-    """Read the name of a preset of `perturb_pairs`.
-
-    Raises:
-        UserError: There is none of that name.
-    """
+    """Read the name of a preset of `perturb_pairs`; another one is a `UserError`."""
     if name not in PRESETS:
         hint = " For captioning run `diffpo data caption`." if name == "captioning" else ""
         raise UserError(f"unknown preset {name!r}; there are {', '.join(PRESETS)}.{hint}")
@@ -55,18 +51,10 @@ def read_preset(name: str) -> Preset:
 
 
 def caption_pairs(source: Source, captioner: Captioner, folder: Path, *, fresh: bool = False) -> list[Path]:
-    """Write tables whose captions are a captioner's, for both images of each pair.
+    """Write a file per split whose captions are a captioner's, for both images of each pair.
 
-    An image that cannot be decoded gets no caption; training drops its row anyway.
-
-    Args:
-        source: The pairs; see `derived.read_tables`.
-        captioner: Says what an image shows.
-        folder: Where the new tables stand.
-        fresh: Whether tables that were made in another way may be replaced.
-
-    Returns:
-        A parquet file per split.
+    An image that cannot be decoded gets no caption; training drops its row anyway. With `fresh`, files in `folder` that
+    were made in another way are replaced.
 
     Raises:
         UserError: The place is taken, too many captions are empty, or the captioner cannot work. Finished chunks stay.
@@ -81,17 +69,9 @@ def caption_pairs(source: Source, captioner: Captioner, folder: Path, *, fresh: 
 def perturb_pairs(
     source: Source, perturber: Perturber, folder: Path, preset: Preset, *, fresh: bool = False
 ) -> list[Path]:
-    """Write tables whose rejected captions are perturbed ones; see the presets above.
+    """Write a file per split whose rejected captions are perturbed ones; see the presets above.
 
-    Args:
-        source: The pairs; for the hybrid presets with captions of their own.
-        perturber: Rewrites a caption.
-        folder: Where the new tables stand.
-        preset: What is perturbed, and what the chosen image's caption is.
-        fresh: Whether tables that were made in another way may be replaced.
-
-    Returns:
-        A parquet file per split.
+    For the hybrid presets the pairs have captions of their own. `fresh` is that of `caption_pairs`.
 
     Raises:
         UserError: The place is taken, a table has no captions to perturb, too many come out empty, or the perturber
@@ -173,15 +153,13 @@ def _write(target: Target, columns: dict[str, list[str | None]], notes: dict[str
     table = target.table
     empty = [i for i in range(len(table)) if any(texts[i] is None for texts in columns.values())]
     rows = ", ".join(str(table.origin[i]) for i in empty[:NAMED]) + (", ..." if len(empty) > NAMED else "")
+    said = f"{len(empty)} of {len(table)} rows of {table.path} got an empty caption (rows {rows})"
     if len(empty) > MOST_EMPTY * len(table):
         raise UserError(
-            f"{len(empty)} of {len(table)} rows of {table.path} got an empty caption (rows {rows}), so no table is "
-            "written. Try the model on one of them: it may need another instruction, level, dtype or max_new_tokens."
+            f"{said}, so no table is written. Try the model on one of them: it may need another instruction, level, "
+            "dtype or max_new_tokens."
         )
     if empty:
-        log.warning(
-            f"{len(empty)} of {len(table)} rows of {table.path} got an empty caption (rows {rows}): their prompt "
-            "stands in."
-        )
+        log.warning(f"{said}: their prompt stands in.")
     texts = {name: pyarrow.array(found, pyarrow.string()) for name, found in columns.items()}
     target.write(table.rows, texts, notes | {"empty": [int(table.origin[i]) for i in empty]})

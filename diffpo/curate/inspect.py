@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diffpo.data.contents import read_contents
 from diffpo.data.encode import BOTH, decode_row
@@ -70,12 +70,7 @@ class Report:
 
 
 def guess_source(path: str, split: str = "train", columns: Mapping[str, str] | None = None) -> Source:
-    """Choose the layout that fits a table's columns.
-
-    Args:
-        path: The table.
-        split: Its split.
-        columns: What the table calls the columns: see `Source.columns`.
+    """Choose the layout that fits a table's columns, which the table may call otherwise: see `Source.columns`.
 
     Raises:
         UserError: The table cannot be read, or fits no layout; the message says what `diffpo data import` would do.
@@ -110,9 +105,10 @@ def inspect(source: Source) -> Report:
         UserError: A table cannot be read.
     """
     splits = read_splits(source)
-    if splits.validation is None:
-        return Report(_inspect(splits.train), None)
-    return Report(_inspect(splits.train), _inspect(splits.validation), shared_prompts(splits.train, splits.validation))
+    train, held_out = _inspect(splits.train), splits.validation
+    if held_out is None:
+        return Report(train, None)
+    return Report(train, _inspect(held_out), shared_prompts(splits.train, held_out))
 
 
 def _inspect(table: Table) -> SplitReport:
@@ -126,8 +122,7 @@ def _inspect(table: Table) -> SplitReport:
         (width, height), (other_width, other_height) = pair
         mismatched += abs(math.log(width * other_height / (height * other_width))) > math.log(SAME_ASPECT)
     columns, prompts = tuple(table.rows.column_names), [normalise(prompt) for prompt in table.column("prompt")]
-    contents = [read_contents(table, side).keys.tolist() for side in BOTH]
-    pairs = Counter(zip(prompts, *contents, strict=True))
+    pairs = Counter(zip(prompts, *(read_contents(table, side).keys.tolist() for side in BOTH), strict=True))
     return SplitReport(
         path=table.path,
         counts=table.counts,
@@ -137,12 +132,8 @@ def _inspect(table: Table) -> SplitReport:
         sizes=sizes,
         mismatched=mismatched,
         blank=prompts.count(""),
-        identical=sum(chosen == rejected != b"" for chosen, rejected in zip(*contents, strict=True)),
-        contradicting=sum(
-            number
-            for (prompt, chosen, rejected), number in pairs.items()
-            if chosen != rejected and (prompt, rejected, chosen) in pairs
-        ),
+        identical=sum(n for (_, chosen, rejected), n in pairs.items() if chosen == rejected != b""),
+        contradicting=sum(n for (prompt, a, b), n in pairs.items() if a != b and (prompt, b, a) in pairs),
         prompts=len(set(prompts)),
         users=len(set(table.column("user_id"))) if "user_id" in columns else None,
     )
@@ -156,56 +147,18 @@ def _sizes(table: Table, index: int) -> tuple[tuple[int, int], ...] | BrokenImag
 
 
 def render(report: Report, methods: Mapping[str, frozenset[str]]) -> Group:
-    """Lay a report out for the terminal.
-
-    Args:
-        report: What `inspect` found.
-        methods: The columns that each method requires, by its name.
-    """
+    """Lay a report out for the terminal; `methods` are the columns that each method requires, by its name."""
     from rich.console import Group
     from rich.table import Table as Grid
     from rich.text import Text
 
     splits = {"train": report.train} | ({"validation": report.validation} if report.validation else {})
     summary = Grid("", *splits, title=Text(report.train.path), title_justify="left")
-    for label, values in _summary_rows(splits).items():
-        summary.add_row(label, *(Text(value) for value in values))
+    for label, value in SUMMARY.items():
+        summary.add_row(label, *(Text(str(value(split))) for split in splits.values()))
     needs = Grid("method", "columns that it still needs", title="Methods", title_justify="left")
     for name, missing in report.missing(methods).items():
         needs.add_row(name, ", ".join(missing) or "none: ready")
-    return Group(summary, needs, *(Text(line) for line in _warnings(report, splits)))
-
-
-def _summary_rows(splits: dict[str, SplitReport]) -> dict[str, list[str]]:
-    reports = splits.values()
-    return {
-        "rows": [f"{r.counts.rows}" for r in reports],
-        "ties": [f"{r.counts.ties}" for r in reports],
-        "without a label": [f"{r.counts.unlabelled}" for r in reports],
-        "without a prompt": [f"{r.counts.promptless}" for r in reports],
-        "pairs to use": [f"{r.pairs - len(r.broken)}" for r in reports],
-        "with a broken image": [f"{len(r.broken)}" for r in reports],
-        "with an empty prompt": [f"{r.blank}" for r in reports],
-        "of an image and itself": [f"{r.identical}" for r in reports],
-        "with the opposite label, too": [f"{r.contradicting}" for r in reports],
-        "with two aspects": [f"{r.mismatched}" for r in reports],
-        "different prompts": [f"{r.prompts}" for r in reports],
-        "users": ["not said" if r.users is None else f"{r.users}" for r in reports],
-        "columns": [", ".join(r.columns) for r in reports],
-        "image sizes": [_describe_sizes(r.sizes) for r in reports],
-    }
-
-
-def _describe_sizes(sizes: Counter[tuple[int, int]]) -> str:
-    if not sizes:
-        return "none"
-    total = sum(sizes.values())
-    lines = [f"{width}x{height}: {count / total:.0%}" for (width, height), count in sizes.most_common(LISTED)]
-    rest = len(sizes) - LISTED
-    return "\n".join([*lines, *([f"and {rest} more sizes"] if rest > 0 else [])])
-
-
-def _warnings(report: Report, splits: dict[str, SplitReport]) -> list[str]:
     lines = []
     if report.shared:
         some = "\n".join(f"  {prompt}" for prompt in report.shared[:LISTED])
@@ -214,4 +167,29 @@ def _warnings(report: Report, splits: dict[str, SplitReport]) -> list[str]:
         if split.broken:
             rows = "\n".join(f"  row {row}: {reason}" for row, reason in split.broken.items())
             lines.append(f"{len(split.broken)} pairs of the {name} split will be dropped:\n{rows}")
-    return lines
+    return Group(summary, needs, *map(Text, lines))
+
+
+def _describe_sizes(sizes: Counter[tuple[int, int]]) -> str:
+    total, rest = sum(sizes.values()), len(sizes) - LISTED
+    lines = [f"{width}x{height}: {count / total:.0%}" for (width, height), count in sizes.most_common(LISTED)]
+    return "\n".join([*lines, *([f"and {rest} more sizes"] if rest > 0 else [])]) or "none"
+
+
+SUMMARY: Mapping[str, Callable[[SplitReport], Any]] = {
+    "rows": lambda split: split.counts.rows,
+    "ties": lambda split: split.counts.ties,
+    "without a label": lambda split: split.counts.unlabelled,
+    "without a prompt": lambda split: split.counts.promptless,
+    "pairs to use": lambda split: split.pairs - len(split.broken),
+    "with a broken image": lambda split: len(split.broken),
+    "with an empty prompt": lambda split: split.blank,
+    "of an image and itself": lambda split: split.identical,
+    "with the opposite label, too": lambda split: split.contradicting,
+    "with two aspects": lambda split: split.mismatched,
+    "different prompts": lambda split: split.prompts,
+    "users": lambda split: "not said" if split.users is None else split.users,
+    "columns": lambda split: ", ".join(split.columns),
+    "image sizes": lambda split: _describe_sizes(split.sizes),
+}
+"""What is said of a split, line by line."""

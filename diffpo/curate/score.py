@@ -81,15 +81,14 @@ def score_pairs(
 ) -> Scored:
     """Write the pairs of a source with `chosen_score`, `rejected_score` (raw) and `preference`.
 
-    Its validation split, if it has one of its own, is written too, normalised like the training split; a
-    `validation_fraction` is left to be divided off the written table, where it chooses the same prompts.
+    A broken image drops its row. A validation split of its own is written too, normalised like the training split.
 
     Args:
-        source: The pairs; a broken image drops its row.
-        scorer: Judges the images.
+        source: The pairs; see `derived.read_tables`.
+        scorer: Judges the images, `batch` at a time.
         folder: Where the table is written; see `write.Target`.
         labelling: From scores to labels.
-        batch: Images that the scorer is given at a time.
+        batch: See `scorer`.
         fresh: Whether a table that was made in another way may be replaced.
 
     Raises:

@@ -46,8 +46,8 @@ def test_verdicts_by_hand():
 
 
 def test_credits_of_all_nine_cases():
-    labels = np.repeat([1, 0, -1], 3).astype(np.int8)
-    verdicts = np.tile([1, 0, -1], 3).astype(np.int8)
+    labels = np.repeat([1, 0, -1], 3)
+    verdicts = np.tile([1, 0, -1], 3)
     assert credits(labels, verdicts).tolist() == [1, 0.5, 0, 0.5, 1, 0.5, 0, 0.5, 1]
 
 

@@ -197,7 +197,7 @@ def _write_part(file: BinaryIO, *, part: Part, schema: pyarrow.Schema, options: 
 
     counts = ImportReport()
     with parquet.ParquetWriter(file, schema) as writer:
-        for group in groups(_rows(part, schema, options, counts), GROUP_ROWS):
+        for group in groups(_rows(part, schema, options, counts), GROUP_ROWS):  # never an empty one
             writer.write_table(pyarrow.Table.from_pylist(group, schema=schema))
         values = {name: value for name, value in asdict(counts).items() if name != "unpaired"}
         writer.add_key_value_metadata({NOTE: json.dumps({"identity": identity, "counts": values})})

@@ -16,7 +16,7 @@ import re
 import tarfile
 from collections.abc import Iterator
 from functools import partial
-from itertools import chain, islice
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -58,36 +58,31 @@ def _tars(source: str) -> list[Path]:
 
 
 def _read(path: Path) -> Iterator[ImportedPair]:
-    for key, fields in _samples(path):
+    for key, files in groupby(_files(path), lambda file: file[0]):
+        fields = {}
+        for _, name, values in files:
+            if twice := values.keys() & fields.keys():
+                raise UserError(f"{name} gives {', '.join(sorted(twice))} a second time.")
+            fields |= values
         yield from_fields(f"{key} of {path.name}", fields)
 
 
-def _samples(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the values of one pair after the other."""
-    key, fields = None, {}
+def _files(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield the key, the name and the values of one file after the other."""
     try:
         with _open(path) as file, tarfile.open(fileobj=file, mode="r|") as tar:
             for member in tar:
-                named = KEYED.fullmatch(member.name) if member.isfile() else None
-                if named is None or is_hidden(member.name) or Path(named["key"]).name.startswith("__"):
-                    continue  # hidden files, and webdataset's own notes
+                name, named = f"{member.name} of {path.name}", KEYED.fullmatch(member.name)
+                if named is None or not member.isfile() or is_hidden(member.name):
+                    continue
+                if Path(named["key"]).name.startswith("__"):
+                    continue  # webdataset's own notes
                 if member.size > LARGEST_FILE:
-                    raise UserError(
-                        f"{member.name} of {path.name} has {member.size / 2**20:.0f} MB; at most "
-                        f"{LARGEST_FILE // 2**20} are read. Leave it out."
-                    )
-                if named["key"] != key:
-                    if key is not None:
-                        yield key, fields
-                    key, fields = named["key"], {}
-                added = _values(named["field"], tar.extractfile(member), f"{member.name} of {path.name}")
-                if twice := added.keys() & fields.keys():
-                    raise UserError(f"{member.name} of {path.name} gives {', '.join(sorted(twice))} a second time.")
-                fields |= added
+                    size, most = f"{member.size / 2**20:.0f}", LARGEST_FILE // 2**20
+                    raise UserError(f"{name} has {size} MB; at most {most} are read. Leave it out.")
+                yield named["key"], name, _values(named["field"], tar.extractfile(member), name)
     except (tarfile.TarError, EOFError, OSError) as error:
         raise UserError(f"{path} is damaged, or no tar: {error}. Fetch it again, or leave it out.") from error
-    if key is not None:
-        yield key, fields
 
 
 def _open(path: Path) -> IO[bytes]:
