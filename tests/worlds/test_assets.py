@@ -84,7 +84,7 @@ def test_the_vae_keeps_every_attribute_and_its_latents_are_standard(pipeline):
 
 
 def test_the_pipeline_draws_the_same_image_for_the_same_seed(pipeline):
-    prompt = assets.read_prompts("heldout")[0]
+    prompt = assets.asset_path("prompts/heldout.txt").read_text().splitlines()[0]
     images = [
         pipeline(
             prompt, num_inference_steps=4, guidance_scale=3.0, generator=torch.Generator().manual_seed(seed)
@@ -107,7 +107,7 @@ def test_the_base_is_good_but_not_perfect(pipeline):
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_prompt_lists_are_of_their_split(split):
-    prompts = assets.read_prompts(split)
+    prompts = assets.asset_path(f"prompts/{split}.txt").read_text().splitlines()
     assert len(prompts) == len(set(prompts)) >= 200
     assert {split_of(prompt) for prompt in prompts} == {split}
 

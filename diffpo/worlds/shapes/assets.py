@@ -28,12 +28,3 @@ def asset_path(name: str) -> Path:
             return place
     looked = " nor ".join(map(str, places))
     raise FileNotFoundError(f"the shapes world has neither {looked}; make it: python scripts/build_shapes.py")
-
-
-def read_prompts(split: str) -> list[str]:
-    """The shipped prompts of a split, one per line. The 200 of "heldout" are what the demo is measured on.
-
-    Raises:
-        FileNotFoundError: If there is no such list.
-    """
-    return asset_path(f"prompts/{split}.txt").read_text(encoding="utf-8").splitlines()

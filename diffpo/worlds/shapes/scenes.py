@@ -42,10 +42,9 @@ GAP = 2.5  # pixels kept free between the objects
 
 Split = Literal["train", "validation", "heldout"]
 
-_CAPTION = re.compile(
-    rf"a ({'|'.join(COLORS)}) ({'|'.join(SHAPES)}) ({'|'.join(RELATIONS)}) "
-    rf"a ({'|'.join(COLORS)}) ({'|'.join(SHAPES)}) on a ({'|'.join(BACKGROUNDS)}) background"
-)
+_GRAMMAR = "a {} {} {} a {} {} on a {} background"
+_WORDS = (COLORS, SHAPES, RELATIONS, COLORS, SHAPES, BACKGROUNDS)
+_CAPTION = re.compile(_GRAMMAR.format(*(f"({'|'.join(words)})" for words in _WORDS)))
 
 
 @dataclass(frozen=True)
@@ -68,10 +67,8 @@ class SceneSpec:
     @property
     def caption(self) -> str:
         """The one caption of this spec; `parse_caption` is its inverse."""
-        return (
-            f"a {self.first.color} {self.first.shape} {self.relation} "
-            f"a {self.second.color} {self.second.shape} on a {self.background} background"
-        )
+        first, second = self.first, self.second
+        return _GRAMMAR.format(first.color, first.shape, self.relation, second.color, second.shape, self.background)
 
     def mirrored(self) -> SceneSpec:
         """The other caption of the same picture: "a left of b" becomes "b right of a"."""
@@ -131,7 +128,7 @@ def parse_caption(caption: str) -> SceneSpec:
     if match is None:
         raise ValueError(
             f"{caption!r} is not a caption of the shapes world. Expected: "
-            "'a COLOR SHAPE RELATION a COLOR SHAPE on a BACKGROUND background' "
+            f"'{_GRAMMAR.format('COLOR', 'SHAPE', 'RELATION', 'COLOR', 'SHAPE', 'BACKGROUND')}' "
             f"with COLOR in {list(COLORS)}, SHAPE in {list(SHAPES)}, RELATION in {list(RELATIONS)}, "
             f"BACKGROUND in {list(BACKGROUNDS)}."
         )
@@ -144,12 +141,7 @@ def parse_caption(caption: str) -> SceneSpec:
 @lru_cache(maxsize=1)
 def all_captions() -> tuple[str, ...]:
     """Every caption of the world, in a fixed order."""
-    words = product(COLORS, SHAPES, RELATIONS, COLORS, SHAPES, BACKGROUNDS)
-    return tuple(
-        SceneSpec(ObjectSpec(color1, shape1), ObjectSpec(color2, shape2), relation, background).caption
-        for color1, shape1, relation, color2, shape2, background in words
-        if color1 != color2
-    )
+    return tuple(_GRAMMAR.format(*words) for words in product(*_WORDS) if words[0] != words[3])
 
 
 def split_of(caption: str) -> Split:
@@ -161,9 +153,7 @@ def split_of(caption: str) -> Split:
     spec = parse_caption(caption)
     key = min(spec.caption, spec.mirrored().caption)
     bucket = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") % 100
-    if bucket < 75:
-        return "train"
-    return "validation" if bucket < 85 else "heldout"
+    return "train" if bucket < 75 else "validation" if bucket < 85 else "heldout"
 
 
 @lru_cache(maxsize=3)
