@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from diffpo.media import frames as module
-from diffpo.media.folder import Media, manifest_line, open_clip, read_media
+from diffpo.media.folder import Media, manifest_line, open_clip, read_file, read_media
 from diffpo.media.frames import BrokenImage, Clip, decode, decode_clip, encode, find_pictures, name_others, read_bytes
 
 
@@ -164,6 +164,11 @@ def test_pipes_devices_and_folders_are_refused_at_once(tmp_path):
                 read(path)
     with pytest.raises(BrokenImage, match="directory"):
         decode(tmp_path)
+    item = Media(file="pipe.png", prompt="x", prompt_id=0, seed=0, model="m")
+    for read in (open_clip, read_file):
+        with pytest.raises(BrokenImage) as said:
+            read(tmp_path, item)
+        assert str(said.value).count("pipe.png") == 1
 
 
 def test_a_huge_file_is_refused_before_it_is_read(tmp_path):
