@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
+from diffpo.data.loader import PairLoader
+from diffpo.data.plan import Schedule
 from diffpo.disk.rows import cache_home
-
-if TYPE_CHECKING:
-    from diffpo.data.loader import PairLoader
-    from diffpo.data.plan import Schedule
-    from diffpo.training.learner import Learner
+from diffpo.training.learner import Learner
 
 
 def describe_run(

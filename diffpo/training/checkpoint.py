@@ -137,6 +137,12 @@ def flatten(tree: Mapping[str, Any], separator: str = ".", prefix: str = "") -> 
     return flat
 
 
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """List the keys, sorted, whose values are not the same: each with its old and new value, None where it has none."""
+    keys = sorted(old.keys() | new.keys())
+    return {key: [old.get(key), new.get(key)] for key in keys if old.get(key) != new.get(key)}
+
+
 def find_not_finite(tensors: Mapping[str, Mapping[str, Tensor]]) -> list[str]:
     """Name the tensors that hold a NaN or an infinity, with the file that they belong to."""
     return [
@@ -171,11 +177,11 @@ def _read(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise BrokenError(f"{file.name} is missing or damaged ({error})") from error
     for name, content in tensors.items():
-        found = _describe(content)
-        wrong = sorted(key for key in held[name].keys() | found.keys() if held[name].get(key) != found.get(key))
-        if wrong:
-            there, written = found.get(wrong[0], "missing"), held[name].get(wrong[0], "nothing")
-            raise BrokenError(f"in {name}.safetensors {wrong[0]} is {there}, and {written} was written")
+        if wrong := differences(held[name], _describe(content)):
+            key, (written, there) = next(iter(wrong.items()))
+            raise BrokenError(
+                f"in {name}.safetensors {key} is {there or 'missing'}, and {written or 'nothing'} was written"
+            )
     if bad := find_not_finite(tensors):
         raise BrokenError(f"{len(bad)} tensors are not finite, the first is {bad[0]}")
     return tensors, values

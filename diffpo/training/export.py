@@ -5,27 +5,24 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
+from accelerate import Accelerator
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 from jinja2 import Environment
 
 from diffpo import __version__
+from diffpo.config.run import Config
 from diffpo.disk.files import sweep, whole_folder
 from diffpo.disk.published import published
 from diffpo.errors import UserError
+from diffpo.models.base import Denoiser
 from diffpo.models.bases import find_base
 from diffpo.training.checkpoint import trained_weights
 from diffpo.training.learner import check_finite
 from diffpo.training.processes import by_the_first
 from diffpo.training.run import note, others
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-    from diffpo.config.run import Config
-    from diffpo.models.base import Denoiser
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 METRICS = ("loss", "rewards/accuracies", "rewards/margins", "error/chosen", "error/rejected", "eval/loss")

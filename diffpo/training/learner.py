@@ -167,15 +167,14 @@ def how_to_go_on(config: Config) -> str:
 
 def _check_fits(path: Path, weights: dict[str, Tensor], learner: Learner) -> None:
     named = learner.policy.network.named_parameters()
-    learning = {name.removeprefix("module."): tuple(p.shape) for name, p in named if p.requires_grad}
-    held = {name: tuple(x.shape) for name, x in weights.items()}
-    wrong = sorted(name for name in learning.keys() | held.keys() if learning.get(name) != held.get(name))
-    if wrong:
-        name = wrong[0]
+    learning = {name.removeprefix("module."): str(tuple(p.shape)) for name, p in named if p.requires_grad}
+    held = {name: str(tuple(x.shape)) for name, x in weights.items()}
+    if wrong := checkpoint.differences(held, learning):
+        name, (there, here) = next(iter(wrong.items()))
         raise UserError(
-            f"{path} holds the weights of another network: {name} is {held.get(name, 'not')} there and "
-            f"{learning.get(name, 'not')} in the model under model.path={learner.config.model.path}. Bring that model "
-            "back, or give another folder with train.output=..., or begin anew with --fresh"
+            f"{path} holds the weights of another network: {name} is {there or 'not'} there and {here or 'not'} in the "
+            f"model under model.path={learner.config.model.path}. Bring that model back, or give another folder with "
+            "train.output=..., or begin anew with --fresh"
         )
 
 
@@ -183,10 +182,9 @@ def _set_rate(learner: Learner, updates: int) -> None:
     """Put the schedule where it was; the learning rates are the config's, which may have changed."""
     schedule = learner.schedule
     schedule.last_epoch = updates
-    rates = [base * at(updates) for base, at in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
-    for group, base, rate in zip(learner.optimizer.param_groups, schedule.base_lrs, rates, strict=True):
+    schedule._last_lr = [base * at(updates) for base, at in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
+    for group, base, rate in zip(learner.optimizer.param_groups, schedule.base_lrs, schedule._last_lr, strict=True):
         group.update(initial_lr=base, lr=rate)
-    schedule._last_lr = rates
 
 
 def averaged(learner: Learner) -> AbstractContextManager[None]:

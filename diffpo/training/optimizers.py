@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from diffpo.compat import ensure_torchvision
+from diffpo.config.settings import Train
 from diffpo.errors import UserError
-
-if TYPE_CHECKING:
-    from diffpo.config.settings import Train
 
 
 def make_optimizer(train: Train, parameters: list[nn.Parameter]) -> Optimizer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin, PartialState
@@ -12,11 +12,9 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from torch import Tensor
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
+from diffpo.config.run import Config
 from diffpo.errors import UserError
 from diffpo.generation.processes import TIMEOUT, check_launched
-
-if TYPE_CHECKING:
-    from diffpo.config.run import Config
 
 T = TypeVar("T")
 

@@ -16,24 +16,20 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import yaml
+from accelerate import Accelerator
 
+from diffpo.config.run import Config
 from diffpo.disk.files import UNFINISHED, discard, sweep, write_file, write_json, writing
 from diffpo.disk.lock import sole_writer
 from diffpo.disk.plain import read_saved
 from diffpo.errors import UserError
-from diffpo.training.checkpoint import flatten, newest, updates_done
+from diffpo.training.checkpoint import differences, flatten, newest, updates_done
 from diffpo.training.processes import by_the_first
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-    from diffpo.config.run import Config
 
 MARK = "run.json"
 FORMAT = "diffpo run 1"
@@ -60,15 +56,6 @@ CHANGEABLE = FREE | {
     *("train.mixed_precision", "model.dtype"),
 }
 """Settings that may change when a run goes on (`docs/training.md` lists them)."""
-
-
-@dataclass(frozen=True)
-class Mark:
-    """What `run.json` holds."""
-
-    format: str = FORMAT
-    wrote: tuple[str, ...] = ()
-    history: tuple[dict[str, Any], ...] = ()
 
 
 def check_devices(config: Config, device: torch.device) -> None:
@@ -109,15 +96,14 @@ def claim(folder: Path, tree: dict[str, Any], *, fresh: bool) -> None:
     mark = read_mark(folder)
     if mark is None:
         _refuse_others(folder)
-        mark = Mark()
     elif fresh:
-        _clear(folder, mark)
-        mark = Mark()
+        _clear(folder, mark["wrote"])
+    if mark is None or fresh:
+        mark = {"format": FORMAT, "wrote": ALWAYS, "history": []}
     elif _has_learned(folder) and (changed := _allowed_changes(folder, tree)):
-        entry = {"update": updates_done(newest(folder / "checkpoints")), "changed": changed}
-        mark = replace(mark, history=(*mark.history, entry))
+        mark["history"].append({"update": updates_done(newest(folder / "checkpoints")), "changed": changed})
     folder.mkdir(exist_ok=True)
-    write_json(folder / MARK, asdict(replace(mark, wrote=tuple(sorted({*mark.wrote, *ALWAYS})))))
+    write_json(folder / MARK, mark)
     write_file(folder / "config.yaml", yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
 
 
@@ -126,20 +112,20 @@ def note(folder: Path, *paths: Path) -> None:
     mark = read_mark(folder)
     assert mark is not None, "a run writes to a folder that it has claimed"
     names = {path.relative_to(folder).as_posix() for path in paths}
-    if not names <= set(mark.wrote):
-        there = {name for name in mark.wrote if name in ALWAYS or os.path.lexists(folder / name)}
-        write_json(folder / MARK, asdict(replace(mark, wrote=tuple(sorted(there | names)))))
+    if not names <= set(mark["wrote"]):
+        there = {name for name in mark["wrote"] if name in ALWAYS or os.path.lexists(folder / name)}
+        write_json(folder / MARK, mark | {"wrote": sorted(there | names)})
 
 
-def read_mark(folder: Path) -> Mark | None:
+def read_mark(folder: Path) -> dict[str, Any] | None:
     """Return what the mark says; None where there is none, or a file of that name that is no mark of ours."""
     try:
-        held = json.loads((folder / MARK).read_text(encoding="utf-8"))
-        mark = Mark(held["format"], tuple(held["wrote"]), tuple(held["history"]))
-        inside = not any(Path(name).is_absolute() or ".." in Path(name).parts for name in mark.wrote)
+        mark = json.loads((folder / MARK).read_text(encoding="utf-8"))
+        ours = mark["format"] == FORMAT and isinstance(mark["history"], list)
+        inside = not any(Path(name).is_absolute() or ".." in Path(name).parts for name in mark["wrote"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return mark if mark.format == FORMAT and inside else None
+    return mark if ours and inside else None
 
 
 def check_places(folder: Path) -> None:
@@ -148,13 +134,11 @@ def check_places(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     for place in (folder, *(folder / name for name in FOLDERS)):
         if place.is_symlink() and not place.exists():
-            raise UserError(
-                f"{place} is a link to {place.readlink()}, which is not there: make it, or remove the link."
-            )
+            target = place.readlink()
+            raise UserError(f"{place} is a link to {target}, which is not there: make it, or remove the link.")
         if place.exists() and not place.is_dir():
-            raise UserError(
-                f"{place} is a file, and a run needs a folder there: move it away, or choose another place."
-            )
+            advice = "move it away, or choose another place"
+            raise UserError(f"{place} is a file, and a run needs a folder there: {advice}.")
         for probed in {place, place.resolve().parent} if place.is_symlink() else {place}:
             if probed.exists():
                 with writing(probed), tempfile.TemporaryFile(dir=probed):
@@ -185,8 +169,7 @@ def changes(folder: Path, tree: dict[str, Any]) -> dict[str, list[Any]]:
             f"{file} cannot be read ({error}), so nobody knows which run this is. Bring it back, give another folder "
             "with train.output=..., or begin anew in this one with --fresh"
         ) from error
-    keys = sorted(old.keys() | new.keys())
-    return {key: [old.get(key), new.get(key)] for key in keys if old.get(key) != new.get(key)}
+    return differences(old, new)
 
 
 def _allowed_changes(folder: Path, tree: dict[str, Any]) -> dict[str, list[Any]]:
@@ -214,21 +197,22 @@ def _has_learned(folder: Path) -> bool:
     return newest(folder / "checkpoints") is not None or exported or (log.is_file() and log.stat().st_size > 0)
 
 
-def _clear(folder: Path, mark: Mark) -> None:
+def _clear(folder: Path, wrote: list[str]) -> None:
     """Remove what the run wrote; its folders go as a whole where nobody else put anything into them."""
     for place in FOLDERS:
         sweep(folder / place)
         if not (folder / place).is_symlink() and (folder / place).is_dir() and not others(folder, place):
             discard(folder / place)
-    for name in mark.wrote:
+    for name in wrote:
         discard(folder / name)
-    for parent in sorted({parent for each in mark.wrote for parent in Path(each).parents[:-1]}, reverse=True):
+    for parent in sorted({parent for each in wrote for parent in Path(each).parents[:-1]}, reverse=True):
         with suppress(OSError):  # a link, or not empty
             (folder / parent).rmdir()
 
 
 def others(folder: Path, place: str) -> list[Path]:
     """List the files in one of the run's folders that the run did not write."""
-    ours = {folder / name for name in (read_mark(folder) or Mark()).wrote}
+    mark = read_mark(folder)
+    ours = {folder / name for name in mark["wrote"]} if mark is not None else set()
     files = [path for path in (folder / place).rglob("*") if not path.is_dir()]
     return [path for path in files if ours.isdisjoint((path, *path.parents))]

@@ -13,14 +13,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 
 from diffpo.disk.progress import stderr_console
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 CODES = {signal.SIGTERM: 0, signal.SIGINT: 130}
 """Exit codes."""

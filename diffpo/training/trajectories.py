@@ -9,12 +9,12 @@ inversion and on the precision; a row's key is the hash of its images' keys and 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from diffpo.config.run import Config
 from diffpo.core.inversion import Inversion, trajectory
 from diffpo.core.types import DTYPES, Pair
 from diffpo.data.cache import CachedEncodings
@@ -22,9 +22,6 @@ from diffpo.data.encode import BOTH
 from diffpo.data.loader import PairLoader
 from diffpo.disk.rows import Row, RowStore, as_keys, cache_home, digest, key_at
 from diffpo.training.learner import Learner, identify_model
-
-if TYPE_CHECKING:
-    from diffpo.config.run import Config
 
 FORMAT = 2
 """Raise it when the meaning of a row's content changes."""
