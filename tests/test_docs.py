@@ -13,16 +13,22 @@ import typer
 import yaml
 from runs import ROOT
 
+from diffpo.captioners import CAPTIONERS, PERTURBERS
 from diffpo.commands.app import app
 from diffpo.config.evaluation import load_evaluation
-from diffpo.config.options import make_captioner, make_perturber, make_scorer
+from diffpo.config.options import from_spec, make_scorer
 from diffpo.config.run import build, load_config
 from diffpo.methods import METHODS
 
 DOCS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 CONFIGS = sorted(file for file in (ROOT / "configs").glob("*.yaml") if not file.stem.startswith("eval-"))
 PAGES = {file.stem: file for file in (ROOT / "docs" / "methods").glob("*.md") if file.name != "README.md"}
-SPECS = {"--scorer": make_scorer, "-s": make_scorer, "--captioner": make_captioner, "--perturber": make_perturber}
+SPECS = {
+    "--scorer": make_scorer,
+    "-s": make_scorer,
+    "--captioner": lambda spec: from_spec(spec, CAPTIONERS, "captioner"),
+    "--perturber": lambda spec: from_spec(spec, PERTURBERS, "perturber"),
+}
 OTHERS = ("pip", "source", "hf", "torchrun")
 """Programs that documents name and that are not ours."""
 

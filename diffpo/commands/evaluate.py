@@ -30,7 +30,6 @@ from diffpo.disk.lock import sole_writer
 from diffpo.errors import UserError
 from diffpo.generation.generate import Request, find_stored
 from diffpo.generation.processes import forget_settings, make_state, quiet_console
-from diffpo.generation.settings import GenerateOptions
 from diffpo.generation.work import Work, fill
 from diffpo.media.prompts import PromptSet, load_prompts
 from diffpo.models.pipelines import find_model
@@ -146,25 +145,17 @@ def _differences(config: Config) -> dict[str, list[Any]]:
 
 
 def _find_works(evaluation: Evaluation, prompts: PromptSet, runs: Mapping[str, str]) -> dict[str, Work]:
-    return {
-        label: find_stored(
-            Request.of(_options(evaluation, model, runs.get(label)), label),
-            prompts,
-            Path(evaluation.output) / "media",
-            labels=evaluation.models.keys(),
-        )
-        for label, model in evaluation.models.items()
-    }
-
-
-def _options(evaluation: Evaluation, model: JudgedModel, run: str | None) -> GenerateOptions:
-    if model.train is None:
-        assert model.path is not None
-        return evaluation.options(model.path, lora=model.lora, denoiser=model.denoiser, tuned=model.tuned)
-    config = load_config(model.train, model.overrides)
-    assert run is not None
-    start = None if config.model.trains_base else config.model.denoiser  # a LoRA lies on what it was trained on
-    return evaluation.options(config.model.path, denoiser=start, tuned=run)
+    works, media = {}, Path(evaluation.output) / "media"
+    for label, model in evaluation.models.items():
+        if model.train is None:
+            assert model.path is not None
+            options = evaluation.options(model.path, lora=model.lora, denoiser=model.denoiser, tuned=model.tuned)
+        else:
+            tuning = load_config(model.train, model.overrides).model
+            start = None if tuning.trains_base else tuning.denoiser  # a LoRA lies on what it was trained on
+            options = evaluation.options(tuning.path, denoiser=start, tuned=runs[label])
+        works[label] = find_stored(Request.of(options, label), prompts, media, labels=evaluation.models.keys())
+    return works
 
 
 def _run_folders(evaluation: Evaluation, runs: Mapping[str, str]) -> list[Path]:

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from diffpo.commands.shared import listed, quiet, say
-from diffpo.commands.tables import (
-    Columns,
-    FreshTable,
-    Limit,
-    Out,
-    Split,
-    Target,
-    ValidationSplit,
-    find_source,
-    is_config,
-)
+from diffpo.commands.tables import YAML, Columns, FreshTable, Limit, Out, Split, Target, ValidationSplit, find_source
+
+DCPO = ("configs/shapes-dcpo.yaml", "configs/sd21-dcpo.yaml")
+"""What to train with on captions of the shapes world, and on others."""
 
 
 def score_table(
@@ -37,21 +31,19 @@ def score_table(
     fresh: FreshTable = False,
 ) -> None:
     """Score both images of every pair and add soft labels; the same command continues after a kill."""
-    from diffpo.config.options import make_scorer, validated
+    from diffpo.config.blocks import make
+    from diffpo.config.options import make_scorer
     from diffpo.curate.labels import Labelling
 
     given = {"normalise": normalise, "quantiles": quantiles, "temperature": temperature, "order": order}
-    labelling, made = validated(Labelling, given, "score"), make_scorer(scorer)
+    labelling, made = make(Labelling, given, "score"), make_scorer(scorer)
     quiet()
     from diffpo.curate.score import score_pairs
 
     source = find_source(target, split, validation_split, limit, columns)
     done = score_pairs(source, made, out, labelling, batch=batch, fresh=fresh)
     example = "configs/shapes-smpo.yaml" if target == "shapes:pairs" else "configs/sd15-smpo.yaml"
-    say(
-        f"wrote {', '.join(map(str, done.files))}: {done}; how it was made: {out}/train.provenance.json",
-        training_command(target, example, out, validation=len(done.files) > 1),
-    )
+    say_table(done.files, f": {done}", target, example, out)
 
 
 def agreement_of_scorers(
@@ -68,7 +60,8 @@ def agreement_of_scorers(
     """Count how often scorers agree with the people who labelled a pair table; a killed call continues."""
     import dataclasses
 
-    from diffpo.config.options import make_scorer, validated
+    from diffpo.config.blocks import make
+    from diffpo.config.options import make_scorer
 
     made = [make_scorer(spec) for spec in scorer]
     quiet()
@@ -79,9 +72,9 @@ def agreement_of_scorers(
 
     check_output(out)
     earlier = [out] if out.exists() else []
-    counting = validated(Counting, {"tie_threshold": tie_threshold}, "agreement")
+    counting = make(Counting, {"tie_threshold": tie_threshold}, "agreement")
     found_source = find_source(target, split, limit=limit, columns=columns)
-    source = validated(type(found_source), dataclasses.asdict(found_source) | {"ties": ties}, "agreement")
+    source = make(type(found_source), dataclasses.asdict(found_source) | {"ties": ties}, "agreement")
     found = agreement(source, made, counting, batch=batch)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out, without_nan(dataclasses.asdict(found)))
@@ -106,20 +99,17 @@ def caption_table(
     fresh: FreshTable = False,
 ) -> None:
     """Caption both images of every pair (DCPO-c); the same command continues after a kill."""
-    from diffpo.config.options import make_captioner
+    from diffpo.captioners import CAPTIONERS
+    from diffpo.config.options import from_spec
 
-    made = make_captioner(captioner)
+    made = from_spec(captioner, CAPTIONERS, "captioner")
     quiet()
     from diffpo.curate.caption import caption_pairs
 
     files = caption_pairs(find_source(target, split, validation_split, limit, columns), made, out, fresh=fresh)
-    example = "configs/shapes-dcpo.yaml" if made.name == "shapes" else "configs/sd21-dcpo.yaml"
-    perturber = "shapes" if made.name == "shapes" else "dipper"
-    say(
-        f"wrote {', '.join(map(str, files))}; how it was made: {out}/train.provenance.json\n"
-        f"for DCPO-h: diffpo data perturb {out} --perturber {perturber} --preset hybrid --out {out}-hybrid",
-        training_command(target, example, out, validation=len(files) > 1),
-    )
+    example, perturber = (DCPO[0], "shapes") if made.name == "shapes" else (DCPO[1], "dipper")
+    more = f"\nfor DCPO-h: diffpo data perturb {out} --perturber {perturber} --preset hybrid --out {out}-hybrid"
+    say_table(files, "", target, example, out, more)
 
 
 def perturb_table(
@@ -140,29 +130,29 @@ def perturb_table(
     fresh: FreshTable = False,
 ) -> None:
     """Perturb a caption of every pair (DCPO-p, DCPO-h); the same command continues after a kill."""
-    from diffpo.config.options import make_perturber
+    from diffpo.captioners import PERTURBERS
+    from diffpo.config.options import from_spec
     from diffpo.curate.caption import perturb_pairs, read_preset
 
-    made, wanted = make_perturber(perturber), read_preset(preset)
+    made, wanted = from_spec(perturber, PERTURBERS, "perturber"), read_preset(preset)
     quiet()
     files = perturb_pairs(find_source(target, split, validation_split, limit, columns), made, out, wanted, fresh=fresh)
-    example = "configs/shapes-dcpo.yaml" if made.name == "shapes" else "configs/sd21-dcpo.yaml"
-    say(
-        f"wrote {', '.join(map(str, files))}; how it was made: {out}/train.provenance.json",
-        training_command(target, example, out, validation=len(files) > 1),
-    )
+    say_table(files, "", target, DCPO[0] if made.name == "shapes" else DCPO[1], out)
 
 
-def training_command(target: str, example: str, folder: Path, *, validation: bool) -> str:
-    """Say how to learn from a derived table: with `target`, if it is a config, else with the example's settings."""
+def say_table(files: Sequence[Path], done: str, target: str, example: str, folder: Path, more: str = "") -> None:
+    """Say what was written, and how to learn from it: with `target`, if it is a config, else with the example."""
     from diffpo.config.run import load_config
 
-    config, wants = target if is_config(target) else example, load_config(example)
-    loaded = load_config(config)
+    config, wants = target if target.endswith(YAML) else example, load_config(example)
+    loaded, validation = load_config(config), len(files) > 1
     method = [] if loaded.method.requires >= wants.method.requires else [f"method={wants.method_name}"]
     wanted = {"split": "train", "validation_split": "validation" if validation else None, "validation_path": None}
     if not validation and (loaded.data.validation_split or loaded.data.validation_path):
         wanted["validation_fraction"] = 0.05  # the config holds something out
     changed = {key: value or "null" for key, value in wanted.items() if getattr(loaded.data, key) != value}
     overrides = [*method, "data.name=pairs", f"data.path={folder}", *(f"data.{k}={v}" for k, v in changed.items())]
-    return f"diffpo train {config} {' '.join(overrides)}"
+    say(
+        f"wrote {', '.join(map(str, files))}{done}; how it was made: {folder}/train.provenance.json{more}",
+        f"diffpo train {config} {' '.join(overrides)}",
+    )

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from diffpo.commands.shared import Folders, Fresh, compare_command, listed, quiet, say, scorer_for
+from diffpo.commands.shared import Folders, Fresh, compare_command, listed, quiet, say
 
 
 def generate(
@@ -36,7 +36,8 @@ def generate(
     fresh: Fresh = False,
 ) -> None:
     """Make images of prompts; the same command continues after a kill. The safety checker is off."""
-    from diffpo.config.options import parse_seeds, parse_size, validated
+    from diffpo.config.blocks import make
+    from diffpo.config.options import parse_seeds, parse_size
 
     quiet()
     from diffpo.generation.generate import generate as run
@@ -46,11 +47,9 @@ def generate(
     given = {"model": model, "tuned": tuned, "lora": lora, "denoiser": denoiser, "seeds": parse_seeds(seeds)}
     given |= {"noise": "consecutive" if distinct_seeds else noise, "steps": steps, "guidance": guidance, "batch": batch}
     given |= {"size": parse_size(size), "negative_prompt": negative_prompt, "dtype": dtype, "device": device}
-    done = run(validated(GenerateOptions, given, "generate"), load_prompts(prompts), out, label=label, fresh=fresh)
-    say(
-        f"wrote {len(done.media)} images to {out} ({done.reused} were there)",
-        f"diffpo score {out} --scorer {scorer_for(model)}",
-    )
+    done = run(make(GenerateOptions, given, "generate"), load_prompts(prompts), out, label=label, fresh=fresh)
+    scorer = "shapes" if model.startswith("shapes:") else "pickscore"  # one that knows what the model draws
+    say(f"wrote {len(done.media)} images to {out} ({done.reused} were there)", f"diffpo score {out} --scorer {scorer}")
 
 
 def score(
@@ -97,10 +96,8 @@ def geneval(
     from diffpo.commands.geneval import run_geneval_command
 
     run_geneval_command(folders, detector, colors, prompts=prompts)
-    say(
-        f"wrote {', '.join(f'{folder}/geneval.json' for folder in folders)}",
-        compare_command(folders, " --scorer geneval"),
-    )
+    written = ", ".join(f"{folder}/geneval.json" for folder in folders)
+    say(f"wrote {written}", compare_command(folders, " --scorer geneval"))
 
 
 def set_metrics(

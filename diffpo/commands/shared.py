@@ -72,8 +72,3 @@ def compare_command(sources: Sequence[Path], options: str = "") -> str:
 
         several = len(read_evidence(sources, None).models) > 1
     return f"diffpo compare {' '.join(map(str, sources))}{'' if several else ' ANOTHER'}{options}"
-
-
-def scorer_for(model: str) -> str:
-    """A scorer that knows what a model draws."""
-    return "shapes" if model.startswith("shapes:") else "pickscore"

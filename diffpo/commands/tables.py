@@ -12,6 +12,8 @@ from diffpo.commands.shared import quiet, say
 if TYPE_CHECKING:
     from diffpo.data.records import Source
 
+YAML = (".yaml", ".yml")
+"""How a target ends that is a config."""
 Target = Annotated[str, typer.Argument(help="A table (file, folder, Hub id, shapes:pairs) or a config.")]
 Out = Annotated[Path, typer.Option(help="The folder of the new table.")]
 Split = Annotated[str | None, typer.Option(help="Split of the table; train by default.")]
@@ -21,11 +23,7 @@ Columns = Annotated[str | None, typer.Option(help="The table's names: prompt=cap
 FreshTable = Annotated[bool, typer.Option("--fresh", help="Replace a table made with other settings.")]
 
 
-def inspect_table(
-    target: Target,
-    split: Split = None,
-    columns: Columns = None,
-) -> None:
+def inspect_table(target: Target, split: Split = None, columns: Columns = None) -> None:
     """Print what a pair table holds: rows, ties, sizes, broken images, prompts, what methods still need."""
     from rich.console import Console
 
@@ -50,13 +48,13 @@ def import_pairs(
     images: Annotated[str, typer.Option(help="embed the files, or link their paths.")] = "embed",
 ) -> None:
     """Bring pairs from tars, folders or rankings into a table; the same command continues after a kill."""
-    from diffpo.config.options import validated
+    from diffpo.config.blocks import make
 
     quiet()
     from diffpo.curate.imports.run import ImportOptions, import_table
 
     given = {"layout": layout, "ties": ties, "labels": labels, "images": images}
-    report = import_table(source, out, validated(ImportOptions, given, "import"))
+    report = import_table(source, out, make(ImportOptions, given, "import"))
     print("\n".join(report.lines()))
     if report.graded and labels == "hard":
         print(f"{report.graded} labels are shares of votes; --labels soft keeps them as preference")
@@ -74,7 +72,8 @@ def build_table(
     fresh: FreshTable = False,
 ) -> None:
     """Make pairs of generated images, ranked by a scorer or chosen by people."""
-    from diffpo.config.options import make_scorer, validated
+    from diffpo.config.blocks import make
+    from diffpo.config.options import make_scorer
     from diffpo.errors import UserError
 
     quiet()
@@ -85,18 +84,13 @@ def build_table(
         raise UserError("say who ranks the images: either --scorer NAME or --choices FILE.csv.")
     if choices is not None and given:
         raise UserError(f"--choices lists the pairs itself: leave out {', '.join(f'--{name}' for name in given)}.")
-    output = validated(Output, {"folder": out, "ties": ties, "fresh": fresh}, "build")
+    output = make(Output, {"folder": out, "ties": ties, "fresh": fresh}, "build")
     if choices is not None:
         built = build_by_choices(folders, choices, output)
     else:
-        pairing = validated(Pairing, given, "build")
+        pairing = make(Pairing, given, "build")
         built = build_by_scores(folders, scorer, lambda: make_scorer(scorer), pairing, output)
     say(f"wrote {built}; how it was made: {out}/train.provenance.json", f"diffpo data inspect {out}")
-
-
-def is_config(target: str) -> bool:
-    """Whether a command's first argument is a config."""
-    return target.endswith((".yaml", ".yml"))
 
 
 def find_source(
@@ -110,7 +104,7 @@ def find_source(
     import dataclasses
 
     named = read_columns_option(columns)
-    if is_config(target):
+    if target.endswith(YAML):
         from diffpo.config.run import load_config
 
         source = load_config(target).data
@@ -123,11 +117,7 @@ def find_source(
 
 
 def read_columns_option(text: str | None) -> dict[str, str]:
-    """Read `prompt=caption,chosen=winner`.
-
-    Raises:
-        UserError: It has another form.
-    """
+    """Read `prompt=caption,chosen=winner`."""
     from diffpo.errors import UserError
 
     pairs = [part.split("=") for part in (text or "").split(",") if part.strip()]

@@ -12,28 +12,13 @@ from diffpo.core.block import FINITE, Range, hints_of
 from diffpo.errors import UserError
 
 if TYPE_CHECKING:
-    from diffpo.captioners import Captioner, Perturber
     from diffpo.scorers import Scorer
 
 T = TypeVar("T")
 
 
-def validated(cls: type[T], given: Mapping[str, Any], where: str) -> T:
-    """Check options against a dataclass.
-
-    Raises:
-        UserError: Lists every mistake.
-    """
-    return make(cls, given, where)
-
-
 def from_spec(spec: str, known: Mapping[str, type[T]], what: str) -> T:
-    """Make a frozen set of options from `name` or `name,key=value,...`.
-
-    Args:
-        spec: What the user gave.
-        known: Classes by name.
-        what: What they are, for messages: "scorer".
+    """Make one of the known classes from `name` or `name,key=value,...`; `what` they are is for messages: "scorer".
 
     Raises:
         UserError: The name or a key is unknown, or a value wrong.
@@ -48,26 +33,8 @@ def make_scorer(spec: str) -> Scorer:
     return from_spec(spec, SCORERS, "scorer")
 
 
-def make_captioner(spec: str) -> Captioner:
-    """Make a captioner from `name` or `name,key=value,...`; see `from_spec`."""
-    from diffpo.captioners import CAPTIONERS
-
-    return from_spec(spec, CAPTIONERS, "captioner")
-
-
-def make_perturber(spec: str) -> Perturber:
-    """Make a perturber from `name` or `name,key=value,...`; see `from_spec`."""
-    from diffpo.captioners import PERTURBERS
-
-    return from_spec(spec, PERTURBERS, "perturber")
-
-
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """Read `0,1,2` or `0-3` (both ends included).
-
-    Raises:
-        UserError: It is neither.
-    """
+    """Read `0,1,2` or `0-3` (both ends included)."""
     try:
         first, sign, last = text.partition("-")
         return tuple(range(int(first), int(last) + 1)) if sign else tuple(int(part) for part in text.split(","))
@@ -76,11 +43,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
-    """Read HEIGHTxWIDTH.
-
-    Raises:
-        UserError: It is something else.
-    """
+    """Read HEIGHTxWIDTH."""
     if text is None:
         return None
     height, sign, width = text.partition("x")

@@ -303,10 +303,8 @@ def test_what_cannot_be_judged(shapes):
 
 
 def test_the_command(shapes, capsys):
-    from rich.console import Console
-
     write_scores(shapes / "scores.parquet", ScoreTable([], {"other": {"weights": "x"}}))
-    (result,) = run_geneval_command([shapes], "shapes", None, console=Console(width=80))
+    (result,) = run_geneval_command([shapes], "shapes", None)
     assert result == read_geneval(shapes) and len(result.judged) == 36
     shown = capsys.readouterr().out
     assert str(shapes)[-8:] in shown and "two_object" in shown and f"{100 * result.overall:.1f}%" in shown

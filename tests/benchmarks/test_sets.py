@@ -8,7 +8,6 @@ import pytest
 import tiny_clips
 import torch
 from PIL import Image, ImageEnhance
-from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from diffpo.benchmarks.sets.distances import frechet_distance, kernel_distance, mmd
@@ -329,10 +328,11 @@ def test_inception_of_the_wrong_kind(tmp_path):
         Inception(path=str(tmp_path / "layers.pt"), device="cpu").features([Image.new("RGB", (9, 9))])
 
 
-def test_the_command(base, clip, tmp_path, capsys):
+def test_the_command(base, clip, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
     vivid = copied(base, "vivid", lambda image: ImageEnhance.Color(image).enhance(2.0))
     out, spec = tmp_path / "sets.json", f"clip,model={clip.model},device=cpu"
-    run_set_metrics([base, vivid], [spec], reference=None, limit=0.1, out=out, console=Console(width=100))
+    run_set_metrics([base, vivid], [spec], reference=None, limit=0.1, out=out)
     shown = capsys.readouterr().out
     assert "ALARM: vivid: saturation" in shown and "KID" in shown and "FID is biased for few images" in shown
     written = json.loads(out.read_text())

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from diffpo.captioners import CAPTIONERS, PERTURBERS, Dipper, ImageTextCaptioner, Instruct
 from diffpo.captioners.language import _processors, stable_hash, tidy
-from diffpo.config.options import make_captioner, make_perturber
+from diffpo.config.options import from_spec
 from diffpo.errors import ConfigError, UserError
 
 
@@ -169,9 +169,9 @@ def test_every_option_that_decides_a_text_is_in_the_provenance(language_model):
 def test_names():
     assert all(cls.name == name for table in (CAPTIONERS, PERTURBERS) for name, cls in table.items())
     with pytest.raises(UserError, match=r"unknown captioner 'shape'\. Did you mean shapes"):
-        make_captioner("shape")
+        from_spec("shape", CAPTIONERS, "captioner")
     with pytest.raises(UserError, match=r"dipper\.level.*'weak', 'medium' or 'strong'"):
-        make_perturber("dipper,level=wild")
-    assert make_perturber("dipper,level=strong,prefix=Rewrite this, please,window=2") == Dipper(
+        from_spec("dipper,level=wild", PERTURBERS, "perturber")
+    assert from_spec("dipper,level=strong,prefix=Rewrite this, please,window=2", PERTURBERS, "perturber") == Dipper(
         level="strong", prefix="Rewrite this, please", window=2
     )
