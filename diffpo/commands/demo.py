@@ -16,11 +16,11 @@ from rich.console import Console
 from diffpo.compare.compare import compare
 from diffpo.compare.export import write_result
 from diffpo.compare.terminal import comparison_table
-from diffpo.config.run import Config, load_config
+from diffpo.config.run import load_config
 from diffpo.disk.files import write_json
 from diffpo.generation.generate import generate
 from diffpo.generation.settings import GenerateOptions
-from diffpo.media.prompts import PromptSet, load_prompts
+from diffpo.media.prompts import load_prompts
 from diffpo.report.grid import write_grid
 from diffpo.report.page import write_report
 from diffpo.scorers import PickScore, ShapesUtility, ShapesVerifier
@@ -53,7 +53,17 @@ def run_demo(
     with _timed("train", seconds):
         train(config, fresh=fresh)
     with _timed("generate", seconds):
-        folders = _generate(config, output, load_prompts(f"shapes:heldout:{prompts}"), fresh)
+        asked, folders = load_prompts(f"shapes:heldout:{prompts}"), []
+        for label, tuned in (("base", None), ("dpo", str(output))):
+            options = GenerateOptions(
+                model=config.model.path,
+                tuned=tuned,
+                noise="consecutive",  # no noise is used twice: prompts are independent
+                steps=config.sample.steps,
+                guidance=config.sample.guidance,
+                batch=BATCH,
+            )
+            folders.append(generate(options, asked, output / "media" / label, label=label, fresh=fresh).folder)
     scorers = [ShapesUtility(), ShapesVerifier(), PickScore(path="shapes:pickscore")]
     with _timed("score", seconds):
         for folder in folders:
@@ -75,28 +85,13 @@ def run_demo(
         "base": {result.scorer: result.baseline_mean for result in comparison.results},
         "tuned": {result.scorer: result.model_mean for result in comparison.results},
         "difference": {
-            result.scorer: [getattr(result.difference, end) for end in ("estimate", "ci_low", "ci_high")]
-            for result in comparison.results
+            each.scorer: [each.difference.estimate, each.difference.ci_low, each.difference.ci_high]
+            for each in comparison.results
         },
         "seconds": seconds | {"total": sum(seconds.values())},
     }
     write_json(output / "summary.json", summary)
     return summary
-
-
-def _generate(config: Config, output: Path, prompts: PromptSet, fresh: bool) -> list[Path]:
-    folders = []
-    for label, tuned in (("base", None), ("dpo", str(output))):
-        options = GenerateOptions(
-            model=config.model.path,
-            tuned=tuned,
-            noise="consecutive",  # no noise is used twice: prompts are independent
-            steps=config.sample.steps,
-            guidance=config.sample.guidance,
-            batch=BATCH,
-        )
-        folders.append(generate(options, prompts, output / "media" / label, label=label, fresh=fresh).folder)
-    return folders
 
 
 @contextmanager

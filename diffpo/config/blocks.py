@@ -54,12 +54,7 @@ class Short:
 
 
 def make(hint: Any, given: Any, where: str) -> Any:
-    """Make what a command's option means: a block, a named block or a value.
-
-    Args:
-        hint: Its type.
-        given: Plain values.
-        where: How the message calls it.
+    """Make a block, a named block or a value of plain values; messages call it `where`.
 
     Raises:
         UserError: Lists every mistake.
@@ -75,9 +70,6 @@ def parse_spec(spec: str, named: Named) -> dict[str, Any]:
     """Read `name` or `name,key=value,...` into the plain values of a named block.
 
     A comma begins an option only where a key and = follow, so texts may hold commas.
-
-    Raises:
-        UserError: A value cannot be read.
     """
     name, *options = re.split(r",(?=\s*\w+\s*=)", spec)
     if name not in named.known and name.partition(",")[0] in named.known:
@@ -99,9 +91,7 @@ def to_plain(value: Any, hint: Any = None) -> Any:
         return {"name": named.name_of(value)} | to_plain(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         hints = hints_of(type(value))
-        return {
-            field.name: to_plain(getattr(value, field.name), hints[field.name]) for field in dataclasses.fields(value)
-        }
+        return {f.name: to_plain(getattr(value, f.name), hints[f.name]) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {key: to_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

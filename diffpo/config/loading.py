@@ -96,16 +96,7 @@ def find_config(path: str | Path) -> Path:
 
 
 def override(tree: dict[str, Any], overrides: Sequence[str], cls: type) -> None:
-    """Change a tree of plain values in place.
-
-    Args:
-        tree: What the file holds.
-        overrides: Such as `method.beta=2000`, `method=sft`, `train.trackers=[wandb]`.
-        cls: The configuration's class, whose named blocks an override may choose anew.
-
-    Raises:
-        ConfigError: One is no override.
-    """
+    """Change a tree of plain values in place; the named blocks of `cls` may be chosen anew."""
     named = {key: found for key, hint in hints_of(cls).items() if (found := note(hint, Named)) is not None}
     for each in overrides:
         path, sign, text = each.partition("=")

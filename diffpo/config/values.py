@@ -15,11 +15,7 @@ _TRUTHS = {"yes", "no", "on", "off", "true", "false", "y", "n"}
 
 
 def read_value(hint: Any, given: Any) -> tuple[Any, list[str]]:
-    """Read a value.
-
-    Args:
-        hint: The field's type, of which no part is a block.
-        given: A plain value, such as YAML holds; texts may stand for numbers and truth values.
+    """Read a value of a type without blocks; a text may stand for a number or a truth value.
 
     Returns:
         The value, and what is wrong with it, each mistake to be written behind the field's key.
@@ -33,13 +29,11 @@ def read_value(hint: Any, given: Any) -> tuple[Any, list[str]]:
 
 
 def kinds(hint: Any) -> set[Any]:
-    """The simple types that a type is made of: `tuple[int, ...] | None` is of int."""
+    """The simple types and literals that a type is made of: `tuple[int, ...] | None` is of int."""
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return kinds(parts[0])
-    if origin is Literal:
-        return {Literal}
-    if parts:
+    if parts and origin is not Literal:
         return {kind for part in parts for kind in kinds(part)}
     return set() if hint in (type(None), Ellipsis) else {hint}
 
@@ -56,37 +50,28 @@ def _lenient(hint: Any, given: Any) -> Any:
     found = kinds(hint)
     if found and found <= {int, float}:
         return _number(given) if isinstance(given, str | bool) else given
-    if found == {Literal} and str(given).lower() in ("no", "off", "false"):
-        return "no" if "no" in _choices(hint) else None if type(None) in get_args(hint) else given
+    choices = [choice for kind in found for choice in get_args(kind)]
+    if choices and str(given).lower() in ("no", "off", "false"):
+        return "no" if "no" in choices else None if type(None) in get_args(hint) else given
     return given
 
 
-def _choices(hint: Any) -> list[Any]:
-    if get_origin(hint) is Literal:
-        return list(get_args(hint))
-    return [choice for part in get_args(hint) for choice in _choices(part)]
-
-
 def _number(given: str | bool) -> Any:
-    """Read a number; what YAML 1.1 would have read otherwise is refused.
-
-    Raises:
-        UserError: It can be read in two ways, or is a truth value.
-    """
+    """Read a number; what can be read in two ways, or is a truth value, is refused."""
     text = str(given).strip().lower()
     if text in _TRUTHS:
         raise UserError("a number is meant here, and this is a truth value")
     if re.fullmatch(r"[-+]?0[0-9_]+", text):
-        plain = int(text)
+        plain = int(text.replace("_", ""))
         raise UserError(f"a number that begins with 0 may be octal or not; write {plain}, or 0o{plain} if it is octal")
     if re.fullmatch(r"[-+]?\d+(:[0-5]?\d)+", text):
         total = functools.reduce(lambda sum, part: 60 * sum + int(part), text.lstrip("+-").split(":"), 0)
         raise UserError(f"a number with colons may be read to the base of sixty; write {total} if that is meant")
-    if re.fullmatch(r"[-+]?0[xob][0-9a-f_]+", text):
+    if re.fullmatch(r"[-+]?0(x(_?[0-9a-f])+|o(_?[0-7])+|b(_?[01])+)", text):
         return int(text, 0)
     if re.fullmatch(r"[-+]?\.(inf|nan)", text):
         return float(text.replace(".", ""))
-    return float(text) if re.fullmatch(r"[-+]?[\d.]+e[-+]?\d+", text) else text
+    return float(text) if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)e[-+]?\d+", text) else text
 
 
 def _describe(error: Any) -> str:

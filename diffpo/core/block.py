@@ -107,34 +107,28 @@ def hints_of(block: type) -> Mapping[str, Any]:
     return {name: hint for name, hint in hints.items() if get_origin(hint) is not ClassVar}
 
 
-def out_of_range(where: str, hint: Any, value: Any) -> Iterator[str]:
-    """Yield what is wrong with a value of a field, in a sentence that names `where` it stands.
-
-    Args:
-        where: The field's name.
-        hint: Its type, as `hints_of` gives it.
-        value: A value of that type.
-    """
+def out_of_range(name: str, hint: Any, value: Any) -> Iterator[str]:
+    """Yield what is wrong with a value of a field, whose type `hints_of` gives, in sentences that name the field."""
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Annotated:
         limits = [part for part in parts[1:] if isinstance(part, Range | Filled)]
         if limits and isinstance(value, int | float | str):
-            yield from _refusals(where, limits, value)
+            yield from _refusals(name, limits, value)
         else:
-            yield from out_of_range(where, parts[0], value)
+            yield from out_of_range(name, parts[0], value)
     elif origin in (Union, UnionType):
-        branches = [list(out_of_range(where, part, value)) for part in parts]
+        branches = [list(out_of_range(name, part, value)) for part in parts]
         yield from max(branches, key=len) if value is not None else []
     elif origin is tuple and isinstance(value, tuple):
         inner = parts[:1] * len(value) if parts[-1] is Ellipsis else parts
         for part, item in zip(inner, value, strict=True):
-            yield from out_of_range(where, part, item)
+            yield from out_of_range(name, part, item)
     elif isinstance(value, float):
-        yield from _refusals(where, [FINITE], value)
+        yield from _refusals(name, [FINITE], value)
 
 
-def _refusals(where: str, limits: list[Range | Filled], value: Any) -> Iterator[str]:
+def _refusals(name: str, limits: list[Range | Filled], value: Any) -> Iterator[str]:
     for limit in limits:
         if (told := limit.refuses(value)) is not None:
             shown = repr(value) if isinstance(value, str) else value
-            yield f"{where} is {shown}; it must be {told}"
+            yield f"{name} is {shown}; it must be {told}"

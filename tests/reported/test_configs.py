@@ -83,6 +83,10 @@ def test_a_document_is_refused_at_once(case, command, tmp_path, capsys, monkeypa
     [
         ("steps: 017", "train.steps: a number that begins with 0 may be octal or not; write 17"),
         ("steps: 1:30", "train.steps: a number with colons may be read to the base of sixty; write 90"),
+        ("steps: 0b9", "train.steps: input should be a valid integer"),
+        ("steps: 0x_", "train.steps: input should be a valid integer"),
+        ("steps: 0__1", "train.steps: a number that begins with 0 may be octal or not; write 1,"),
+        ("{steps: 3, learning_rate: 1.2.3e4}", "train.learning_rate: input should be a valid number"),
         ("steps: yes", "train.steps: a number is meant here, and this is a truth value (given 'yes')"),
         ("steps: on", "train.steps: a number is meant here"),
         ("{steps: 3, learning_rate: true}", "train.learning_rate: a number is meant here"),
