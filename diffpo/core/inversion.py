@@ -22,11 +22,7 @@ from diffpo.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Inversion(Block):
-    """How an image is walked back to the noise that would draw it.
-
-    DDIM inversion (arXiv:2010.02502) with, per step, ReNoise's corrections (arXiv:2403.14602) if asked for. Every pair
-    stops at its own t.
-    """
+    """How an image is walked back to the noise that would draw it. Every pair stops at its own t."""
 
     steps: SamplingSteps = 10
     """Steps over the whole range of times; a pair takes those below its t, on average (steps + 1) / 2."""
@@ -64,15 +60,7 @@ def invert(
 
     No gradient, no guidance. A forward holds only the pairs that have not arrived: the rows through the network are,
     per image, the number of its own steps times 1 + renoise. The noise that belongs to z is recovered from it, eps =
-    (z - alpha x0) / sigma.
-
-    Args:
-        denoiser: Answers; the policy or the reference.
-        latent: `[b c f h w]` x0 of each side.
-        cond: What the denoiser is told about each side.
-        t: `[b]` one time per pair.
-        rng: The draws of these rows, used if eta > 0.
-        inversion: How.
+    (z - alpha x0) / sigma. `latent` is `[b c f h w]` x0 of each side, `t` is `[b]`, and `rng` is used if eta > 0.
 
     Raises:
         ConfigError: `landing="released"` for a flow model.

@@ -24,12 +24,7 @@ def reward(policy: Tensor, reference: Tensor) -> Tensor:
 
 
 def margin(policy: Pair[Tensor], reference: Pair[Tensor]) -> Tensor:
-    """How much more the policy has improved on the chosen than on the rejected image, `[b]`.
-
-    Args:
-        policy: `[b]` errors of the policy.
-        reference: `[b]` errors of the reference.
-    """
+    """How much more the policy's errors have fallen on the chosen than on the rejected image, `[b]` like the errors."""
     return -0.5 * ((policy.chosen - policy.rejected) - (reference.chosen - reference.rejected))
 
 
@@ -77,15 +72,9 @@ def dmpo(u: Tensor, alpha: float) -> Tensor:
 def kto(chosen: Tensor, rejected: Tensor, desirable_weight: float, undesirable_weight: float) -> Tensor:
     """Diffusion-KTO (arXiv:2404.04465) on a pair, `[b]`: the mean over its desirable and its undesirable image.
 
-    k = max(0, mean of the two rewards), without gradient;
+    With g_c and g_r the rewards `[b]` of the two, and k = max(0, their mean), without gradient:
     1/2 [w_d (1 - sigmoid(g_c - k)) + w_u (1 - sigmoid(k - g_r))]. By hand: g_c = log 3, g_r = -log 3, weights 1: k = 0,
     1/2 [1/4 + 1/4] = 1/4.
-
-    Args:
-        chosen: `[b]` reward of the desirable image.
-        rejected: `[b]` reward of the undesirable one.
-        desirable_weight: w_d.
-        undesirable_weight: w_u.
     """
     k = (0.5 * (chosen + rejected)).clamp(min=0).detach()
     return 0.5 * (desirable_weight * torch.sigmoid(k - chosen) + undesirable_weight * torch.sigmoid(rejected - k))

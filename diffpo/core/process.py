@@ -96,9 +96,7 @@ class NoiseProcess(ABC):
     def sample_time(self, rng: Rng, shape: Sequence[int]) -> Tensor:
         """Draw one training time for each row of `rng`, `[b]` on the CPU.
 
-        Args:
-            rng: The draws of these rows.
-            shape: `[c f h w]` of the latents. Some flow models shift their times the further, the larger an image is.
+        `shape` is `[c f h w]` of the latents: some flow models shift their times the further, the larger an image is.
         """
 
     @abstractmethod
@@ -152,16 +150,7 @@ class NoiseProcess(ABC):
         return p * x0 + q * eps
 
     def split(self, prediction: Tensor, z: Tensor, level: Level) -> tuple[Tensor, Tensor]:
-        """Take a prediction apart into the (x0, eps) that it implies.
-
-        Args:
-            prediction: `[b ...]` a network's answer.
-            z: `[b ...]` what it was asked about.
-            level: That of z.
-
-        Returns:
-            `(x0, eps)`, each `[b ...]`, which mix to z at that level.
-        """
+        """Take the answer to z `[b ...]`, whose level is given, apart into the (x0, eps) that it implies, `[b ...]`."""
         alpha, sigma = (expand(x, z) for x in level)
         p, q = self._weights(alpha, sigma)
         determinant = alpha * q - sigma * p  # eps: alpha; v: alpha^2 + sigma^2 = 1; flow: alpha + sigma = 1

@@ -191,18 +191,11 @@ class StepOutput:
 class Rng:
     """Random draws that depend on (seed, epoch, row, purpose) alone: not on rank, batch make-up or device.
 
-    Row i draws from a CPU generator of its own. `purpose` names what the numbers are for; where a side or an inversion
-    step has numbers of its own, it names those too.
+    Each row of `index` `[b]`, its number in the table, draws from a CPU generator of its own. `purpose` names what the
+    numbers are for; where a side or an inversion step has numbers of its own, it names those too.
     """
 
     def __init__(self, seed: int, epoch: int, index: Tensor):
-        """Remember the key.
-
-        Args:
-            seed: The run's seed.
-            epoch: Number of complete passes over the table so far.
-            index: `[b]` row numbers in the table.
-        """
         self.seed, self.epoch, self.index = seed, epoch, index
 
     def normal(self, shape: Sequence[int], purpose: str) -> Tensor:

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 KEY_BYTES = 16
+KEY = f"S{KEY_BYTES}"
+"""What numpy calls it."""
 ROWS_PER_FILE = 128
 """Rows in a file, unless that gave more than `MOST_FILES`: what a kill costs at most."""
 MOST_FILES = 512
@@ -57,7 +59,7 @@ def digest(*parts: bytes | str) -> bytes:
 
 def as_keys(keys: Sequence[bytes] | np.ndarray) -> np.ndarray:
     """Keys as one array `[n]`: 16 bytes each, where a list of them has 60. An empty key stands for none."""
-    return np.asarray(keys, f"S{KEY_BYTES}")
+    return np.asarray(keys, KEY)
 
 
 def key_at(keys: np.ndarray, place: int) -> bytes:
@@ -110,10 +112,9 @@ class RowStore:
                 reader = self._open(number, ["key"])
                 for batch in range(reader.num_record_batches):
                     column = reader.get_batch(batch).column(0)
-                    found = np.frombuffer(column.buffers()[1], f"S{KEY_BYTES}", len(column), KEY_BYTES * column.offset)
-                    keys.append(found)
-                    where = np.empty((len(found), 3), np.int32)
-                    where[:, 0], where[:, 1], where[:, 2] = number, batch, np.arange(len(found))
+                    keys.append(np.frombuffer(column.buffers()[1], KEY, len(column), KEY_BYTES * column.offset))
+                    where = np.full((len(column), 3), (number, batch, 0), np.int32)
+                    where[:, 2] = np.arange(len(column))
                     places.append(where)
         together = np.concatenate(keys)
         order = np.argsort(together, kind="stable")
@@ -189,7 +190,7 @@ class RowStore:
 
         Args:
             keys: Those of all rows, in an order that does not change from call to call. A key may repeat.
-            rank: This process.
+            rank: Which of the processes this is.
             world: Number of processes.
 
         Returns:
@@ -325,18 +326,15 @@ def _pack(key: bytes, row: Row) -> dict[str, Any]:
 def _bytes(x: Tensor) -> bytes:
     import torch
 
-    flat = x.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().tobytes() if x.numel() else b""
+    return x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def _unpack(packed: Mapping[str, Any]) -> Row:
-    tensors: dict[str, Tensor] = {}
-    for name, dtype, shape, data in zip(
-        packed["names"], packed["dtypes"], packed["shapes"], packed["data"], strict=True
-    ):
+    def tensor(dtype: str, shape: list[int], data: bytes) -> Tensor:
         import torch
 
         kind = getattr(torch, dtype)
-        flat = torch.frombuffer(bytearray(data), dtype=kind) if data else torch.zeros(0, dtype=kind)
-        tensors[name] = flat.reshape(shape)
-    return Row(json.loads(packed["values"]), tensors)
+        return (torch.frombuffer(bytearray(data), dtype=kind) if data else torch.zeros(0, dtype=kind)).reshape(shape)
+
+    tensors = map(tensor, packed["dtypes"], packed["shapes"], packed["data"])
+    return Row(json.loads(packed["values"]), dict(zip(packed["names"], tensors, strict=True)))

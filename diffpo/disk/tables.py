@@ -38,7 +38,7 @@ MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
 LOST = {"\0": "the character NUL", "\ufffd": "the mark U+FFFD, which stands for a character that was lost"}
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 UTF32 = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
-SURROGATE = re.compile("[\ud800-\udfff]")
+NO_TEXT = re.compile("[\0\ufffd\ud800-\udfff]")
 KINDS = {str: "a text", bool: "a boolean", int: "an integer", float: "a number", dict: "an object"}
 
 Row = dict[str, Any]
@@ -206,13 +206,10 @@ def clean(text: str, place: str) -> str:
     Raises:
         UserError: It holds something that no text holds: a lone half of a character, or a mark for a lost one.
     """
-    if text.isascii():
-        wrong = LOST["\0"] if "\0" in text else None
-    else:
-        wrong = next((what for mark, what in LOST.items() if mark in text), None)
-        if wrong is None and SURROGATE.search(text):
-            wrong = "half of a character (a lone surrogate)"
-    if wrong:
+    if text.isascii() and "\0" not in text:
+        return text
+    if found := NO_TEXT.search(text):
+        wrong = LOST.get(found[0], "half of a character (a lone surrogate)")
         raise UserError(f"{place} holds {wrong}, in {text[:60]!r}: write the text as UTF-8 again, from its origin.")
     return text.replace("\ufeff", "")
 

@@ -3,8 +3,6 @@
 loss = -(1 - e) log sigmoid(u) - e log sigmoid(-u)        u = beta margin
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated
 

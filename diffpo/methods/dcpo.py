@@ -8,8 +8,6 @@ the epsilon target onto SD2.1, a v model, and drops no captions; diffpo uses the
 captions together.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

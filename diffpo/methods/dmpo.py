@@ -3,8 +3,6 @@
 loss = KL( sigmoid(u) || 1 - alpha )        u = beta margin; a reverse KL of two coins
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated
 

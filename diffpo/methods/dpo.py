@@ -5,8 +5,6 @@
 with M, R the mean squared errors of policy and reference on the same noisy latents, one t and one noise per pair.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

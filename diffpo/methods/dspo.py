@@ -8,8 +8,6 @@ a threshold on a mean over the batch; it is left out, since a row would depend o
 0.001 to 0.05: then sigmoid(u) is about one half, and the loss close to SFT.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -3,8 +3,6 @@
 loss = relu(1 - u)        u = beta margin
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

@@ -8,8 +8,6 @@ batch size 1 only, ends on its grid's next point, and calls that point t: `inver
 each row.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from diffpo.core.block import Positive

@@ -7,8 +7,6 @@ its epsilon: with beta in the thousands set `train.adam_epsilon` to 1e-15 or so.
 argument that does not exist here, and fails.)
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

@@ -12,8 +12,6 @@ unpaired images, drawing desirable ones with probability 0.8: `desirable_weight`
 weigh alike.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

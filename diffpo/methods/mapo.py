@@ -6,8 +6,6 @@ in the form of the released code. The paper raises the link to the power beta an
 the code has no power, multiplies by the number of training times, and weighs by 0.1.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from torch import Tensor

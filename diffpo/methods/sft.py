@@ -5,8 +5,6 @@
 The rejected image is neither loaded, noised nor forwarded, and there is no reference.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -8,8 +8,6 @@ data score ... --normalise released`), and inverts with one ReNoise correction p
 single one at the end.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import ClassVar
 

@@ -111,15 +111,10 @@ class Denoiser(ABC):
 
     @staticmethod
     def encode_media(pipeline: Any, frames: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Encode clips to the moments of their posterior, normalised as the network expects latents.
-
-        Args:
-            pipeline: Holds the VAE.
-            frames: `[b 3 f h w]` in [-1, 1].
+        """Encode clips `[b 3 f h w]` in [-1, 1] to the moments of their posterior, normalised for the network.
 
         Returns:
-            Mean and standard deviation, `[b c f' h' w']` each, in float32; None for the latter where the VAE
-            is deterministic.
+            Mean and deviation, `[b c f' h' w']` float32 each; None for the latter where the VAE is deterministic.
         """
         vae = pipeline.vae
         posterior = vae.encode(frames.squeeze(2)).latent_dist  # `check_frames` lets one frame through
@@ -189,11 +184,6 @@ def _with_room(compiled: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return compiled(*args, **kwargs)
 
 
-def with_network(denoiser: Denoiser, network: nn.Module) -> Denoiser:
-    """The same family and process around another network."""
-    return type(denoiser)(network, denoiser.process)
-
-
 def discrete_process(scheduler: dict[str, Any], time: Time) -> DiscreteProcess:
     """Build the process of a DDPM-type scheduler from its own float32 `alphas_cumprod`.
 
@@ -203,15 +193,14 @@ def discrete_process(scheduler: dict[str, Any], time: Time) -> DiscreteProcess:
     from diffusers import DDPMScheduler
 
     kind = scheduler.get("prediction_type", "epsilon")
-    names = {theirs: ours for ours, theirs in SCHEDULER_NAMES.items()}
+    names: dict[str, Any] = {theirs: ours for ours, theirs in SCHEDULER_NAMES.items()}
     if kind not in names:
         raise UserError(
             f"the scheduler's prediction_type is {kind!r}; diffpo trains {' and '.join(names)} models of this family"
         )
-    table = DDPMScheduler.from_config(scheduler).alphas_cumprod
     return DiscreteProcess(
-        prediction=names[kind],  # pyright: ignore[reportArgumentType]
-        alphas_cumprod=table,
+        prediction=names[kind],
+        alphas_cumprod=DDPMScheduler.from_config(scheduler).alphas_cumprod,
         offset=int(scheduler.get("steps_offset", 0)),
         clean_abar=1.0 if scheduler.get("set_alpha_to_one", True) else None,
         time=time,

@@ -28,11 +28,7 @@ class Encoders:
     """A base model's VAE and text encoders, frozen, in `tuning.encoder_dtype`; they are loaded when first used."""
 
     def __init__(self, tuning: Tuning, device: torch.device | str):
-        """Find the files.
-
-        Raises:
-            UserError: Files are missing, or the parts do not fit together.
-        """
+        """Find the files; a `UserError` where some are missing, or the parts do not fit together."""
         self._tuning, self._device, self._base = tuning, device, tuning.find()
         self._family, self._vae = self._base.family, self._base.config("vae")
         self.fingerprint = fingerprint(self._base, tuning)

@@ -13,8 +13,6 @@ from diffpo.models.pipelines import load_network
 from diffpo.models.reference import Reference
 from diffpo.models.tuning import Tuning
 
-UNET_ATTENTION = ("native", "xformers")
-
 
 def load(tuning: Tuning, dtype: torch.dtype, needs_reference: bool) -> tuple[Denoiser, Reference | None]:
     """Load the policy, prepared for training, and its reference.
@@ -65,8 +63,7 @@ def set_attention(network: Any, name: str) -> None:
         raise UserError(f"model.attention={name} cannot be used here: {error}") from error
     if _attention_state(network) == before:
         raise UserError(
-            f"model.attention={name} changes nothing for a {type(network).__name__}; allowed are "
-            f"{', '.join(UNET_ATTENTION)}"
+            f"model.attention={name} changes nothing for a {type(network).__name__}; allowed are native, xformers"
         )
 
 

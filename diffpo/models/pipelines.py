@@ -72,19 +72,12 @@ def find_model(base: str, *, lora: str | None = None, denoiser: str | None = Non
             raise UserError(f"give at most one of denoiser and tuned: {tuned} holds a denoiser too.")
         else:
             denoiser = str(path)
-    return Model(
-        base=weights,
-        lora=None if lora is None else find_lora(lora),
-        denoiser=None if denoiser is None else find_denoiser(denoiser),
-    )
+    adapter = None if lora is None else find_lora(lora)
+    return Model(weights, adapter, None if denoiser is None else find_denoiser(denoiser))
 
 
 def find_pipeline(spec: str) -> Weights:
-    """Find a complete diffusers pipeline: a folder, a Hub id, or `shapes:base`.
-
-    Raises:
-        UserError: If nothing is there, it is no pipeline, or the Hub cannot be reached.
-    """
+    """Find a complete diffusers pipeline: a folder, a Hub id, or `shapes:base`; a `UserError` where there is none."""
     found = locate(spec, what=_A_MODEL, fetch=_fetch_pipeline)
     wanted = (
         f"It needs {_INDEX}, scheduler/, vae/, a text encoder and unet/ or transformer/, "
@@ -260,11 +253,7 @@ def _fetch_pipeline(repo: str) -> Path:
 
 
 def find_lora(spec: str) -> Weights:
-    """Find the one file of a LoRA: given itself, in a folder or run, or on the Hub.
-
-    Raises:
-        UserError: If there is none, or more than one.
-    """
+    """Find the one file of a LoRA: given itself, in a folder or run, or on the Hub; else a `UserError`."""
     fetch = partial(snapshot, what="a LoRA", patterns=("*.safetensors",), probe="*.safetensors")
     found = locate(spec, what="a LoRA", fetch=fetch)
     if found.path.is_file():
@@ -280,11 +269,7 @@ def find_lora(spec: str) -> Weights:
 
 
 def find_denoiser(spec: str) -> Weights:
-    """Find the folder of a tuned UNet or transformer: given itself, in a folder or run, or on the Hub.
-
-    Raises:
-        UserError: If there is none.
-    """
+    """Find the folder of a tuned UNet or transformer, like `find_lora`."""
     patterns = [f"{name}/*{suffix}" for name in NETWORKS for suffix in (".json", ".safetensors")]
     fetch = partial(snapshot, what="a tuned denoiser", patterns=patterns, probe="*/config.json")
     found = locate(spec, what="a tuned denoiser", fetch=fetch)
@@ -295,11 +280,7 @@ def find_denoiser(spec: str) -> Weights:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read one of a model's JSON files.
-
-    Raises:
-        UserError: If it is missing or broken.
-    """
+    """Read one of a model's JSON files; a `UserError` where it is missing or broken."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

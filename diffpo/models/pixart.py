@@ -4,8 +4,6 @@ Its network answers twice the latents' channels: epsilon, and a variance that wa
 here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from operator import itemgetter
 from typing import Any, ClassVar

@@ -15,16 +15,15 @@ from torch import Tensor, nn
 
 from diffpo.core.process import NoiseProcess
 from diffpo.core.types import Condition
-from diffpo.models.base import Denoiser, with_network
+from diffpo.models.base import Denoiser
 
 REFERENCE_ADAPTER = "reference"
 
 
 class Reference:
-    """A denoiser that does not learn."""
+    """A denoiser that does not learn: its network is frozen."""
 
     def __init__(self, denoiser: Denoiser):
-        """Wrap a denoiser whose network is already frozen."""
         self.denoiser = denoiser
 
     @property
@@ -33,7 +32,6 @@ class Reference:
         return self.denoiser.process
 
     def lockstep(self, n: int) -> int:
-        """See `Denoiser.lockstep`."""
         return self.denoiser.lockstep(n)
 
     def predict(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
@@ -47,7 +45,7 @@ class AdapterReference(Reference):
 
     def __init__(self, policy: Denoiser):
         """Keep the bare module: the loop may put a data-parallel wrapper around the policy's."""
-        super().__init__(with_network(policy, policy.network))
+        super().__init__(type(policy)(policy.network, policy.process))
 
     def predict(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """Answer as the network before training would."""
@@ -58,7 +56,7 @@ class AdapterReference(Reference):
 def frozen_copy(policy: Denoiser, dtype: torch.dtype) -> Reference:
     """Copy the policy's network, in `dtype`, before it learns anything."""
     network = copy.deepcopy(policy.network).to(dtype).requires_grad_(False).eval()
-    return Reference(with_network(policy, network))
+    return Reference(type(policy)(network, policy.process))
 
 
 @contextmanager

@@ -1,7 +1,5 @@
 """Stable Diffusion 3 and 3.5: a diffusion transformer trained by rectified flow; the network's time is 1000 sigma."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from operator import itemgetter
 from typing import Any, ClassVar

@@ -1,7 +1,5 @@
 """Stable Diffusion XL: a UNet that is also told the pooled text state, and each image's original size and crop."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from operator import itemgetter
 from typing import Any

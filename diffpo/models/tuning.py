@@ -151,10 +151,9 @@ class LoRA(Tuning):
         else:
             self._continue(network, family, self.lora)
         for name, parameter in network.named_parameters():
-            trained = ".lora_" in name and f".{REFERENCE_ADAPTER}." not in name
-            parameter.requires_grad_(trained)
             if ".lora_" in name:
                 parameter.data = parameter.data.to(dtype)
+            parameter.requires_grad_(".lora_" in name and f".{REFERENCE_ADAPTER}." not in name)
 
     def reference(self, policy: Denoiser, dtype: torch.dtype) -> Reference:
         return AdapterReference(policy)
@@ -213,7 +212,8 @@ class LoRA(Tuning):
                 f"the adapter {file} also changes {', '.join(others)}, which diffpo does not train: it would be "
                 f"dropped. Give an adapter of the {component} alone"
             )
-        ranks = {shape[0] for name, shape in shapes.items() if name.endswith(_FIRST_FACTOR)}
+        first = ("lora_A.weight", "lora_down.weight", "lora.down.weight")
+        ranks = {shape[0] for name, shape in shapes.items() if name.endswith(first)}
         if self.rank is not None and ranks and ranks != {self.rank}:
             raise UserError(
                 f"model.rank is {self.rank}, but the adapter {file} has rank {', '.join(map(str, sorted(ranks)))}; "
@@ -228,15 +228,10 @@ class LoRA(Tuning):
 
 
 DEFAULT_RANK = 16
-_FIRST_FACTOR = ("lora_A.weight", "lora_down.weight", "lora.down.weight")
 
 
 def _lora_shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of an adapter file's tensors; only its header is read.
-
-    Raises:
-        UserError: It is no safetensors file.
-    """
+    """Names and shapes of an adapter file's tensors; only its header is read."""
     try:
         with safe_open(file, "pt") as tensors:
             return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118

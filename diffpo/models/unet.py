@@ -1,7 +1,5 @@
 """Stable Diffusion 1.x and 2.x: a UNet with text cross-attention, epsilon or v, integer times."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
