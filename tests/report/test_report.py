@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -13,6 +14,7 @@ from media_copies import reworded
 from PIL import Image
 
 from diffpo.compare.compare import compare
+from diffpo.compare.numbers import points
 from diffpo.errors import UserError
 from diffpo.media.frames import Clip
 from diffpo.report.curves import MAX_POINTS, PANELS, draw_panels, moving_average, read_metrics, thin
@@ -130,6 +132,29 @@ def test_it_shows_the_whole_story(folders, run, tmp_path):
     rate = comparison.results[0].win_rate
     shown = Page(html).tags.count("img") - 1  # one is the frame for the enlarged image
     assert shown == 2 * (8 + min(4, rate.wins) + min(4, rate.losses))
+
+
+def test_the_figures_of_the_summary(folders, tmp_path):
+    """Interval, p, what could have been found, prompts: as numbers and with what they are."""
+    found = compare(folders, scorers=["shapes-utility"])
+    result = found.comparisons[0].results[0]
+    rate, html = result.win_rate, write_report(tmp_path / "r.html", found, folders).read_text()
+    facts = html[html.index('<dl class="facts">') : html.index("</dl>")]
+    assert re.findall(r"<dt>([^<]+)</dt><dd>([^<]+)</dd>", facts) == [
+        ("95% interval", f"{100 * rate.ci_low:.1f}% to {100 * rate.ci_high:.1f}%"),
+        ("p, by Holm", f"{result.adjusted_p:.3f}"),
+        ("minimum detectable effect (80% power)", f"{points(rate.detectable)} points"),
+        ("prompts", "6"),
+    ]
+
+
+def test_large_images_have_wide_columns(folders, tmp_path):
+    copies = [shutil.copytree(folder, tmp_path / folder.name) for folder in folders]
+    assert "examples large" not in write_report(tmp_path / "r.html", compare(copies), copies).read_text()
+    for path in (path for folder in copies for path in folder.glob("*.png")):
+        with Image.open(path) as image:
+            image.resize((200, 200)).save(path)
+    assert "examples large" in write_report(tmp_path / "r.html", compare(copies), copies).read_text()
 
 
 def test_losses_are_shown_as_openly_as_wins(folders, tmp_path):
