@@ -90,9 +90,9 @@ class Dipper(LanguageModel, Perturber):
 
     def control(self, text: str, written: Sequence[str]) -> str:
         """What the model reads: the codes, the prefix with what it has written so far, the text."""
-        prefix = " ".join(" ".join([self.prefix, *written]).split())
         codes = f"lexical = {100 - LEXICAL[self.level]}, order = {100 - self.order}"
-        return f"{codes} {prefix} <sent> {text} </sent>" if prefix else f"{codes} <sent> {text} </sent>"
+        before = " ".join(" ".join([codes, self.prefix, *written]).split())
+        return f"{before} <sent> {text} </sent>"
 
     @cached_property
     def _tokenizer_weights(self) -> Weights:

@@ -68,21 +68,16 @@ class LanguageModel(OnDevice):
 
     def generate(self, inputs: Mapping[str, Tensor], keys: Sequence[int], pad_token_id: int | None) -> Tensor:
         """Continue each row of `inputs` by tokens `[n ...]`; what is drawn depends on its key alone."""
-        import torch
-
-        on_device = {
-            name: x.to(self.model.device, self.model.dtype if x.is_floating_point() else None)
-            for name, x in inputs.items()
-        }
-        with torch.no_grad():
-            return self.model.generate(
-                **on_device,
-                logits_processor=_processors(self, keys),
-                do_sample=False,
-                num_beams=1,
-                max_new_tokens=self.max_new_tokens,
-                pad_token_id=pad_token_id,
-            )
+        model = self.model
+        on_device = {x: t.to(model.device, model.dtype if t.is_floating_point() else None) for x, t in inputs.items()}
+        return model.generate(
+            **on_device,
+            logits_processor=_processors(self, keys),
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=self.max_new_tokens,
+            pad_token_id=pad_token_id,
+        )
 
 
 def tidy(text: str) -> str:

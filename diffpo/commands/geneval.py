@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from diffpo.benchmarks.geneval.detectors import ClipColors, Mask2Former
+from diffpo.benchmarks.geneval import DETECTORS
+from diffpo.benchmarks.geneval.detectors import ClipColors
 from diffpo.benchmarks.geneval.run import GenEvalResult, Judged, read_tasks, run_geneval
 from diffpo.benchmarks.geneval.shapes import ShapesEyes, shapes_tasks
 from diffpo.benchmarks.geneval.tasks import ColorNamer, Detector, Task
@@ -20,8 +21,6 @@ from diffpo.config.options import from_spec
 from diffpo.media.folder import read_media
 from diffpo.media.prompts import load_prompts, read_prompts
 from diffpo.scorers.clip import Clip
-
-DETECTORS: dict[str, type[Mask2Former] | type[ShapesEyes]] = {"mask2former": Mask2Former, "shapes": ShapesEyes}
 
 
 def run_geneval_command(

@@ -11,14 +11,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from diffpo.benchmarks.sets.features import ClipFeatures, Features, Inception
+from diffpo.benchmarks.sets import FEATURES
+from diffpo.benchmarks.sets.features import Features
 from diffpo.benchmarks.sets.run import SetReport, compare_sets
 from diffpo.compare.numbers import number, signed, span
 from diffpo.config.options import from_spec
 from diffpo.disk.files import without_nan, write_json
 from diffpo.errors import UserError
 
-FEATURES: dict[str, type[ClipFeatures] | type[Inception]] = {"clip": ClipFeatures, "inception": Inception}
 FORMAT = "diffpo sets 1"
 
 

@@ -81,10 +81,9 @@ class Scorer(Block, ABC):
         """
         import torch
 
-        frames = [frame for medium in media for frame in medium]
-        counts = [len(medium) for medium in media]
-        texts = [prompt for prompt, count in zip(prompts, counts, strict=True) for _ in range(count)]
-        parts = self.score(frames, texts).split(counts)
+        pairs = [(frame, prompt) for medium, prompt in zip(media, prompts, strict=True) for frame in medium]
+        scores = self.score([frame for frame, _ in pairs], [prompt for _, prompt in pairs])
+        parts = scores.split([len(medium) for medium in media])
         return torch.stack([part.mean() for part in parts]) if parts else torch.zeros(0)
 
 

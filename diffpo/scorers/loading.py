@@ -137,7 +137,7 @@ def check_kind(folder: Path, kind: Kind, what: str) -> None:
 
 
 def load_network(folder: Path, kind: Kind, what: str, *, dtype: str, device: str) -> Any:
-    """Load a network from a folder of transformers, frozen.
+    """Load a network from a folder of transformers, ready to judge.
 
     Args:
         folder: As `save_pretrained` writes it.

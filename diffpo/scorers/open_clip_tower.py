@@ -11,7 +11,6 @@ import importlib.util
 import json
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -117,11 +116,9 @@ def _spec(
 
 def _transform(size: int | tuple[int, int], preprocess: dict[str, Any], resizing: Resizing) -> Any:
     """Make the function that turns an RGB image into pixels `[3 size size]`."""
-    from open_clip.transform import PreprocessCfg, image_transform_v2
+    from open_clip.transform import PreprocessCfg, image_transform_v2, merge_preprocess_dict
 
-    known = asdict(PreprocessCfg())
-    settings = PreprocessCfg(**known | {key: value for key, value in preprocess.items() if key in known and value})
-    settings.size = size
+    settings = PreprocessCfg(**merge_preprocess_dict(PreprocessCfg(), preprocess | {"size": size}))
     if resizing == "own":
         return image_transform_v2(settings, is_train=False)
     side = size if isinstance(size, int) else size[0]

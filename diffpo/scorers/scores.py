@@ -139,11 +139,8 @@ def merge_scores(
         source: The media folder, or the table of paths and prompts.
         media: All that is there: rows of other files go.
         contents: What files hold (see `Judged`), as far as it is known: rows of other content go.
-        made: The scores. Those that the table has of the same scorers go.
+        made: The scores; they are written first. Those that the table has of the same scorers go.
         provenance: Of these scorers, by name.
-
-    Returns:
-        What is written: `made`, then the rows of other scorers.
 
     Raises:
         UserError: The table cannot be read or written.

@@ -6,13 +6,13 @@ for theirs.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffpo.disk.rows import digest
 from diffpo.errors import UserError
 from diffpo.scorers.base import Scorer
 
@@ -77,7 +77,5 @@ def _code() -> str:
     import diffpo.worlds.shapes
 
     folder = Path(diffpo.worlds.shapes.__path__[0])
-    digest = hashlib.blake2b(digest_size=8)
-    for name in ("scenes", "render", "verify", "annotators"):
-        digest.update((folder / f"{name}.py").read_bytes())
-    return digest.hexdigest()
+    names = ("scenes", "render", "verify", "annotators")
+    return digest(*((folder / f"{name}.py").read_bytes() for name in names)).hex()

@@ -6,3 +6,10 @@ detectors   Mask2Former and CLIP, for real images
 shapes      the shapes world's verifier as both eyes
 run         a media folder -> `geneval.json`
 """
+
+from __future__ import annotations
+
+from diffpo.benchmarks.geneval.detectors import Mask2Former
+from diffpo.benchmarks.geneval.shapes import ShapesEyes
+
+DETECTORS: dict[str, type[Mask2Former] | type[ShapesEyes]] = {"mask2former": Mask2Former, "shapes": ShapesEyes}
