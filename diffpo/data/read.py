@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diffpo.disk.columns import join_tables, read_columns
 from diffpo.disk.rows import digest
-from diffpo.disk.tables import TABLES, files_below, is_hidden, join_tables, read_columns
+from diffpo.disk.tables import TABLES, files_below, is_hidden
 from diffpo.errors import UserError
 
 if TYPE_CHECKING:

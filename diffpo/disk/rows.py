@@ -22,29 +22,25 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from diffpo.disk.files import sweep, write_file, write_json
+from diffpo.disk.packing import KEY_BYTES, Row, schema, unpack, write
 from diffpo.disk.progress import track
 from diffpo.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow
-    from torch import Tensor
 
-KEY_BYTES = 16
 KEY = f"S{KEY_BYTES}"
 """What numpy calls it."""
 ROWS_PER_FILE = 128
 """Rows in a file, unless that gave more than `MOST_FILES`: what a kill costs at most."""
 MOST_FILES = 512
 """Files that one `fill` writes at most: each one is a memory map, of which a process may have some ten thousand."""
-BATCH_ROWS, BATCH_BYTES = 256, 8 * 2**20
-"""Rows and bytes of tensors after which an Arrow record batch ends: what is held in memory while a file is written."""
 RECIPE = "recipe.json"
 
 
@@ -70,16 +66,6 @@ def key_at(keys: np.ndarray, place: int) -> bytes:
 def cache_home(given: str | None = None) -> Path:
     """The folder of all caches: as given, else $DIFFPO_CACHE, else ~/.cache/diffpo."""
     return Path(given or os.environ.get("DIFFPO_CACHE") or "~/.cache/diffpo").expanduser()
-
-
-@dataclass(frozen=True)
-class Row:
-    """What is kept of one computation."""
-
-    values: Mapping[str, Any] = field(default_factory=dict)
-    """Plain JSON values."""
-    tensors: Mapping[str, Tensor] = field(default_factory=dict)
-    """Tensors by name; they come back bit for bit."""
 
 
 class RowStore:
@@ -149,7 +135,7 @@ class RowStore:
         number, batch, row = self._places[at].tolist()
         if number not in self._readers:
             self._readers[number] = self._open(number)
-        return _unpack(self._readers[number].get_batch(batch).slice(row, 1).to_pylist()[0])
+        return unpack(self._readers[number].get_batch(batch).slice(row, 1).to_pylist()[0])
 
     def values(self, keys: Sequence[bytes] | np.ndarray) -> tuple[np.ndarray, list[Mapping[str, Any]]]:
         """Read the values of many rows at once; their tensors are not touched.
@@ -253,15 +239,14 @@ class RowStore:
             ) from error
         if not (self.folder / RECIPE).exists():
             write_json(self.folder / RECIPE, self.recipe)
-        packed = (_pack(key, row) for key, row in zip(keys, rows, strict=True))
-        write_file(self.folder / f"{secrets.token_hex(8)}.arrow", lambda file: _write(file, packed))
+        write_file(self.folder / f"{secrets.token_hex(8)}.arrow", lambda file: write(file, keys, rows))
 
     def _open(self, number: int, columns: Sequence[str] | None = None) -> pyarrow.ipc.RecordBatchFileReader:
         """Open a file as a memory map, for all columns or some."""
         import pyarrow
 
         with self._naming(number):
-            wanted = None if columns is None else [_schema().get_field_index(name) for name in columns]
+            wanted = None if columns is None else [schema().get_field_index(name) for name in columns]
             options = pyarrow.ipc.IpcReadOptions(included_fields=wanted)
             return pyarrow.ipc.open_file(pyarrow.memory_map(str(self._files[number])), options=options)
 
@@ -276,65 +261,3 @@ class RowStore:
             raise UserError(
                 f"{self._files[number]} is damaged ({error}): delete it and run the command again."
             ) from error
-
-
-def _schema() -> pyarrow.Schema:
-    import pyarrow
-
-    string = pyarrow.string()
-    return pyarrow.schema(
-        {
-            "key": pyarrow.binary(KEY_BYTES),
-            "values": string,  # JSON
-            "names": pyarrow.list_(string),
-            "dtypes": pyarrow.list_(string),
-            "shapes": pyarrow.list_(pyarrow.list_(pyarrow.int32())),
-            "data": pyarrow.list_(pyarrow.large_binary()),
-        }
-    )
-
-
-def _write(file: BinaryIO, rows: Iterator[dict[str, Any]]) -> None:
-    """Write packed rows as an Arrow file; the same rows give the same bytes."""
-    import pyarrow
-
-    schema = _schema()
-    with pyarrow.ipc.new_file(file, schema) as writer:
-        batch, size = [], 0
-        for row in rows:
-            batch.append(row)
-            size += sum(map(len, row["data"]))
-            if len(batch) == BATCH_ROWS or size >= BATCH_BYTES:
-                writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
-                batch, size = [], 0
-        if batch:
-            writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=schema))
-
-
-def _pack(key: bytes, row: Row) -> dict[str, Any]:
-    tensors = row.tensors.values()
-    return {
-        "key": key,
-        "values": json.dumps(row.values),
-        "names": list(row.tensors),
-        "dtypes": [str(x.dtype).removeprefix("torch.") for x in tensors],
-        "shapes": [list(x.shape) for x in tensors],
-        "data": [_bytes(x) for x in tensors],
-    }
-
-
-def _bytes(x: Tensor) -> bytes:
-    import torch
-
-    return x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-
-
-def _unpack(packed: Mapping[str, Any]) -> Row:
-    def tensor(dtype: str, shape: list[int], data: bytes) -> Tensor:
-        import torch
-
-        kind = getattr(torch, dtype)
-        return (torch.frombuffer(bytearray(data), dtype=kind) if data else torch.zeros(0, dtype=kind)).reshape(shape)
-
-    tensors = map(tensor, packed["dtypes"], packed["shapes"], packed["data"])
-    return Row(json.loads(packed["values"]), dict(zip(packed["names"], tensors, strict=True)))

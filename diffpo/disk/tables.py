@@ -2,7 +2,6 @@
 
     text = read_text(path)                        a whole file; `decode_text` takes bytes
     for place, row in read_rows(path): ...        a table of any kind in `TABLES`; `place` is "FILE, line 7"
-    table = read_columns(path)                    the same rows as Arrow columns
 
 Text is UTF-8 with or without a byte order mark, or UTF-16 with one. Nothing is guessed and nothing is replaced: another
 encoding, an unclosed quote, a column that comes twice, a row that is longer than the header, or a character that
@@ -15,7 +14,6 @@ import codecs
 import contextlib
 import csv
 import io
-import itertools
 import json
 import re
 from collections import Counter
@@ -31,10 +29,6 @@ if TYPE_CHECKING:
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 TABLES = (".parquet", ".jsonl", ".csv", ".tsv", ".json")
 """Suffixes of the tables that can be read."""
-CHUNK_ROWS = 4096
-"""Rows that are Python objects at a time, while a text becomes columns."""
-MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None")
-"""What stands for a missing value in a column of numbers of a CSV file."""
 LOST = {"\0": "the character NUL", "\ufffd": "the mark U+FFFD, which stands for a character that was lost"}
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 UTF32 = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
@@ -126,7 +120,7 @@ def read_items(path: Path) -> Iterator[tuple[str, Any]]:
         elif kind == ".json":
             entries = read_json(path)
             if not isinstance(entries, list):
-                raise UserError(f"{path} must hold a list of rows, got {_kind(entries)}.")
+                raise UserError(f"{path} must hold a list of rows, got {kind_of(entries)}.")
             yield from ((f"{path}, row {number}", entry) for number, entry in enumerate(entries, 1))
         else:
             yield from _read_parquet(path)
@@ -140,52 +134,8 @@ def read_rows(path: Path) -> Iterator[tuple[str, Row]]:
     """
     for place, entry in read_items(path):
         if not isinstance(entry, dict):
-            raise UserError(f"{place} is {_kind(entry)}; a row is an object, with the names of the columns.")
+            raise UserError(f"{place} is {kind_of(entry)}; a row is an object, with the names of the columns.")
         yield place, entry
-
-
-def read_columns(path: Path, texts: Sequence[str] = ()) -> pyarrow.Table:
-    """Read a table in text (not parquet, which is mapped instead) as columns in memory.
-
-    The type of a column is that of its values: integers and decimals together are decimals, and a value may be missing
-    anywhere. Integers that 64 bits cannot hold stay what they are, as texts. In CSV, where all is text, a column whose
-    every value is a number or a boolean becomes one.
-
-    Args:
-        path: A table.
-        texts: Columns that are texts whatever they look like.
-
-    Raises:
-        UserError: The table cannot be read, or the values of a column are of different kinds; the message names a row.
-    """
-    import pyarrow
-
-    rows, parts = read_rows(path), []
-    while chunk := list(itertools.islice(rows, CHUNK_ROWS)):
-        names = dict.fromkeys(name for _, row in chunk for name in row)
-        parts.append(pyarrow.table({name: _column(name, chunk) for name in names}))
-    if not parts:
-        return pyarrow.table({})
-    try:
-        table = join_tables(parts)
-    except pyarrow.ArrowException as error:
-        raise UserError(f"{path}: a column holds values of different kinds: {error}.") from error
-    if path.suffix.lower() in DELIMITERS:
-        for place, name in enumerate(table.column_names):
-            if name not in texts:
-                table = table.set_column(place, name, _typed(table.column(name)))
-    return table
-
-
-def join_tables(parts: Sequence[pyarrow.Table]) -> pyarrow.Table:
-    """Lay tables below each other: a column that some lack is missing there, integers become decimals where needed.
-
-    Raises:
-        pyarrow.ArrowException: The types of a column have nothing in common.
-    """
-    import pyarrow
-
-    return pyarrow.concat_tables(parts, promote_options="permissive")
 
 
 def is_hidden(path: str | PurePath) -> bool:
@@ -301,57 +251,7 @@ def _holds_bytes(kind: pyarrow.DataType) -> bool:
     return types.is_binary(kind) or types.is_large_binary(kind)
 
 
-def _column(name: str, rows: Iterable[tuple[str, Row]]) -> pyarrow.Array:
-    """Make a column of the values that rows have under a name."""
-    import pyarrow
-
-    values = [row.get(name) for _, row in rows]
-    kinds = {type(value) for value in values}
-    if bool in kinds and kinds & {int, float}:  # labels that are 1 here and true there
-        values = [int(value) if isinstance(value, bool) else value for value in values]
-    if int in kinds and kinds <= {int, bool, type(None)}:
-        known = [value for value in values if value is not None]
-        if not -(2**63) <= min(known) <= max(known) < 2**63:
-            small = min(known) >= 0 and max(known) < 2**64
-            return pyarrow.array(
-                values if small else [None if v is None else str(v) for v in values],
-                pyarrow.uint64() if small else pyarrow.string(),
-            )
-    try:
-        return pyarrow.array(values)
-    except (pyarrow.ArrowException, OverflowError) as error:
-        known = [(place, row[name]) for place, row in rows if row.get(name) is not None]
-        usual = Counter(_shape(value) for _, value in known).most_common(1)[0][0]
-        place, odd = next(((place, v) for place, v in known if _shape(v) != usual), known[0])
-        raise UserError(
-            f"{place}: `{name}` is {str(odd)[:60]}, {_shape(odd)}; in other rows it is {usual}. Give the column values "
-            "of one kind."
-        ) from error
-
-
-def _typed(column: pyarrow.ChunkedArray) -> pyarrow.ChunkedArray:
-    """Make numbers or booleans of a column of texts, if all of them are; integers of more than 64 bits stay texts."""
-    import pyarrow
-    from pyarrow import compute
-
-    known = compute.if_else(compute.is_in(column, pyarrow.array(MISSING)), None, column)
-    whole = compute.all(compute.match_substring_regex(known, r"^\s*[+-]?\d+\s*$")).as_py()
-    whole_kinds = (pyarrow.int64(), pyarrow.uint64())
-    for kind in whole_kinds if whole else (*whole_kinds, pyarrow.float64(), pyarrow.bool_()):
-        with contextlib.suppress(pyarrow.ArrowInvalid):
-            return compute.cast(compute.utf8_trim_whitespace(known), kind)
-    return column
-
-
-def _shape(value: Any) -> str:
-    """The kind of a value and of what is in it, in words."""
-    if isinstance(value, list):
-        inside = sorted({_shape(item) for item in value if item is not None})
-        return f"a list of {' and '.join(inside)}" if inside else "a list"
-    return _kind(value)
-
-
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
     """The kind of a value, in words."""
     return "missing" if value is None else KINDS.get(type(value), f"a {type(value).__name__}")
 

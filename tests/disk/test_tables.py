@@ -7,7 +7,8 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from diffpo.disk.tables import files_below, join_tables, read_columns, read_json, read_rows, read_text
+from diffpo.disk.columns import join_tables, read_columns
+from diffpo.disk.tables import files_below, read_json, read_rows, read_text
 from diffpo.errors import UserError
 
 ROWS = [{"prompt": "ein Café", "seed": 1}, {"prompt": 'a "quoted", one\nin two lines', "seed": 2}]
