@@ -1,4 +1,4 @@
-"""How often scorers agree with the people who labelled a pair table: `diffpo data agreement`.
+"""Count how often scorers agree with the people who labelled a pair table: `diffpo data agreement`.
 
     label      chosen, rejected or tie: by the order of the pair, or by `preference` (above, below, at one half)
     scorer     a tie where |p - (1 - p)| <= threshold, p = sigmoid(score of chosen - score of rejected); else the larger
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from diffpo.data.records import Source
     from diffpo.scorers.base import Scorer
 
-_CELLS = 1 << 22  # random numbers held at a time
+_CELLS = 1 << 22  # random numbers that are held at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,29 +43,29 @@ class Counting(Block):
     """How agreement is counted."""
 
     tie_threshold: Fraction = 0.0
-    """Scores whose probabilities differ by no more are a tie of the scorer's; 0: equal scores only. It means what
-    PickScore's authors mean only for scores that are log odds, as PickScore's logits are."""
+    """Scores whose probabilities differ by no more are a tie of the scorer's; with 0 only equal scores are. It means
+    what PickScore's authors mean only for scores that are log odds, as PickScore's logits are."""
     level: Annotated[float, Range(above=0, below=1)] = 0.95
-    """Of the intervals."""
+    """How often an interval is to hold the true agreement."""
     resamples: Count = 10_000
-    """Of the bootstrap over prompts."""
+    """How often the bootstrap draws prompts anew."""
     seed: Seed = 0
-    """Of the resampling."""
+    """What the draws of the bootstrap depend on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScorerAgreement:
-    """What one scorer's agreement is."""
+    """How often one scorer agrees, and how sure that is."""
 
     scorer: str
     agreement: float
     ci_low: float
-    """NaN where one prompt is all there is."""
+    """It is NaN where one prompt is all there is."""
     ci_high: float
     agree: int
     disagree: int
     half: int
-    """Pairs where one of the two says tie."""
+    """Pairs where either the label or the scorer says tie, and not both."""
     scorer_ties: int
     provenance: dict[str, Any]
 
@@ -81,10 +81,10 @@ class Agreement:
     n_prompts: int
     label_ties: int
     broken: dict[int, str]
-    """Rows left out, and why."""
+    """The rows that are left out for a broken image, and why."""
     counting: Counting
     scorers: tuple[ScorerAgreement, ...]
-    """In the order in which they were asked."""
+    """They stand in the order in which they were asked."""
 
 
 def agreement(
@@ -148,7 +148,7 @@ def verdicts_of(scores: NDArray[np.float64], tie_threshold: Fraction) -> NDArray
 def prompt_interval(
     values: NDArray[np.float64], prompts: Sequence[str], level: float, resamples: Count, seed: int
 ) -> tuple[float, float]:
-    """Interval of the mean of `values` `[n]`, by resampling prompts with all that is theirs; of one prompt NaN."""
+    """Find the interval of the mean of `values` `[n]` by drawing whole prompts anew; NaN if there is only one."""
     index: dict[str, int] = {}
     groups = np.array([index.setdefault(prompt, len(index)) for prompt in prompts], dtype=np.intp)
     sums, counts = np.bincount(groups, weights=values), np.bincount(groups)
@@ -165,7 +165,7 @@ def prompt_interval(
 
 
 def agreement_table(found: Agreement) -> Printed:
-    """The agreement as a table for the terminal, in the order in which scorers were asked."""
+    """Lay the agreement out as a table for the terminal."""
     from rich import box
     from rich.markup import escape
     from rich.table import Table as Printed

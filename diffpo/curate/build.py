@@ -38,15 +38,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Built:
-    """What came of it."""
+    """What came of the images."""
 
     folder: Path
     pairs: int
-    """Written, kept ties included."""
+    """Pairs that were written, kept ties included."""
     prompts: int
-    """Of which there are pairs."""
+    """Prompts of which there are pairs."""
     ties: int
-    """Found, kept or not."""
+    """Ties that were found, kept or not."""
     single: int
     """Prompts with one image only: no pair can be made of them."""
 
@@ -64,7 +64,7 @@ class Output:
 
     folder: Path
     ties: Literal["drop", "keep"] = "drop"
-    """Pairs of which neither is better: left out, or kept with preference 0.5."""
+    """Whether pairs of which neither is better are left out, or kept with preference 0.5."""
     fresh: bool = False
     """Whether a table that was made in another way may be replaced."""
 
@@ -107,7 +107,7 @@ def build_by_scores(
 
 
 def build_by_choices(folders: Sequence[Path], choices: Path, output: Output) -> Built:
-    """Make pairs of the images that people chose between, as `pairing.read_choices` reads them; else as above."""
+    """Make pairs of the images that people chose between: see `pairing.read_choices` and `build_by_scores`."""
     candidates = _candidates(folders)
     judged = read_choices(choices, candidates)
     recipe = _recipe(folders, output) | {"choices": str(choices), "choices hash": _digest(choices.read_bytes())}
@@ -123,7 +123,7 @@ def _candidates(folders: Sequence[Path]) -> list[Candidate]:
 
 
 def _recipe(folders: Sequence[Path], output: Output) -> dict[str, Any]:
-    """All that decides the table, besides who wins."""
+    """Name all that decides the table, besides which image is better."""
     read = [{"path": str(folder), "manifest": _digest((folder / MANIFEST).read_bytes())} for folder in folders]
     return {"made by": "diffpo data build", "folders": read, "ties": output.ties}
 
@@ -133,7 +133,7 @@ def _digest(content: bytes) -> str:
 
 
 def _known_scores(candidates: Sequence[Candidate], name: str) -> tuple[dict[tuple[Path, str], float], Any] | None:
-    """The scores that the folders have, and their provenance; None unless they are whole, current and comparable."""
+    """Read the scores of the folders, and their provenance; None unless they are whole, current and comparable."""
     folders = dict.fromkeys(candidate.folder for candidate in candidates)
     if not all((folder / SCORES).is_file() for folder in folders):
         return None
@@ -175,7 +175,7 @@ def _write(
 
 
 def _features(used: Sequence[Judged], output: Output) -> Features:
-    """The columns: scores where a scorer ranked, users where one is named, a preference where ties are kept."""
+    """Choose the columns: scores where a scorer ranked, users where one is named, a preference where ties are kept."""
     from datasets import Features, Image, Value
 
     string, number = Value("string"), Value("float64")

@@ -37,9 +37,9 @@ log = logging.getLogger(__name__)
 Preset = Literal["perturbation", "hybrid", "hybrid-chosen"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
 MOST_EMPTY = 0.1
-"""Share of empty texts that is still taken for bad luck."""
+"""The share of empty texts that is still taken for bad luck."""
 NAMED = 10
-"""Rows that a message names."""
+"""A message names so many rows."""
 
 
 def read_preset(name: str) -> Preset:
@@ -128,12 +128,12 @@ def _perturb(before: Sequence[str], perturber: Perturber) -> list[str | None]:
 
 
 def _draw(key: bytes) -> int:
-    """The number that a caption's random draws depend on: of what it is made of, not of where that stands."""
+    """Make the number that a caption's random draws depend on: what it is made of decides, not where that stands."""
     return int.from_bytes(key[:6], "little")
 
 
 def _texts_to_perturb(table: Table, preset: Preset) -> list[str]:
-    """What is perturbed, row by row."""
+    """Choose what is perturbed, row by row."""
     if preset == "perturbation":
         return table.column("prompt")
     side = "chosen" if preset == "hybrid-chosen" else "rejected"

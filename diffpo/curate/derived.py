@@ -1,4 +1,4 @@
-"""Tables made of other tables, in three steps: read, compute something slow for every image or text, write.
+"""Make tables of other tables: read them, compute something slow for every image or text, write.
 
     tables = read_tables(source)
     with writing("diffpo data score", tables, recipe, folder, fresh=False) as targets:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from diffpo.data.records import Source, Table
 
 ROWS_PER_FILE = 64
-"""Values that a kill costs at most: a caption may take seconds."""
+"""A kill costs so many values at most: a caption may take seconds."""
 
 
 def read_tables(source: Source) -> dict[str, Table]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SAME_ASPECT = 1.05
 """Images whose aspects differ by a factor below this have the same one."""
 LISTED = 10
-"""Sizes, prompts and broken rows that the rendering lists."""
+"""The rendering lists so many sizes and prompts."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class SplitReport:
     prompts: int
     """Different prompts, after normalisation."""
     users: int | None
-    """Different users; None: the table does not say."""
+    """Different users; None if the table does not say who chose."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def guess_source(path: str, split: str = "train", columns: Mapping[str, str] | N
 
 
 def _import_advice(path: str) -> str:
-    """What `diffpo data import` would do; empty if it would do nothing."""
+    """Say what `diffpo data import` would do; empty if it would do nothing."""
     from diffpo.curate.imports.run import fitting_imports
 
     return "".join(

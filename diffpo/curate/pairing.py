@@ -1,4 +1,4 @@
-"""Which images of a prompt make a pair, and which of the two is the better one: scores say so, or people do.
+"""Decide which images of a prompt make a pair, and which of the two is better: by scores, or by what people chose.
 
 By scores, `best-worst` lets the image with the highest score meet the one with the lowest: one pair per prompt. `all`
 lets every two images of a prompt meet. Two images whose scores are equal, or differ by less than the margin, are a tie.
@@ -39,7 +39,7 @@ class Candidate:
     folder: Path
     media: Media
     score: float | None = None
-    """What decides its pairs; None: people do."""
+    """It decides the pairs; it is None where people do."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ class Judged:
     chosen: Candidate
     rejected: Candidate
     tie: bool
-    """Neither is better; then they stand in the order of the candidates, or of the table of choices."""
+    """Whether neither is better; then they stand in the order of the candidates, or of the table of choices."""
     user_id: str | None = None
-    """Who chose."""
+    """The person who chose."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class Pairing(Block):
     """How scores become pairs."""
 
     strategy: Literal["best-worst", "all"] = "best-worst"
-    """One pair per prompt, or every two images of it."""
+    """Whether a prompt gives one pair, or every two of its images make one."""
     margin: NotNegative = 0.0
     """Scores that differ by less are a tie."""
 

@@ -46,7 +46,7 @@ class PairScores:
     scores: np.ndarray
     """`[n 2]` raw scores of the kept rows, chosen first."""
     broken: dict[int, str]
-    """Dropped rows, by their number in the table as it was found, and why."""
+    """Why rows were dropped, by their number in the table as it was found."""
 
 
 @dataclass(frozen=True)

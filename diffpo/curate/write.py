@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from diffpo.data.records import Table
 
 GROUP_ROWS = 64
-"""Rows in memory at a time, images included, and per row group."""
+"""So many rows are in memory at a time, images included, and in a row group."""
 SHARD_BYTES = 500_000_000
-"""Content after which the next file of a new table begins."""
+"""A new table begins its next file after so much content."""
 
 
 def file_of(folder: Path, split: str) -> Path:

@@ -118,6 +118,13 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert counts[0][0] == counts[1][0] == 12 and counts[0][1] > counts[1][1] == 0
 
 
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", f"diffpo data agreement nowhere -s shapes --out {tmp_path}".split())
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2 and "is a folder. Name a file to write" in capsys.readouterr().err
+
+
 def test_what_is_refused(records, jsonl):
     source = Pairs(path=jsonl(records(2)))
     with pytest.raises(UserError, match="no finite numbers"):

@@ -18,7 +18,7 @@ from diffpo.disk.tables import UTF16, read_text
 from diffpo.errors import UserError
 
 PART_PAIRS = 256
-"""Pairs per part, where a layout does not come in parts of its own."""
+"""A part has so many pairs, where a layout does not come in parts of its own."""
 NAMINGS = (("chosen", "rejected"), ("jpg_0", "jpg_1"), ("image_0", "image_1"))
 """How the two images are called: by TRL, by Pick-a-Pic, in lists of pairs."""
 PROMPTS = ("prompt", "caption", "original_prompt")
@@ -84,7 +84,7 @@ class Inventory:
 
     parts: list[Part]
     columns: tuple[str, ...] = ()
-    """Those of `OPTIONAL` that the pairs fill, besides `preference`."""
+    """The columns of `records.OPTIONAL` that the pairs fill, besides `preference`."""
     unpaired: Sequence[str] = field(default_factory=list)
     """Images that have no other one to be compared with."""
 

@@ -9,7 +9,7 @@ from typing import Any
 from diffpo.data.records import Counts
 
 NAMED = 20
-"""Rows that a line names."""
+"""A line names so many rows."""
 
 
 @dataclass
@@ -19,17 +19,17 @@ class ImportReport:
     rows: int = 0
     """Pairs that were read."""
     pairs: int = 0
-    """Written."""
+    """Pairs that were written."""
     ties: int = 0
-    """Dropped, or kept with preference 0.5."""
+    """Pairs that were dropped, or kept with preference 0.5."""
     unlabelled: int = 0
-    """Dropped: nobody chose between the two."""
+    """Pairs that were dropped because nobody chose between the two."""
     promptless: int = 0
-    """Dropped: no prompt."""
+    """Pairs that were dropped because they have no prompt."""
     graded: int = 0
-    """Pairs written whose label lies between a tie and certainty."""
+    """Pairs that were written whose label lies between a tie and certainty."""
     broken: list[tuple[str, str]] = field(default_factory=list)
-    """Rows dropped for an image that cannot be used, and why."""
+    """Rows that were dropped for an image that cannot be used, and why."""
     left_out: dict[str, int] = field(default_factory=dict)
     """Values of columns that the table does not have, because its first rows lack them."""
     unpaired: Sequence[str] = field(default_factory=list)

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 
 ABOUT = "import.json"
 NOTE = b"diffpo"
-"""Key of a parquet file's metadata under which its identity and counts stand."""
+"""The key in a parquet file's metadata under which its identity and counts stand."""
 GROUP_ROWS = 32
-"""Rows in memory at a time, and per row group."""
+"""So many rows are in memory at a time, and in a row group."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class ImportLayout:
     fits: Callable[[str], bool]
     """Whether something given by its path looks like it."""
     read: Callable[[str], Inventory]
-    """Finds its pairs."""
+    """Find its pairs."""
 
 
 LAYOUTS = {
@@ -74,7 +74,7 @@ class ImportOptions(Block):
     """What to make of the pairs."""
 
     layout: str | None = None
-    """A name of `LAYOUTS`; None: the one that fits."""
+    """A name of `LAYOUTS`; None chooses the one that fits."""
     ties: Literal["drop", "keep"] = "drop"
     """Pairs of which neither was preferred: `drop` them, or `keep` them with preference 0.5."""
     labels: Literal["hard", "soft"] = "hard"

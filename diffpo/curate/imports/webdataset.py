@@ -28,9 +28,9 @@ from diffpo.media.frames import LARGEST_FILE, SUFFIXES
 TARS = (".tar", ".tar.gz", ".tgz")
 KEYED = re.compile(r"(?P<key>(?:.*/)?[^/.]+)\.(?P<field>[^/]+)")
 BLOCK = 512
-"""Bytes; a tar is made of such blocks."""
+"""A tar is made of blocks of so many bytes."""
 LOOKED_AT = 100
-"""Pairs at the beginning that decide which optional columns the table gets."""
+"""So many pairs at the beginning decide which optional columns the table gets."""
 
 
 def fits(source: str) -> bool:
