@@ -35,14 +35,7 @@ BATCH = 50
 def run_demo(
     output: Path, *, seed: int = 0, prompts: int = 200, fresh: bool = False, overrides: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Do all of it; a second call reuses what is there.
-
-    Args:
-        output: The run's folder; images, scores and the report go there too.
-        seed: Of the training.
-        prompts: Number of held-out prompts, one image of each per model.
-        fresh: Begin anew.
-        overrides: Of the configuration, such as `train.steps=20`.
+    """Do all of it in one folder, with one image per model of each held-out prompt; a second call reuses what is there.
 
     Returns:
         What `summary.json` holds: `win_rate`, `ci_low`, `ci_high` (by the annotators' own utility, on held-out

@@ -1,6 +1,6 @@
 """What `diffpo evaluate` does: train what is not trained, generate, score, compare, report. All of it continues.
 
-    OUTPUT/media/LABEL-KEY/     images and scores of each model (see `evaluate.images`)
+    OUTPUT/media/LABEL-KEY/     images and scores of each model (see `generation.generate`)
     OUTPUT/comparison.json      also `.csv` and `.tex`
     OUTPUT/report.html, grid.png, evaluation.yaml
 

@@ -111,7 +111,7 @@ class Builder:
     def block(self, cls: type, given: Any, where: str, *, named: bool = False) -> Any:
         """Make a dataclass."""
         if not isinstance(given, Mapping):
-            return self._wrong(f"{where or 'the configuration'}: should be a block of keys, not {given!r}")
+            return self._wrong(where or "the configuration", f"should be a block of keys, not {given!r}")
         before, hints = len(self.mistakes), hints_of(cls)
         fields = {field.name: field for field in dataclasses.fields(cls)}
         allowed = [*["name"] * named, *fields]
@@ -119,7 +119,7 @@ class Builder:
             if key not in fields:  # the name of a named block was taken out before
                 hint = "" if synonym(str(key), allowed) else self._elsewhere(str(key))
                 hint = hint or close_match(str(key), allowed)
-                self._wrong(f"{_join(where, key)}: unknown key.{hint} Allowed are {', '.join(allowed)}")
+                self._wrong(_join(where, key), f"unknown key.{hint} Allowed are {', '.join(allowed)}")
         values = {}
         for name, field in fields.items():
             default = default_of(field)
@@ -128,25 +128,25 @@ class Builder:
             elif default is dataclasses.MISSING and _has_block(hints[name]):
                 values[name] = self.value(hints[name], {}, _join(where, name))
             elif default is dataclasses.MISSING:
-                self._wrong(f"{_join(where, name)}: is missing")
+                self._wrong(_join(where, name), "is missing")
         if len(self.mistakes) > before:
             return _WRONG
         try:
             return cls(**values)
         except ValueError as error:
-            return self._wrong(f"{where}: {error}" if where else str(error))
+            return self._wrong(where, str(error))
 
     def value(self, hint: Any, given: Any, where: str, default: Any = None) -> Any:
         """Make whatever a type describes."""
         kind, named, short = bare(hint), note(hint, Named), note(hint, Short)
-        if given is None and _is_optional(hint):
+        if given is None and type(None) in get_args(hint):
             return None
         if named is not None:
             return self._named(named, given, where)
         if short is not None and isinstance(given, str):
             given = {short.key: given}
         if short is not None and not isinstance(given, Mapping):
-            return self._wrong(f"{where}: {short.advice}, not {given!r}")
+            return self._wrong(where, f"{short.advice}, not {given!r}")
         if dataclasses.is_dataclass(kind):
             assert isinstance(kind, type)
             if isinstance(given, kind):
@@ -160,7 +160,7 @@ class Builder:
             return tuple(self.value(parts[0], item, f"{where}.{i}") for i, item in enumerate(items))
         if isinstance(origin, type) and issubclass(origin, Mapping) and _has_block(parts[1]):
             if not isinstance(given, Mapping):
-                return self._wrong(f"{where}: should be a block of keys, not {given!r}")
+                return self._wrong(where, f"should be a block of keys, not {given!r}")
             return {str(key): self.value(parts[1], item, _join(where, key)) for key, item in given.items()}
         if origin is tuple and isinstance(given, str | int | float):
             given = (given,)
@@ -174,20 +174,19 @@ class Builder:
             try:
                 given = parse_spec(given, named)
             except UserError as error:
-                return self._wrong(f"{where}: {error}" if where else str(error))
+                return self._wrong(where, str(error))
         if not isinstance(given, Mapping):
-            return self._wrong(f"{where or named.what}: should be a block of keys, not {given!r}")
+            return self._wrong(where or named.what, f"should be a block of keys, not {given!r}")
         rest = dict(given)
         name = rest.pop("name", None)
         if not isinstance(name, str) or name not in named.known:
             told = "is missing" if name is None else f"unknown {named.what} {name!r}"
             hint = close_match(name, named.known) if isinstance(name, str) else ""
-            place = f"{where}.name: " if where else ""
-            return self._wrong(f"{place}{told}.{hint} Allowed are {', '.join(named.known)}")
+            return self._wrong(where and f"{where}.name", f"{told}.{hint} Allowed are {', '.join(named.known)}")
         return self.block(named.known[name], rest, where or name, named=True)
 
-    def _wrong(self, told: str) -> Any:
-        self.mistakes.append(told)
+    def _wrong(self, where: str, told: str) -> Any:
+        self.mistakes.append(f"{where}: {told}" if where else told)
         return _WRONG
 
     def _elsewhere(self, key: str) -> str:
@@ -219,10 +218,6 @@ def note(hint: Any, kind: type[T]) -> T | None:
 
 def _join(where: str, key: Any) -> str:
     return f"{where}.{key}" if where else str(key)
-
-
-def _is_optional(hint: Any) -> bool:
-    return get_origin(hint) in (Union, UnionType) and type(None) in get_args(hint)
 
 
 def _has_block(hint: Any) -> bool:

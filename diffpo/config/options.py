@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from diffpo.config.blocks import Named, make
+from diffpo.config.blocks import Named, default_of, make
 from diffpo.core.block import FINITE, Range, hints_of
 from diffpo.errors import UserError
 
@@ -57,8 +57,7 @@ def describe_fields(block: type) -> list[str]:
     hints, lines = hints_of(block), []
     for field in dataclasses.fields(block):
         default = "null" if field.default in (dataclasses.MISSING, None) else field.default
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            default = "required"
+        default = "required" if default_of(field) is dataclasses.MISSING else default
         kind, limits = describe_type(hints[field.name])
         lines.append(f"{field.name}: {kind} = {default}" + (f" ({', '.join(limits)})" if limits else ""))
     return lines

@@ -20,16 +20,12 @@ from diffpo.errors import ConfigError
 
 @dataclass(frozen=True)
 class Range:
-    """The finite numbers that a field allows."""
+    """The finite numbers that a field allows; `least` and `most` are among them, `above` and `below` are not."""
 
     least: float | None = None
-    """Smallest number allowed."""
     most: float | None = None
-    """Largest number allowed."""
     above: float | None = None
-    """Every number must be larger than this."""
     below: float | None = None
-    """Every number must be smaller than this."""
 
     def refuses(self, value: Any) -> str | None:
         """Say what a number must be, or None where it is that."""
@@ -60,7 +56,6 @@ class Filled:
         return None if str(value).strip() and "\0" not in str(value) else str(self)
 
     def __str__(self) -> str:
-        """The condition in words."""
         return "a name that is not empty, or left out"
 
 
