@@ -27,13 +27,6 @@ class BaseModel:
     """Folders of parts that are used instead of the pipeline's own, by the part's name."""
 
     @property
-    def pipeline_class(self) -> Any:
-        """The class itself."""
-        import diffusers
-
-        return getattr(diffusers, self.pipeline)
-
-    @property
     def index(self) -> dict[str, Any]:
         """The pipeline's `model_index.json`: which class each part has."""
         return read_json(self.folder / "model_index.json")
@@ -69,12 +62,9 @@ class BaseModel:
 
 
 def find_base(path: str, *, vae: str | None = None, denoiser: str | None = None) -> BaseModel:
-    """Find a base model and recognise its family; nothing is loaded.
+    """Find a base model, with the VAE and the network that replace its own, and recognise its family.
 
-    Args:
-        path: A diffusers folder, a Hub id, or `shapes:base`.
-        vae: A folder or Hub id of a VAE to use instead of the pipeline's own.
-        denoiser: A folder, run or Hub id of a network to use instead of the pipeline's own.
+    Nothing is loaded. `path`, `vae` and `denoiser` are as in the config's `model` block.
 
     Raises:
         UserError: Something is not there, the family is not supported, or the parts do not fit together.

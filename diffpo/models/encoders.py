@@ -52,10 +52,7 @@ class Encoders:
 
     @torch.no_grad()
     def encode_media(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode one image or clip to the moments of its posterior, normalised as the denoiser expects latents.
-
-        Args:
-            frames: `[3 f h w]` in [-1, 1]; an image has one frame.
+        """Encode frames `[3 f h w]` in [-1, 1] to the moments of their posterior, normalised for the denoiser.
 
         Returns:
             Mean and standard deviation, each `[c f' h' w']` float32 on the CPU; a deterministic VAE's deviation is 0.

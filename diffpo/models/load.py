@@ -15,12 +15,7 @@ from diffpo.models.tuning import Tuning
 
 
 def load(tuning: Tuning, dtype: torch.dtype, needs_reference: bool) -> tuple[Denoiser, Reference | None]:
-    """Load the policy, prepared for training, and its reference.
-
-    Args:
-        tuning: The config's `model` block.
-        dtype: Dtype of what is trained.
-        needs_reference: Whether to make a reference at all.
+    """Load the policy, whose trained weights get `dtype`, and its reference, if one is needed.
 
     Raises:
         UserError: Files are missing or broken, or a setting does not fit the model.
@@ -46,10 +41,7 @@ def set_attention(network: Any, name: str) -> None:
     """Choose the attention implementation, and check that the choice arrived.
 
     UNets and SD3 choose by attention processor; newer transformers through diffusers' dispatcher, which silently does
-    nothing to the others.
-
-    Raises:
-        UserError: The name is unknown, not installed, or changes nothing for this network.
+    nothing to the others. A `UserError` says if the name is unknown, not installed, or changes nothing.
     """
     if name == "native":  # scaled_dot_product_attention, diffusers' default
         return

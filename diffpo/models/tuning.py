@@ -160,12 +160,13 @@ class LoRA(Tuning):
 
     def save(self, folder: Path, base: BaseModel, network: Any, weights: dict[str, Tensor]) -> None:
         """Write what `pipe.load_lora_weights(folder)` reads, its metadata (rank, alpha) included."""
+        import diffusers
         from peft.utils import get_peft_model_state_dict
 
         layers = get_peft_model_state_dict(network, state_dict=weights, adapter_name="default")
         said = network.peft_config["default"].to_dict()
         metadata = {key: sorted(value) if isinstance(value, set) else value for key, value in said.items()}
-        base.family.save_lora(base.pipeline_class, base.component, folder, layers, metadata)
+        base.family.save_lora(getattr(diffusers, base.pipeline), base.component, folder, layers, metadata)
         _sort_header(folder / LORA_FILE)
 
     def _add(self, network: Any, family: type[Denoiser]) -> None:

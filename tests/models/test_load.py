@@ -34,7 +34,7 @@ def copy(pipelines, tmp_path):
 def test_the_family_is_that_of_the_pipeline(pipelines, name, family):
     base = find_base(str(pipelines(name)))
     assert base.family is FAMILIES[family] and base.folder == pipelines(name)
-    assert base.pipeline_class.__name__ == base.pipeline
+    assert base.pipeline == base.index["_class_name"]
     policy, _ = make(pipelines(name), "full")
     assert type(policy) is base.family and type(policy.network) is base.network_class
 
