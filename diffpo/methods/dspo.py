@@ -29,10 +29,13 @@ class DSPO(TwoSidedMethod):
     def compare(self, answers: Answers) -> Tensor:
         assert answers.reference is not None, NO_REFERENCE
         policy, reference = answers.policy.chosen, answers.reference.chosen
-        difference, row = policy.difference, answers.terms.row.to(policy.prediction.device)
-        gained = policy.prediction.to(difference) - reference.prediction.to(difference)
+        dtype = torch.promote_types(policy.prediction.dtype, torch.float32)  # raised once: gradients add up in it
+        row = answers.terms.row.to(policy.prediction.device)
+        prediction, target, other = (
+            x.to(dtype)[row] for x in (policy.prediction, policy.noised.target, reference.prediction)
+        )
         missing = 1 - torch.sigmoid(self.beta * answers.margin)
-        error = (difference[row] - self.beta * expand(missing, difference) * gained[row]).square()
+        error = (prediction - target - self.beta * expand(missing, prediction) * (prediction - other)).square()
         return (answers.terms.weight.to(error) * error.mean((1, 3, 4))).sum(1)
 
     def rewards(self, answers: Answers) -> Pair[Tensor]:
