@@ -12,47 +12,36 @@ from __future__ import annotations
 import struct
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
-from diffpo.data.contents import CHUNK_ROWS, Contents, read_contents
+from diffpo.data.contents import Contents, read_contents
 from diffpo.data.encode import (
     BOTH,
     Encoder,
     Encodings,
     describe_broken_image,
-    different_captions,
     encode_frames,
     encode_text,
+    has_captions,
     log_cut_captions,
     target_of,
 )
 from diffpo.data.images import Prepared, draw_window, prepare, target_sizes
 from diffpo.disk.ahead import WORKERS, ahead
-from diffpo.disk.rows import KEY_BYTES, Row, RowStore, digest, key_at
+from diffpo.disk.rows import Row, RowStore, as_keys, digest, key_at
 from diffpo.errors import UserError
 from diffpo.media.frames import BrokenImage, decode_clip
 
 if TYPE_CHECKING:
-    import pyarrow
-
     from diffpo.data.records import Source, Table
 
 FORMAT = 2
 """Raise it when the meaning of a row's content changes."""
-
-
-def key_texts(captions: pyarrow.Array) -> np.ndarray:
-    """`[1 + n]` keys of the empty caption and of those given."""
-    keys = np.empty(1 + len(captions), f"S{KEY_BYTES}")
-    keys[0] = digest("")
-    for start in range(0, len(captions), CHUNK_ROWS):
-        texts = captions.slice(start, CHUNK_ROWS).to_pylist()
-        keys[1 + start : 1 + start + len(texts)] = [digest(text) for text in texts]
-    return keys
 
 
 class EncodingCache:
@@ -84,8 +73,9 @@ class EncodingCache:
         self.texts = RowStore("encodings", {"what": "texts", **same}, home)
         self._contents = {side: read_contents(table, side, home, shown=rank == 0) for side in sides}
         self._keys = {side: self._key_images(self._contents[side]) for side in sides}
-        self._captions = different_captions(table, sides)
-        self.text_keys = key_texts(self._captions)
+        self._captioned = list(sides) if has_captions(table, sides) else [sides[0]]
+        parts = (part for side in self._captioned for part in table.in_parts(table.captions, side))
+        self.text_keys = np.concatenate([as_keys([digest(text) for text in part]) for part in chain([[""]], parts)])
 
     def _key_images(self, contents: Contents) -> np.ndarray:
         """`[n]` keys of a side's images: by content, and by what is drawn for their rows; empty for unreadable ones."""
@@ -104,15 +94,13 @@ class EncodingCache:
     @property
     def missing(self) -> int:
         """How many images and texts are still to be encoded."""
-        images, _ = self.images()
-        missing = images[self.media.find(images) < 0], self.text_keys[self.texts.find(self.text_keys) < 0]
-        return sum(len(np.unique(keys)) for keys in missing)
+        asked = (self.media, self.image_keys), (self.texts, self.text_keys)
+        return sum(len(np.unique(keys[store.missing(keys)])) for store, keys in asked)
 
-    def images(self) -> tuple[np.ndarray, np.ndarray]:
-        """Keys of all images that can be read, row by row, and where they are: row number x sides + side."""
-        keys = np.stack([self._keys[side] for side in self._sides], axis=1).reshape(-1)
-        places = np.flatnonzero(keys != b"")
-        return keys[places], places
+    @property
+    def image_keys(self) -> np.ndarray:
+        """Keys of all images, row by row and side by side; empty for those that cannot be read."""
+        return np.stack([self._keys[side] for side in self._sides], axis=1).reshape(-1)
 
     def fill(self, *, world: int = 1) -> None:
         """Encode this process's share of what is not there yet.
@@ -123,9 +111,8 @@ class EncodingCache:
             UserError: The disk is full, or an encoding is not finite. What was finished stays, and the same call
                 continues.
         """
-        keys, places = self.images()
         share = {"rank": self._rank, "world": world}
-        self.media.fill(keys, lambda some: self._encode_images(places[some].tolist()), "Encoding images", **share)
+        self.media.fill(self.image_keys, self._encode_images, "Encoding images", **share)
         self.texts.fill(self.text_keys, self._encode_texts, "Encoding prompts", **share)
 
     def _encode_images(self, places: Sequence[int]) -> Iterator[Row]:
@@ -151,7 +138,8 @@ class EncodingCache:
     def _encode_texts(self, places: Sequence[int]) -> Iterator[Row]:
         """Encode captions, and note after how many tokens an encoder cuts them."""
         for place in places:
-            text = "" if place == 0 else self._captions[place - 1].as_py()
+            side, row = divmod(place - 1, len(self._table))
+            text = self._table.captions(self._captioned[side], [row])[0].as_py() if place else ""
             cut = [limit for limit, count in self._encoder.count_cut([text]).items() if count]
             yield Row({"cut": cut}, encode_text(text, self._encoder, self._source))
 
@@ -168,12 +156,13 @@ class EncodingCache:
                 f"{self.missing} encodings are missing in {self.media.folder.parent}: run the command again."
             )
         if self._rank == 0:
-            codes, kinds = self.texts.values(self.text_keys[1:])
+            different = np.unique(self.text_keys[1:])
+            codes, kinds = self.texts.values(different)
             counts = np.bincount(codes, minlength=len(kinds))
             cut = Counter[int]()
             for count, kind in zip(counts.tolist(), kinds, strict=True):
                 cut.update(dict.fromkeys(kind["cut"], count))
-            log_cut_captions(cut, len(self._captions), self._table.path)
+            log_cut_captions(cut, len(different), self._table.path)
         return CachedEncodings(self._table, self.media, self.texts, self._keys, self._contents)
 
 
@@ -206,7 +195,8 @@ class CachedEncodings(Encodings):
             reasons = dict(contents[side].unreadable)
             usable = np.flatnonzero(keys[side] != b"")
             codes, kinds = media.values(keys[side][usable])
-            self.targets[usable] = np.array([kind.get("target", (0, 0, 0)) for kind in kinds] or [(0, 0, 0)])[codes]
+            targets = [kind.get("target", (0, 0, 0)) for kind in kinds] or [(0, 0, 0)]
+            self.targets[usable] = np.array(targets, np.int32)[codes]
             for code, kind in enumerate(kinds):
                 if "broken" in kind:
                     reasons |= dict.fromkeys(usable[codes == code].tolist(), kind["broken"])

@@ -11,11 +11,11 @@ import hashlib
 import io
 import logging
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 REMEMBERED = np.dtype([("stamp", f"S{KEY_BYTES}"), ("content", f"S{KEY_BYTES}")])
-CHUNK_ROWS = 4096
-"""Cells that are Python objects at a time."""
 
 
 @dataclass(frozen=True)
@@ -77,13 +75,12 @@ def read_contents(table: Table, side: str, home: Path | None = None, *, shown: b
 def _stamps(table: Table, side: str) -> tuple[np.ndarray, dict[int, str]]:
     """What a hash is remembered under, `[n]`; empty where there is nothing to hash, with the reason."""
     stamps, unreadable = as_keys([b""] * len(table)), {}
-    paths = table.paths(side)
-    if paths is None:
+    if not table.holds_paths(side):
         inside = bytes.fromhex(table.fingerprint) + side.encode()
         for row, place in enumerate(table.places.tolist()):
             stamps[row] = hashlib.blake2b(inside + place.to_bytes(8, "little"), digest_size=KEY_BYTES).digest()
         return stamps, unreadable
-    for row, path in enumerate(_each(paths)):
+    for row, path in enumerate(chain.from_iterable(table.in_parts(table.arrow, side))):
         try:
             found = os.stat(path)
             stamp = b"%b\0%d\0%d" % (path.encode("utf-8", "surrogateescape"), found.st_size, found.st_mtime_ns)
@@ -92,12 +89,6 @@ def _stamps(table: Table, side: str) -> tuple[np.ndarray, dict[int, str]]:
             reason = error.strerror if isinstance(error, OSError) else None
             unreadable[row] = "the cell is empty" if path is None else reason or str(error)
     return stamps, unreadable
-
-
-def _each(cells: Any) -> Iterator[Any]:
-    """The values of an Arrow column, of which few are Python objects at a time."""
-    for start in range(0, len(cells), CHUNK_ROWS):
-        yield from cells.slice(start, CHUNK_ROWS).to_pylist()
 
 
 def _hash(table: Table, side: str, row: int) -> bytes | BrokenImage:
@@ -118,7 +109,7 @@ def _hash(table: Table, side: str, row: int) -> bytes | BrokenImage:
 def _remembered(memory: Path) -> np.ndarray:
     """What is known, sorted by stamp; nothing, if the file is missing or damaged: then it is made again."""
     try:
-        known = np.load(memory, allow_pickle=False)
+        known = np.load(memory, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):
         return np.zeros(0, REMEMBERED)
     return known if known.dtype == REMEMBERED else np.zeros(0, REMEMBERED)
@@ -144,7 +135,6 @@ def identify(table: Table) -> str:
     for side in ("chosen", "rejected"):
         state.update(read_contents(table, side).keys.tobytes())
     for name in sorted(set(table.rows.column_names) - {"chosen", "rejected"}):
-        cells = table.arrow(name)
-        for start in range(0, len(cells), CHUNK_ROWS):
-            state.update(repr((name, cells.slice(start, CHUNK_ROWS).to_pylist())).encode("utf-8", "surrogatepass"))
+        for values in table.in_parts(table.arrow, name):
+            state.update(repr((name, values)).encode("utf-8", "surrogatepass"))
     return state.hexdigest()

@@ -25,8 +25,6 @@ from diffpo.errors import UserError
 from diffpo.media.frames import BrokenImage, Clip, decode_clip, name_of
 
 if TYPE_CHECKING:
-    import pyarrow
-
     from diffpo.data.records import Source, Table
 
 log = logging.getLogger(__name__)
@@ -127,12 +125,9 @@ def encode_text(prompt: str, encoder: Encoder, source: Source) -> dict[str, Tens
     return {name: _round(x, source.cache_dtype, f"the prompt {prompt[:60]!r}") for name, x in states.items()}
 
 
-def different_captions(table: Table, sides: Sequence[str]) -> pyarrow.Array:
-    """Every caption of a table's sides once, in the order of the rows."""
-    import pyarrow
-
-    columns = {id(column): column for column in map(table.captions, sides)}  # one, where no side has its own captions
-    return pyarrow.concat_arrays([column.unique() for column in columns.values()]).unique()
+def has_captions(table: Table, sides: Sequence[str]) -> bool:
+    """Whether images of a table have captions of their own."""
+    return any(f"{side}_prompt" in table.rows.column_names for side in sides)
 
 
 def log_cut_captions(cut: dict[int, int], captions: int, path: str) -> None:
@@ -200,8 +195,8 @@ class LiveEncodings(Encodings):
         self._rows = table.rows.select_columns(list(sides))
         self._text = lru_cache(maxsize=1024)(partial(encode_text, encoder=encoder, source=source))
         if rank == 0:
-            captions = different_captions(table, sides)
-            log_cut_captions(encoder.count_cut(captions.to_pylist()), len(captions), table.path)
+            captions = {text for side in sides for part in table.in_parts(table.captions, side) for text in part}
+            log_cut_captions(encoder.count_cut(sorted(captions)), len(captions), table.path)
         self.contents = {side: read_contents(table, side, shown=rank == 0).keys for side in sides}
         self.broken = {}
         self.targets = np.zeros((len(table), 3), np.int32)

@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -13,16 +14,13 @@ import torch
 from torch import Tensor
 
 from diffpo.core.types import Condition, Pair, PairBatch, Rng
-from diffpo.data.contents import CHUNK_ROWS
 from diffpo.data.encode import BOTH, Encodings
 from diffpo.data.plan import Schedule
 from diffpo.disk.ahead import ahead
 from diffpo.errors import UserError
 
 if TYPE_CHECKING:
-    import pyarrow
-
-    from diffpo.data.records import Counts, Table
+    from diffpo.data.records import Table
 
 log = logging.getLogger(__name__)
 NAMED = 20
@@ -44,12 +42,10 @@ class PairLoader:
     """Usable row numbers by image size."""
     identity: str
     """Changes with the rows: their number, images, sizes, captions and labels."""
-    captions: dict[str, pyarrow.ChunkedArray]
-    """Of every row, by side."""
+    table: Table
+    """The pairs."""
     encodings: Encodings
     """What the batches are made of."""
-    counts: Counts
-    """What became of the rows of the table as it was found."""
     trajectories: Trajectories | None = None
     """Kept inversions that every batch is to carry."""
 
@@ -68,13 +64,13 @@ class PairLoader:
         Raises:
             UserError: Every row is broken.
         """
-        self.encodings, self._seed, self._dropout, self._sides = encodings, seed, caption_dropout, tuple(sides)
-        self.counts, names = table.counts, table.rows.column_names
-        self.captions = {side: table.captions(side) for side in self._sides}
+        self.table, self.encodings, self._sides = table, encodings, tuple(sides)
+        self._seed, self._dropout = seed, caption_dropout
+        names = table.rows.column_names
         self._preference = torch.ones(len(table))
         if "preference" in names:
             self._preference = torch.from_numpy(table.arrow("preference").to_numpy().astype(np.float32))
-        self._segments = table.arrow("segments") if "segments" in names else None
+        self._segmented = "segments" in names
         self.groups = group_rows(encodings)
         self.identity = self._identify()
         if encodings.broken:
@@ -86,9 +82,11 @@ class PairLoader:
 
     def _identify(self) -> str:
         state = hashlib.blake2b(digest_size=16)
-        for cells in [*self.captions.values(), *([] if self._segments is None else [self._segments])]:
-            for start in range(0, len(cells), CHUNK_ROWS):
-                state.update(repr(cells.slice(start, CHUNK_ROWS).to_pylist()).encode())
+        parts = [self.table.in_parts(self.table.captions, side) for side in self._sides]
+        if self._segmented:
+            parts.append(self.table.in_parts(self.table.arrow, "segments"))
+        for part in chain.from_iterable(parts):
+            state.update(repr(part).encode())
         for values in (self._preference.numpy(), *self.groups, *self.encodings.contents.values()):
             state.update(np.ascontiguousarray(values).tobytes())
         return state.hexdigest()
@@ -113,14 +111,15 @@ class PairLoader:
         for side in self._sides:
             mean, std = (torch.stack([row[f"{side}_{moment}"] for row in rows]).float() for moment in ("mean", "std"))
             latent[side] = mean + std * noise(mean.shape[1:], side)
-            captions = tuple(
-                "" if drop else self.captions[side][i].as_py() for i, drop in zip(index.tolist(), dropped, strict=True)
-            )
+            said = self.table.captions(side, index.tolist()).to_pylist()
+            captions = tuple("" if drop else text for text, drop in zip(said, dropped, strict=True))
             if captions not in texts:
                 texts[captions] = Condition.cat([as_condition(self.encodings.text(caption)) for caption in captions])
             size = torch.stack([row[f"{side}_size"] for row in rows])
             cond[side] = replace(texts[captions], extra={"size": size})
-        segments = None if self._segments is None else torch.tensor(self._segments.take(index.numpy()).to_pylist())
+        segments = None
+        if self._segmented:
+            segments = torch.tensor(self.table.arrow("segments", index.tolist()).to_pylist())
         return PairBatch(Pair(**latent), Pair(**cond), self._preference[index], index, segments)
 
     def updates(self, schedule: Schedule, start: int, stop: int, *, rank: int = 0) -> Iterator[list[PairBatch]]:

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffpo.disk.columns import join_tables, read_columns
-from diffpo.disk.rows import digest
-from diffpo.disk.tables import TABLES, files_below, is_hidden
+from diffpo.disk.mapped import mapped
+from diffpo.disk.rows import cache_home, digest
+from diffpo.disk.tables import TABLES, files_below, hash_file, is_hidden
 from diffpo.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ SPLIT_WORDS = {
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
+PARSED = "1"
+"""Raise it when the same text becomes other columns."""
 SHARD_NAME = re.compile(r"(?P<split>.+?)-\d{4,}-of-\d{4,}")
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -52,7 +55,9 @@ class Raw:
     """Changes whenever the content of the table's files may have changed."""
 
 
-def read_table(path: str, split: str, images: Sequence[str], texts: Sequence[str] = ()) -> Raw:
+def read_table(
+    path: str, split: str, images: Sequence[str], texts: Sequence[str] = (), home: Path | None = None
+) -> Raw:
     """Read one split of a table.
 
     Args:
@@ -60,32 +65,34 @@ def read_table(path: str, split: str, images: Sequence[str], texts: Sequence[str
         split: Name of the split; a single file and a glob have only `train`.
         images: Columns that hold images. They come back undecoded, with absolute paths.
         texts: Columns that hold texts, whatever they look like in a CSV file, besides `TEXTS`.
+        home: The folder of all caches, where columns that were made are kept; `cache_home()` by default.
 
     Raises:
         UserError: Nothing readable is there, or it has no such split, or it has no rows.
     """
-    rows, identity, root = _open(path, split, (*TEXTS, *texts))
+    kept = (home or cache_home()) / "tables"
+    rows, identity, root = _open(path, split, (*TEXTS, *texts), kept)
     if not len(rows):
         raise UserError(f"The table {path} (split {split}) has no rows.")
     for name in (name for name in images if name in rows.column_names):
-        rows = _leave_undecoded(rows, name, root)
+        rows = _leave_undecoded(rows, name, root, kept / f"{digest(name, str(root), *identity).hex()}.arrow")
     return Raw(rows, digest(split, *identity).hex())
 
 
-def _open(path: str, split: str, texts: Sequence[str]) -> tuple[Dataset, list[str], Path]:
+def _open(path: str, split: str, texts: Sequence[str], kept: Path) -> tuple[Dataset, list[str], Path]:
     """Rows, one line of identity per file, and the folder that relative image paths start from."""
     if path.startswith("shapes:"):
         path = _shapes_path(path)
     local = Path(os.path.expanduser(path))
     if local.is_file():
-        return _open_files(_pick(path, {"train": [local]}, split), path, texts)
+        return _open_files(_pick(path, {"train": [local]}, split), path, texts, kept)
     if local.is_dir():
-        return _open_folder(local, split, texts)
+        return _open_folder(local, split, texts, kept)
     if local.exists():
         raise UserError(f"{path} is neither a file nor a folder. A table can be given as {FORMS}.")
     if glob.has_magic(path):
         found = [Path(name) for name in sorted(glob.glob(str(local), recursive=True)) if "__MACOSX" not in name]
-        return _open_files(_pick(path, {"train": found}, split), path, texts)
+        return _open_files(_pick(path, {"train": found}, split), path, texts, kept)
     if HUB_ID.fullmatch(path) and local.suffix.lower() not in TABLES:
         return _open_hub(path, split)
     raise UserError(f"There is nothing at {path}. A table can be given as {FORMS}.")
@@ -113,7 +120,7 @@ def _shapes_path(path: str) -> str:
         raise UserError(f"{path} is not here: {error}") from error
 
 
-def _open_folder(folder: Path, split: str, texts: Sequence[str]) -> tuple[Dataset, list[str], Path]:
+def _open_folder(folder: Path, split: str, texts: Sequence[str], kept: Path) -> tuple[Dataset, list[str], Path]:
     import datasets
 
     if (folder / "dataset_dict.json").is_file():
@@ -130,15 +137,14 @@ def _open_folder(folder: Path, split: str, texts: Sequence[str]) -> tuple[Datase
     for place in (folder / split, folder):
         metadata = [file for suffix in TABLES if (file := place / f"metadata{suffix}").is_file()]
         if metadata:
-            return _open_files(
-                metadata[:1] if place.name == split else _pick(folder, {"train": metadata[:1]}, split), folder, texts
-            )
+            files = metadata[:1] if place.name == split else _pick(folder, {"train": metadata[:1]}, split)
+            return _open_files(files, folder, texts, kept)
     for suffix in TABLES[:-1]:  # .json files are often something else than tables
         if files := files_below(folder, [suffix]):
             splits = defaultdict(list)
             for file in files:
                 splits[_split_of(file.relative_to(folder))].append(file)
-            return _open_files(_pick(folder, splits, split), folder, texts)
+            return _open_files(_pick(folder, splits, split), folder, texts, kept)
     found = ", ".join(sorted(p.name for p in folder.iterdir() if not is_hidden(p.name))[:8]) or "nothing"
     raise UserError(f"The folder {folder} holds no table: found {found}. A table can be given as {FORMS}.")
 
@@ -154,9 +160,9 @@ def _split_of(file: Path) -> str:
     return "train"
 
 
-def _open_files(files: list[Path], path: str | Path, texts: Sequence[str]) -> tuple[Dataset, list[str], Path]:
-    import datasets
-    import pyarrow
+def _open_files(
+    files: list[Path], path: str | Path, texts: Sequence[str], kept: Path
+) -> tuple[Dataset, list[str], Path]:
 
     if not files:
         raise UserError(f"No file matches {path}.")
@@ -165,16 +171,23 @@ def _open_files(files: list[Path], path: str | Path, texts: Sequence[str]) -> tu
         raise UserError(
             f"{path} is not a table that can be read: found {', '.join(sorted(suffixes))}, allowed {', '.join(TABLES)}."
         )
-    if suffixes == {".parquet"}:
-        rows = _map_parquet(files, path)
-    else:
-        parts = [read_columns(file, texts) for file in files]
-        try:
-            rows = datasets.Dataset(datasets.table.InMemoryTable(join_tables(parts)))
-        except pyarrow.ArrowException as error:
-            raise _different(files, [part.schema for part in parts], error) from error
     root = files[0].parent.absolute()
-    return rows, _identity([file.absolute() for file in files], root), root
+    if suffixes == {".parquet"}:
+        return _map_parquet(files, path), _identity([file.absolute() for file in files], root), root
+    identity = [f"{os.path.relpath(file.absolute(), root)}\t{hash_file(file).hex()}" for file in files]
+    file = kept / f"{digest(PARSED, *identity, *texts).hex()}.arrow"
+    return mapped(file, lambda: _parse(files, texts)), identity, root
+
+
+def _parse(files: Sequence[Path], texts: Sequence[str]) -> pyarrow.Table:
+    """Read tables in text below each other."""
+    import pyarrow
+
+    parts = [read_columns(file, texts) for file in files]
+    try:
+        return join_tables(parts)
+    except pyarrow.ArrowException as error:
+        raise _different(files, [part.schema for part in parts], error) from error
 
 
 def _map_parquet(files: Sequence[Path], path: str | Path) -> Dataset:
@@ -265,7 +278,7 @@ def _identity(files: Sequence[Path], root: Path) -> list[str]:
     return lines
 
 
-def _leave_undecoded(rows: Dataset, name: str, root: Path) -> Dataset:
+def _leave_undecoded(rows: Dataset, name: str, root: Path, kept: Path) -> Dataset:
     """Switch decoding off for an image column, and make its paths absolute if it holds any."""
     import datasets
     import pyarrow
@@ -276,11 +289,15 @@ def _leave_undecoded(rows: Dataset, name: str, root: Path) -> Dataset:
     paths = _find_paths(rows.with_format("arrow")[:][name] if rows._indices else rows.data.column(name), name)
     if paths is None:
         return rows
-    if compute.any(compute.match_substring_regex(paths, "^[/~]")).as_py():
-        whole = [None if path is None else str(root / os.path.expanduser(path)) for path in paths.to_pylist()]
-    else:
-        whole = compute.binary_join_element_wise(f"{root}/", paths.cast(pyarrow.string()), "")
-    return rows.remove_columns([name]).add_column(name, whole)
+
+    def whole() -> pyarrow.Table:
+        texts = paths.cast(pyarrow.string())
+        if compute.any(compute.starts_with(texts, "~")).as_py():
+            texts = pyarrow.array([None if path is None else os.path.expanduser(path) for path in texts.to_pylist()])
+        below = compute.binary_join_element_wise(f"{root}/", texts, "")
+        return pyarrow.table({name: compute.if_else(compute.starts_with(texts, "/"), texts, below)})
+
+    return datasets.concatenate_datasets([rows.remove_columns([name]), mapped(kept, whole)], axis=1)
 
 
 def _find_paths(cells: pyarrow.ChunkedArray, name: str) -> pyarrow.ChunkedArray | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     import pyarrow
     from datasets import Dataset
 
+CHUNK_ROWS = 4096
+"""Rows that are Python objects at a time."""
 REQUIRED = ("prompt", "chosen", "rejected")
 OPTIONAL = (
     "chosen_prompt",
@@ -78,9 +81,9 @@ class Table:
         """`[n]` the row numbers in the table as it was found."""
         return self.places % self.counts.rows
 
-    def arrow(self, name: str) -> pyarrow.ChunkedArray:
-        """Read one column as it lies in memory or on disk: few of its values are Python objects at a time."""
-        return arrow_column(self.rows, name)
+    def arrow(self, name: str, rows: slice | Sequence[int] = slice(None)) -> pyarrow.ChunkedArray:
+        """Read one column, or some rows of it, as it lies in memory or on disk."""
+        return self._views[name][rows][name]
 
     def column(self, name: str) -> list[Any]:
         """Read one column, without touching the others."""
@@ -88,31 +91,31 @@ class Table:
 
     def cell(self, row: int, name: str) -> Any:
         """Read one value."""
-        return self._views[name][row][name]
+        return self.arrow(name, slice(row, row + 1))[0].as_py()
 
     @cached_property
     def _views(self) -> dict[str, Dataset]:
         """Each column as a table of its own: making one takes longer than reading from it."""
-        return {name: self.rows.select_columns([name]) for name in self.rows.column_names}
+        return {name: self.rows.select_columns([name]).with_format("arrow") for name in self.rows.column_names}
 
-    def paths(self, side: str) -> pyarrow.ChunkedArray | None:
-        """The paths of a side's images; None if the table holds the images themselves."""
-        return self.arrow(side) if is_text(self.rows.data.schema.field(side).type) else None
+    def holds_paths(self, side: str) -> bool:
+        """Whether a side's images are paths; else the table holds the images themselves."""
+        return is_text(self.rows.data.schema.field(side).type)
 
-    @cached_property
-    def prompts(self) -> pyarrow.ChunkedArray:
-        """The prompt of every pair."""
-        return self.arrow("prompt")
-
-    def captions(self, side: str) -> pyarrow.ChunkedArray:
-        """Read the caption of every image of one side: `{side}_prompt` where it has one, else `prompt`."""
+    def captions(self, side: str, rows: slice | Sequence[int] = slice(None)) -> pyarrow.ChunkedArray:
+        """Read captions of images of one side: `{side}_prompt` where it has one, else `prompt`."""
         from pyarrow import compute
 
-        own = f"{side}_prompt"
+        own, prompts = f"{side}_prompt", self.arrow("prompt", rows)
         if own not in self.rows.column_names:
-            return self.prompts
-        texts = self.arrow(own).cast(self.prompts.type)
-        return compute.if_else(has_words(texts), texts, self.prompts)
+            return prompts
+        texts = self.arrow(own, rows).cast(prompts.type)
+        return compute.if_else(has_words(texts), texts, prompts)
+
+    def in_parts(self, read: Callable[[str, slice], pyarrow.ChunkedArray], what: str) -> Iterator[list[Any]]:
+        """Read all rows of a column (`arrow`) or of a side (`captions`), few of which are Python objects at a time."""
+        for start in range(0, len(self), CHUNK_ROWS):
+            yield read(what, slice(start, start + CHUNK_ROWS)).to_pylist()
 
     def captions_missing(self, side: str) -> int:
         """Count the rows in which `{side}_prompt`, a column of this table, is null or blank: `prompt` stands in."""

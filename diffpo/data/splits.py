@@ -12,7 +12,7 @@ import numpy as np
 
 from diffpo.data.read import TEXTS, read_table
 from diffpo.data.records import OPTIONAL, REQUIRED, Source, Splits, Table, check_captions, check_texts
-from diffpo.disk.rows import digest
+from diffpo.disk.rows import cache_home, digest
 from diffpo.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,9 +48,8 @@ def load_table(source: Source, path: str, split: str) -> Table:
         UserError: The table cannot be read, lacks columns, or has no usable row.
     """
     own = {**{name: name for name in source.needed}, **source.columns}
-    raw = read_table(
-        path, split, [own[name] for name in source.needed[:2]], [own[name] for name in own if name in TEXTS]
-    )
+    images, texts = [own[name] for name in source.needed[:2]], [own[name] for name in own if name in TEXTS]
+    raw = read_table(path, split, images, texts, cache_home(source.cache_dir))
     rows = _rename(source, raw.rows, path)
     _check_columns(source, rows.column_names, path)
     layout = source.adapt(rows, path)

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from diffpo.disk.files import sweep, write_file, write_json
-from diffpo.disk.packing import KEY_BYTES, Row, schema, unpack, write
+from diffpo.disk.packing import KEY_BYTES, Row, unpack, write
 from diffpo.disk.progress import track
 from diffpo.errors import UserError
 
@@ -41,6 +41,8 @@ ROWS_PER_FILE = 128
 """Rows in a file, unless that gave more than `MOST_FILES`: what a kill costs at most."""
 MOST_FILES = 512
 """Files that one `fill` writes at most: each one is a memory map, of which a process may have some ten thousand."""
+SEARCHED = 2**14
+"""Keys that are looked up at a time: what the search takes in memory."""
 RECIPE = "recipe.json"
 
 
@@ -86,25 +88,24 @@ class RowStore:
         name = digest(json.dumps(self.recipe, sort_keys=True)).hex()
         self.folder = (home or cache_home()) / kind / name
         self.rows_per_file = rows_per_file
+        self._readers: dict[tuple[Path, int], pyarrow.ipc.RecordBatchFileReader] = {}  # by name and size
         self.refresh()
 
     def refresh(self) -> None:
         """Look again at what is on the disk, such as what other processes have written."""
-        self._files = sorted(self.folder.glob("*.arrow"))
-        self._readers: dict[int, pyarrow.ipc.RecordBatchFileReader] = {}
-        keys, places = [as_keys([])], [np.zeros((0, 3), np.int32)]
-        for number in range(len(self._files)):
-            with self._naming(number):
-                reader = self._open(number, ["key"])
-                for batch in range(reader.num_record_batches):
-                    column = reader.get_batch(batch).column(0)
-                    keys.append(np.frombuffer(column.buffers()[1], KEY, len(column), KEY_BYTES * column.offset))
-                    where = np.full((len(column), 3), (number, batch, 0), np.int32)
-                    where[:, 2] = np.arange(len(column))
-                    places.append(where)
-        together = np.concatenate(keys)
-        order = np.argsort(together, kind="stable")
-        self._keys, self._places = together[order], np.concatenate(places)[order]
+        found = sorted((file, file.stat().st_size) for file in self.folder.glob("*.arrow"))
+        if found and found == list(self._readers):
+            return
+        self._readers = {file: self._readers.get(file) or _open(file[0]) for file in found}
+        self._batches = [
+            (file, number) for file, reader in self._readers.items() for number in range(reader.num_record_batches)
+        ]
+        columns = [self._column(batch, "key") for batch in range(len(self._batches))]
+        self._starts = np.cumsum([0, *map(len, columns)], dtype=np.int32)
+        keys = [np.frombuffer(c.buffers()[1], KEY, len(c), KEY_BYTES * c.offset) for c in columns]
+        together = np.concatenate([as_keys([]), *keys])
+        self._order = np.argsort(together, kind="stable").astype(np.int32)
+        self._keys = together[self._order]
 
     def __len__(self) -> int:
         """Count the rows on disk, those that were computed twice included."""
@@ -117,11 +118,16 @@ class RowStore:
     def find(self, keys: Sequence[bytes] | np.ndarray) -> np.ndarray:
         """Where rows are among all: `[n]`, -1 for those that are not there."""
         keys = as_keys(keys)
-        if not len(self._keys):
-            return np.full(len(keys), -1)
-        at = np.searchsorted(self._keys, keys)
-        at[at == len(self._keys)] = 0
-        return np.where(self._keys[at] == keys, at, -1)
+        found = np.full(len(keys), -1, np.int32)
+        for start in range(0, len(keys) if len(self._keys) else 0, SEARCHED):
+            some = keys[start : start + SEARCHED]
+            at = np.minimum(np.searchsorted(self._keys, some), len(self._keys) - 1)
+            found[start : start + SEARCHED] = np.where(self._keys[at] == some, at, -1)
+        return found
+
+    def missing(self, keys: Sequence[bytes] | np.ndarray) -> np.ndarray:
+        """Places in `keys` of the rows that are not there; an empty key stands for none."""
+        return np.flatnonzero((self.find(keys) < 0) & (as_keys(keys) != b""))
 
     def __getitem__(self, key: bytes) -> Row:
         """Read a row.
@@ -132,10 +138,8 @@ class RowStore:
         at = self.find([key])[0]
         if at < 0:
             raise KeyError(key.hex())
-        number, batch, row = self._places[at].tolist()
-        if number not in self._readers:
-            self._readers[number] = self._open(number)
-        return unpack(self._readers[number].get_batch(batch).slice(row, 1).to_pylist()[0])
+        batches, rows = self._locate(np.array([at]))
+        return unpack(self._batch(batches[0]).slice(rows[0], 1).to_pylist()[0])
 
     def values(self, keys: Sequence[bytes] | np.ndarray) -> tuple[np.ndarray, list[Mapping[str, Any]]]:
         """Read the values of many rows at once; their tensors are not touched.
@@ -151,22 +155,16 @@ class RowStore:
         at = self.find(keys)
         if (at < 0).any():
             raise KeyError(key_at(as_keys(keys), int(np.argmin(at))).hex())
-        numbers, batches, rows = self._places[at].T
-        codes, kinds = np.zeros(len(at), np.int32), [pyarrow.array([], pyarrow.string())]
-        known = 0
-        for number in np.unique(numbers):
-            reader, mine = self._open(number, ["values"]), np.flatnonzero(numbers == number)
-            texts = pyarrow.chunked_array(
-                [b.column(0) for b in map(reader.get_batch, range(reader.num_record_batches))]
-            )
-            starts = np.cumsum([0, *(len(chunk) for chunk in texts.chunks)])
-            coded = texts.combine_chunks().dictionary_encode()
-            codes[mine] = known + coded.indices.to_numpy()[starts[batches[mine]] + rows[mine]]
-            kinds.append(coded.dictionary)
-            known += len(coded.dictionary)
-        different = pyarrow.chunked_array(kinds).combine_chunks().dictionary_encode()
-        codes = different.indices.to_numpy()[codes] if len(codes) else codes
-        return codes, [json.loads(text) for text in different.dictionary.to_pylist()]
+        batches, rows = self._locate(at)
+        used = np.unique(batches)
+        texts = pyarrow.chunked_array([self._column(batch, "values") for batch in used], pyarrow.string())
+        starts = np.cumsum([0, *map(len, texts.chunks)], dtype=np.int32)
+        coded = texts.dictionary_encode().combine_chunks()
+        rows += starts[np.searchsorted(used, batches)]
+        codes = coded.indices.to_numpy()[rows]
+        asked = np.bincount(codes, minlength=len(coded.dictionary)) > 0
+        kinds = [json.loads(text) for text in coded.dictionary.filter(pyarrow.array(asked)).to_pylist()]
+        return (np.cumsum(asked, dtype=np.int32) - 1)[codes], kinds
 
     def pending(self, keys: Sequence[bytes] | np.ndarray, *, rank: int = 0, world: int = 1) -> list[list[int]]:
         """List what is to be computed by one of several processes, file by file.
@@ -183,10 +181,11 @@ class RowStore:
             For each file to write, the places in `keys` of the rows that are missing.
         """
         keys = as_keys(keys)
-        if (self.find(keys) >= 0).all():
+        lacking = self.missing(keys)
+        if not len(lacking):
             return []
         places = np.sort(np.unique(keys, return_index=True)[1])
-        missing = self.find(keys[places]) < 0
+        missing = np.isin(places, lacking)
         length = max(self.rows_per_file, -(-len(places) // MOST_FILES))
         starts = range(0, len(places), length)[rank::world]
         pieces = [places[start : start + length][missing[start : start + length]].tolist() for start in starts]
@@ -241,23 +240,35 @@ class RowStore:
             write_json(self.folder / RECIPE, self.recipe)
         write_file(self.folder / f"{secrets.token_hex(8)}.arrow", lambda file: write(file, keys, rows))
 
-    def _open(self, number: int, columns: Sequence[str] | None = None) -> pyarrow.ipc.RecordBatchFileReader:
-        """Open a file as a memory map, for all columns or some."""
-        import pyarrow
+    def _locate(self, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Batches, and places in them, of what `find` found."""
+        places = self._order[at]
+        batches = np.searchsorted(self._starts, places, side="right").astype(np.int32) - 1
+        return batches, places - self._starts[batches]
 
-        with self._naming(number):
-            wanted = None if columns is None else [schema().get_field_index(name) for name in columns]
-            options = pyarrow.ipc.IpcReadOptions(included_fields=wanted)
-            return pyarrow.ipc.open_file(pyarrow.memory_map(str(self._files[number])), options=options)
+    def _batch(self, number: int) -> pyarrow.RecordBatch:
+        file, place = self._batches[number]
+        with _naming(file[0]):
+            return self._readers[file].get_batch(place)
 
-    @contextlib.contextmanager
-    def _naming(self, number: int) -> Iterator[None]:
-        """Name a file that turns out to be damaged."""
-        import pyarrow
+    def _column(self, batch: int, name: str) -> pyarrow.Array:
+        return self._batch(batch).column(name)
 
-        try:
-            yield
-        except (OSError, pyarrow.ArrowException) as error:
-            raise UserError(
-                f"{self._files[number]} is damaged ({error}): delete it and run the command again."
-            ) from error
+
+def _open(file: Path) -> pyarrow.ipc.RecordBatchFileReader:
+    """Open a file as a memory map."""
+    import pyarrow
+
+    with _naming(file):
+        return pyarrow.ipc.open_file(pyarrow.memory_map(str(file)))
+
+
+@contextlib.contextmanager
+def _naming(file: Path) -> Iterator[None]:
+    """Name a file that turns out to be damaged."""
+    import pyarrow
+
+    try:
+        yield
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        raise UserError(f"{file} is damaged ({error}): delete it and run the command again.") from error

@@ -13,6 +13,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import csv
+import hashlib
 import io
 import json
 import re
@@ -46,6 +47,16 @@ def read_text(path: Path) -> str:
     """
     with _reading(path):
         return decode_text(path.read_bytes(), str(path))
+
+
+def hash_file(path: Path) -> bytes:
+    """Hash the bytes of a file.
+
+    Raises:
+        UserError: It is no file.
+    """
+    with _reading(path), path.open("rb") as file:
+        return hashlib.file_digest(file, hashlib.blake2b).digest()
 
 
 def decode_text(content: bytes, place: str) -> str:

@@ -23,9 +23,9 @@ def describe_run(
     device = accelerator.device
     named = torch.cuda.get_device_name(device) if device.type == "cuda" else device
     dropped = {
-        "ties": loader.counts.ties if config.data.ties == "drop" else 0,
-        "without a label": loader.counts.unlabelled,
-        "without a prompt": loader.counts.promptless,
+        "ties": loader.table.counts.ties if config.data.ties == "drop" else 0,
+        "without a label": loader.table.counts.unlabelled,
+        "without a prompt": loader.table.counts.promptless,
         "broken": len(loader.encodings.broken),
         "of sizes that fill no batch": plan.never_used,
     }

@@ -9,6 +9,8 @@ inversion and on the precision; a row's key is the hash of its images' keys and 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import chain
 
 import numpy as np
 import torch
@@ -46,7 +48,7 @@ class KeptTrajectories:
     def __init__(self, config: Config, inversion: Inversion, loader: PairLoader):
         encodings = loader.encodings
         assert isinstance(encodings, CachedEncodings), "the config refuses inversion.cache without data.cache"
-        self._inversion, self._loader, self._rows = inversion, loader, encodings.keys
+        self._inversion, self._loader = inversion, loader
         recipe = {
             "format": FORMAT,
             "encodings": [encodings.media.folder.name, encodings.texts.folder.name],
@@ -57,25 +59,26 @@ class KeptTrajectories:
         }
         self.store = RowStore("trajectories", recipe, cache_home(config.data.cache_dir))
         self._usable = np.sort(np.concatenate(loader.groups))
-        self._keys = as_keys([self._key(row) for row in self._usable.tolist()])
-
-    def _key(self, row: int) -> bytes:
-        captions = (self._loader.captions[side][row].as_py() for side in BOTH)
-        return digest(*(key_at(self._rows[side], row) for side in BOTH), *captions)
+        table, keys = loader.table, encodings.keys
+        captions = zip(*(chain.from_iterable(table.in_parts(table.captions, side)) for side in BOTH), strict=True)
+        self._keys = as_keys(
+            [digest(*(key_at(keys[side], i) for side in BOTH), *texts) for i, texts in enumerate(captions)]
+        )
 
     def make(self, learner: Learner) -> None:
         """Compute this process's share of what is not there yet; every process must call this."""
         world, rank = learner.accelerator.num_processes, learner.accelerator.process_index
         assert learner.reference is not None, "inversion.cache comes with invert_with=reference"
-        rows = sum(map(len, self.store.pending(self._keys, rank=rank, world=world)))
+        rows = sum(map(len, self.store.pending(self._keys[self._usable], rank=rank, world=world)))
         calls = learner.reference.lockstep(rows)
-        self.store.fill(self._keys, lambda some: self._compute(learner, some), "Inverting", rank=rank, world=world)
+        compute = partial(self._compute, learner)
+        self.store.fill(self._keys[self._usable], compute, "Inverting", rank=rank, world=world)
         for _ in range(calls - rows):  # a sharded reference must be called equally often by all processes
             list(self._compute(learner, [0]))
 
     def read(self, index: Sequence[int], dropped: Sequence[bool]) -> Pair[Tensor]:
         """Return `[b n c f h w]` of each side, for rows with their captions or, where dropped, without."""
-        rows = [self.store[self._key(row)].tensors for row in index]
+        rows = [self.store[key_at(self._keys, row)].tensors for row in index]
         return Pair(
             *(torch.stack([row[side][int(drop)] for row, drop in zip(rows, dropped, strict=True)]) for side in BOTH)
         )

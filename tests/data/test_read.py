@@ -15,6 +15,7 @@ import pytest
 from diffpo.data import PickAPic, load_splits
 from diffpo.data.contents import identify
 from diffpo.data.sources.pairs import Pairs
+from diffpo.disk.rows import cache_home
 from diffpo.errors import UserError
 from diffpo.media.frames import decode
 
@@ -253,3 +254,23 @@ print(diffpo.data.load_splits(diffpo.data.Pairs(path={path!r})).train.fingerprin
         done = list(pool.map(run, ("0", "1")))  # sets of column names have another order under each
     fingerprint = load_splits(Pairs(path=path)).train.fingerprint
     assert [each.stdout.split("\n")[:2] for each in done] == [["[]", fingerprint]] * 2, done[0].stderr
+
+
+def test_a_large_table_is_parsed_once_and_again_when_its_text_changes(records, tmp_path, monkeypatch):
+    """Of the same size and time: what is kept belongs to the bytes of the table."""
+    from diffpo.disk import mapped
+
+    monkeypatch.setattr(mapped, "SMALL", 0)
+    path = tmp_path / "pairs.jsonl"
+    rows = records(4)
+    save = [json.dumps({**row, "chosen": str(row["chosen"]), "rejected": str(row["rejected"])}) for row in rows]
+    path.write_text("\n".join(save))
+    first = load_splits(Pairs(path=str(path))).train
+    time = path.stat().st_mtime_ns
+    path.write_text("\n".join(reversed(save)))
+    os.utime(path, ns=(time, time))
+    for _ in range(2):
+        again = load_splits(Pairs(path=str(path))).train
+        for name in ("prompt", "chosen", "rejected"):
+            assert again.column(name) == first.column(name)[::-1]
+    assert len(list((cache_home() / "tables").iterdir())) == 6
