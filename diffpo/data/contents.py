@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from diffpo.data.records import HASHED_ROWS
 from diffpo.disk.ahead import WORKERS, ahead
 from diffpo.disk.files import write_file
 from diffpo.disk.progress import track
@@ -135,6 +136,6 @@ def identify(table: Table) -> str:
     for side in ("chosen", "rejected"):
         state.update(read_contents(table, side).keys.tobytes())
     for name in sorted(set(table.rows.column_names) - {"chosen", "rejected"}):
-        for values in table.in_parts(table.arrow, name):
+        for values in table.in_parts(table.arrow, name, HASHED_ROWS):
             state.update(repr((name, values)).encode("utf-8", "surrogatepass"))
     return state.hexdigest()

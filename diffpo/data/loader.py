@@ -6,7 +6,6 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import chain
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch import Tensor
 from diffpo.core.types import Condition, Pair, PairBatch, Rng
 from diffpo.data.encode import BOTH, Encodings
 from diffpo.data.plan import Schedule
+from diffpo.data.records import HASHED_ROWS, PART_ROWS
 from diffpo.disk.ahead import ahead
 from diffpo.errors import UserError
 
@@ -82,11 +82,13 @@ class PairLoader:
 
     def _identify(self) -> str:
         state = hashlib.blake2b(digest_size=16)
-        parts = [self.table.in_parts(self.table.captions, side) for side in self._sides]
-        if self._segmented:
-            parts.append(self.table.in_parts(self.table.arrow, "segments"))
-        for part in chain.from_iterable(parts):
-            state.update(repr(part).encode())
+        table = self.table
+        read = [(table.captions, side) for side in self._sides] + [(table.arrow, "segments")] * self._segmented
+        for column in read:
+            for number, part in enumerate(table.in_parts(*column)):  # what `repr` says of lists of `HASHED_ROWS`
+                begins = number * PART_ROWS % HASHED_ROWS == 0
+                state.update((("]" if number else "") + "[" if begins else ", ").encode() + repr(part)[1:-1].encode())
+            state.update(b"]")
         for values in (self._preference.numpy(), *self.groups, *self.encodings.contents.values()):
             state.update(np.ascontiguousarray(values).tobytes())
         return state.hexdigest()

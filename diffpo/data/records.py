@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     import pyarrow
     from datasets import Dataset
 
-CHUNK_ROWS = 4096
+PART_ROWS = 1024
 """Rows that are Python objects at a time."""
+HASHED_ROWS = 4096
+"""Rows that are hashed together where a table is identified: another number gives other identities."""
 REQUIRED = ("prompt", "chosen", "rejected")
 OPTIONAL = (
     "chosen_prompt",
@@ -112,10 +114,12 @@ class Table:
         texts = self.arrow(own, rows).cast(prompts.type)
         return compute.if_else(has_words(texts), texts, prompts)
 
-    def in_parts(self, read: Callable[[str, slice], pyarrow.ChunkedArray], what: str) -> Iterator[list[Any]]:
+    def in_parts(
+        self, read: Callable[[str, slice], pyarrow.ChunkedArray], what: str, size: int = PART_ROWS
+    ) -> Iterator[list[Any]]:
         """Read all rows of a column (`arrow`) or of a side (`captions`), few of which are Python objects at a time."""
-        for start in range(0, len(self), CHUNK_ROWS):
-            yield read(what, slice(start, start + CHUNK_ROWS)).to_pylist()
+        for start in range(0, len(self), size):
+            yield read(what, slice(start, start + size)).to_pylist()
 
     def captions_missing(self, side: str) -> int:
         """Count the rows in which `{side}_prompt`, a column of this table, is null or blank: `prompt` stands in."""

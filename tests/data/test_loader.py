@@ -7,7 +7,8 @@ import torch
 from tiny_encoder import TinyEncoder
 
 from diffpo.core.types import Rng
-from diffpo.data import Pairs, load_splits
+from diffpo.data import Pairs, Table, load_splits
+from diffpo.data import loader as batches
 from diffpo.data.cache import EncodingCache
 from diffpo.data.encode import LiveEncodings
 from diffpo.data.loader import PairLoader
@@ -211,3 +212,14 @@ def test_held_out_batches_are_fixed_whole_and_shared_out(records, jsonl, loader)
     assert same(batches[0], pairs.batch(batches[0].index, 0))
     shared = [batch for rank in range(3) for batch in pairs.held_out(2, limit=9, rank=rank, world=3)]
     assert sorted(tuple(b.index.tolist()) for b in shared) == sorted(tuple(b.index.tolist()) for b in batches)
+
+
+def test_the_identity_does_not_depend_on_how_many_rows_are_read_at_a_time(records, jsonl, loader, monkeypatch):
+    source = Pairs(path=jsonl(records(7)), resolution=16)
+    monkeypatch.setattr(batches, "HASHED_ROWS", 4)
+    found = set()
+    for rows in (1, 2, 4):
+        monkeypatch.setattr(batches, "PART_ROWS", rows)
+        monkeypatch.setattr(Table.in_parts, "__defaults__", (rows,))
+        found.add(loader(source).identity)
+    assert len(found) == 1
