@@ -185,7 +185,7 @@ def make_method(name: str) -> PairwiseMethod:
 
 def make_tuning(kind: str, *, rank: int = 16, attention: str = "native", checkpointing: bool = False) -> Tuning:
     """Make the `model` block of a config; its path is never read."""
-    shared: dict[str, Any] = {"path": "", "attention": attention, "gradient_checkpointing": checkpointing}
+    shared: dict[str, Any] = {"path": "none", "attention": attention, "gradient_checkpointing": checkpointing}
     return LoRA(rank=rank, **shared) if kind == "lora" else Full(**shared)
 
 
