@@ -179,15 +179,7 @@ class CachedEncodings(Encodings):
         keys: dict[str, np.ndarray],
         contents: dict[str, Contents],
     ):
-        """Find the broken rows and the sizes.
-
-        Args:
-            table: The pairs.
-            media: Encoded images.
-            texts: Encoded captions, by their hash.
-            keys: Per side, `[n]` keys of the images.
-            contents: Per side, the hashes of the images and what is unreadable.
-        """
+        """Find the broken rows and the sizes; `keys` and `contents` are given per side."""
         self.media, self.texts, self.keys = media, texts, keys
         self.contents = {side: each.keys for side, each in contents.items()}
         self.broken, self.targets = {}, np.zeros((len(table), 3), np.int32)

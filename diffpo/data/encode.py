@@ -70,22 +70,10 @@ def encode_row(
     Raises:
         BrokenImage: One of the images cannot be used; then the row must be dropped.
     """
-    prepared = prepare_row(row, index, encoder.multiple, source, seed, sides)
-    encoded = {side: encode_frames(prepared[side], encoder, source) for side in sides}
-    return {f"{side}_{name}": x for side, tensors in encoded.items() for name, x in tensors.items()}
-
-
-def prepare_row(
-    row: dict[str, Any], index: int, multiple: int, source: Source, seed: int, sides: Sequence[str]
-) -> dict[str, Prepared]:
-    """Do the part of `encode_row` that needs no network: decode, resize, flip, crop.
-
-    Raises:
-        BrokenImage: One of the images cannot be used.
-    """
     clips, window = decode_row(row, sides), draw_window(source, seed, index)
-    target = target_of(clips[sides[0]], source, multiple)
-    return {side: prepare(clip, target, window) for side, clip in clips.items()}
+    target = target_of(clips[sides[0]], source, encoder.multiple)
+    encoded = {side: encode_frames(prepare(clip, target, window), encoder, source) for side, clip in clips.items()}
+    return {f"{side}_{name}": x for side, tensors in encoded.items() for name, x in tensors.items()}
 
 
 def target_of(first: Clip, source: Source, multiple: int) -> tuple[int, int]:

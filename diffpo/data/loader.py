@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -27,14 +27,6 @@ NAMED = 20
 """Broken rows that a log message names."""
 
 
-class Trajectories(Protocol):
-    """Inversions that were kept."""
-
-    def read(self, index: Sequence[int], dropped: Sequence[bool]) -> Pair[Tensor]:
-        """Return `[b n c f h w]` of each side, for rows with their captions or, where dropped, without."""
-        ...
-
-
 class PairLoader:
     """Make batches from a table and its encodings, on the CPU, in float32."""
 
@@ -46,8 +38,9 @@ class PairLoader:
     """The pairs."""
     encodings: Encodings
     """What the batches are made of."""
-    trajectories: Trajectories | None = None
-    """Kept inversions that every batch is to carry."""
+    trajectories: Callable[[Sequence[int], Sequence[bool]], Pair[Tensor]] | None = None
+    """Reads kept inversions that every batch is to carry, `[b n c f h w]` of each side: for rows with their captions
+    or, where dropped, without."""
 
     def __init__(
         self, table: Table, encodings: Encodings, *, seed: int, caption_dropout: float, sides: Sequence[str] = BOTH
@@ -101,7 +94,7 @@ class PairLoader:
         batch = self._make(index, dropped, lambda shape, side: rng.normal(shape, f"posterior/{side}"))
         if self.trajectories is None:
             return batch
-        return replace(batch, trajectory=self.trajectories.read(index.tolist(), dropped))
+        return replace(batch, trajectory=self.trajectories(index.tolist(), dropped))
 
     def both_ways(self, index: int) -> PairBatch:
         """Make a batch of one row twice, with its captions and without, of the posterior's modes."""

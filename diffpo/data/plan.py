@@ -36,38 +36,6 @@ def epoch_batches(seed: int, epoch: int, groups: Sequence[np.ndarray], effective
     return draws.permutation(np.concatenate(cut))
 
 
-def plan(
-    seed: int,
-    epoch: int,
-    step: int,
-    rank: int,
-    micro: int,
-    *,
-    groups: Sequence[np.ndarray],
-    world: int,
-    micro_steps: int,
-    micro_batch: int,
-) -> np.ndarray:
-    """Choose the rows of one micro-batch.
-
-    Args:
-        seed: The run's seed.
-        epoch: Number of complete passes so far.
-        step: Update within the epoch.
-        rank: Process.
-        micro: Micro-batch within the update.
-        groups: Row numbers by image size.
-        world: Number of processes.
-        micro_steps: Micro-batches that a process runs per update.
-        micro_batch: Pairs in a micro-batch.
-
-    Returns:
-        `[micro_batch]` row numbers.
-    """
-    batch = epoch_batches(seed, epoch, groups, world * micro_steps * micro_batch)[step]
-    return batch.reshape(micro_steps, world, micro_batch)[micro, rank]
-
-
 @dataclass(frozen=True)
 class Schedule:
     """The plan of a whole run."""

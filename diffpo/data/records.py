@@ -208,6 +208,12 @@ class Source(Block, ABC):
                 "validation_fraction excludes validation_path and validation_split: choose one way to hold pairs out."
             )
 
+    def choose(self, judged: np.ndarray, tie: np.ndarray, prompted: np.ndarray) -> tuple[np.ndarray, Counts]:
+        """`[n]` the rows to use, by whether they are judged, are ties and have a prompt; and what became of all."""
+        use = judged & prompted & (~tie if self.ties == "drop" else True)
+        dropped = ~judged, judged & tie, judged & ~prompted
+        return use, Counts(len(use), *(int(rows.sum()) for rows in dropped))
+
     @abstractmethod
     def adapt(self, raw: Dataset, path: str) -> Layout:
         """Bring a table into standard columns and choose its usable rows.

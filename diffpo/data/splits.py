@@ -101,9 +101,10 @@ def load_splits(source: Source) -> Splits:
     splits = read_splits(source)
     shared = [] if splits.validation is None else shared_prompts(splits.train, splits.validation)
     if shared:
+        examples = ", ".join(f"{prompt[:60]!r}" for prompt in shared[:3])
         raise UserError(
             f"{len(shared)} prompts of {splits.validation.path} stand in the training split too, for example "
-            f"{_quote(shared)}. What is held out must be new to the model: remove those rows, or leave out "
+            f"{examples}. What is held out must be new to the model: remove those rows, or leave out "
             "validation_path and validation_split and set data.validation_fraction=0.05."
         )
     return splits
@@ -234,7 +235,3 @@ def check_order(table: Table, method: str) -> None:
 
 def _unit_hash(text: str) -> float:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64
-
-
-def _quote(prompts: list[str]) -> str:
-    return ", ".join(f"{prompt[:60]!r}" for prompt in prompts[:3])

@@ -39,7 +39,7 @@ def keep_trajectories(learner: Learner, loaders: Sequence[PairLoader]) -> None:
         kept.make(learner)
         learner.accelerator.wait_for_everyone()
         kept.store.refresh()
-        loader.trajectories = kept
+        loader.trajectories = kept.read
 
 
 class KeptTrajectories:

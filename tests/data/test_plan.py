@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from diffpo.data.plan import Schedule, epoch_batches, plan
+from diffpo.data.plan import Schedule, epoch_batches
 from diffpo.errors import UserError
 
 SPLITS = [(1, 1, 8), (2, 1, 4), (1, 8, 1), (4, 2, 1), (2, 2, 2)]  # processes, micro-batches, pairs: 8 in all
@@ -59,15 +59,15 @@ def test_batches_of_different_sizes_are_mixed_over_the_epoch():
     assert 10 < sum(first) < 40
 
 
-def test_plan_and_schedule_agree_and_position_is_arithmetic():
+def test_an_update_is_a_place_in_its_epoch_and_position_is_arithmetic():
     groups, shape = rows(23, 9), {"world": 2, "micro_steps": 2, "micro_batch": 2}
     schedule = Schedule(7, groups, **shape)
     assert schedule.updates_per_epoch == 3
     assert schedule.position(7) == (2, 1)
     for update, rank, micro in itertools.product(range(9), range(2), range(2)):
         epoch, step = schedule.position(update)
-        one = plan(7, epoch, step, rank, micro, groups=groups, **shape)
-        assert (one == schedule.indices(update, rank)[micro]).all()
+        batch = epoch_batches(7, epoch, groups, effective=8)[step]
+        assert (batch.reshape(2, 2, 2)[micro, rank] == schedule.indices(update, rank)[micro]).all()
 
 
 def test_rows_of_rare_sizes_are_counted():

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from diffpo.core.block import Fraction
-from diffpo.data.records import Counts, Layout, Source, has_text, read_column, read_numbers
+from diffpo.data.records import Layout, Source, has_text, read_column, read_numbers
 from diffpo.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,11 +41,10 @@ class HPDv3(Source):
             confidence = read_numbers(read_column(raw, "confidence"), "confidence", path)
             sure = np.isnan(confidence) | (confidence >= self.min_confidence)
         tie, prompted = share == 0.5, has_text(raw, "prompt", path)
-        use = sure & prompted & (~tie if self.ties == "drop" else True)
+        use, counts = self.choose(sure, tie, prompted)
         rows = raw.select_columns(["prompt", "path1", "path2"]).rename_columns({"path1": "chosen", "path2": "rejected"})
         if self.labels == "soft" or self.ties == "keep":
             rows = rows.add_column("preference", share if self.labels == "soft" else np.where(tie, 0.5, 1.0))
-        counts = Counts(len(raw), int((~sure).sum()), int((sure & tie).sum()), int((sure & ~prompted).sum()))
         return Layout(rows, np.flatnonzero(use), counts)
 
     def _shares(self, raw: Dataset, path: str) -> np.ndarray:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from diffpo.data.records import (
-    Counts,
     Layout,
     Source,
     check_preference,
@@ -40,6 +39,5 @@ class Pairs(Source):
                 check_scores(read_column(raw, name), name, path)
         if "segments" in raw.column_names:
             judged &= check_segments(read_column(raw, "segments"), path)
-        use = judged & prompted & (~tie if self.ties == "drop" else True)
-        counts = Counts(len(raw), int((~judged).sum()), int((judged & tie).sum()), int((judged & ~prompted).sum()))
+        use, counts = self.choose(judged, tie, prompted)
         return Layout(raw, np.flatnonzero(use), counts)

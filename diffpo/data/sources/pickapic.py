@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from diffpo.data.records import Counts, Layout, Source, has_text, read_column, read_numbers
+from diffpo.data.records import Layout, Source, has_text, read_column, read_numbers
 from diffpo.errors import UserError
 
 if TYPE_CHECKING:
@@ -42,8 +42,7 @@ class PickAPic(Source):
 
         label = self._labels(raw, path)
         judged, tie, prompted = ~np.isnan(label), label == 0.5, has_text(raw, "caption", path)
-        use = judged & prompted & (~tie if self.ties == "drop" else True)
-        counts = Counts(len(raw), int((~judged).sum()), int(tie.sum()), int((judged & ~prompted).sum()))
+        use, counts = self.choose(judged, tie, prompted)
         if self.ties == "keep":
             raw = raw.add_column(TIES, np.where(tie, 0.5, 1.0))
         both = concatenate_datasets([_rename(raw, ("chosen", "rejected")), _rename(raw, ("rejected", "chosen"))])
