@@ -181,11 +181,16 @@ def test_a_kill_during_the_replacement_leaves_one_whole_export(untrained):
     """A process that exports again and again is killed 20 times, at different moments after a replacement."""
     _, exported = untrained("sd15", "killed", {"model.rank": 4})
     final = exported()
-    whole, seen = weights(final.parent), {final.stat().st_ino}
+    whole, replaced = weights(final.parent), 0
     held = {file.name: file.stat().st_size for file in final.iterdir()}
     assert held.keys() == {"README.md", "pytorch_lora_weights.safetensors"}
+
+    def which() -> tuple[int, int]:
+        """What tells one folder from the next under the same name: inode numbers alone are used again."""
+        return final.stat().st_ino, final.stat().st_ctime_ns
+
     for moment in range(20):
-        child = os.fork()
+        before, child = which(), os.fork()
         if child == 0:
             torch.set_num_threads(1)
             try:
@@ -193,15 +198,15 @@ def test_a_kill_during_the_replacement_leaves_one_whole_export(untrained):
                     exported()
             finally:
                 os._exit(1)
-        while final.stat().st_ino in seen:
+        while which() == before:
             time.sleep(0.001)
+        replaced += 1
         time.sleep(0.005 * moment)  # an export takes some 0.1 s
         os.kill(child, signal.SIGKILL)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
         assert {file.name: file.stat().st_size for file in final.iterdir()} == held
         assert difference(weights(final.parent), whole) == 0
-        seen.add(final.stat().st_ino)
-    assert len(seen) > 20, "the kills came before anything was replaced"
+    assert replaced == 20, "the kills came before anything was replaced"
     exported()
     assert not [path.name for path in final.parent.iterdir() if "unfinished" in path.name]
 
