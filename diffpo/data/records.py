@@ -89,7 +89,7 @@ class Table:
 
     def column(self, name: str) -> list[Any]:
         """Read one column, without touching the others."""
-        return read_column(self.rows, name)
+        return self.arrow(name).to_pylist()
 
     def cell(self, row: int, name: str) -> Any:
         """Read one value."""
@@ -232,11 +232,6 @@ def arrow_column(rows: Dataset, name: str) -> pyarrow.ChunkedArray:
     return rows.select_columns([name]).with_format("arrow")[:][name]
 
 
-def read_column(rows: Dataset, name: str) -> list[Any]:
-    """Read one column, without touching the others."""
-    return arrow_column(rows, name).to_pylist()
-
-
 def has_words(captions: pyarrow.ChunkedArray) -> pyarrow.ChunkedArray:
     """Whether images have captions of their own: a blank one is none (CSV files cannot say null)."""
     import pyarrow
@@ -284,54 +279,67 @@ def check_texts(rows: Dataset, name: str, path: str) -> None:
         )
 
 
-def check_preference(values: list[Any], path: str) -> np.ndarray:
+def check_preference(rows: Dataset, path: str) -> np.ndarray:
     """Return `[n]` float64 preferences; NaN where one is missing.
 
     Raises:
         UserError: One is no number, or lies outside [0, 1].
     """
-    numbers = read_numbers(values, "preference", path)
+    numbers = read_numbers(rows, "preference", path)
     _refuse(
         ~np.isnan(numbers) & ~((numbers >= 0) & (numbers <= 1)),
-        values,
+        arrow_column(rows, "preference"),
         f"{path}: `preference` is P(chosen > rejected), a number from 0 to 1",
     )
     return numbers
 
 
-def read_numbers(values: list[Any], name: str, path: str) -> np.ndarray:
+def read_numbers(rows: Dataset, name: str, path: str) -> np.ndarray:
     """Return `[n]` float64 numbers, booleans being 1 and 0; NaN where one is missing.
 
     Raises:
         UserError: One is something else.
     """
-    known = [value is None or isinstance(value, int | float) for value in values]
-    _refuse(~np.array(known, bool), values, f"{path}: `{name}` holds numbers, booleans or null")
-    return np.array([math.nan if value is None else value for value in values], np.float64)
+    cells = arrow_column(rows, name)
+    if not _is_numeric(cells.type):
+        _refuse(cells.is_valid().to_numpy(), cells, f"{path}: `{name}` holds numbers, booleans or null")
+        return np.full(len(cells), math.nan)
+    return cells.cast("float64", safe=False).to_numpy()
 
 
-def check_scores(values: list[Any], name: str, path: str) -> None:
+def check_scores(rows: Dataset, name: str, path: str) -> None:
     """Check a column of scores.
 
     Raises:
         UserError: One is missing or is no finite number.
     """
-    right = [isinstance(score, int | float) and math.isfinite(score) for score in values]
+    cells = arrow_column(rows, name)
+    wrong = np.ones(len(cells), bool)
+    if _is_numeric(cells.type):
+        wrong = ~np.isfinite(cells.cast("float64", safe=False).to_numpy())
     advice = "Score the table again, or remove the column."
-    _refuse(~np.array(right, bool), values, f"{path}: `{name}` is a number, what a scorer gave the image", advice)
+    _refuse(wrong, cells, f"{path}: `{name}` is a number, what a scorer gave the image", advice)
 
 
-def check_captions(values: list[Any], name: str, path: str) -> None:
+def check_captions(rows: Dataset, name: str, path: str) -> None:
     """Check the captions of one side.
 
     Raises:
-        UserError: One is neither a text nor null.
+        UserError: One is neither a text nor null, or holds marks that no text has.
     """
-    right = [isinstance(text, str | None) for text in values]
-    _refuse(~np.array(right, bool), values, f"{path}: `{name}` holds captions, texts or null")
+    cells = arrow_column(rows, name)
+    if not is_text(cells.type):
+        _refuse(cells.is_valid().to_numpy(), cells, f"{path}: `{name}` holds captions, texts or null")
+    check_texts(rows, name, path)
 
 
-def check_segments(values: list[Any], path: str) -> np.ndarray:
+def _is_numeric(kind: pyarrow.DataType) -> bool:
+    from pyarrow import types
+
+    return types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or types.is_null(kind)
+
+
+def check_segments(rows: Dataset, path: str) -> np.ndarray:
     """Check the frame-by-frame labels: lists of -1 (the rejected side is better), 0 (neither) and 1 (the chosen is).
 
     Returns:
@@ -340,19 +348,21 @@ def check_segments(values: list[Any], path: str) -> np.ndarray:
     Raises:
         UserError: One is no such list.
     """
+    cells = arrow_column(rows, "segments")
+    values = cells.to_pylist()
     right = [
         marks is None or (isinstance(marks, list) and all(mark in (-1, 0, 1) for mark in marks)) for marks in values
     ]
-    _refuse(~np.array(right, bool), values, f"{path}: `segments` is a list of -1, 0 and 1, one per frame")
+    _refuse(~np.array(right, bool), cells, f"{path}: `segments` is a list of -1, 0 and 1, one per frame")
     lengths = np.array([len(marks or ()) for marks in values], np.int64)
     ragged = (lengths > 0) & (lengths != lengths.max(initial=0))
-    _refuse(ragged, values, f"{path}: `segments` has the same number of labels, {lengths.max(initial=0)}, in all rows")
+    _refuse(ragged, cells, f"{path}: `segments` has the same number of labels, {lengths.max(initial=0)}, in all rows")
     return lengths > 0
 
 
-def _refuse(wrong: np.ndarray, values: list[Any], what: str, advice: str = "") -> None:
+def _refuse(wrong: np.ndarray, cells: pyarrow.ChunkedArray, what: str, advice: str = "") -> None:
     """Name the first rows that are wrong, if there are any."""
     rows = np.flatnonzero(wrong)
     if len(rows):
-        examples = ", ".join(f"{values[i]!r} in row {i}" for i in rows[:3])
+        examples = ", ".join(f"{cells[i].as_py()!r} in row {i}" for i in rows[:3].tolist())
         raise UserError(f"{what}; {len(rows)} rows say something else ({examples}). {advice}".rstrip())

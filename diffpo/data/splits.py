@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from diffpo.data.read import TEXTS, read_table
-from diffpo.data.records import OPTIONAL, REQUIRED, Source, Splits, Table, check_captions, check_texts
-from diffpo.disk.rows import cache_home, digest
+from diffpo.data.records import OPTIONAL, REQUIRED, Source, Splits, Table, check_captions
+from diffpo.disk.rows import as_keys, cache_home, digest
 from diffpo.errors import UserError
 
 if TYPE_CHECKING:
@@ -82,8 +82,7 @@ def _rename(source: Source, rows: Dataset, path: str) -> Dataset:
 def _note_missing_captions(table: Table) -> None:
     for side, own in SIDED.items():
         if own in table.rows.column_names:
-            check_captions(table.column(own), own, table.path)
-            check_texts(table.rows, own, table.path)
+            check_captions(table.rows, own, table.path)
             missing = table.captions_missing(side)
             if missing:
                 log.warning(
@@ -122,7 +121,8 @@ def read_splits(source: Source) -> Splits:
 
 
 def _divide(table: Table, fraction: float) -> Splits:
-    held_out = np.array([_unit_hash(normalise(prompt)) < fraction for prompt in table.column("prompt")])
+    prompts = (normalise(prompt) for part in table.in_parts(table.arrow, "prompt") for prompt in part)
+    held_out = np.array([_unit_hash(prompt) < fraction for prompt in prompts])
     if held_out.all() or not held_out.any():
         prompts = len({normalise(prompt) for prompt in table.column("prompt")})
         side = "training" if held_out.all() else "validation"
@@ -140,8 +140,13 @@ def normalise(prompt: str) -> str:
 
 def shared_prompts(a: Table, b: Table) -> list[str]:
     """Prompts, normalised, that stand in both tables."""
-    prompts = {normalise(prompt) for prompt in a.column("prompt")}
-    return sorted(prompts & {normalise(prompt) for prompt in b.column("prompt")})
+
+    def keys(table: Table) -> np.ndarray:
+        parts = table.in_parts(table.arrow, "prompt")
+        return np.concatenate([as_keys([digest(normalise(prompt)) for prompt in part]) for part in parts])
+
+    _, rows, _ = np.intersect1d(keys(a), keys(b), return_indices=True)
+    return sorted(normalise(prompt) for prompt in a.arrow("prompt", rows.tolist()).to_pylist()) if len(rows) else []
 
 
 def check_requires(requires: frozenset[str], table: Table, method: str) -> None:

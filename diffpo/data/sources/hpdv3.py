@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from diffpo.core.block import Fraction
-from diffpo.data.records import Layout, Source, has_text, read_column, read_numbers
+from diffpo.data.records import Layout, Source, arrow_column, has_text, read_numbers
 from diffpo.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class HPDv3(Source):
         share = self._shares(raw, path)
         sure = np.ones(len(raw), bool)
         if "confidence" in raw.column_names:
-            confidence = read_numbers(read_column(raw, "confidence"), "confidence", path)
+            confidence = read_numbers(raw, "confidence", path)
             sure = np.isnan(confidence) | (confidence >= self.min_confidence)
         tie, prompted = share == 0.5, has_text(raw, "prompt", path)
         use, counts = self.choose(sure, tie, prompted)
@@ -51,7 +51,7 @@ class HPDv3(Source):
         """`[n]` the majority's share of the votes; 1 where none are known."""
         if "choice_dist" not in raw.column_names:
             return np.ones(len(raw))
-        votes = read_column(raw, "choice_dist")
+        votes = arrow_column(raw, "choice_dist").to_pylist()
         wrong = [i for i, counted in enumerate(votes) if counted and not _are_votes(counted)]
         if wrong:
             raise UserError(

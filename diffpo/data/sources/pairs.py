@@ -14,7 +14,6 @@ from diffpo.data.records import (
     check_scores,
     check_segments,
     has_text,
-    read_column,
 )
 
 if TYPE_CHECKING:
@@ -32,12 +31,12 @@ class Pairs(Source):
         prompted = has_text(raw, "prompt", path)
         tie, judged = np.zeros(len(raw), bool), np.ones(len(raw), bool)
         if "preference" in raw.column_names:
-            preference = check_preference(read_column(raw, "preference"), path)
+            preference = check_preference(raw, path)
             tie, judged = preference == 0.5, ~np.isnan(preference)
         for name in ("chosen_score", "rejected_score"):
             if name in raw.column_names:
-                check_scores(read_column(raw, name), name, path)
+                check_scores(raw, name, path)
         if "segments" in raw.column_names:
-            judged &= check_segments(read_column(raw, "segments"), path)
+            judged &= check_segments(raw, path)
         use, counts = self.choose(judged, tie, prompted)
         return Layout(raw, np.flatnonzero(use), counts)

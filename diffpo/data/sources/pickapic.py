@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from diffpo.data.records import Layout, Source, has_text, read_column, read_numbers
+from diffpo.data.records import Layout, Source, has_text, read_numbers
 from diffpo.errors import UserError
 
 if TYPE_CHECKING:
@@ -51,9 +51,9 @@ class PickAPic(Source):
 
     def _labels(self, raw: Dataset, path: str) -> np.ndarray:
         """`[n]` label of image 0; NaN where nobody judged."""
-        label = read_numbers(read_column(raw, "label_0"), "label_0", path)
+        label = read_numbers(raw, "label_0", path).copy()
         if "has_label" in raw.column_names:
-            label[np.nan_to_num(read_numbers(read_column(raw, "has_label"), "has_label", path)) == 0] = np.nan
+            label[np.nan_to_num(read_numbers(raw, "has_label", path)) == 0] = np.nan
         wrong = np.flatnonzero(~np.isnan(label) & ~np.isin(label, (0, 0.5, 1)))
         if len(wrong):
             raise UserError(
