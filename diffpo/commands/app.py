@@ -4,8 +4,6 @@ Each one is thin: read options, call one function, say what was written and what
 before a command runs, so that every `--help` answers at once.
 """
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer

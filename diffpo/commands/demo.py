@@ -3,8 +3,6 @@
 Nothing here knows that the model is small: it calls what the other commands call, with `configs/shapes-dpo.yaml`.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

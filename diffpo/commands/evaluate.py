@@ -8,8 +8,6 @@ Several processes share the images and their scores; the first one does the rest
 update would depend on their number.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from contextlib import nullcontext

@@ -1,7 +1,5 @@
 """What `diffpo geneval` does: choose the eyes, judge media folders, print a table of the tasks."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The commands `diffpo data ...` that label pair tables: score, agreement, caption, perturb."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """The commands that list what there is: methods, models, scorers, and the environment."""
 
-from __future__ import annotations
-
 
 def methods() -> None:
     """List the methods, their settings and what columns they need."""

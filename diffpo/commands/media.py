@@ -1,7 +1,5 @@
 """The commands that make media and look at each by itself: generate, score, geneval, set-metrics."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """What `diffpo set-metrics` does: choose features, compare sets, print tables, write JSON."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What commands share: options that several have, and what is said at the end."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated

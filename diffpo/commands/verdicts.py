@@ -1,7 +1,5 @@
 """The commands that compare models and show the result: evaluate, compare, grid, report."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -3,8 +3,6 @@
 sources, votes -> Evidence -> PairedScores -> Comparison (a model with the baseline), Ranking (all) -> Tournament
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations

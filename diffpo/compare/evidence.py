@@ -1,7 +1,5 @@
 """What models are compared by: score tables and human votes, brought together by model, prompt and seed."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property

@@ -1,7 +1,5 @@
 """What was found, as files for others to read: JSON, CSV, LaTeX."""
 
-from __future__ import annotations
-
 import csv
 import io
 import math

@@ -7,8 +7,6 @@
 Whatever is missing on that way is not known, and is not guessed: a user adds it by name (`--used-in-training`).
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain

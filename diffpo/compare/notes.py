@@ -1,7 +1,5 @@
 """What a reader must know to judge the numbers of a comparison, in sentences."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 

@@ -1,7 +1,5 @@
 """How numbers are written for people: in the terminal, in LaTeX, in the report."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

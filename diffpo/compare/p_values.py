@@ -12,8 +12,6 @@ with s the standard deviation of the per-prompt values, n the number of prompts 
 s = 1/2, so 500 prompts find 6.3 points, 1,632 find 3.5, 3,200 find 2.5.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -9,13 +9,11 @@
 Which image is the median or the best one may be chosen by another scorer than the one that then judges it.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeVar, get_args
+from dataclasses import dataclass, replace
+from typing import Literal, Self, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,11 +69,12 @@ class PairedScores:
     prompts: tuple[str, ...]
     """`[n]`"""
 
-    def only(self, prompts: Iterable[str]) -> PairedScores:
+    def only(self, prompts: Iterable[str]) -> Self:
         """Those of some prompts."""
         wanted = set(prompts)
         rows = [i for i, prompt in enumerate(self.prompts) if prompt in wanted]
-        return PairedScores(self.model[rows], self.baseline[rows], tuple(self.prompts[i] for i in rows))
+        kept = tuple(self.prompts[i] for i in rows)
+        return replace(self, model=self.model[rows], baseline=self.baseline[rows], prompts=kept)
 
     @property
     def tie_tolerance(self) -> float:

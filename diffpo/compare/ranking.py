@@ -12,8 +12,6 @@ gamma ones of the half wins. For two models without ties that is the interval of
 of 30 are not certainty; resampled prompts alone do not.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ ScorerResult   by one scorer; per category a `Stratum`
 Ranking      all models on one scale, by one scorer; per pair of models a `Cell`
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from dataclasses import dataclass, field

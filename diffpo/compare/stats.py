@@ -12,13 +12,11 @@ exactly. Bootstrap: Efron & Tibshirani 1993, chapters 13 and 14. Counting images
 intervals too narrow, by a factor of 1.45 for 500 prompts x 5 seeds whose scores vary as much between prompts as within.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -85,7 +83,7 @@ class WinRate(Estimate):
         """`better`, `worse` or `unclear`: on which side of one half the interval lies."""
         return "better" if self.ci_low > 0.5 else "worse" if self.ci_high < 0.5 else "unclear"
 
-    def flipped(self) -> WinRate:
+    def flipped(self) -> Self:
         """How often b beats a."""
         low, high = 1 - self.ci_high, 1 - self.ci_low
         turned = {"estimate": 1 - self.estimate, "wins": self.losses, "losses": self.wins}

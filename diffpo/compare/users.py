@@ -11,8 +11,6 @@ raised by sqrt(n / (n - 1)): Davison & Hinkley 1997, section 3.8. Prompts are ta
 judge the same few prompts, these share the prompts' luck, and the win rate over prompts has the honest interval.
 """
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 

@@ -12,8 +12,6 @@ The first line names the columns; others are left alone. Several votes on the sa
 one prompt: the prompt stays the unit, and its share of votes won is its value.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass

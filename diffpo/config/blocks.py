@@ -8,8 +8,6 @@ A block is a dataclass; what a field may hold is its type. Two notes may stand b
 Of a block inside a block that has a default, fields may be left out: they are as in that default.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Mapping

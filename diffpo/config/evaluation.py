@@ -10,8 +10,6 @@
 Only `models`, `prompts` and `scorers` have to be there.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Mapping

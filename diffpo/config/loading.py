@@ -4,8 +4,6 @@ Precedence: the code's defaults < YAML < overrides. All mistakes of all blocks a
 and close matches, before anything heavy loads.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Which known name is meant: spelling, and the words that other programs use for the same thing."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 from pathlib import Path

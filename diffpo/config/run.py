@@ -1,7 +1,5 @@
 """The configuration of a training run: `model`, `method`, `data`, `train`, `sample`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 

@@ -1,7 +1,5 @@
 """What the loop and its sample grids are told: the config's `train` and `sample` sections."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, Literal
 

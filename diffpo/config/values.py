@@ -1,7 +1,5 @@
 """One value of a field: what a person wrote, read as the field's type means it."""
 
-from __future__ import annotations
-
 import functools
 import re
 from typing import Annotated, Any, Literal, get_args, get_origin

@@ -4,8 +4,6 @@ One random order is drawn for a report. Its first prompts are shown; for a categ
 Wins and losses are chosen in the same way from the order of the gains.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import random

@@ -1,7 +1,5 @@
 """Picture grids: a row per prompt, a column per model, captions beside them."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path

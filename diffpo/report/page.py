@@ -5,8 +5,6 @@ template's escaping; only the SVGs of `curves` and the package's own style and s
 forbids itself to fetch anything, and to run any script but that one.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json
@@ -15,7 +13,9 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import jinja2
+from markupsafe import Markup
 
 from diffpo import __version__
 from diffpo.compare.evidence import Evidence, read_evidence
@@ -31,8 +31,15 @@ from diffpo.report.curves import draw_panels, read_metrics
 from diffpo.report.examples import Gallery
 from diffpo.report.views import PLOT, by_scorer, category_tables, distribution_of, elo_axis, notes_of, summary_of
 
-if TYPE_CHECKING:
-    from jinja2 import Template
+HERE = Path(__file__).parent
+PAGES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(HERE),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+PAGES.filters |= {show.__name__: show for show in (percent, number, signed, p_value, points)}
 
 
 def write_report(
@@ -66,8 +73,6 @@ def write_report(
     Raises:
         UserError: If an image or a score is missing, `run` is no folder, or `out` cannot be written.
     """
-    from markupsafe import Markup
-
     out, runs = Path(out), [Path(path) for path in ([run] if isinstance(run, str | Path) else run or ())]
     check_output(out)
     for path in runs:
@@ -80,7 +85,7 @@ def write_report(
     script = _resource("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     curves = [(path.name, draw_panels(read_metrics(path), str(i))) for i, path in enumerate(runs)]
-    page = _template().render(
+    page = PAGES.get_template("report.html.j2").render(
         title=title or (f"{models[1]} against {models[0]}" if len(models) == 2 else f"{len(models)} models compared"),
         models=models,
         summary=summary_of(found),
@@ -107,22 +112,8 @@ def write_report(
     return out
 
 
-def _template() -> Template:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {show.__name__: show for show in (percent, number, signed, p_value, points)}
-    return environment.get_template("report.html.j2")
-
-
 def _resource(name: str) -> str:
-    return "\n" + (Path(__file__).parent / name).read_text(encoding="utf-8")
+    return "\n" + (HERE / name).read_text(encoding="utf-8")
 
 
 def _facts(evidence: Evidence, models: Sequence[str], comparisons: Sequence[Comparison]) -> list[tuple[str, str]]:

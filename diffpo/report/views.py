@@ -1,7 +1,5 @@
 """What the report's template shows of two or many models: a summary, rankings, score distributions, categories."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 

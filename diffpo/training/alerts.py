@@ -1,7 +1,5 @@
 """What a look at the curves would tell: signs that a run goes wrong, each said once."""
 
-from __future__ import annotations
-
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping

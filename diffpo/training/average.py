@@ -1,7 +1,5 @@
 """A running average of the trained weights (EMA), kept beside them, sampled and exported in their place."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

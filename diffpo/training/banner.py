@@ -1,7 +1,5 @@
 """What a run says before its first update: on which pairs it learns what, where, and from which update on."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -4,8 +4,6 @@ A folder with a final name was written whole; the newest one is found by listing
 its dtype and shape, and what is read is checked against that list. Nothing is pickled.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import re

@@ -1,7 +1,5 @@
 """The end of a run: weights that plain diffusers loads, and a model card."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What learns: policy, reference, optimizer, schedule and average, made once and saved in checkpoints."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass

@@ -4,15 +4,13 @@
 so that it reads as if nothing had happened. Only `time/...` values differ between a run and its repetition.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -72,7 +70,7 @@ class RunLog:
         self._task = self._bar.add_task(self._name, total=stop, completed=start, status="")
         self._began = self._clock = self._shown = time.perf_counter()
 
-    def __enter__(self) -> RunLog:
+    def __enter__(self) -> Self:
         self._bar.start()
         return self
 

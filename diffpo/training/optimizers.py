@@ -1,7 +1,5 @@
 """Optimizers and learning-rate schedules by name, all from maintained libraries."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 from torch.optim import Optimizer

@@ -1,7 +1,5 @@
 """The processes' common ground: one device, DDP, FSDP2 or DeepSpeed, as `accelerate launch` or `torchrun` set it up."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from typing import Any, TypeVar

@@ -9,8 +9,6 @@ A folder belongs to a run if it holds `run.json`, the run's mark:
 anything, but no mark, is refused before any work.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import tempfile

@@ -1,7 +1,5 @@
 """Sample grids while training: fixed prompts and seeds, the base beside the tuned model."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from functools import partial

@@ -5,15 +5,13 @@ one. At other times there is nothing new to write, and the process ends at once.
 130 after SIGINT. A second signal ends the process as if nobody listened.
 """
 
-from __future__ import annotations
-
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 import torch
 from accelerate import Accelerator
@@ -40,7 +38,7 @@ class Watch:
         self._signal, self._patient, self._saved = 0, False, time.monotonic()
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # the only one that gets signals
             self._before = {number: signal.signal(number, self._hear) for number in CODES}
         return self

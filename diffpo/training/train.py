@@ -6,8 +6,6 @@ divides by their number of terms, so that 1 x 8, 2 x 4 and 8 x 1 pairs give the 
     loss = sum over micro-batches, processes and rows / total number of terms
 """
 
-from __future__ import annotations
-
 import math
 from contextlib import nullcontext
 from pathlib import Path

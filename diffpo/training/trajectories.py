@@ -6,8 +6,6 @@ same four. They lie in a store (`disk.rows`) whose name depends on the encodings
 inversion and on the precision; a row's key is the hash of its images' keys and of its captions.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain
