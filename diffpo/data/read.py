@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 from diffpo.disk.columns import join_tables, read_columns
 from diffpo.disk.mapped import mapped
 from diffpo.disk.rows import cache_home, digest
-from diffpo.disk.tables import TABLES, files_below, hash_file, is_hidden
+from diffpo.disk.tables import TABLES, files_below, hash_file, is_hidden, refuse_twins
 from diffpo.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow
-    from datasets import Dataset
+    from datasets import Dataset, Features
 
 FORMS = (
     "a Hub id (owner/name), a folder written by `datasets` save_to_disk, a parquet file, folder or glob, a .jsonl, "
@@ -196,40 +196,34 @@ def _map_parquet(files: Sequence[Path], path: str | Path) -> Dataset:
     import pyarrow
     from pyarrow import parquet
 
-    def load(some: Sequence[Path]) -> Dataset:
-        return datasets.load_dataset("parquet", data_files=[glob.escape(str(f)) for f in some], split="train")
-
     try:
         schemas = [parquet.read_schema(file) for file in files]
     except (OSError, pyarrow.ArrowException) as error:
         raise UserError(f"{path} cannot be read as a .parquet table: {error}") from error
     for file, schema in zip(files, schemas, strict=True):
-        if twice := {name for name in schema.names if schema.names.count(name) > 1}:
-            raise UserError(f"{file} has the column {min(twice)} twice: give each column a name of its own.")
+        refuse_twins(file, schema.names)
+    alike = all(schema.equals(schemas[0]) for schema in schemas)
+    names = [glob.escape(str(file)) for file in files]
     try:
-        if all(schema.equals(schemas[0]) for schema in schemas):
-            return load(files)
-        whole = pyarrow.unify_schemas(schemas, promote_options="permissive")
-        parts = [load([file]) for file in files]
-        features = {k: v for part in parts for k, v in part.features.items() if getattr(v, "dtype", "") != "null"}
-        plain = datasets.Features.from_arrow_schema(whole.remove_metadata())
-        # What `datasets` knows of a column, such as that it holds images, stays; only plain types are promoted.
-        features = datasets.Features(
-            {
-                name: plain[name] if isinstance(features.get(name), datasets.Value | None) else features[name]
-                for name in plain
-            }
-        )
-        for i, part in enumerate(parts):
-            lacking = [name for name in features if name not in part.column_names]
-            for name in lacking:
-                part = part.add_column(name, pyarrow.nulls(len(part), features[name]()).to_pylist())
-            parts[i] = part.select_columns(list(features)).cast(features)
-        return datasets.concatenate_datasets(parts)
+        features = None if alike else _common_features(schemas)
+        return datasets.load_dataset("parquet", data_files=names, features=features, split="train")
     except (pyarrow.ArrowException, ValueError, TypeError, datasets.exceptions.DatasetGenerationError) as error:
-        if not all(schema.equals(schemas[0]) for schema in schemas):
+        if not alike:
             raise _different(files, schemas, error) from error
         raise UserError(f"{path} cannot be read as a .parquet table: {error.__cause__ or error}") from error
+
+
+def _common_features(schemas: Sequence[pyarrow.Schema]) -> Features:
+    """Find the types that hold what all files hold; what `datasets` knows of a column, such as images, stays."""
+    import datasets
+    import pyarrow
+
+    whole = pyarrow.unify_schemas(schemas, promote_options="permissive").remove_metadata()
+    common = datasets.Features.from_arrow_schema(whole)
+    for schema in schemas:
+        found = datasets.Features.from_arrow_schema(schema)
+        common |= {name: kind for name, kind in found.items() if not isinstance(kind, datasets.Value)}
+    return common
 
 
 def _different(files: Sequence[Path], schemas: Sequence[pyarrow.Schema], error: Exception) -> UserError:

@@ -228,7 +228,7 @@ def _read_delimited(path: Path, delimiter: str) -> Iterator[tuple[str, Row]]:
     reader, begins = csv.reader(_lines(path), delimiter=delimiter, strict=True), 1
     try:
         names = [clean(name, f"{path}, line 1,") for name in next(reader, [])]
-        _refuse_twins(path, filter(None, names))
+        refuse_twins(path, filter(None, names))
         for cells in reader:
             place, begins = f"{path}, line {begins + 1}", reader.line_num
             if cells and len(cells) != len(names):
@@ -245,7 +245,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, Row]]:
 
     with parquet.ParquetFile(path) as file:
         schema = file.schema_arrow
-        _refuse_twins(path, schema.names)
+        refuse_twins(path, schema.names)
         wanted, number = [field.name for field in schema if not _holds_bytes(field.type)], 0
         for batch in file.iter_batches(columns=wanted):
             for row in batch.to_pylist():
@@ -267,7 +267,8 @@ def kind_of(value: Any) -> str:
     return "missing" if value is None else KINDS.get(type(value), f"a {type(value).__name__}")
 
 
-def _refuse_twins(path: Path, names: Iterable[str]) -> None:
+def refuse_twins(path: Path, names: Iterable[str]) -> None:
+    """Refuse a table at `path` whose columns are not all of different names."""
     for name, count in Counter(names).items():
         if count > 1:
             raise UserError(f"{path} has the column {name!r} twice: give each column a name of its own.")
