@@ -10,30 +10,27 @@ The agreement is the mean over pairs; its interval resamples prompts with all th
 A label that a scorer gave is no human's: tables of `diffpo data score` are refused.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich import box
+from rich.markup import escape
+from rich.table import Table as Printed
 
 from diffpo.core.block import Block, Count, Fraction, Range, Seed
 from diffpo.curate.score import score_rows
 from diffpo.curate.write import read_record, record_of
 from diffpo.data.contents import identify
+from diffpo.data.records import Source
 from diffpo.data.splits import load_splits
 from diffpo.errors import UserError
-
-if TYPE_CHECKING:
-    from rich.table import Table as Printed
-
-    from diffpo.data.records import Source
-    from diffpo.scorers.base import Scorer
+from diffpo.scorers.base import Scorer
 
 _CELLS = 1 << 22  # random numbers that are held at a time
 
@@ -166,10 +163,6 @@ def prompt_interval(
 
 def agreement_table(found: Agreement) -> Printed:
     """Lay the agreement out as a table for the terminal."""
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table as Printed
-
     title = f"{found.n_pairs} pairs, {found.label_ties} of them ties, of {found.n_prompts} prompts"
     table = Printed(title=title, box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("scorer", overflow="fold")

@@ -10,15 +10,15 @@ Pairs like those of the shapes world (there every two of three images meet, and 
     diffpo data build media/base --scorer shapes-utility --strategy all --margin 0.15 --out runs/pairs
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
+
+from datasets import Features, Image, Value
 
 from diffpo.curate.pairing import Candidate, Judged, Pairing, by_prompt, read_choices
 from diffpo.curate.write import check_place, write_table
@@ -26,12 +26,8 @@ from diffpo.data.encode import BOTH
 from diffpo.disk.lock import sole_writer
 from diffpo.errors import UserError
 from diffpo.media.folder import MANIFEST, SCORES, read_file, read_media
+from diffpo.scorers.base import Scorer
 from diffpo.scorers.scores import read_scores, score_folder
-
-if TYPE_CHECKING:
-    from datasets import Features
-
-    from diffpo.scorers.base import Scorer
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +47,6 @@ class Built:
     """Prompts with one image only: no pair can be made of them."""
 
     def __str__(self) -> str:
-        """Say it in words."""
         return (
             f"{self.pairs} pairs of {self.prompts} prompts to {self.folder}; {self.ties} ties, {self.single} prompts "
             "with one image only"
@@ -176,8 +171,6 @@ def _write(
 
 def _features(used: Sequence[Judged], output: Output) -> Features:
     """Choose the columns: scores where a scorer ranked, users where one is named, a preference where ties are kept."""
-    from datasets import Features, Image, Value
-
     string, number = Value("string"), Value("float64")
     columns: dict[str, Any] = {"prompt": string, "chosen": Image(), "rejected": Image()}
     columns |= {f"{side}_seed": Value("int64") for side in BOTH} | {f"{side}_model": string for side in BOTH}

@@ -12,25 +12,23 @@ A text that comes out empty is left out of the table (null), so that the pair's 
 counted and named. When more than `MOST_EMPTY` of a table's rows have one, something is wrong, and nothing is written.
 """
 
-from __future__ import annotations
-
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
+import pyarrow
+
+from diffpo.captioners.base import Captioner, Perturber
 from diffpo.curate.derived import Asked, ask_of_images, compute_values, read_tables, writing
 from diffpo.curate.write import Target, file_of
 from diffpo.data.encode import BOTH
+from diffpo.data.records import Source, Table
 from diffpo.disk.ahead import groups
 from diffpo.disk.rows import as_keys, digest, key_at
 from diffpo.errors import UserError
 from diffpo.media.frames import BrokenImage
-
-if TYPE_CHECKING:
-    from diffpo.captioners.base import Captioner, Perturber
-    from diffpo.data.records import Source, Table
 
 log = logging.getLogger(__name__)
 
@@ -148,8 +146,6 @@ def _texts_to_perturb(table: Table, preset: Preset) -> list[str]:
 
 def _write(target: Target, columns: dict[str, list[str | None]], notes: dict[str, Any]) -> None:
     """Count the empty texts, and write the table with what is left."""
-    import pyarrow
-
     table = target.table
     empty = [i for i in range(len(table)) if any(texts[i] is None for texts in columns.values())]
     rows = ", ".join(str(table.origin[i]) for i in empty[:NAMED]) + (", ..." if len(empty) > NAMED else "")

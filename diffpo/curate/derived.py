@@ -10,29 +10,24 @@ depends on what computes it. So a run that was killed loses little, and the same
 temperature, compute nothing anew.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from PIL.Image import Image
 
 from diffpo.curate.write import Target
 from diffpo.data.contents import read_contents
+from diffpo.data.records import Source, Table
 from diffpo.data.splits import load_splits
 from diffpo.disk.ahead import WORKERS, ahead, groups
 from diffpo.disk.lock import sole_writer
 from diffpo.disk.rows import Row, RowStore, digest, key_at
 from diffpo.media.frames import BrokenImage, decode
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from diffpo.data.records import Source, Table
 
 ROWS_PER_FILE = 64
 """A kill costs so many values at most: a caption may take seconds."""

@@ -1,12 +1,14 @@
 """Look at a pair table before anyone trains on it: what `diffpo data inspect` prints."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table as Grid
+from rich.text import Text
 
 from diffpo.data.contents import read_contents
 from diffpo.data.encode import BOTH, decode_row
@@ -18,9 +20,6 @@ from diffpo.disk.ahead import WORKERS, ahead
 from diffpo.disk.progress import track
 from diffpo.errors import UserError
 from diffpo.media.frames import BrokenImage
-
-if TYPE_CHECKING:
-    from rich.console import Group
 
 SAME_ASPECT = 1.05
 """Images whose aspects differ by a factor below this have the same one."""
@@ -148,10 +147,6 @@ def _sizes(table: Table, index: int) -> tuple[tuple[int, int], ...] | BrokenImag
 
 def render(report: Report, methods: Mapping[str, frozenset[str]]) -> Group:
     """Lay a report out for the terminal; `methods` are the columns that each method requires, by its name."""
-    from rich.console import Group
-    from rich.table import Table as Grid
-    from rich.text import Text
-
     splits = {"train": report.train} | ({"validation": report.validation} if report.validation else {})
     summary = Grid("", *splits, title=Text(report.train.path), title_justify="left")
     for label, value in SUMMARY.items():

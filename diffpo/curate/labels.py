@@ -8,8 +8,6 @@ greatest raw cosine of PickScore on its data, and T = 1; any other scorer needs 
 `quantiles`).
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -15,8 +15,6 @@ prompt_id        or `prompt`: may be left out; where it stands it is checked aga
 user_id          may be left out
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations

@@ -7,29 +7,24 @@ earlier `preference`, that of ties too, if the source keeps them (`data.ties=kee
 nobody could decide is decided by the scorer. Equal scores give exactly 0.5, which sources take for a tie.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from datasets import Dataset, concatenate_datasets
 
 from diffpo.curate.derived import Asked, ask_of_images, read_tables, writing
 from diffpo.curate.labels import Bounds, Labelling, other_side, preferences
 from diffpo.curate.write import Target, file_of
 from diffpo.data.contents import identify
 from diffpo.data.encode import BOTH, describe_broken_image
+from diffpo.data.records import Source, Table
 from diffpo.errors import UserError
 from diffpo.media.frames import BrokenImage
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-    from diffpo.data.records import Source, Table
-    from diffpo.scorers.base import Scorer
+from diffpo.scorers.base import Scorer
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +53,6 @@ class Scored:
     bounds: Bounds
 
     def __str__(self) -> str:
-        """Say it in words."""
         pairs = " and ".join(f"{len(found.kept)} {split}" for split, found in self.splits.items())
         lost = [f"{split} {', '.join(map(str, s.broken))}" for split, s in self.splits.items() if s.broken]
         scores = np.concatenate([found.scores for found in self.splits.values()])
@@ -161,8 +155,6 @@ def turn(rows: Dataset, turned: np.ndarray, path: str) -> Dataset:
     The table is laid below itself with the sides' names exchanged, and an index takes each row from one half: no image
     is copied.
     """
-    from datasets import concatenate_datasets
-
     if not turned.any():
         return rows
     exchanged = rows.rename_columns({name: other_side(name) for name in rows.column_names})

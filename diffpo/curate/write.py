@@ -8,26 +8,25 @@ made of another one: the same rows and images, with columns added or replaced. I
 they are, or stay paths; nothing is decoded or encoded anew.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, BinaryIO
+
+import datasets
+import pyarrow
+from datasets import Dataset, Features
+from pyarrow import parquet
 
 from diffpo.data.contents import identify
+from diffpo.data.records import Table
 from diffpo.disk.ahead import groups
 from diffpo.disk.files import whole_folder, write_file, write_json
 from diffpo.disk.progress import track
 from diffpo.errors import UserError
-
-if TYPE_CHECKING:
-    from datasets import Dataset, Features
-
-    from diffpo.data.records import Table
 
 GROUP_ROWS = 64
 """So many rows are in memory at a time, images included, and in a row group."""
@@ -76,9 +75,6 @@ def write_table(
 
 def _write_shards(folder: Path, features: Features, rows: Iterator[dict[str, Any]]) -> None:
     """Write as many files as the content needs; their number, which is part of their names, is known at the end."""
-    import pyarrow
-    from pyarrow import parquet
-
     schema, files, size, writer = features.arrow_schema, [], 0, None
     with contextlib.closing(rows), contextlib.ExitStack() as stack:
         for group in groups(rows, GROUP_ROWS):
@@ -112,7 +108,7 @@ class Target:
 
     @property
     def record(self) -> Path:
-        """The record beside it; it says nothing of `rows` while the table is being written."""
+        """The record beside it."""
         return record_of(self.folder, self.split)
 
     def is_finished(self, *, fresh: bool) -> bool:
@@ -136,10 +132,6 @@ class Target:
 
         Images are carried over as they are: bytes, or absolute paths.
         """
-        import datasets
-        import pyarrow
-        from pyarrow import parquet
-
         kept = rows.select_columns([name for name in rows.column_names if name not in columns])
         added = pyarrow.table({name: pyarrow.array(values) for name, values in columns.items()})
         assert len(added) == len(kept), (len(added), len(kept))
@@ -147,7 +139,7 @@ class Target:
         schema = datasets.Features(features | datasets.Features.from_arrow_schema(added.schema)).arrow_schema
         source = kept.with_format("arrow")
 
-        def write_parquet(file: Any) -> None:
+        def write_parquet(file: BinaryIO) -> None:
             starts = range(0, len(kept), GROUP_ROWS)
             with parquet.ParquetWriter(file, schema) as writer:
                 for start in track(starts, "Writing", len(starts)):
@@ -156,7 +148,7 @@ class Target:
                     writer.write_table(pyarrow.table([parts[name] for name in schema.names], schema=schema))
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.record, self._provenance)
+        write_json(self.record, self._provenance)  # without `rows`: the table is being written
         write_file(self.path, write_parquet)
         write_json(self.record, self._provenance | {"rows": len(kept), "columns": list(columns), **(notes or {})})
 

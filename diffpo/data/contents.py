@@ -5,8 +5,6 @@ identity of the table's files and its place. So a start reads no image that it h
 32 bytes for an image, in one file for each column of a table.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import logging
@@ -15,20 +13,16 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diffpo.data.records import HASHED_ROWS
+from diffpo.data.records import HASHED_ROWS, Table
 from diffpo.disk.ahead import WORKERS, ahead
 from diffpo.disk.files import write_file
 from diffpo.disk.progress import track
 from diffpo.disk.rows import KEY_BYTES, as_keys, cache_home, digest
 from diffpo.errors import UserError
 from diffpo.media.frames import BrokenImage, read_bytes
-
-if TYPE_CHECKING:
-    from diffpo.data.records import Table
 
 log = logging.getLogger(__name__)
 

@@ -1,12 +1,9 @@
 """From row numbers to a `PairBatch`: read or make the encodings, sample the latents, drop captions, stack."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,12 +12,9 @@ from torch import Tensor
 from diffpo.core.types import Condition, Pair, PairBatch, Rng
 from diffpo.data.encode import BOTH, Encodings
 from diffpo.data.plan import Schedule
-from diffpo.data.records import HASHED_ROWS, PART_ROWS
+from diffpo.data.records import HASHED_ROWS, PART_ROWS, Table
 from diffpo.disk.ahead import ahead
 from diffpo.errors import UserError
-
-if TYPE_CHECKING:
-    from diffpo.data.records import Table
 
 log = logging.getLogger(__name__)
 NAMED = 20

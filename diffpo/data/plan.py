@@ -7,8 +7,6 @@ effective batch depends on its size alone, so one process with 8 pairs, two with
 from the same pairs, and every micro-batch holds one image size.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache

@@ -1,7 +1,5 @@
 """Read ahead with threads, in order."""
 
-from __future__ import annotations
-
 import itertools
 import os
 from collections import deque

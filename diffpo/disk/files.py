@@ -9,8 +9,6 @@ step, so there is no moment without a whole one. What a kill leaves behind is re
 on its unfinished file, and the system lets go of that lock when the writer dies.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import errno

@@ -4,8 +4,6 @@ The lock is a file beside the place, locked by the system. The system lets go of
 ends, so a kill leaves no lock behind.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import json

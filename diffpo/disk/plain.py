@@ -5,8 +5,6 @@ makes of them. What would take the memory or the time of the machine, or could b
 documents beyond a size, nested too deeply, that refer to themselves or grow by references, and keys that stand twice.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

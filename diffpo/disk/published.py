@@ -1,7 +1,5 @@
 """What is published (reports, comparisons, model cards) names no place of this machine, and so no user."""
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path

@@ -4,8 +4,6 @@ An identity names the *content* of weights, so that results of other weights und
 theirs. The content of a large file is judged by 64 pieces of it, spread evenly: training moves every tensor.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

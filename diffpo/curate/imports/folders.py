@@ -11,8 +11,6 @@ under the name without its suffix. If the two images have different ones, both a
 preferred image.
 """
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Iterator

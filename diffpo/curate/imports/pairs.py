@@ -3,8 +3,6 @@
 A part is what becomes one file of the table, and what a kill costs at most.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

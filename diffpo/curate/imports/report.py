@@ -1,7 +1,5 @@
 """What became of the rows that `diffpo data import` read."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any

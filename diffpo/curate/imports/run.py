@@ -7,15 +7,17 @@ Every file is written whole or not at all, into `.FOLDER.unfinished`, which gets
 that was killed loses at most one file, and the same command continues.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
+
+import pyarrow
+from datasets import Features, Image, Value
+from pyarrow import parquet
 
 from diffpo.core.block import Block
 from diffpo.curate.imports import folders, votes, webdataset
@@ -27,9 +29,6 @@ from diffpo.disk.lock import sole_writer
 from diffpo.disk.progress import track
 from diffpo.errors import UserError
 from diffpo.media.frames import BrokenImage, decode, read_bytes
-
-if TYPE_CHECKING:
-    import pyarrow
 
 ABOUT = "import.json"
 NOTE = b"diffpo"
@@ -168,9 +167,6 @@ def _other_import(folder: Path) -> UserError:
 
 def _read_note(path: Path, identity: str) -> dict[str, Any]:
     """Read the counts of a file."""
-    import pyarrow
-    from pyarrow import parquet
-
     try:
         note = json.loads((parquet.read_metadata(path).metadata or {}).get(NOTE, b"{}"))
     except (OSError, ValueError, pyarrow.ArrowException) as error:
@@ -181,8 +177,6 @@ def _read_note(path: Path, identity: str) -> dict[str, Any]:
 
 
 def _schema(columns: tuple[str, ...], options: ImportOptions) -> pyarrow.Schema:
-    from datasets import Features, Image, Value
-
     graded = options.labels == "soft" or options.ties == "keep"
     features = {"prompt": Value("string"), "chosen": Image(), "rejected": Image()}
     features |= {"preference": Value("float64")} if graded else {}
@@ -192,9 +186,6 @@ def _schema(columns: tuple[str, ...], options: ImportOptions) -> pyarrow.Schema:
 
 def _write_part(file: BinaryIO, *, part: Part, schema: pyarrow.Schema, options: ImportOptions, identity: str) -> None:
     """Write one parquet file, with its identity and counts in the metadata."""
-    import pyarrow
-    from pyarrow import parquet
-
     counts = ImportReport()
     with parquet.ParquetWriter(file, schema) as writer:
         for group in groups(_rows(part, schema, options, counts), GROUP_ROWS):  # never an empty one

@@ -20,14 +20,14 @@ taken, and looked for in the folder of the table and the one above it. The binar
 columns: `data.name=pairs` reads them as they are.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import datasets
 
 from diffpo.curate.imports.pairs import (
     PART_PAIRS,
@@ -43,9 +43,6 @@ from diffpo.data.read import read_table
 from diffpo.disk.ahead import groups
 from diffpo.disk.tables import read_rows
 from diffpo.errors import UserError
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 IMAGES = ("file_path", "image_path")
 HUB_ADDRESS = re.compile(r"https?://.+?/resolve/[^/]+/(?P<path>[^?]+)")
@@ -105,8 +102,6 @@ def fits_open_image_preferences(source: str) -> bool:
 
 def read_open_image_preferences(source: str) -> Inventory:
     """Read the table's rows in parts."""
-    import datasets
-
     table, given = read_table(source, "train", ()), Path(source).expanduser().absolute()
     rows, root = table.rows, given if given.is_dir() else given.parent
     for name, feature in rows.features.items():
@@ -120,7 +115,7 @@ def read_open_image_preferences(source: str) -> Inventory:
     )
 
 
-def _read_rows(rows: Dataset, numbers: list[int], root: Path) -> Iterator[ImportedPair]:
+def _read_rows(rows: datasets.Dataset, numbers: list[int], root: Path) -> Iterator[ImportedPair]:
     for number in numbers:
         row, name = rows[number], f"row {number}"
         nested = row["images"] if isinstance(row.get("images"), dict) else {}

@@ -7,8 +7,6 @@ What follows the first dot, without its suffix, names the value; `000.txt` is th
 named values too. A tar is read from its beginning to its end and nothing is ever written under a name that it holds.
 """
 
-from __future__ import annotations
-
 import glob
 import gzip
 import os
