@@ -25,11 +25,11 @@ from diffpo.compat import ensure_torchvision  # noqa: E402
 
 ensure_torchvision()
 
+from shapes_builder import make_pairs, train_base, train_pickscore, train_vae  # noqa: E402
 from shapes_builder.building import Plan, load_average  # noqa: E402
 from shapes_builder.measure_world import measure_base, measure_pairs, measure_vae  # noqa: E402
 from shapes_builder.models import make_clip  # noqa: E402
 
-from diffpo.worlds.shapes import make_pairs, train_base, train_pickscore, train_vae  # noqa: E402
 from diffpo.worlds.shapes.scenes import SPLITS, sample_prompts  # noqa: E402
 
 STAGES = ("vae", "decoder", "unet", "clip", "pairs", "pickscore", "prompts")

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from shapes_builder.sampling import BASE_STYLE, Style, sample_scenes
 
 from diffpo.disk.files import write_json
 from diffpo.media.folder import Media, write_manifest
 from diffpo.scorers import ShapesUtility, ShapesVerifier
 from diffpo.scorers.scores import score_folder
 from diffpo.worlds.shapes.render import render
-from diffpo.worlds.shapes.scenes import BASE_STYLE, Style, parse_caption, sample_prompts, sample_scenes
+from diffpo.worlds.shapes.scenes import parse_caption, sample_prompts
 
 VIVID = Style(size=(12.0, 14.0), size_skew=1.0, saturation=(0.7, 1.0), saturation_skew=1.0)
 

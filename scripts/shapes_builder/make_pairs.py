@@ -4,7 +4,9 @@ Each prompt gets three images and, from them, three pairs. About half of the pai
 against the weaker model, a quarter weaker against weaker: there even the chosen image is mostly worse than what the
 base makes on average, which tells methods that learn from contrast from those that imitate the chosen image.
 
-Who meets whom is `diffpo data build --strategy all`; the sides and the annotator of each pair are drawn here.
+Who meets whom is `diffpo data build --strategy all`; the sides and the annotator of each pair are drawn here. A choice
+is noisy: a tie where the utilities differ by less than `TIE_THRESHOLD`; else Bradley-Terry with `TEMPERATURE`; then,
+with probability `FLIP_RATE`, the opposite.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from math import exp
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +24,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from diffpo.worlds.shapes.annotators import ANNOTATORS, choose, utility_table
+from diffpo.worlds.shapes.annotators import ANNOTATORS, utility
 from diffpo.worlds.shapes.scenes import SPLITS, Split, sample_prompts, split_of
 from shapes_builder.building import step_generator
 
@@ -30,6 +33,9 @@ if TYPE_CHECKING:
 
 SAMPLER_STEPS, GUIDANCE = 20, 4.0  # DDIM
 JPEG_QUALITY = 95
+TEMPERATURE = 0.2
+TIE_THRESHOLD = 0.15
+FLIP_RATE = 0.04
 TRIPLES = (  # which models draw a prompt's three images, and for which share of the prompts
     (0.4, ("base", "base", "base")),
     (0.2, ("base", "base", "weak")),
@@ -111,8 +117,7 @@ def label_pairs(pairs: list[tuple[Job, Job]], jpegs: dict[Job, bytes], seed: int
     for ranking, (first, second) in enumerate(pairs):
         user = people[int(torch.randint(len(people), (1,), generator=generator))]
         images = [from_jpeg(jpegs[job]) for job in (first, second)]
-        worth = [row[user] for row in utility_table(images, [first.prompt] * 2)]
-        label = choose(worth[0], worth[1], generator)
+        label = choose(*(utility(image, first.prompt, user) for image in images), generator)
         uids = [hashlib.blake2b(jpegs[job] + str(job).encode(), digest_size=16).hexdigest() for job in (first, second)]
         row: dict[str, object] = {"caption": first.prompt, "user_id": user, "ranking_id": ranking}
         row |= {"has_label": True, "are_different": label != 0.5, "label_0": label, "label_1": 1.0 - label}
@@ -122,6 +127,20 @@ def label_pairs(pairs: list[tuple[Job, Job]], jpegs: dict[Job, bytes], seed: int
             row |= {f"model_{side}": job.model, f"seed_{side}": job.seed}
         rows.append(row)
     return rows
+
+
+def choose(utility_0: float, utility_1: float, generator: torch.Generator) -> float:
+    """One noisy choice between two images: the label of image 0 (1.0 preferred, 0.0 the other is, 0.5 a tie)."""
+    u, flip = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
+    if abs(utility_0 - utility_1) < TIE_THRESHOLD:
+        return 0.5
+    prefers_0 = u < preference(utility_0, utility_1)
+    return float(prefers_0 != (flip < FLIP_RATE))
+
+
+def preference(utility_0: float, utility_1: float) -> float:
+    """Bradley-Terry: P(image 0 is preferred) = sigmoid((u_0 - u_1) / temperature), before flips and ties."""
+    return 1 / (1 + exp((utility_1 - utility_0) / TEMPERATURE))
 
 
 def write_table(rows: list[dict[str, object]], path: Path, split: Split) -> None:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from diffpo.worlds.shapes.annotators import ANNOTATORS, measure, utilities
+from diffpo.worlds.shapes.annotators import ANNOTATORS, measure, utility
 from diffpo.worlds.shapes.render import render_batch, to_uint8
-from diffpo.worlds.shapes.scenes import BASE_STYLE, parse_caption, sample_prompts, sample_scenes
+from diffpo.worlds.shapes.scenes import parse_caption, sample_prompts
 from diffpo.worlds.shapes.verify import ATTRIBUTES, ImageLike, judge, see
 from shapes_builder.building import step_generator
 from shapes_builder.make_pairs import from_jpeg, generate
+from shapes_builder.sampling import BASE_STYLE, sample_scenes
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, StableDiffusionPipeline
@@ -37,7 +38,7 @@ def measure_base(pipeline: StableDiffusionPipeline, n: int = 400, label: str = "
     """What the verifier and the judge say of images for held-out prompts, one image each."""
     prompts = sample_prompts("heldout", n, seed=0)
     images = generate(pipeline, prompts, list(range(5_000_000, 5_000_000 + n)), label=label)
-    return summarize(images, prompts) | {"utility": float(np.mean(utilities(images, prompts)))}
+    return summarize(images, prompts) | {"utility": float(np.mean([*map(utility, images, prompts)]))}
 
 
 def summarize(images: Sequence[ImageLike], captions: Sequence[str]) -> dict[str, float]:
@@ -45,7 +46,7 @@ def summarize(images: Sequence[ImageLike], captions: Sequence[str]) -> dict[str,
     seen = [see(image) for image in images]
     verdicts = [judge(s, parse_caption(c)) for s, c in zip(seen, captions, strict=True)]
     result = {"passed": np.mean([v.passed for v in verdicts]), "score": np.mean([v.score for v in verdicts])}
-    result |= {name: np.mean([v.attributes[name] for v in verdicts]) for name in ATTRIBUTES}
+    result |= {name: np.mean([getattr(v, name) for v in verdicts]) for name in ATTRIBUTES}
     tastes = [taste for taste in map(measure, seen) if taste is not None]
     result |= {name: np.mean([getattr(t, name) for t in tastes]) for name in ("coverage", "saturation", "centring")}
     return {key: round(float(value), 4) for key, value in result.items()}
@@ -59,10 +60,9 @@ def measure_pairs(rows: Sequence[dict]) -> dict[str, float]:
     worth = {"chosen": 0.0, "rejected": 0.0}
     for row in clear:
         images = [from_jpeg(row[f"jpg_{side}"]) for side in (0, 1)]
-        captions = [row["caption"]] * 2
         best = 0 if row["label_0"] == 1.0 else 1
-        judged = utilities(images, captions)
-        own = utilities(images, captions, row["user_id"])
+        judged = [utility(image, row["caption"]) for image in images]
+        own = [utility(image, row["caption"], row["user_id"]) for image in images]
         agree["judge"] += judged[best] > judged[1 - best]
         agree["annotator"] += own[best] > own[1 - best]
         worth["chosen"] += judged[best]

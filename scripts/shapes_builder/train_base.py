@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffpo.worlds.shapes.render import render_batch
-from diffpo.worlds.shapes.scenes import BASE_STYLE, COLORS, OPPOSITE, SHAPES, sample_scenes, sample_specs
+from diffpo.worlds.shapes.scenes import COLORS, OPPOSITE, SHAPES
 from shapes_builder.building import Plan, load_average, step_generator, train
 from shapes_builder.models import make_scheduler, make_text_encoder, make_tokenizer, make_unet
+from shapes_builder.sampling import BASE_STYLE, sample_scenes, sample_specs
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, StableDiffusionPipeline

@@ -20,22 +20,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from diffpo.worlds.shapes.render import render_batch
-from diffpo.worlds.shapes.scenes import (
-    BACKGROUNDS,
-    BASE_STYLE,
-    COLORS,
-    RELATIONS,
-    SHAPES,
-    WIDE_STYLE,
-    ObjectSpec,
-    SceneSpec,
-    sample_scenes,
-    sample_specs,
-    split_of,
-)
+from diffpo.worlds.shapes.scenes import BACKGROUNDS, COLORS, RELATIONS, SHAPES, ObjectSpec, SceneSpec, split_of
 from shapes_builder.building import Plan, train
 from shapes_builder.make_pairs import from_jpeg
 from shapes_builder.models import make_clip
+from shapes_builder.sampling import BASE_STYLE, WIDE_STYLE, sample_scenes, sample_specs
 from shapes_builder.train_base import tokens
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diffpo.worlds.shapes.render import render_batch
-from diffpo.worlds.shapes.scenes import BASE_STYLE, WIDE_STYLE, sample_scenes, sample_specs
 from shapes_builder.building import Plan, step_generator, train
 from shapes_builder.models import make_vae
+from shapes_builder.sampling import BASE_STYLE, WIDE_STYLE, sample_scenes, sample_specs
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL

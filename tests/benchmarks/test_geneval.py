@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from shapes_builder.sampling import BASE_STYLE, sample_scenes
 
 from diffpo.benchmarks.geneval.decide import Rules, decide, keep, overlap, relative_position
 from diffpo.benchmarks.geneval.run import (
@@ -25,7 +26,7 @@ from diffpo.media.prompts import PromptSet, write_prompts
 from diffpo.scorers import ShapesVerifier
 from diffpo.scorers.scores import ScoreTable, read_scores, score_folder, write_scores
 from diffpo.worlds.shapes.render import render
-from diffpo.worlds.shapes.scenes import BASE_STYLE, parse_caption, sample_prompts, sample_scenes
+from diffpo.worlds.shapes.scenes import parse_caption, sample_prompts
 
 RULES = Rules()
 

@@ -9,6 +9,7 @@ import tiny_clips
 import torch
 from PIL import Image, ImageEnhance
 from safetensors.torch import load_file, save_file
+from shapes_builder.sampling import BASE_STYLE, sample_scenes
 
 from diffpo.benchmarks.sets.distances import frechet_distance, kernel_distance, mmd
 from diffpo.benchmarks.sets.features import ClipFeatures, Inception, Looks, folder_features, resized
@@ -20,7 +21,7 @@ from diffpo.media.frames import Clip as Frames
 from diffpo.media.frames import encode
 from diffpo.scorers.clip import Clip
 from diffpo.worlds.shapes.render import render
-from diffpo.worlds.shapes.scenes import BASE_STYLE, parse_caption, sample_prompts, sample_scenes
+from diffpo.worlds.shapes.scenes import parse_caption, sample_prompts
 
 
 def whitened(n, d, seed):

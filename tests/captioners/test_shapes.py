@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from shapes_builder.sampling import sample_scenes
 
 from diffpo.captioners import ShapesCaptioner, ShapesPerturber
 from diffpo.errors import UserError
 from diffpo.worlds.shapes.render import render
-from diffpo.worlds.shapes.scenes import parse_caption, sample_prompts, sample_scenes, split_captions, split_of
+from diffpo.worlds.shapes.scenes import parse_caption, sample_prompts, split_captions, split_of
 from diffpo.worlds.shapes.verify import UNKNOWN, see, verify
 
 CAPTION = "a red circle left of a blue square on a white background"

@@ -214,10 +214,11 @@ def two_images(tmp_path):
     """A media folder with two images of one prompt, the second as the prompt says and the first empty."""
     import torch
     from PIL import Image
+    from shapes_builder.sampling import sample_scenes
 
     from diffpo.media.folder import Media, write_manifest
     from diffpo.worlds.shapes.render import render
-    from diffpo.worlds.shapes.scenes import parse_caption, sample_prompts, sample_scenes
+    from diffpo.worlds.shapes.scenes import parse_caption, sample_prompts
 
     folder = tmp_path / "base"
     folder.mkdir()

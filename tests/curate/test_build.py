@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from shapes_builder.make_pairs import plan_pairs
+from shapes_builder.sampling import sample_scenes
 
 from diffpo.curate import write
 from diffpo.curate.build import Output, build_by_choices, build_by_scores
@@ -19,7 +20,7 @@ from diffpo.scorers import ShapesUtility, ShapesVerifier
 from diffpo.scorers.scores import ScoreRow, ScoreTable, score_folder, write_scores
 from diffpo.worlds.shapes.annotators import utility
 from diffpo.worlds.shapes.render import render
-from diffpo.worlds.shapes.scenes import parse_caption, sample_prompts, sample_scenes
+from diffpo.worlds.shapes.scenes import parse_caption, sample_prompts
 
 
 @pytest.fixture

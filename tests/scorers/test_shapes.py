@@ -3,12 +3,13 @@
 import pytest
 import torch
 from PIL import Image
+from shapes_builder.sampling import sample_scenes
 
 from diffpo.errors import UserError
 from diffpo.scorers import ShapesUtility, ShapesVerifier
 from diffpo.worlds.shapes.annotators import ANNOTATORS, utility
 from diffpo.worlds.shapes.render import render
-from diffpo.worlds.shapes.scenes import parse_caption, sample_prompts, sample_scenes
+from diffpo.worlds.shapes.scenes import parse_caption, sample_prompts
 
 
 @pytest.fixture(scope="module")

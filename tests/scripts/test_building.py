@@ -1,12 +1,15 @@
 """The training loop of the build script: a killed run continues as if nothing had happened."""
 
+import build_shapes
 import pytest
 import torch
 from shapes_builder.building import Plan, learning_rate, load_average, step_generator, train
 from shapes_builder.make_pairs import plan_pairs
+from shapes_builder.sampling import sample_specs
 from shapes_builder.train_pickscore import hard_captions
 
-from diffpo.worlds.shapes.scenes import SPLITS, parse_caption, sample_specs, split_captions, split_of
+from diffpo.worlds.shapes.assets import asset_path
+from diffpo.worlds.shapes.scenes import SPLITS, parse_caption, split_captions, split_of
 
 
 def model_and_loss():
@@ -89,3 +92,13 @@ def test_training_scenes_and_hard_captions_come_from_the_train_split():
 def test_splits_share_no_prompt():
     parts = [set(split_captions(split)) for split in SPLITS]
     assert not parts[0] & parts[1] and not parts[0] & parts[2] and not parts[1] & parts[2]
+
+
+def test_the_build_script_writes_the_prompts_that_are_shipped(tmp_path, monkeypatch):
+    places = ["--work", str(tmp_path / "work"), "--output", str(tmp_path / "out")]
+    threads = ["--threads", str(torch.get_num_threads())]
+    monkeypatch.setattr("sys.argv", ["build_shapes.py", "--stage", "prompts", *places, *threads])
+    build_shapes.main()
+    for split in SPLITS:
+        made = tmp_path / "out" / "prompts" / f"{split}.txt"
+        assert made.read_bytes() == asset_path(f"prompts/{split}.txt").read_bytes()

@@ -6,23 +6,12 @@ from math import exp
 import numpy as np
 import pytest
 import torch
+from shapes_builder.make_pairs import FLIP_RATE, TEMPERATURE, TIE_THRESHOLD, choose, preference
+from shapes_builder.sampling import BASE_STYLE, sample_scenes
 
-from diffpo.worlds.shapes.annotators import (
-    ANNOTATORS,
-    FLIP_RATE,
-    TEMPERATURE,
-    TIE_THRESHOLD,
-    Taste,
-    choose,
-    measure,
-    preference,
-    taste_utility,
-    utilities,
-    utility,
-    utility_table,
-)
+from diffpo.worlds.shapes.annotators import ANNOTATORS, Taste, measure, taste_utility, utility
 from diffpo.worlds.shapes.render import render
-from diffpo.worlds.shapes.scenes import BASE_STYLE, Placement, Scene, parse_caption, sample_prompts, sample_scenes
+from diffpo.worlds.shapes.scenes import Placement, Scene, parse_caption, sample_prompts
 from diffpo.worlds.shapes.verify import see
 
 CAPTION = "a red circle left of a blue circle on a white background"
@@ -79,18 +68,15 @@ def test_the_base_styles_average_is_off_the_optimum():
 
 
 def test_users_differ():
-    images = [scene(size=12, saturation=0.5), scene(size=12, saturation=0.95)]
-    table = utility_table(images, [CAPTION] * 2)
-    assert table[0]["dee"] > table[1]["dee"]
-    assert table[0]["ada"] < table[1]["ada"]
+    pale, vivid = scene(size=12, saturation=0.5), scene(size=12, saturation=0.95)
+    assert utility(pale, CAPTION, "dee") > utility(vivid, CAPTION, "dee")
+    assert utility(pale, CAPTION, "ada") < utility(vivid, CAPTION, "ada")
 
 
 def test_the_judge_is_the_mean_of_all():
     image = scene()
-    everyone = utility_table([image], [CAPTION])[0]
-    assert len(everyone) >= 4
-    assert utility(image, CAPTION) == pytest.approx(np.mean(list(everyone.values())))
-    assert utilities([image, image], [CAPTION] * 2, "chi") == [everyone["chi"]] * 2
+    assert len(ANNOTATORS) >= 4
+    assert utility(image, CAPTION) == pytest.approx(np.mean([utility(image, CAPTION, name) for name in ANNOTATORS]))
 
 
 @pytest.mark.parametrize("image", [np.full((64, 64, 3), 245, np.uint8), np.zeros((64, 64, 3), np.uint8)])

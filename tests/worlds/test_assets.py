@@ -10,7 +10,7 @@ from PIL import Image
 from shapes_builder.measure_world import measure_vae
 
 from diffpo.worlds.shapes import assets
-from diffpo.worlds.shapes.annotators import ANNOTATORS, utilities
+from diffpo.worlds.shapes.annotators import ANNOTATORS, utility
 from diffpo.worlds.shapes.scenes import SPLITS, all_captions, split_of
 from diffpo.worlds.shapes.verify import ATTRIBUTES
 
@@ -151,7 +151,7 @@ def test_choices_follow_the_annotators_utilities(validation_rows):
         if row["label_0"] == 0.5:
             continue
         images = [Image.open(io.BytesIO(row[f"jpg_{side}"])) for side in (0, 1)]
-        first, second = utilities(images, [row["caption"]] * 2, row["user_id"])
+        first, second = (utility(image, row["caption"], row["user_id"]) for image in images)
         agree.append((first > second) == (row["label_0"] == 1.0))
     assert 0.85 < np.mean(agree) < 1.0
 

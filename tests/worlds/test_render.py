@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from shapes_builder.sampling import sample_scenes, sample_specs
 
 from diffpo.worlds.shapes.render import coverage, render, render_batch, signed_distance, to_uint8
-from diffpo.worlds.shapes.scenes import SHAPES, Placement, Scene, parse_caption, sample_scenes, sample_specs
+from diffpo.worlds.shapes.scenes import SHAPES, Placement, Scene, parse_caption
 from diffpo.worlds.shapes.verify import UNIT_AREA
 
 

@@ -2,20 +2,17 @@
 
 import pytest
 import torch
+from shapes_builder.sampling import BASE_STYLE, WIDE_STYLE, sample_scenes, sample_specs
 
 from diffpo.worlds.shapes.scenes import (
-    BASE_STYLE,
     EXTENTS,
     IMAGE_SIZE,
     SPLITS,
-    WIDE_STYLE,
     ObjectSpec,
     SceneSpec,
     all_captions,
     parse_caption,
     sample_prompts,
-    sample_scenes,
-    sample_specs,
     split_captions,
     split_of,
 )

@@ -7,20 +7,10 @@ import pytest
 import torch
 from PIL import Image
 from scipy import ndimage
+from shapes_builder.sampling import BASE_STYLE, WIDE_STYLE, sample_scenes
 
 from diffpo.worlds.shapes.render import render_batch, to_uint8
-from diffpo.worlds.shapes.scenes import (
-    BASE_STYLE,
-    COLORS,
-    OPPOSITE,
-    SHAPES,
-    WIDE_STYLE,
-    ObjectSpec,
-    SceneSpec,
-    parse_caption,
-    sample_prompts,
-    sample_scenes,
-)
+from diffpo.worlds.shapes.scenes import COLORS, OPPOSITE, SHAPES, ObjectSpec, SceneSpec, parse_caption, sample_prompts
 from diffpo.worlds.shapes.verify import ATTRIBUTES, Verdict, see, verify
 
 
@@ -87,13 +77,13 @@ def test_one_wrong_word_fails_exactly_that(attribute):
         else:
             background = "white" if background == "black" else "black"
         verdict = verify(image, SceneSpec(first, second, spec.relation, background).caption)
-        assert [name for name, right in verdict.attributes.items() if not right] == [attribute]
+        assert [name for name, right in verdict._asdict().items() if not right] == [attribute]
 
 
 def test_blank_images_fail():
     caption = "a red circle left of a blue square on a white background"
     verdict = verify(np.full((64, 64, 3), 245, np.uint8), caption)
-    assert [name for name, right in verdict.attributes.items() if right] == ["background"]
+    assert [name for name, right in verdict._asdict().items() if right] == ["background"]
     assert verify(np.full((64, 64, 3), (255, 0, 0), np.uint8), caption).score <= 2 / 7
 
 
@@ -115,7 +105,7 @@ def test_a_missing_object_fails_its_attributes():
     spec = parse_caption("a red circle left of a blue square on a black background")
     image = to_uint8(render_batch(sample_scenes([spec], torch.Generator().manual_seed(0))))[0].copy()
     image[image[..., 2] > image[..., 0]] = 10  # what is blue goes
-    right = [name for name, value in verify(image, spec.caption).attributes.items() if value]
+    right = [name for name, value in verify(image, spec.caption)._asdict().items() if value]
     assert right == ["color1", "shape1", "background"]
 
 

@@ -5,27 +5,17 @@
 Fidelity is the verifier's score. The x_k are how much of the image the shapes cover, how saturated they are, and how
 close their common centroid is to the middle. Each optimum lies inside the range: too much of a good thing lowers the
 utility, so over-optimisation shows. The judge (`annotator=None`) is the mean utility of all annotators.
-
-Choices are noisy: a tie where the utilities differ by less than `TIE_THRESHOLD`; else Bradley-Terry with
-`TEMPERATURE`; then, with probability `FLIP_RATE`, the opposite. Nobody here is real.
+Nobody here is real. How they choose between two images is in `scripts/shapes_builder/make_pairs.py`.
 """
 
-from __future__ import annotations
-
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp, hypot
-
-import torch
 
 from diffpo.worlds.shapes.scenes import IMAGE_SIZE, parse_caption
 from diffpo.worlds.shapes.verify import ImageLike, Seen, judge, see
 
 FIDELITY_WEIGHT = 2.0
 WIDTHS = {"coverage": 0.06, "saturation": 0.18, "centring": 0.2}
-TEMPERATURE = 0.2
-TIE_THRESHOLD = 0.15
-FLIP_RATE = 0.04
 
 
 @dataclass(frozen=True)
@@ -88,36 +78,7 @@ def utility(image: ImageLike, caption: str, annotator: str | None = None) -> flo
     """
     if annotator is not None and annotator not in ANNOTATORS:
         raise ValueError(f"unknown annotator {annotator!r}; choose one of {sorted(ANNOTATORS)}, or None for their mean")
-    return _utility(see(image), caption, list(ANNOTATORS.values()) if annotator is None else [ANNOTATORS[annotator]])
-
-
-def utilities(images: Sequence[ImageLike], captions: Sequence[str], annotator: str | None = None) -> list[float]:
-    """`utility` for each image and its caption."""
-    return [utility(*pair, annotator) for pair in zip(images, captions, strict=True)]
-
-
-def utility_table(images: Sequence[ImageLike], captions: Sequence[str]) -> list[dict[str, float]]:
-    """For each image: the utility of every annotator by `user_id`, looking at the image only once."""
-    seen = zip(map(see, images), captions, strict=True)
-    return [{name: _utility(*each, [person]) for name, person in ANNOTATORS.items()} for each in seen]
-
-
-def choose(utility_0: float, utility_1: float, generator: torch.Generator) -> float:
-    """One noisy choice between two images: the label of image 0 (1.0 preferred, 0.0 the other is, 0.5 a tie)."""
-    u, flip = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
-    difference = utility_0 - utility_1
-    if abs(difference) < TIE_THRESHOLD:
-        return 0.5
-    prefers_0 = u < preference(utility_0, utility_1)
-    return float(prefers_0 != (flip < FLIP_RATE))
-
-
-def preference(utility_0: float, utility_1: float) -> float:
-    """Bradley-Terry: P(image 0 is preferred) = sigmoid((u_0 - u_1) / temperature), before flips and ties."""
-    return 1 / (1 + exp((utility_1 - utility_0) / TEMPERATURE))
-
-
-def _utility(seen: Seen, caption: str, people: Sequence[Annotator]) -> float:
-    fidelity = judge(seen, parse_caption(caption)).score
-    taste = measure(seen)
+    people = list(ANNOTATORS.values()) if annotator is None else [ANNOTATORS[annotator]]
+    seen = see(image)
+    fidelity, taste = judge(seen, parse_caption(caption)).score, measure(seen)
     return FIDELITY_WEIGHT * fidelity + sum(taste_utility(taste, person) for person in people) / len(people)

@@ -4,8 +4,6 @@ pipeline/   a complete StableDiffusionPipeline      pairs/     train.parquet, va
 pickscore/  a CLIP in PickScore's format            prompts/   train.txt, validation.txt, heldout.txt
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parents[2]

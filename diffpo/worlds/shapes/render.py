@@ -5,8 +5,6 @@ covered, clip(1/2 - d, 0, 1); the object's colour is mixed with what lies below 
 arrays are too small for threads to be of use.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -6,8 +6,6 @@ blurred. Connected pixels of one hue class are one object; its shape is the temp
 overlaps it most (soft IoU).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import permutations
 from typing import NamedTuple
@@ -65,11 +63,6 @@ class Verdict(NamedTuple):
     shape2: bool
     relation: bool
     background: bool
-
-    @property
-    def attributes(self) -> dict[str, bool]:
-        """The seven attributes by name, in the order of `ATTRIBUTES`."""
-        return self._asdict()
 
     @property
     def score(self) -> float:
