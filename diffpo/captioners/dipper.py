@@ -6,8 +6,6 @@ DCPO sets the lexical diversity to 40 (weak), 60 (medium) or 80 (strong) and the
 windows of three sentences; what was written before is added to the prefix of the next window, as DIPPER was trained.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

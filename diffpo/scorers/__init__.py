@@ -1,7 +1,5 @@
 """Scorers: images and prompts -> numbers. Adding one is a file and a line in `SCORERS`."""
 
-from __future__ import annotations
-
 from diffpo.scorers.aesthetic import AestheticV1, AestheticV2
 from diffpo.scorers.base import Scorer as Scorer
 from diffpo.scorers.clip import Clip

@@ -6,8 +6,6 @@ The official program runs in half precision on a GPU, where scores of equal imag
 unless asked otherwise. Scores of the two versions are not comparable; they have names of their own.
 """
 
-from __future__ import annotations
-
 from abc import ABC
 from dataclasses import dataclass
 from functools import cached_property

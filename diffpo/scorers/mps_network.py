@@ -7,8 +7,6 @@ attention and is gated (SwiGLU). Self-attention has rotary positions. Names of w
 `fn.`, which the authors' residual wrapper adds.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

@@ -4,8 +4,6 @@ HPS scales the longest side to the network's size, on the tensor, and pads with 
 read by open_clip's tokenizer, which mends quotes and entities first and pads with 0; that of transformers does neither.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import json

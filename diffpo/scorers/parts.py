@@ -4,8 +4,6 @@ A part is given as a local path, a Hub id, `shapes:NAME` or, for a single file, 
 identity, which names its content in a scorer's provenance. `loading` loads what is found here.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from functools import partial

@@ -4,8 +4,6 @@ score = exp(logit_scale) cos(text, image)          about 21 for Stable Diffusion
 factor out
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal

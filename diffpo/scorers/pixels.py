@@ -1,7 +1,5 @@
 """How images become pixels where the authors of a scorer did not use a processor of transformers."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from PIL.Image import Image, Resampling

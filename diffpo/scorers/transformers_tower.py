@@ -1,7 +1,5 @@
 """CLIPs of transformers, with their own tokenizer and image processor, or with the pixels of OpenAI's program."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal

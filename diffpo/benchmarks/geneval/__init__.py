@@ -7,8 +7,6 @@ shapes      the shapes world's verifier as both eyes
 run         a media folder -> `geneval.json`
 """
 
-from __future__ import annotations
-
 from diffpo.benchmarks.geneval.detectors import Mask2Former
 from diffpo.benchmarks.geneval.shapes import ShapesEyes
 

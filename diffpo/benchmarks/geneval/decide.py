@@ -9,8 +9,6 @@
 Overall is the plain mean of the tasks' shares of right images, as the paper has it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product

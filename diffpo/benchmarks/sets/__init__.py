@@ -5,8 +5,6 @@ distances   FID and KID of two sets of features
 run         a baseline, others and perhaps a reference -> `SetReport`
 """
 
-from __future__ import annotations
-
 from diffpo.benchmarks.sets.features import ClipFeatures, Inception
 
 FEATURES: dict[str, type[ClipFeatures] | type[Inception]] = {"clip": ClipFeatures, "inception": Inception}

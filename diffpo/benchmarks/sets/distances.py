@@ -8,8 +8,6 @@ equally many. KID is unbiased; it may be below 0. That holds for independent ima
 least of all a model's and its baseline's of one seed: pairs of images of one prompt are left out of all three means.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass

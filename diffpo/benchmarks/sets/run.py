@@ -7,8 +7,6 @@ A drift is marked where its interval excludes 0, and is an alarm where even its 
 baseline: a reward is often won with colour, contrast and detail, and always by giving up diversity.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
