@@ -1,5 +1,7 @@
 """Answers and pairs whose numbers can be worked by hand, in float64."""
 
+from dataclasses import replace
+
 import torch
 
 from diffpo.core.types import Condition, Denoised, Noised, Pair, PairBatch, StepOutput
@@ -50,3 +52,21 @@ def gradients(method: Method, policy: Pair[Denoised], *more) -> Pair[torch.Tenso
     """Gradient of the summed loss by both sides' predictions."""
     loss = judge(method, policy, *more).loss.sum()
     return Pair(*torch.autograd.grad(loss, [side.prediction for side in policy]))
+
+
+CLIP = (4, 3, 2, 2)
+"""Three frames."""
+
+
+def clips(seed: int, rows: int = 2, shape: tuple[int, ...] = CLIP) -> Pair[Denoised]:
+    """Random predictions of pairs of clips, which are leaves."""
+    generator = torch.Generator().manual_seed(seed)
+    numbers = torch.randn(2, rows, *shape, generator=generator, dtype=torch.float64)
+    return Pair(*(given(x.requires_grad_(), 0.2) for x in numbers))
+
+
+def labelled(segments: torch.Tensor, preference: float = 1.0) -> PairBatch:
+    """Pairs of clips with a label for each frame, `[b f]`."""
+    pairs, (rows, frames) = batch(len(segments), preference), segments.shape
+    latent = torch.zeros(rows, LATENT[1], frames, *LATENT[3:], dtype=torch.float64)
+    return replace(pairs, latent=Pair(latent, latent), segments=segments)

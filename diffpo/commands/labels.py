@@ -144,7 +144,7 @@ def say_table(files: Sequence[Path], done: str, target: str, example: str, folde
 
     config, wants = target if target.endswith(YAML) else example, load_config(example)
     loaded, validation = load_config(config), len(files) > 1
-    method = [] if loaded.method.requires >= wants.method.requires else [f"method={wants.method_name}"]
+    method = [] if loaded.method.columns >= wants.method.columns else [f"method={wants.method_name}"]
     wanted = {"split": "train", "validation_split": "validation" if validation else None, "validation_path": None}
     if not validation and (loaded.data.validation_split or loaded.data.validation_path):
         wanted["validation_fraction"] = 0.05  # the config holds something out

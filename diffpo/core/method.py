@@ -16,6 +16,7 @@ from torch import Tensor
 from diffpo.core.block import Block
 from diffpo.core.inversion import Inversion
 from diffpo.core.noising import Predictor, random_noise
+from diffpo.core.process import NoiseProcess
 from diffpo.core.types import Denoised, Noised, Pair, PairBatch, Rng, StepOutput
 
 
@@ -29,6 +30,18 @@ class Method(Block, ABC):
     """Sides that are loaded, noised and forwarded."""
     uses_preference: ClassVar[bool] = False
     """Whether the method reads `batch.preference`; if not, every pair is learned as "chosen is better"."""
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """`requires`, and the columns that the settings of this very method need."""
+        return self.requires
+
+    def check_process(self, process: NoiseProcess) -> None:
+        """Check that the method, with its settings, suits a model's noise process.
+
+        Raises:
+            ConfigError: It does not.
+        """
 
     @property
     @abstractmethod

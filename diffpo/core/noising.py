@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
 
 from diffpo.core.process import NoiseProcess
 from diffpo.core.types import Condition, Noised, Pair, Rng
+
+NoiseSharing = Literal["shared", "independent"]
+"""Whether the two sides of a pair get the same random noise."""
 
 
 class Predictor(Protocol):
@@ -27,15 +30,22 @@ class Predictor(Protocol):
         ...
 
 
-def random_noise(process: NoiseProcess, latent: Pair[Tensor], t: Tensor, rng: Rng) -> Pair[Noised]:
-    """Add the *same* Gaussian noise to both sides, at the same time (Diffusion-DPO, arXiv:2311.12908, released code).
+def random_noise(
+    process: NoiseProcess, latent: Pair[Tensor], t: Tensor, rng: Rng, noise: NoiseSharing = "shared"
+) -> Pair[Noised]:
+    """Add Gaussian noise to both sides, at the same time.
 
-    The paper's eq. 14 writes independent noises; the authors' code shares one, which lowers the variance of the margin.
-    `latent` is `[b c f h w]` x0 of each side, or None where the method does not use it; `t` is `[b]`, one per pair.
+    The noise is the *same* for both sides unless it is asked to be independent (Diffusion-DPO, arXiv:2311.12908: eq. 14
+    writes independent noises; the authors' code shares one, which lowers the variance of the margin). `latent` is
+    `[b c f h w]` x0 of each side, or None where the method does not use it (with shared noise only); `t` is `[b]`, one
+    per pair.
     """
     shape = next(x for x in latent if x is not None).shape[1:]
-    noise = rng.normal(shape, "noise")
-    return latent.map(lambda x0: noised_at(process, x0, noise.to(x0), t))
+    if noise == "shared":
+        eps = rng.normal(shape, "noise")
+        return latent.map(lambda x0: noised_at(process, x0, eps.to(x0), t))
+    sides = zip(("chosen", "rejected"), latent, strict=True)
+    return Pair(*(noised_at(process, x0, rng.normal(shape, f"noise/{side}").to(x0), t) for side, x0 in sides))
 
 
 def noised_at(process: NoiseProcess, x0: Tensor, eps: Tensor, t: Tensor) -> Noised:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 
 from diffpo.core.method import Method
@@ -31,7 +29,8 @@ def preference_step(
         split_forward: One forward per side instead of one over both, for models of which only one row fits.
 
     Returns:
-        Loss `[b]` (with graph) and metrics, among them `time`, the relative time of each row.
+        Loss `[b]` (with graph), times the rows' weights where they have any, and metrics without weights, among them
+        `time`, the relative time of each row.
     """
     t = policy.process.sample_time(rng, batch.shape)
     noised = method.add_noise(policy, reference, batch, t, rng)
@@ -40,7 +39,8 @@ def preference_step(
         with torch.no_grad():
             judged = denoise(reference, noised, batch.cond, split_forward)
     output = method.loss(denoise(policy, noised, batch.cond, split_forward), judged, batch)
-    return replace(output, metrics=output.metrics | {"time": policy.process.relative(t)})
+    loss = output.loss if batch.weight is None else output.loss * batch.weight.to(output.loss)
+    return StepOutput(loss, output.metrics | {"time": policy.process.relative(t)})
 
 
 def denoise(

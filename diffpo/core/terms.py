@@ -1,19 +1,32 @@
 """Terms: what the loss of a row is a sum of.
 
 A term judges the two sides by their mean errors over some frames. A row of still images has one term. A row of clips
-has one, too, unless the method judges frame by frame. All terms of a batch stand in one flat list, so that an
-objective sees numbers `[k]` and need not know which row or which frames they come from; frames whose label is a tie
-have no term at all.
+has one, too, unless the method reads a label for each frame (`dense`, as in DenseDPO, arXiv:2506.03517):
+
+    null      one term: the mean over all frames, labelled by the row
+    frame     one term for each frame
+    segment   one term for each run of equal labels: the mean over its frames
+    joint     one term: the mean over all frames of label times difference (the paper's eq. 7)
+
+A label of a frame says which side is the better one there: 1 the chosen, -1 the rejected, 0 neither. Frames of label
+-1 exchange their sides first (`better_first`). After that the chosen side is the better one everywhere, whatever a
+loss makes of the two sides. Frames of label 0 take part in no term.
+
+All terms of a batch stand in one flat list, so that an objective sees numbers `[k]` and need not know which row or
+which frames they come from.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from diffpo.core.types import PairBatch
+from diffpo.core.types import Denoised, Pair, PairBatch
+
+Dense = Literal["frame", "segment", "joint"]
 
 
 @dataclass(frozen=True)
@@ -52,3 +65,42 @@ def whole_rows(batch: PairBatch) -> Terms:
     frames = batch.shape[1]
     weight = torch.full((batch.size, frames), 1 / frames, dtype=torch.float64)
     return Terms(torch.arange(batch.size), weight, batch.preference.cpu())
+
+
+def labelled_frames(batch: PairBatch, dense: Dense) -> Terms:
+    """Terms of frames that have labels of their own; they belong to sides that `better_first` has put in order.
+
+    A row of ties alone has no term. In `joint` a tie counts as a frame without a difference, so that a term's weights
+    add up to the share of the frames that are no ties.
+    """
+    assert batch.segments is not None, "the columns that a method needs were checked before"
+    labels = batch.segments.cpu()
+    frames = labels.shape[1]
+    place = torch.arange(frames).expand_as(labels)
+    if dense == "segment":
+        begins = labels.diff(dim=1, prepend=labels[:, :1]) != 0
+        place = begins.cumsum(1)
+    elif dense == "joint":
+        place = torch.zeros_like(place)
+    row, frame = labels.nonzero(as_tuple=True)
+    found, term = (row * frames + place[row, frame]).unique(return_inverse=True)
+    weight = torch.zeros(len(found), frames, dtype=torch.float64)
+    weight[term, frame] = 1.0
+    weight = weight / (frames if dense == "joint" else weight.sum(1, keepdim=True))
+    return Terms(found // frames, weight, torch.ones(len(found)))
+
+
+def better_first(answers: Pair[Denoised], segments: Tensor) -> Pair[Denoised]:
+    """Exchange the two sides in the frames whose label is -1; `segments` is `[b f]`."""
+    if not (segments < 0).any():
+        return answers
+    turned = (segments < 0).to(answers.chosen.prediction.device)[:, None, :, None, None]
+
+    def mixed(ours: Denoised, other: Denoised) -> Denoised:
+        z = torch.where(turned, other.noised.z, ours.noised.z)
+        target = torch.where(turned, other.noised.target, ours.noised.target)
+        return Denoised(
+            torch.where(turned, other.prediction, ours.prediction), replace(ours.noised, z=z, target=target)
+        )
+
+    return Pair(mixed(answers.chosen, answers.rejected), mixed(answers.rejected, answers.chosen))

@@ -110,7 +110,9 @@ class PairBatch:
     index: Tensor
     """`[b]` row numbers in the table, integers: what the random draws depend on."""
     segments: Tensor | None = None
-    """`[b f]` in {-1, 0, 1}: which side is better frame by frame (DenseDPO)."""
+    """`[b f]` in {-1, 0, 1}: which side is better in each latent frame, 1 the chosen one, 0 neither (DenseDPO)."""
+    weight: Tensor | None = None
+    """`[b]` what the loss of each row is multiplied with; None: nothing."""
     trajectory: Pair[Tensor] | None = None
     """`[b n c f h w]` each image's inversion by the reference, point by point from the clean latent; None: not kept."""
 

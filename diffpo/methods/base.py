@@ -1,6 +1,6 @@
 """Methods that judge both sides of a pair, in two depths of agreement beyond `core.method.Method`.
 
-TwoSidedMethod    judges both sides: random noise or inversion, soft labels, `sft_weight`, `guard`
+TwoSidedMethod    judges both sides: random noise or inversion, soft labels, `dense`, `sft_weight`, `guard`
 PairwiseMethod    and does so by the margin against a reference: only `objective` is left to say
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import ClassVar, final
+from typing import ClassVar, Literal, final
 
 import torch
 from torch import Tensor
@@ -17,9 +17,11 @@ from diffpo.core import objectives
 from diffpo.core.block import Fraction, NotNegative, Positive
 from diffpo.core.inversion import Inversion, follow, invert
 from diffpo.core.method import Method
-from diffpo.core.noising import Predictor, random_noise
-from diffpo.core.terms import Terms, whole_rows
+from diffpo.core.noising import NoiseSharing, Predictor, random_noise
+from diffpo.core.process import NoiseProcess
+from diffpo.core.terms import Dense, Terms, better_first, labelled_frames, whole_rows
 from diffpo.core.types import Denoised, Noised, Pair, PairBatch, Rng, StepOutput
+from diffpo.errors import ConfigError
 
 NO_REFERENCE = "the loop builds a reference for every method that needs one"
 
@@ -81,7 +83,7 @@ class TwoSidedMethod(Method):
         loss = p L(chosen, rejected) + (1 - p) L(rejected, chosen)
 
     so p = 1 is the published loss, and for DPO this is the cross entropy with label p. A direction that a label gives
-    no weight is not computed.
+    no weight is not computed. With `dense`, the labels of the frames stand in the place of p.
     """
 
     sft_weight: NotNegative = 0.0
@@ -90,12 +92,26 @@ class TwoSidedMethod(Method):
     """Diffusion-SDPO's safeguard (arXiv:2511.03317), its mu in [0, 1]: 0.9 for SD1.5, 0.6 for SDXL; null is off.
     The worse image's pull is damped, pair by pair, so that to first order it cannot raise the error of the better
     one. (The released code has one factor per micro-batch, which depends on what else is in it.)"""
+    noise: NoiseSharing = "shared"
+    """Whether the two sides get the same random noise (as in released code: less variance) or one each."""
     inversion: Inversion | None = None
     """Walk the images back to noise along the network, in the place of adding random noise; null is off."""
-    dense: None = None
-    """What a term of the loss is. With null, the only value so far, each row is judged as a whole."""
+    dense: Dense | None = None
+    """What the loss of a pair of clips is a sum of (DenseDPO, arXiv:2506.03517): a term for each latent `frame`, for
+    each `segment` (a run of equal labels), or one for their label-weighted mean (`joint`, the paper's eq. 7). It needs
+    the column `segments`, whose labels stand in the place of `preference`; ties are left out. null: one term, the pair
+    as a whole."""
 
     uses_preference: ClassVar[bool] = True
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.inversion is not None and self.noise != "shared":
+            raise ConfigError("noise=independent says how random noise is drawn, and inversion draws none: set one")
+
+    @property
+    def columns(self) -> frozenset[str]:
+        return self.requires if self.dense is None else self.requires | {"segments"}
 
     @property
     def needs_reference(self) -> bool:
@@ -107,7 +123,7 @@ class TwoSidedMethod(Method):
 
     def terms(self, batch: PairBatch) -> Terms:
         """List what the loss of each row is a sum of."""
-        return whole_rows(batch)
+        return whole_rows(batch) if self.dense is None else labelled_frames(batch, self.dense)
 
     @final
     def count(self, batch: PairBatch) -> Tensor:
@@ -130,9 +146,9 @@ class TwoSidedMethod(Method):
     def add_noise(
         self, policy: Predictor, reference: Predictor | None, batch: PairBatch, t: Tensor, rng: Rng
     ) -> Pair[Noised]:
-        """Random noise that the pair shares, or an inversion of each image."""
+        """Random noise, or an inversion of each image."""
         if self.inversion is None:
-            return random_noise(policy.process, batch.latent, t, rng)
+            return random_noise(policy.process, batch.latent, t, rng, self.noise)
         if batch.trajectory is not None:
             return follow(policy.process, batch.trajectory, t, self.inversion)
         walker = policy if self.inversion.invert_with == "policy" else reference
@@ -143,6 +159,10 @@ class TwoSidedMethod(Method):
     def loss(self, policy: Pair[Denoised], reference: Pair[Denoised] | None, batch: PairBatch) -> StepOutput:
         """Reduce errors to terms, take the expected loss over each term's label, and sum over the terms of a row."""
         terms = self.terms(batch)
+        if self.dense is not None:
+            assert batch.segments is not None, "the columns that a method needs were checked before"
+            policy = better_first(policy, batch.segments)
+            reference = reference and better_first(reference, batch.segments)
         error = policy.map(lambda x: terms.mean(x.error))
         reference_error = reference and reference.map(lambda x: terms.mean(x.error))
         answers = Answers(policy, reference, terms, error, reference_error)
@@ -204,6 +224,9 @@ class PairwiseMethod(TwoSidedMethod):
 
     beta: Positive = 2000.0
     """Strength of the pull towards the reference, for the *mean* squared error and the factor 1/2 (docs/beta.md)."""
+    flow_weight: Literal["constant", "squared"] = "constant"
+    """How beta depends on the time t of a flow model (Flow-DPO, arXiv:2501.13918): `constant`, which its authors found
+    better, or `squared`, beta (1 - t)^2, the exact transfer of Diffusion-DPO, whose errors are those of the noise."""
 
     @abstractmethod
     def objective(self, margin: Tensor, preference: Tensor) -> Tensor:
@@ -214,14 +237,28 @@ class PairwiseMethod(TwoSidedMethod):
             preference: `[k]` P(chosen > rejected), for a method whose loss depends on it in a way of its own.
         """
 
+    def check_process(self, process: NoiseProcess) -> None:
+        if self.flow_weight != "constant" and process.prediction != "flow":
+            raise ConfigError(
+                f"flow_weight={self.flow_weight} is for flow models; this one predicts {process.prediction}. Set "
+                "flow_weight=constant, or leave it out"
+            )
+
     @final
     def compare(self, answers: Answers) -> Tensor:
-        return self.objective(answers.margin, answers.terms.preference)
+        return self.objective(self._at_time(answers.margin, answers), answers.terms.preference)
 
     @final
     def rewards(self, answers: Answers) -> Pair[Tensor]:
-        return answers.reward.map(lambda reward: self.beta * reward)
+        return answers.reward.map(lambda reward: self.beta * self._at_time(reward, answers))
 
     @final
     def logit(self, answers: Answers) -> Tensor:
-        return self.beta * answers.margin
+        return self.beta * self._at_time(answers.margin, answers)
+
+    def _at_time(self, values: Tensor, answers: Answers) -> Tensor:
+        """Weigh values of terms `[k]` as `flow_weight` says; alpha is 1 - t, the same on both sides."""
+        if self.flow_weight == "constant":
+            return values
+        alpha = answers.policy.chosen.noised.alpha.cpu()[answers.terms.row]
+        return alpha.square().to(values) * values

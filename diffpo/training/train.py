@@ -131,9 +131,11 @@ def prepare_data(
     if splits.validation is not None and config.train.eval_every:
         tables.append(splits.validation)
     for table in tables:
-        check_requires(config.method.requires, table, config.method_name)
+        check_requires(config.method.columns, table, config.method_name)
         if not config.method.uses_preference:
             check_order(table, config.method_name)
+    base = config.model.find()
+    config.method.check_process(base.family.make_process(base.scheduler(config.model.prediction), config.model.time))
     encoders = Encoders(config.model, accelerator.device)
     loaders = [
         PairLoader(

@@ -1,4 +1,4 @@
-"""Random noise that a pair shares."""
+"""Random noise, shared by a pair or not."""
 
 from __future__ import annotations
 
@@ -36,6 +36,18 @@ def test_both_sides_get_the_same_noise_at_the_same_time(process):
     torch.testing.assert_close(noise[0], noise[1], rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(noise[0], RNG.normal((4, 2, 8, 8), "noise").double(), rtol=1e-9, atol=1e-9)
     assert not torch.equal(noised.chosen.z, noised.rejected.z), "the images differ, so what is noised does"
+
+
+def test_independent_noises_are_two():
+    """Drawn for each side by its name: exchanging the images exchanges nothing else."""
+    process, latent = PROCESSES["flow"], latents()
+    t = process.sample_time(RNG, (4, 2, 8, 8))
+    noised = random_noise(process, latent, t, RNG, "independent")
+    eps = [process.split(side.target, side.z, (side.alpha, side.sigma))[1] for side in noised]
+    for which, found in zip(("chosen", "rejected"), eps, strict=True):
+        torch.testing.assert_close(found, RNG.normal((4, 2, 8, 8), f"noise/{which}").double(), rtol=1e-9, atol=1e-9)
+    assert abs(torch.corrcoef(torch.stack([x.flatten() for x in eps]))[0, 1]) < 0.1
+    assert noised.chosen.t is noised.rejected.t is t
 
 
 def test_rows_have_noise_of_their_own():

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hand import answers, batch, gradients, judge
+from hand import answers, batch, gradients, judge, rows
 from tiny_steps import draws, moved, pair_batch
 
+from diffpo.core.process import DiscreteProcess, FlowProcess
 from diffpo.core.step import preference_step
 from diffpo.core.types import Condition, Pair
 from diffpo.errors import ConfigError
@@ -187,6 +188,48 @@ def test_dcpo_with_equal_captions_is_dpo(step):
     plain = step(METHODS["dpo"](beta=50.0), one_prompt)
     assert torch.equal(step(METHODS["dcpo"](beta=50.0), two_captions).loss, plain.loss)
     assert not torch.isclose(step(METHODS["dcpo"](beta=50.0)).loss, plain.loss).any()
+
+
+@pytest.mark.parametrize("name", PAIRWISE)
+def test_flow_weight_is_a_beta_for_each_row(name):
+    """(1 - t)^2 = alpha^2 multiplies the margin: rows with alpha 1 and 1/2 are judged by 1 and 1/4 of theirs."""
+    level = torch.tensor([1.0, 0.5], dtype=torch.float64)
+    sides = [rows(*[pair] * 2) for pair in (answers(1, 2), REFERENCE)]
+    policy, other = (
+        side.map(lambda x: replace(x, noised=replace(x.noised, alpha=level, sigma=1 - level))) for side in sides
+    )
+    output = make(name, flow_weight="squared").loss(policy, other, batch(2))
+    plain = make(name).loss(policy, other, batch(2))
+    at = make(name).objective(torch.tensor([2.125, 2.125 / 4], dtype=torch.float64), torch.ones(2))
+    torch.testing.assert_close(output.loss, at, rtol=1e-12, atol=0)
+    for key in ("rewards/chosen", "rewards/rejected", "rewards/margins"):
+        torch.testing.assert_close(output.metrics[key], plain.metrics[key] * level.square(), rtol=1e-12, atol=0)
+    assert torch.equal(output.metrics["error/chosen"], plain.metrics["error/chosen"])
+
+
+def test_flow_weight_is_for_flow_models():
+    discrete = DiscreteProcess(prediction="v", alphas_cumprod=torch.linspace(0.999, 0.005, 1000))
+    method = METHODS["dpo"](flow_weight="squared")
+    method.check_process(FlowProcess())
+    METHODS["dpo"]().check_process(discrete)
+    with pytest.raises(ConfigError, match="flow_weight=squared is for flow models; this one predicts v"):
+        method.check_process(discrete)
+
+
+def test_errors_of_the_noise_are_errors_of_the_velocity_squared():
+    """What `squared` is for: |eps - eps'|^2 = (1 - t)^2 |v - v'|^2, at any t."""
+    process, t = FlowProcess(), torch.tensor([0.2, 0.7], dtype=torch.float64)
+    x0, eps, wrong = torch.randn(3, 2, 4, 1, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    level, z = process.alpha_sigma(t), process.mix(x0, eps, t)
+    implied = process.split(wrong, z, level)[1]
+    errors = [(a - b).square().mean((1, 2, 3, 4)) for a, b in ((implied, eps), (wrong, process.target(x0, eps, t)))]
+    torch.testing.assert_close(errors[0], (1 - t) ** 2 * errors[1])
+
+
+def test_independent_noise_and_inversion_exclude_each_other():
+    with pytest.raises(ConfigError, match="noise=independent says how random noise is drawn"):
+        METHODS["inpo"](noise="independent")
+    assert METHODS["dpo"](noise="independent").inversion is None
 
 
 REFUSED = [

@@ -8,75 +8,15 @@ from typing import ClassVar
 import hand
 import pytest
 import torch
-from hand import answers, batch, given, rows
+from hand import answers, batch, clips, given, labelled, rows
 
-from diffpo.core.terms import Terms
-from diffpo.core.types import Condition, Pair, PairBatch
 from diffpo.methods import METHODS, TwoSidedMethod
 
 TWO_SIDED = [name for name, cls in METHODS.items() if issubclass(cls, TwoSidedMethod)]
-CLIP = (2, 4, 3, 2, 2)
-"""Two rows of three frames."""
 
 
 def make(cls: type[TwoSidedMethod], name: str, **more) -> TwoSidedMethod:
     return cls(**({"scale": 1.0} if name == "mapo" else {"beta": 0.1}), **more)
-
-
-def frame_by_frame(self, pairs: PairBatch) -> Terms:
-    """A term for each frame whose label is no tie; -1 says that the rejected side's frame is the better one."""
-    row, frame = pairs.segments.nonzero(as_tuple=True)
-    weight = torch.nn.functional.one_hot(frame, pairs.shape[1]).double()
-    return Terms(row, weight, (1 + pairs.segments[row, frame].double()) / 2)
-
-
-def clips(seed: int) -> Pair:
-    generator = torch.Generator().manual_seed(seed)
-    numbers = torch.randn(2, *CLIP, generator=generator, dtype=torch.float64)
-    return Pair(*(given(x.requires_grad_(), 0.2) for x in numbers))
-
-
-def labelled(segments: torch.Tensor) -> PairBatch:
-    latent, text = torch.zeros(CLIP, dtype=torch.float64), Condition(torch.zeros(len(segments), 1, 1))
-    ones = torch.ones(len(segments), dtype=torch.float64)
-    return PairBatch(Pair(latent, latent), Pair(text, text), ones, torch.arange(len(segments)), segments=segments)
-
-
-@pytest.mark.parametrize("more", [{}, {"guard": 0.6, "sft_weight": 0.3}], ids=["plain", "guard and anchor"])
-@pytest.mark.parametrize("name", TWO_SIDED)
-def test_a_term_for_each_frame_is_a_row_for_each_frame(name, more):
-    """Loss, metrics and gradients of clips are sums of those of their frames, each an image with its own label."""
-    method = make(type("Dense", (METHODS[name],), {"terms": frame_by_frame}), name, **more)
-    segments = torch.tensor([[1, 0, -1], [-1, 1, 1]])
-    policy, reference = clips(0), clips(1) if method.needs_reference else None
-    output = method.loss(policy, reference, labelled(segments))
-    by = torch.autograd.grad(output.loss.sum(), [side.prediction for side in policy])
-    assert method.count(labelled(segments)).tolist() == [2, 3]
-    loss, errors = torch.zeros(2, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
-    for row, frame in segments.nonzero().tolist():
-
-        def image(side, row=row, frame=frame):
-            return given(side.prediction.detach()[row : row + 1, :, frame : frame + 1].requires_grad_(), 0.2)
-
-        one, other = policy.map(image), reference and reference.map(image)
-        alone = make(METHODS[name], name, **more).loss(one, other, batch(1, (1 + segments[row, frame].item()) / 2))
-        loss[row] += alone.loss.item()
-        errors[row] += alone.metrics["error/chosen"].item()
-        for ours, theirs in zip(by, torch.autograd.grad(alone.loss, [x.prediction for x in one]), strict=True):
-            torch.testing.assert_close(ours[row, :, frame], theirs[0, :, 0], rtol=1e-10, atol=1e-14)
-    torch.testing.assert_close(output.loss.detach(), loss, rtol=1e-12, atol=0)
-    torch.testing.assert_close(output.metrics["error/chosen"], errors, rtol=1e-12, atol=0)
-    assert not any(side[0, :, 1].any() for side in by), "a tie pulls at nothing"
-
-
-@pytest.mark.parametrize("name", TWO_SIDED)
-def test_ties_alone_are_a_loss_of_zero(name):
-    method = make(type("Dense", (METHODS[name],), {"terms": frame_by_frame}), name, guard=0.6)
-    segments = torch.tensor([[0, 0, 0], [0, 0, 0]])
-    policy = clips(0)
-    output = method.loss(policy, clips(1) if method.needs_reference else None, labelled(segments))
-    assert output.loss.tolist() == [0, 0] and method.count(labelled(segments)).tolist() == [0, 0]
-    assert not any(g.any() for g in torch.autograd.grad(output.loss.sum(), [side.prediction for side in policy]))
 
 
 @pytest.mark.parametrize("name", TWO_SIDED)
