@@ -79,9 +79,14 @@ def compare(
         known = [name for name in names if not many or evidence.compared(name, label, labels[0])]
         if known:
             comparisons.append(_compare(evidence, labels[0], label, known, judging))
+    # Holm over all scorers and models: together they are one claim.
+    adjusted = iter(holm([result.win_rate.p_value for one in comparisons for result in one.results]))
     return Tournament(
         models=labels,
-        comparisons=_adjusted(comparisons),
+        comparisons=tuple(
+            replace(one, results=tuple(replace(result, adjusted_p=next(adjusted)) for result in one.results))
+            for one in comparisons
+        ),
         rankings=tuple(_rank(evidence, name, labels, judging) for name in names) if many else (),
     )
 
@@ -109,7 +114,7 @@ def _compare(evidence: Evidence, baseline: str, model: str, names: Sequence[str]
 def _judge(evidence: Evidence, name: str, labels: tuple[str, str], judging: Judging, in_loop: str) -> ScorerResult:
     """What one scorer says, on all prompts and by category."""
     baseline, model = labels
-    pairs = _pairs(evidence, name, model, baseline, judging)
+    pairs = evidence.pairs(name, model, baseline, judging.mode, judging.chosen_by)
     found = _measure(pairs, judging)
     baseline_mean = float(per_prompt_means(pairs.baseline, pairs.prompts).mean())
     return ScorerResult(
@@ -122,17 +127,6 @@ def _judge(evidence: Evidence, name: str, labels: tuple[str, str], judging: Judg
         strata=_strata(pairs, judging),
         users=_users(evidence, labels, judging) if name == HUMAN else None,
     )
-
-
-def _pairs(evidence: Evidence, name: str, model: str, other: str, judging: Judging) -> PairedScores:
-    """The pairs of two prompts at least."""
-    pairs = evidence.pairs(name, model, other, judging.mode, judging.chosen_by)
-    if len(set(pairs.prompts)) < 2:
-        raise UserError(
-            f"{name} judged one prompt only ({pairs.prompts[0]!r}): nothing tells how another would come out. Generate "
-            "for more prompts; a few hundred tell something."
-        )
-    return pairs
 
 
 def _win_rate(pairs: PairedScores, judging: Judging) -> WinRate:
@@ -171,37 +165,26 @@ def _users(evidence: Evidence, labels: tuple[str, str], judging: Judging) -> Use
     return user_win_rate(shares, [vote.prompt for vote in votes], users, resampling=judging.resampling)
 
 
-def _adjusted(comparisons: Sequence[Comparison]) -> tuple[Comparison, ...]:
-    """Holm over all scorers and models: together they are one claim."""
-    adjusted = iter(holm([result.win_rate.p_value for one in comparisons for result in one.results]))
-    return tuple(
-        replace(one, results=tuple(replace(result, adjusted_p=next(adjusted)) for result in one.results))
-        for one in comparisons
-    )
-
-
 def _rank(evidence: Evidence, name: str, models: Sequence[str], judging: Judging) -> Ranking:
     """All models on one scale, by one scorer."""
     found = {
-        (model, other): _pairs(evidence, name, model, other, judging)
+        (model, other): evidence.pairs(name, model, other, judging.mode, judging.chosen_by)
         for other, model in combinations(models, 2)
         if evidence.compared(name, model, other)
     }
     rates = [_win_rate(pairs, judging) for pairs in found.values()]
     adjusted = benjamini_hochberg([rate.p_value for rate in rates])
     fewer = replace(judging.resampling, resamples=min(FEWER.resamples, judging.resampling.resamples))
+    shares = {}
+    for two, pairs in found.items():
+        won = per_prompt_means(shares_won(pairs.model, pairs.baseline, pairs.tie_tolerance), pairs.prompts)
+        shares[two] = dict(zip(dict.fromkeys(pairs.prompts), won.tolist(), strict=True))
     return Ranking(
         scorer=name,
-        ranks=tuple(rank_models({two: _shares(pairs) for two, pairs in found.items()}, models, resampling=fewer)),
+        ranks=tuple(rank_models(shares, models, resampling=fewer)),
         cells=tuple(
             Cell(model=model, other=other, win_rate=rate, adjusted_p=p)
             for (model, other), rate, p in zip(found, rates, adjusted, strict=True)
         ),
         in_loop=evidence.in_loop(models, judging.used_in_training).get(name, ""),
     )
-
-
-def _shares(pairs: PairedScores) -> dict[str, float]:
-    """Share of each prompt's comparisons that the model won."""
-    won = shares_won(pairs.model, pairs.baseline, pairs.tie_tolerance)
-    return dict(zip(dict.fromkeys(pairs.prompts), per_prompt_means(won, pairs.prompts).tolist(), strict=True))

@@ -122,25 +122,31 @@ class Evidence:
         ]
 
     def pairs(self, scorer: str, model: str, baseline: str, mode: Mode, chosen_by: str | None = None) -> PairedScores:
-        """The scores of two models, paired, if they fit; votes are pairs as they are."""
+        """The scores of two models on two prompts at least, paired, if they fit; votes are pairs as they are."""
         labels = (model, baseline)
         if scorer == HUMAN:
-            return self.votes.pairs(*labels)
-        first, second = self.images(scorer, labels)
-        common = len(first.keys() & second.keys())
-        if mode == "same-seed" and common < max(len(first), len(second)):
+            pairs = self.votes.pairs(*labels)
+        else:
+            first, second = self.images(scorer, labels)
+            common = len(first.keys() & second.keys())
+            if mode == "same-seed" and common < max(len(first), len(second)):
+                raise UserError(
+                    f"{' and '.join(labels)} were not scored on the same prompts and seeds by {scorer}: {common} "
+                    f"match; others: {len(first) - common} of {model}, {len(second) - common} of {baseline}. "
+                    "Generate both from the same prompts with the same seeds, then score both."
+                )
+            choosers = None
+            if chosen_by is not None:
+                self.common_scorers(labels, [chosen_by])
+                self.provenance(chosen_by, labels)
+                choosers = tuple(map(_scores, self.images(chosen_by, labels)))
+            pairs = pair_values(_scores(first), _scores(second), mode, chosen_by=choosers)
+        if len(set(pairs.prompts)) < 2:
             raise UserError(
-                f"{' and '.join(labels)} were not scored on the same prompts and seeds by {scorer}: {common} match; "
-                f"others: {len(first) - common} of {model}, {len(second) - common} of {baseline}. "
-                "Generate both from the same prompts with the same seeds, then score both."
+                f"{scorer} judged one prompt only ({pairs.prompts[0]!r}): nothing tells how another would come out. "
+                "Generate for more prompts; a few hundred tell something."
             )
-        choosers = None
-        if chosen_by is not None:
-            self.common_scorers(labels, [chosen_by])
-            self.provenance(chosen_by, labels)
-            one, other = map(_scores, self.images(chosen_by, labels))
-            choosers = one, other
-        return pair_values(_scores(first), _scores(second), mode, chosen_by=choosers)
+        return pairs
 
     def provenance(self, scorer: str, labels: Sequence[str]) -> dict[str, Any]:
         """How a scorer's scores were made, in the same way for all the models."""

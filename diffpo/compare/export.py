@@ -67,7 +67,6 @@ def _record(found: Tournament) -> dict[str, Any]:
 
 
 def _csv(comparisons: Sequence[Comparison]) -> str:
-    """One row per comparison, scorer and category (empty: all prompts)."""
     rows = [row for comparison in comparisons for row in _csv_rows(comparison)]
     output = io.StringIO()
     writer = csv.DictWriter(output, list(rows[0]), lineterminator="\n")
@@ -77,6 +76,7 @@ def _csv(comparisons: Sequence[Comparison]) -> str:
 
 
 def _csv_rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
+    """One row per scorer and category (empty: all prompts)."""
     ends = {"": "estimate", "_low": "ci_low", "_high": "ci_high", "_detectable": "detectable"}
     for result in comparison.results:
         for part in (result, *result.strata):

@@ -7,13 +7,13 @@
 Whatever is missing on that way is not known, and is not guessed: a user adds it by name (`--used-in-training`).
 """
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from diffpo.disk.plain import read_file
+from diffpo.disk.tables import read_json
 from diffpo.errors import UserError
 
 LABELLED_BY = {"shapes:pairs": "shapes-utility"}
@@ -72,7 +72,7 @@ def _of_table(path: str, split: str) -> Iterator[str]:
         return
     record = Path(path).expanduser() / f"{split}.provenance.json"
     if record.is_file():
-        yield from _of_provenance(_mapping(record, lambda file: json.loads(file.read_text(encoding="utf-8"))))
+        yield from _of_provenance(_mapping(record, read_json))
 
 
 def _of_provenance(record: Mapping[str, Any]) -> Iterator[str]:

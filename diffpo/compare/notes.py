@@ -12,18 +12,10 @@ from diffpo.compare.result import ScorerResult
 from diffpo.disk.published import published
 
 FEW_PROMPTS = 30
-SAMPLING = [
-    "weights",
-    "prompts_hash",
-    "scheduler",
-    "steps",
-    "guidance",
-    "size",
-    "negative_prompt",
-    "dtype",
-    "device",
-    "batch",
-]
+SAMPLING = (
+    *("weights", "prompts_hash", "scheduler", "steps", "guidance", "size"),
+    *("negative_prompt", "dtype", "device", "batch"),
+)
 """Settings that should be the same for both models."""
 
 

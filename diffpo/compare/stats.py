@@ -115,7 +115,8 @@ def win_rate(
         pass_fail = wins + losses < len(a) and np.isin([a, b], (0, 1)).all()
         p, test = sign_test(wins, losses), "mcnemar" if pass_fail else "binomial"
     else:
-        p, test = _sign_flip(values - 0.5, resampling), "sign-flip"
+        p = sign_flip_p_value(values - 0.5, permutations=resampling.resamples, seed=resampling.seed)
+        test = "sign-flip"
     counts = {"wins": wins, "ties": len(a) - wins - losses, "losses": losses}
     return WinRate(**measures(values, len(a), share_interval(values, resampling)), p_value=p, test=test, **counts)
 
@@ -126,16 +127,15 @@ def mean_difference(
     """Mean of a - b over prompts, with the same resamples as `win_rate`. Arguments as there."""
     a, b = _paired(a, b, prompt_ids)
     values = per_prompt_means(a - b, prompt_ids)
-    interval = bootstrap_interval(values, resampling)
-    return Estimate(**measures(values, len(a), interval), p_value=_sign_flip(values, resampling))
+    p = sign_flip_p_value(values, permutations=resampling.resamples, seed=resampling.seed)
+    return Estimate(**measures(values, len(a), bootstrap_interval(values, resampling)), p_value=p)
 
 
 def measures(values: NDArray[np.float64], n_pairs: int, interval: tuple[float, float]) -> dict[str, Any]:
     """What an `Estimate` says of the mean of values, `[n]`, one per prompt, beside its test."""
-    low, high = interval
-    mean, detectable = float(values.mean()), minimum_detectable_effect(values)
-    ends = {"ci_low": float(low), "ci_high": float(high)}
-    return {"estimate": mean, **ends, "n_prompts": len(values), "n_pairs": n_pairs, "detectable": detectable}
+    low, high = map(float, interval)
+    counts = {"n_prompts": len(values), "n_pairs": n_pairs, "detectable": minimum_detectable_effect(values)}
+    return {"estimate": float(values.mean()), "ci_low": low, "ci_high": high, **counts}
 
 
 def shares_won(a: NDArray[np.float64], b: NDArray[np.float64], tie_tolerance: float = 0.0) -> NDArray[np.float64]:
@@ -203,10 +203,6 @@ def constant_interval(value: float, n: int, level: float) -> tuple[float, float]
     """
     same = ((1 - level) / 2) ** (1 / n)
     return value * same, 1 - (1 - value) * same
-
-
-def _sign_flip(values: NDArray[np.float64], resampling: Resampling) -> float:
-    return sign_flip_p_value(values, permutations=resampling.resamples, seed=resampling.seed)
 
 
 def _paired(
