@@ -9,7 +9,7 @@ update would depend on their number.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +28,9 @@ from diffpo.disk.lock import sole_writer
 from diffpo.errors import UserError
 from diffpo.generation.generate import Request, find_stored
 from diffpo.generation.processes import forget_settings, make_state, quiet_console
-from diffpo.generation.work import Work, fill
-from diffpo.media.prompts import PromptSet, load_prompts
+from diffpo.generation.settings import GenerateOptions
+from diffpo.generation.work import fill
+from diffpo.media.prompts import load_prompts
 from diffpo.models.pipelines import find_model
 from diffpo.report.grid import write_grid
 from diffpo.report.page import write_report
@@ -50,27 +51,26 @@ class Evaluated:
 
 
 def evaluate(evaluation: Evaluation) -> Evaluated:
-    """Judge models; what an earlier call made is used.
-
-    Raises:
-        UserError: Whatever the user can mend; nothing made before is lost.
-    """
+    """Judge models; what an earlier call made is used."""
     prompts = load_prompts(evaluation.prompts)
     scorers = evaluation.scorers
     names = list({scorer.name: scorer.provenance for scorer in scorers})  # weights that are not there are missed now
+    options = {label: _options(evaluation, model) for label, model in evaluation.models.items()}
     for model in evaluation.models.values():
-        if model.train is not None:  # what is not there is missed before hours of training and sampling
-            load_config(model.train, model.overrides)
-        else:
-            assert model.path is not None
+        if model.path is not None:  # what is not there is missed before hours of training and sampling
             find_model(model.path, lora=model.lora, denoiser=model.denoiser, tuned=model.tuned)
-    runs = {label: prepare_run(model) for label, model in evaluation.models.items() if model.train is not None}
+    for model in evaluation.models.values():
+        if model.train is not None:
+            prepare_run(model)
     state = make_state()
     console = quiet_console(state)
     output = Path(evaluation.output)
     output.mkdir(parents=True, exist_ok=True)  # what is no place for it is missed now
     with sole_writer(output, "diffpo evaluate") if state.is_main_process else nullcontext():
-        works = _find_works(evaluation, prompts, runs)
+        works = {
+            label: find_stored(Request.of(each, label), prompts, output / "media", labels=options.keys())
+            for label, each in options.items()
+        }
         for label, work in works.items():
             images = len(work.media)
             console.print(f"{label}: {images} images, {images - work.reused} to make", style="dim", highlight=False)
@@ -83,7 +83,7 @@ def evaluate(evaluation: Evaluation) -> Evaluated:
         if state.is_main_process:
             for folder in media:
                 score_folder(folder, scorers, console=console)
-            _compare(evaluation, media, names, _run_folders(evaluation, runs))
+            _compare(evaluation, media, names, [each.tuned for each in options.values()])
         state.wait_for_everyone()
     if state.num_processes > 1:
         state.destroy_process_group()
@@ -95,19 +95,17 @@ def evaluate(evaluation: Evaluation) -> Evaluated:
     )
 
 
-def prepare_run(model: JudgedModel) -> str:
-    """The run folder of a training configuration, trained first if it is not finished.
+def prepare_run(model: JudgedModel) -> None:
+    """See that the run of a training configuration is finished; else train it.
 
-    Raises:
-        UserError: It is not finished, and several processes are here; or it learned with other settings, so that it
-            would be judged under a name that is not its own (more steps are no other setting); or as `train`.
+    Refused are several processes, and a run with other settings, which would be judged under a name that is not its own
+    (more steps are no other setting).
     """
     assert model.train is not None
     config = load_config(model.train, model.overrides)
     folder = config.train.output
-    assert folder is not None
     if is_finished(config):
-        return folder
+        return
     differ = _differences(config)
     differ.pop("train.steps", None)
     if differ:
@@ -126,7 +124,6 @@ def prepare_run(model: JudgedModel) -> str:
 
     train(config)
     forget_settings()
-    return folder
 
 
 def is_finished(config: Config) -> bool:
@@ -142,30 +139,21 @@ def _differences(config: Config) -> dict[str, list[Any]]:
     return {key: values for key, values in found.items() if key not in FREE | {EFFECTIVE}}
 
 
-def _find_works(evaluation: Evaluation, prompts: PromptSet, runs: Mapping[str, str]) -> dict[str, Work]:
-    works, media = {}, Path(evaluation.output) / "media"
-    for label, model in evaluation.models.items():
-        if model.train is None:
-            assert model.path is not None
-            options = evaluation.options(model.path, lora=model.lora, denoiser=model.denoiser, tuned=model.tuned)
-        else:
-            tuning = load_config(model.train, model.overrides).model
-            start = None if tuning.trains_base else tuning.denoiser  # a LoRA lies on what it was trained on
-            options = evaluation.options(tuning.path, denoiser=start, tuned=runs[label])
-        works[label] = find_stored(Request.of(options, label), prompts, media, labels=evaluation.models.keys())
-    return works
+def _options(evaluation: Evaluation, model: JudgedModel) -> GenerateOptions:
+    """What `generate` is told of a model."""
+    if model.path is not None:
+        return evaluation.options(model.path, lora=model.lora, denoiser=model.denoiser, tuned=model.tuned)
+    assert model.train is not None
+    config = load_config(model.train, model.overrides)
+    start = None if config.model.trains_base else config.model.denoiser  # a LoRA lies on what it was trained on
+    return evaluation.options(config.model.path, denoiser=start, tuned=config.train.output)
 
 
-def _run_folders(evaluation: Evaluation, runs: Mapping[str, str]) -> list[Path]:
-    """Run folders of the models, for the report's curves."""
-    places = [runs.get(label) or model.tuned for label, model in evaluation.models.items()]
-    folders = [Path(place).expanduser() for place in places if place is not None]
-    folders = [folder.parent if folder.name == "final" else folder for folder in folders]
-    return [folder for folder in dict.fromkeys(folders) if (folder / "metrics.jsonl").is_file()]
-
-
-def _compare(evaluation: Evaluation, media: tuple[Path, ...], scorers: list[str], runs: list[Path]) -> None:
-    """Compare, and write everything that a reader sees."""
+def _compare(evaluation: Evaluation, media: tuple[Path, ...], scorers: list[str], tuned: Iterable[str | None]) -> None:
+    """Compare, and write everything that a reader sees; of runs of `diffpo train` also the curves."""
+    places = [Path(place).expanduser() for place in tuned if place is not None]
+    runs = dict.fromkeys(place.parent if place.name == "final" else place for place in places)
+    runs = [run for run in runs if (run / "metrics.jsonl").is_file()]
     output = Path(evaluation.output)
     write_file(output / "evaluation.yaml", yaml.safe_dump(evaluation.to_dict(), sort_keys=False, allow_unicode=True))
     outs, judging = [output / f"comparison{ending}" for ending in ENDINGS], evaluation.compare.judging

@@ -24,13 +24,13 @@ from diffpo.scorers.clip import Clip
 def run_geneval_command(
     folders: Sequence[Path], detector: str, colors: str | None, prompts: str | None = None
 ) -> list[GenEvalResult]:
-    """Judge media folders and print each one's table; see `diffpo geneval --help` for what is given.
-
-    Raises:
-        UserError: As `run_geneval`; or an option is unknown, or a prompt set says no tasks.
-    """
+    """Judge media folders and print each one's table; see `diffpo geneval --help` for what is given."""
     eyes, namer = make_eyes(detector, colors)
-    known = _tasks_of_set(prompts) if prompts else None
+    known = None
+    if prompts:
+        found = load_prompts(prompts)
+        details = zip(found.prompts, found.details or ({},) * len(found), strict=True)
+        known = {prompt: [Task.parse({**detail, "prompt": prompt})] for prompt, detail in details}
     results = []
     for folder in folders:
         results.append(run_geneval(folder, known or _tasks_of(folder, eyes), eyes, namer))
@@ -39,11 +39,7 @@ def run_geneval_command(
 
 
 def make_eyes(detector: str, colors: str | None) -> tuple[Detector, ColorNamer]:
-    """Make a detector and a namer of colours, GenEval's by default; where the shapes world's eyes detect, those.
-
-    Raises:
-        UserError: A name or an option is unknown.
-    """
+    """Make a detector and a namer of colours, GenEval's by default; where the shapes world's eyes detect, those."""
     eyes = from_spec(detector, DETECTORS, "detector")
     if colors is not None:
         return eyes, ClipColors(clip=from_spec(colors, {"clip": Clip}, "namer of colours"))
@@ -55,12 +51,6 @@ def _tasks_of(folder: Path, detector: Detector) -> dict[str, list[Task]]:
     if isinstance(detector, ShapesEyes) and not any("include" in record for record in read_prompts(folder).values()):
         return {item.prompt: shapes_tasks(item.prompt) for item in read_media(folder)}
     return read_tasks(folder)
-
-
-def _tasks_of_set(spec: str) -> dict[str, list[Task]]:
-    found = load_prompts(spec)
-    details = zip(found.prompts, found.details or ({},) * len(found), strict=True)
-    return {prompt: [Task.parse({**detail, "prompt": prompt})] for prompt, detail in details}
 
 
 def _interval(judged: Sequence[Judged]) -> tuple[float, float]:

@@ -69,7 +69,7 @@ def agreement_of_scorers(
     from diffpo.disk.files import check_output, without_nan, write_json
 
     check_output(out)
-    earlier = [out] if out.exists() else []
+    written = listed(out)
     counting = make(Counting, {"tie_threshold": tie_threshold}, "agreement")
     found_source = find_source(target, split, limit=limit, columns=columns)
     source = make(type(found_source), dataclasses.asdict(found_source) | {"ties": ties}, "agreement")
@@ -81,7 +81,7 @@ def agreement_of_scorers(
     best = max(found.scorers, key=lambda row: row.agreement).scorer
     spec = next(spec for spec, each in zip(scorer, made, strict=True) if each.name == best)
     say(
-        f"wrote {listed([out], earlier)}{broken}",
+        f"wrote {written}{broken}",
         f"diffpo data score {target} --scorer {spec} --out {out.with_suffix('')}-scored",
     )
 

@@ -113,6 +113,6 @@ def set_metrics(
     quiet()
     from diffpo.commands.set_metrics import run_set_metrics
 
-    earlier = [out] if out.exists() else []
+    written = listed(out)
     run_set_metrics(folders, features or ["clip"], reference=reference, limit=limit, out=out)
-    say(f"wrote {listed([out], earlier)}", f"diffpo grid {' '.join(map(str, folders))}")
+    say(f"wrote {written}", f"diffpo grid {' '.join(map(str, folders))}")

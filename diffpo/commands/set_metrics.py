@@ -23,11 +23,7 @@ FORMAT = "diffpo sets 1"
 def run_set_metrics(
     folders: Sequence[Path], features: Sequence[str], *, reference: Path | None, limit: float, out: Path
 ) -> None:
-    """Compare, print, write; see `diffpo set-metrics --help` for what is given.
-
-    Raises:
-        UserError: As `compare_sets`; or an option is unknown, or `out` has no folder.
-    """
+    """Compare, print, write; see `diffpo set-metrics --help` for what is given."""
     if not out.parent.is_dir():
         raise UserError(f"there is no folder {out.parent} for {out.name}: make it first.")
     if limit < 0:

@@ -1,6 +1,6 @@
 """What commands share: options that several have, and what is said at the end."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -31,9 +31,9 @@ def quiet() -> None:
     quiet_libraries()
 
 
-def listed(outs: Sequence[Path], earlier: Collection[Path]) -> str:
-    """Name what a command wrote; `earlier` are the files that were there before: nothing is replaced in silence."""
-    return ", ".join(f"{out} (replaced an earlier file)" if out in earlier else str(out) for out in outs)
+def listed(*outs: Path) -> str:
+    """Name what a command is about to write; nothing that is there is replaced in silence."""
+    return ", ".join(f"{out} (replaced an earlier file)" if out.exists() else str(out) for out in outs)
 
 
 def say(what: str, next_command: str) -> None:
@@ -45,11 +45,7 @@ def say(what: str, next_command: str) -> None:
 
 
 def read_categories(spec: str | None) -> dict[str, str] | None:
-    """Prompt -> category of a prompt set; None where none is given.
-
-    Raises:
-        UserError: The set names no category.
-    """
+    """Prompt -> category of a prompt set; None where none is given."""
     from diffpo.errors import UserError
     from diffpo.media.prompts import load_prompts
 

@@ -66,7 +66,7 @@ def compare(
     from diffpo.compare.terminal import print_result
 
     outs, sources = out or [Path("comparison.json")], folders or []
-    earlier = [out for out in outs if out.exists()]
+    written = listed(*outs)
     judging = Judging(
         mode=mode,  # pyright: ignore[reportArgumentType]
         chosen_by=chosen_by,
@@ -80,7 +80,7 @@ def compare(
     print_result(found, Console())
     for path in outs:
         write_result(path, found)
-    say(f"wrote {listed(outs, earlier)}", f"diffpo report {' '.join(map(str, sources or ['MEDIA', 'MEDIA']))}")
+    say(f"wrote {written}", f"diffpo report {' '.join(map(str, sources or ['MEDIA', 'MEDIA']))}")
 
 
 def grid(
@@ -96,10 +96,9 @@ def grid(
     """Draw models side by side: rows are prompts, columns are models."""
     from diffpo.report.grid import write_grid
 
-    outs = [out, out.with_suffix(".json")]
-    earlier = [out for out in outs if out.exists()]
+    written = listed(out, out.with_suffix(".json"))
     write_grid(out, folders, prompts=prompts, seeds=seeds, scorer=scorer, shuffle=shuffle)
-    say(f"wrote {listed(outs, earlier)}", f"open {out}")
+    say(f"wrote {written}", f"open {out}")
 
 
 def report(
@@ -127,6 +126,6 @@ def report(
     judging = Judging(used_in_training=tuple(used_in_training or ()), categories=categories)
     check_output(out)
     found = compare_models(folders, baseline=baseline, scorers=scorer or None, votes=human, judging=judging)
-    earlier = [out] if out.exists() else []
+    written = listed(out)
     write_report(out, found, folders, run=run, title=title, categories=categories)
-    say(f"wrote {listed([out], earlier)}", f"open {out} in a browser")
+    say(f"wrote {written}", f"open {out} in a browser")
