@@ -9,7 +9,7 @@ from itertools import product
 import pytest
 import torch
 from runs import World, metrics
-from tiny import PIPELINES, WITHOUT_LORA
+from tiny import PIPELINES
 from tiny_steps import draws, make, moved, pair_batch
 
 from diffpo.core.step import preference_step
@@ -20,23 +20,20 @@ from diffpo.models import FAMILIES
 from diffpo.models.bases import find_base
 from diffpo.models.tuning import MODELS
 
-EXCLUSIONS: dict[tuple[str, str], str] = {(name, "lora"): reason for name, reason in WITHOUT_LORA.items()}
-"""(pipeline, tuning): the reason why they do not go together, with any method."""
-
 SOFT = torch.tensor([1.0, 0.7, 0.2])
 """The third pair's label disagrees with its order."""
 
 UNHEARD = "transformer_blocks.1.attn.add_q_proj"
 """What SD3's last block makes of the text goes nowhere, so these queries have no gradient."""
 
-CASES = [case for case in product(METHODS, PIPELINES, MODELS) if case[1:] not in EXCLUSIONS]
+CASES = list(product(METHODS, PIPELINES, MODELS))
 
 
 def test_the_count():
-    """13 methods x {SD1.5, SD2, SDXL, SD3, PixArt} at the least; an exclusion that excludes nothing fails."""
-    assert len(CASES) == len(METHODS) * (len(PIPELINES) * len(MODELS) - len(EXCLUSIONS))
+    """13 methods x {SD1.5, SD2, SDXL, SD3, PixArt} at the least, nothing excluded."""
+    assert len(CASES) == len(METHODS) * len(PIPELINES) * len(MODELS)
     assert {"dpo", "sft", "inpo", "smpo", "dcpo", "mapo", "kto"} <= set(METHODS)
-    assert {"sd15", "sd2", "sdxl", "sd3", "pixart"} <= set(PIPELINES) and len(CASES) >= 13 * 9
+    assert {"sd15", "sd2", "sdxl", "sd3", "pixart"} <= set(PIPELINES) and len(CASES) >= 13 * 10
     assert set(MODELS) == {"full", "lora"}
 
 
@@ -44,12 +41,6 @@ def test_every_family_and_parametrisation_is_there(pipelines):
     bases = {name: find_base(str(pipelines(name))) for name in PIPELINES}
     assert {base.family for base in bases.values()} == set(FAMILIES.values())
     assert {make(pipelines(name), "full")[0].process.prediction for name in bases} == {"eps", "v", "flow"}
-
-
-@pytest.mark.parametrize(("name", "tuning"), EXCLUSIONS)
-def test_what_is_excluded_is_refused(pipelines, name, tuning):
-    with pytest.raises(UserError, match=r"model=lora.* choose model=full"):
-        make(pipelines(name), tuning)
 
 
 @pytest.mark.parametrize(("method", "name", "tuning"), CASES)

@@ -179,11 +179,8 @@ PIPELINES = {
     "pixart": pixart,
 }
 """Every family and parametrisation that diffpo trains, by the name of its best-known model."""
-WITHOUT_LORA = {"pixart": "diffusers' pipeline neither saves nor loads one"}
-"""Pipelines that can be tuned in full only, and why."""
-WITH_LORA = [name for name in PIPELINES if name not in WITHOUT_LORA]
-TUNED = [*((name, "full") for name in PIPELINES), *((name, "lora") for name in WITH_LORA)]
-"""(pipeline, tuning): all that go together."""
+TUNED = [(name, tuning) for tuning in ("full", "lora") for name in PIPELINES]
+"""(pipeline, tuning): all of them go together."""
 
 
 def save_pipeline(name: str, folder: Path) -> Path:

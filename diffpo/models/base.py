@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 from diffpo.core.process import DiscreteProcess, NoiseProcess, Time
 from diffpo.core.types import Condition
 from diffpo.errors import UserError
+from diffpo.models.peft_folder import load_peft_folder, save_peft_folder
 
 SCHEDULER_NAMES = {"eps": "epsilon", "v": "v_prediction"}
 """What diffusers' schedulers call our parametrisations of discrete models."""
@@ -52,7 +53,7 @@ class Denoiser(ABC):
     components: ClassVar[tuple[str, ...]]
     """Names in such a pipeline of the networks that can be trained: `unet` or `transformer`."""
     lora_targets: ClassVar[tuple[str, ...]] = ()
-    """Modules that a LoRA adapts unless the config names others; none: diffusers reads no LoRA for this family."""
+    """Modules that a LoRA adapts unless the config names others."""
     blocks: ClassVar[tuple[str, ...]]
     """Classes of the network's repeated blocks: what regional compilation compiles."""
     patch: ClassVar[int] = 1
@@ -130,16 +131,29 @@ class Denoiser(ABC):
         return images_only(lambda x: vae.decode(x.to(vae.dtype), return_dict=False)[0], latent)
 
     @staticmethod
-    def save_lora(pipeline: Any, component: str, folder: Path, layers: dict[str, Tensor], metadata: Any) -> None:
-        """Write an adapter as `pipe.load_lora_weights(folder)` reads it; `pipeline` is the pipeline's class."""
-        pipeline.save_lora_weights(
-            folder, **{f"{component}_lora_layers": layers, f"{component}_lora_adapter_metadata": metadata}
-        )
+    def save_lora(pipeline: Any, component: str, folder: Path, layers: dict[str, Tensor], config: dict) -> None:
+        """Write an adapter as `pipe.load_lora_weights(folder)` reads it, or for PEFT where the pipeline reads none.
+
+        Args:
+            pipeline: The pipeline's class.
+            component: The network's name in it.
+            folder: Where the files go.
+            layers: The adapter's tensors, named as in the network.
+            config: What PEFT says of the adapter (rank, alpha, modules).
+        """
+        from diffusers.loaders.lora_base import LoraBaseMixin
+
+        if not issubclass(pipeline, LoraBaseMixin):
+            return save_peft_folder(folder, layers, config)
+        said = {f"{component}_lora_layers": layers, f"{component}_lora_adapter_metadata": config}
+        pipeline.save_lora_weights(folder, **said)
 
     @staticmethod
-    def load_lora(network: Any, component: str, file: Path, adapter: str) -> None:
-        """Read an adapter file into a network, under the name `adapter`."""
-        network.load_lora_adapter(file.parent, weight_name=file.name, prefix=component, adapter_name=adapter)
+    def load_lora(network: Any, component: str, path: Path, adapter: str) -> None:
+        """Read an adapter, diffusers' file or PEFT's folder, into a network, under the name `adapter`."""
+        if path.is_dir():
+            return load_peft_folder(network, path, adapter)
+        network.load_lora_adapter(path.parent, weight_name=path.name, prefix=component, adapter_name=adapter)
 
     def compile(self) -> None:
         """Compile the repeated blocks in place: blocks of one class, size and input share a graph."""

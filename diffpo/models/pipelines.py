@@ -17,6 +17,7 @@ import torch
 
 from diffpo.disk.weights import BROKEN, Weights, hub_errors, locate, reason, snapshot
 from diffpo.errors import UserError
+from diffpo.models.peft_folder import CONFIG_FILE, is_peft_folder, load_peft_folder
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -108,7 +109,7 @@ def find_tuned(spec: str) -> tuple[str, Path]:
     """What a run folder, its `final/`, or any folder of tuned weights holds.
 
     Returns:
-        ("lora", its file) or ("denoiser", its folder).
+        ("lora", its file, or its folder in PEFT's format) or ("denoiser", its folder).
 
     Raises:
         UserError: If there is no such folder, or it holds neither.
@@ -123,6 +124,8 @@ def find_tuned(spec: str) -> tuple[str, Path]:
     for folder in (root / "final", root):
         if (folder / LORA_FILE).is_file():
             return "lora", folder / LORA_FILE
+        if is_peft_folder(folder):
+            return "lora", folder
         for name in (*NETWORKS, "."):
             config = folder / name / "config.json"
             if config.is_file() and "_class_name" in read_json(config):
@@ -178,9 +181,12 @@ def load_parts(folder: Path, dtype: torch.dtype, parts: dict[str, Any], *, told:
 def _load_lora(pipeline: DiffusionPipeline, path: Path) -> None:
     from diffusers.loaders.lora_base import LoraBaseMixin
 
-    if not isinstance(pipeline, LoraBaseMixin):
-        raise UserError(f"{type(pipeline).__name__} takes no LoRA; give a fully tuned denoiser instead.")
     try:
+        if path.is_dir():
+            network = next(getattr(pipeline, name) for name in NETWORKS if name in pipeline.components)
+            return load_peft_folder(network, path, "default")
+        if not isinstance(pipeline, LoraBaseMixin):
+            raise UserError(f"{type(pipeline).__name__} reads no LoRA file; give {path} as PEFT's folder.")
         pipeline.load_lora_weights(str(path.parent), weight_name=path.name)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise UserError(f"the LoRA {path} does not fit {type(pipeline).__name__}: {error}") from error
@@ -253,14 +259,20 @@ def _fetch_pipeline(repo: str) -> Path:
 
 
 def find_lora(spec: str) -> Weights:
-    """Find the one file of a LoRA: given itself, in a folder or run, or on the Hub; else a `UserError`."""
-    fetch = partial(snapshot, what="a LoRA", patterns=("*.safetensors",), probe="*.safetensors")
+    """Find the one file of a LoRA, or its folder in PEFT's format: given itself, in a run, or on the Hub.
+
+    Raises:
+        UserError: There is none, or more than one.
+    """
+    fetch = partial(snapshot, what="a LoRA", patterns=("*.safetensors", CONFIG_FILE), probe="*.safetensors")
     found = locate(spec, what="a LoRA", fetch=fetch)
     if found.path.is_file():
-        return found
+        return Weights(found.path.parent) if is_peft_folder(found.path.parent) else found
     for folder in (found.path / "final", found.path):
         if (folder / LORA_FILE).is_file():
             return Weights(folder / LORA_FILE)
+        if is_peft_folder(folder):
+            return Weights(folder)
     files = sorted(found.path.glob("*.safetensors"))
     if len(files) != 1:
         held = f"several: {', '.join(f.name for f in files)}" if files else "none"

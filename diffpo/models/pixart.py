@@ -15,10 +15,11 @@ from diffpo.models.base import Denoiser, Width, discrete_process, images_only
 
 
 class PixArt(Denoiser):
-    """`PixArtSigmaPipeline`'s transformer; diffusers neither saves nor loads a LoRA for it."""
+    """`PixArtSigmaPipeline`'s transformer; diffusers reads no LoRA for it, so an adapter is PEFT's folder."""
 
     pipelines = ("PixArtSigmaPipeline",)
     components = ("transformer",)
+    lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
     blocks = ("BasicTransformerBlock",)
     patch = 2
     widths = (Width("text width", {"text_encoder": "d_model"}, itemgetter("caption_channels")),)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,8 @@ from diffpo.core.types import DtypeName
 from diffpo.errors import UserError
 from diffpo.models.base import Denoiser
 from diffpo.models.bases import BaseModel, find_base
-from diffpo.models.pipelines import LORA_FILE, find_lora
+from diffpo.models.peft_folder import TENSORS_FILE
+from diffpo.models.pipelines import find_lora
 from diffpo.models.reference import REFERENCE_ADAPTER, AdapterReference, Reference, frozen_copy
 
 
@@ -131,11 +133,6 @@ class LoRA(Tuning):
             object.__setattr__(self, "rank", DEFAULT_RANK)
 
     def check(self, base: BaseModel) -> None:
-        if not base.family.lora_targets:
-            raise UserError(
-                f"model=lora, but diffusers' {base.pipeline} can neither save nor load a LoRA, so that nothing could "
-                "use the result: choose model=full"
-            )
         if self.lora is not None:
             self._check_file(find_lora(self.lora).path, base.component)
 
@@ -159,18 +156,19 @@ class LoRA(Tuning):
         return AdapterReference(policy)
 
     def save(self, folder: Path, base: BaseModel, network: Any, weights: dict[str, Tensor]) -> None:
-        """Write what `pipe.load_lora_weights(folder)` reads, its metadata (rank, alpha) included."""
+        """Write what `pipe.load_lora_weights(folder)` or PEFT reads, its rank and alpha included."""
         import diffusers
         from peft.utils import get_peft_model_state_dict
 
         layers = get_peft_model_state_dict(network, state_dict=weights, adapter_name="default")
         said = network.peft_config["default"].to_dict()
-        metadata = {key: sorted(value) if isinstance(value, set) else value for key, value in said.items()}
-        base.family.save_lora(getattr(diffusers, base.pipeline), base.component, folder, layers, metadata)
-        _sort_header(folder / LORA_FILE)
+        config = {key: sorted(value) if isinstance(value, set) else value for key, value in said.items()}
+        base.family.save_lora(getattr(diffusers, base.pipeline), base.component, folder, layers, config)
+        for file in folder.glob("*.safetensors"):
+            _sort_header(file)
 
     def _add(self, network: Any, family: type[Denoiser]) -> None:
-        from peft import LoraConfig
+        from peft import LoraConfig, inject_adapter_in_model
 
         config = LoraConfig(
             r=self.rank,
@@ -180,7 +178,7 @@ class LoRA(Tuning):
             init_lora_weights="gaussian" if self.init == "gaussian" else True,
         )
         try:
-            network.add_adapter(config)
+            inject_adapter_in_model(config, network)
         except ValueError as error:  # peft's: a name that ends no module's, or a module that it cannot adapt
             raise UserError(
                 f"model.targets is {', '.join(config.target_modules)}, which a {type(network).__name__} cannot adapt "
@@ -188,16 +186,23 @@ class LoRA(Tuning):
             ) from error
 
     def _continue(self, network: Any, family: type[Denoiser], path: str) -> None:
+        from peft.tuners.tuners_utils import BaseTunerLayer
         from peft.utils import get_peft_model_state_dict
 
-        file, component = find_lora(path).path, family.components[0]
+        found, component = find_lora(path).path, family.components[0]
         try:
-            for adapter in (REFERENCE_ADAPTER, "default"):
-                family.load_lora(network, component, file, adapter)
-            network.set_adapter("default")  # raises if nothing of the file was for this network
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Already found a `peft_config`")  # two adapters are meant
+                for adapter in (REFERENCE_ADAPTER, "default"):
+                    family.load_lora(network, component, found, adapter)
+            layers = [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
+            if not layers:  # diffusers only logs this
+                raise ValueError("nothing in it is for this network")
+            for layer in layers:
+                layer.set_adapter("default")
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"the adapter {path} does not fit a {type(network).__name__}: {error}") from error
-        used, held = len(get_peft_model_state_dict(network, adapter_name="default")), len(_lora_shapes(file))
+        used, held = len(get_peft_model_state_dict(network, adapter_name="default")), len(_lora_shapes(found))
         if used != held:
             raise UserError(
                 f"the adapter {path} does not fit a {type(network).__name__}: it holds {held} tensors, of which the "
@@ -205,7 +210,7 @@ class LoRA(Tuning):
             )
 
     def _check_file(self, file: Path, component: str) -> None:
-        """Refuse an adapter file that would be used in part only, or against the settings."""
+        """Refuse an adapter that would be used in part only, or against the settings."""
         shapes = _lora_shapes(file)
         others = sorted({name.partition(".")[0] for name in shapes} - {component})
         if others and any(name.startswith(f"{component}.") for name in shapes):
@@ -231,8 +236,9 @@ class LoRA(Tuning):
 DEFAULT_RANK = 16
 
 
-def _lora_shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of an adapter file's tensors; only its header is read."""
+def _lora_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of an adapter's tensors; only the header of its file is read."""
+    file = path / TENSORS_FILE if path.is_dir() else path
     try:
         with safe_open(file, "pt") as tensors:
             return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from diffpo.disk.published import published
 from diffpo.errors import UserError
 from diffpo.models.base import Denoiser
 from diffpo.models.bases import find_base
+from diffpo.models.peft_folder import CONFIG_FILE
 from diffpo.training.checkpoint import trained_weights
 from diffpo.training.learner import check_finite
 from diffpo.training.processes import by_the_first
@@ -45,7 +47,8 @@ def export(config: Config, accelerator: Accelerator, policy: Denoiser, folder: P
             config.model.save(path, base, network, weights)
             if grid is not None:
                 shutil.copyfile(grid, path / "grid.png")
-            (path / "README.md").write_text(str(model_card(config, folder, base.component, grid is not None)))
+            card = model_card(config, folder, base.component, {file.name for file in path.iterdir()})
+            (path / "README.md").write_text(str(card))
             note(folder, *(final / new.relative_to(path) for new in path.rglob("*") if new.is_file()))
             for file in kept:  # somebody has put notes there, perhaps under the name of one of ours
                 place = path / file.relative_to(final)
@@ -58,8 +61,15 @@ def export(config: Config, accelerator: Accelerator, policy: Denoiser, folder: P
     return final
 
 
-def model_card(config: Config, folder: Path, component: str, grid: bool) -> ModelCard:
-    """Write down the base model, the data, the method, the metrics and the exact config."""
+def model_card(config: Config, folder: Path, component: str, files: Set[str]) -> ModelCard:
+    """Write down the base model, the data, the method, the metrics and the exact config.
+
+    Args:
+        config: The run's.
+        folder: The run's.
+        component: Name of the trained network in its pipeline.
+        files: Names of what lies beside the card.
+    """
     tree = published(config.to_dict())
     method, adapter = tree["method"]["name"], tree["model"]["name"] == "lora"
     base, dataset = tree["model"]["path"], tree["data"]["path"]
@@ -81,8 +91,9 @@ def model_card(config: Config, folder: Path, component: str, grid: bool) -> Mode
         dataset=dataset,
         method=method,
         version=__version__,
-        grid=grid,
+        grid="grid.png" in files,
         adapter=adapter,
+        peft=CONFIG_FILE in files,
         start=tree["model"]["denoiser"],
         component=component,
         step=values.get("step", 0),

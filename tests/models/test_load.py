@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import PIPELINES, TUNED, WITHOUT_LORA
+from tiny import PIPELINES, TUNED
 from tiny_steps import ask, draws, make, move, pair_batch
 
 from diffpo.core.step import preference_step
@@ -121,7 +121,6 @@ def test_another_start_is_policy_and_reference(pipelines, tmp_path, name):
     assert not torch.allclose(ask(old, batch), expected, rtol=1e-2)
     places = {"run": "lora", "run/final": "full", f"run/final/{component}": "full"}
     for place, tuning in places.items():
-        tuning = "full" if name in WITHOUT_LORA else tuning
         policy, reference = make(pipelines(name), tuning, denoiser=str(tmp_path / place))
         assert torch.equal(ask(policy, batch), expected) and torch.equal(ask(reference, batch), expected)
 

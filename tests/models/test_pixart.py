@@ -16,8 +16,11 @@ ensure_torchvision()
 
 from diffusers import DiffusionPipeline, PixArtTransformer2DModel  # noqa: E402
 
+from diffpo.errors import UserError  # noqa: E402
 from diffpo.models.pipelines import find_model, open_pipeline  # noqa: E402
 from diffpo.models.tuning import Full  # noqa: E402
+
+ADAPTER = {"model.name": "lora", "method.name": "dpo", "train.steps": 2, "train.batch": 3}
 
 
 @pytest.fixture(scope="module")
@@ -48,18 +51,7 @@ def test_the_export_loads_in_plain_diffusers(world, run):
     for name, weight in plain.transformer.state_dict().items():
         assert torch.equal(weight, ours.transformer.state_dict()[name])
     assert any(not torch.equal(weight, before[name]) for name, weight in tuned.state_dict().items())
-    pictures = [
-        pipeline(
-            "good 1",
-            num_inference_steps=2,
-            height=16,
-            width=16,
-            use_resolution_binning=False,
-            generator=torch.Generator().manual_seed(0),
-            output_type="np",
-        ).images
-        for pipeline in (plain, ours)
-    ]
+    pictures = draw(plain), draw(ours)
     assert (pictures[0] == pictures[1]).all() and pictures[0].shape == (1, 16, 16, 3)
 
 
@@ -82,3 +74,48 @@ def test_published_files_name_a_class_that_diffusers_has_split(world, run, tmp_p
     tuned = PixArtTransformer2DModel.from_pretrained(run / "final" / "transformer")
     assert torch.equal(opened.transformer.proj_out.weight, tuned.proj_out.weight)
     assert make(folder, "full", denoiser=str(run))[0].network.proj_out.weight.equal(tuned.proj_out.weight)
+
+
+@pytest.fixture(scope="module")
+def adapter(world):
+    """Two updates of a LoRA."""
+    return world.train("adapter", ADAPTER, family="pixart")
+
+
+def test_an_adapter_is_pefts_folder_and_draws_in_plain_diffusers(world, adapter):
+    """The two lines of the model card give the pictures of `diffpo generate --tuned`, and a run can go on from it."""
+    from peft import PeftModel
+
+    base, final = world.folder / "pixart", adapter / "final"
+    card = (final / "README.md").read_text()
+    assert 'pipe.transformer = PeftModel.from_pretrained(pipe.transformer, "PATH/OF/THIS/FOLDER")' in card
+    plain = DiffusionPipeline.from_pretrained(base)
+    before = draw(plain)
+    plain.transformer = PeftModel.from_pretrained(plain.transformer, final)
+    ours = open_pipeline(find_model(str(base), tuned=str(adapter)), dtype=torch.float32, device="cpu")
+    assert (draw(plain) == draw(ours)).all() and (draw(plain) != before).any()
+
+    further = world.train("further", ADAPTER | {"model.lora": str(adapter)}, family="pixart")
+    assert metrics(further)[0]["rewards/margins"] == 0.0, "the reference is the base with the continued adapter"
+
+
+def test_a_peft_folder_of_another_network_is_refused(world, adapter, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(adapter / "final", tmp_path / "other")
+    file = folder / "adapter_model.safetensors"
+    save_file({name.replace("attn1", "attn9"): x for name, x in load_file(file).items()}, file)
+    with pytest.raises(UserError, match=r"does not fit PixArtSigmaPipeline: .* fit nothing in it"):
+        open_pipeline(find_model(str(world.folder / "pixart"), lora=str(folder)), dtype=torch.float32, device="cpu")
+
+
+def draw(pipeline):
+    return pipeline(
+        "good 1",
+        num_inference_steps=2,
+        height=16,
+        width=16,
+        use_resolution_binning=False,
+        generator=torch.Generator().manual_seed(0),
+        output_type="np",
+    ).images

@@ -7,13 +7,14 @@ import re
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import PIPELINES, WITH_LORA
+from tiny import PIPELINES
 from tiny_steps import ask, make, move, pair_batch
 
 from diffpo.config.blocks import make as build
 from diffpo.errors import UserError
 from diffpo.models import FAMILIES
 from diffpo.models.bases import find_base
+from diffpo.models.peft_folder import CONFIG_FILE, TENSORS_FILE
 from diffpo.models.pipelines import LORA_FILE, find_lora
 from diffpo.models.tuning import MODELS
 
@@ -35,7 +36,7 @@ def test_full_trains_everything(pipelines, name):
     assert all(p.requires_grad for p in network.parameters())
 
 
-@pytest.mark.parametrize("name", WITH_LORA)
+@pytest.mark.parametrize("name", PIPELINES)
 def test_lora_trains_two_factors_of_every_target(pipelines, name):
     """Each of them of the rank asked for, the second at zero; every attention projection of the family is adapted."""
     network = make(pipelines(name), "lora", rank=3)[0].network
@@ -59,7 +60,7 @@ def test_targets_and_rank_of_the_config(pipelines):
     assert all(".to_k.lora_" in name for name in trained(network)) and trained(network)
 
 
-@pytest.mark.parametrize("name", WITH_LORA)
+@pytest.mark.parametrize("name", PIPELINES)
 def test_targets_that_fit_nothing(pipelines, name):
     with pytest.raises(UserError, match=r"model\.targets is to_nowhere, .*such as to_q, to_k, to_v"):
         make(pipelines(name), "lora", targets=("to_nowhere",))
@@ -88,7 +89,7 @@ def test_frozen_weights_may_have_another_dtype(pipelines):
     assert {p.dtype for p in reference.denoiser.network.parameters()} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("name", WITH_LORA)
+@pytest.mark.parametrize("name", PIPELINES)
 def test_a_continued_adapter(pipelines, tmp_path, name):
     """The reference is the base *with* the adapter as it was, and stays so when the policy moves on."""
     first, _ = make(pipelines(name), "lora", rank=2, alpha=6.0)
@@ -108,23 +109,30 @@ def test_a_continued_adapter(pipelines, tmp_path, name):
     assert not torch.allclose(ask(policy, batch), before, rtol=1e-2)
 
 
-@pytest.mark.parametrize("name", WITH_LORA)
+@pytest.mark.parametrize("name", PIPELINES)
 def test_an_exported_adapter_loads_in_plain_diffusers(pipelines, tmp_path, name):
     """Continued and moved on: the export holds the trained adapter alone, with its scale, and no pickle."""
     from diffusers import DiffusionPipeline
+    from peft import PeftModel
 
     first, _ = make(pipelines(name), "lora", rank=2, alpha=6.0)
     move(first.network, 0.1)
     save(first, pipelines(name), "lora", tmp_path / "first")
-    policy, _ = make(pipelines(name), "lora", lora=str(tmp_path / "first" / LORA_FILE))
+    policy, _ = make(pipelines(name), "lora", lora=str(tmp_path / "first"))
     move(policy.network, 0.1)
     save(policy, pipelines(name), "lora", tmp_path / "second")
-    assert [path.name for path in (tmp_path / "second").iterdir()] == [LORA_FILE]
-    assert not any("reference" in key for key in load_file(tmp_path / "second" / LORA_FILE))
+    files = {path.name for path in (tmp_path / "second").iterdir()}
+    assert files in ({LORA_FILE}, {CONFIG_FILE, TENSORS_FILE})
+    tensors = tmp_path / "second" / next(file for file in files if file.endswith(".safetensors"))
+    assert not any("reference" in key for key in load_file(tensors))
     pipeline = DiffusionPipeline.from_pretrained(pipelines(name))
-    pipeline.load_lora_weights(tmp_path / "second")
     family = find_base(str(pipelines(name))).family
-    plain = family(pipeline.components[family.components[0]], policy.process)
+    network = pipeline.components[family.components[0]]
+    if LORA_FILE in files:
+        pipeline.load_lora_weights(tmp_path / "second")
+    else:
+        network = PeftModel.from_pretrained(network, tmp_path / "second").get_base_model()
+    plain = family(network, policy.process)
     batch = pair_batch(name, [0, 1])
     torch.testing.assert_close(ask(plain, batch), ask(policy, batch), rtol=1e-5, atol=1e-5)
 
@@ -188,11 +196,8 @@ def test_unknown_keys_are_refused(tuning):
 
 
 def test_every_family_names_its_pipelines_and_targets():
-    """A family without targets is one whose pipeline cannot load a LoRA."""
     import diffusers
-    from diffusers.loaders.lora_base import LoraBaseMixin
 
     for family in FAMILIES.values():
-        assert family.pipelines
-        for name in family.pipelines:
-            assert bool(family.lora_targets) == issubclass(getattr(diffusers, name), LoraBaseMixin)
+        assert family.pipelines and family.lora_targets
+        assert all(getattr(diffusers, name) for name in family.pipelines)

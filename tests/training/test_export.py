@@ -163,7 +163,7 @@ def test_the_card_names_what_is_on_the_hub(tmp_path):
         "data": {"name": "pairs", "path": "owner/pairs"},
         "train": {"steps": 1},
     }
-    card = model_card(build(tree), tmp_path, "unet", grid=False)
+    card = model_card(build(tree), tmp_path, "unet", set())
     assert (card.data.base_model, card.data.datasets) == ("owner/model", ["owner/pairs"])
     assert "sft" in card.data.tags and "lora" not in card.data.tags
     assert 'from_pretrained("owner/model", unet=unet)' in card.content and "grid.png" not in card.content
