@@ -6,8 +6,10 @@
     TABLE.jsonl                        the same rows; paths are relative to the table; also `.csv`, `.tsv`, `.json`,
                                        `.parquet`
 
-Rows may say `seed`, `model`, `prompt_id`, `frames` and `fps` too. Where a row says no seed it is unknown; then the n-th
-images of a prompt meet in a comparison. A model is called like the folder or the table if nothing says otherwise.
+Rows may say `seed`, `model`, `prompt_id`, `frames` and `fps` too. A video file has all its frames if its row says
+nothing else; an animation (GIF, WebP, PNG) is its first frame unless its row says more. Where a row says no seed it is
+unknown; then the n-th images of a prompt meet in a comparison. A model is called like the folder or the table if
+nothing says otherwise.
 """
 
 from __future__ import annotations
@@ -15,13 +17,14 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from diffpo.disk.tables import TABLES, read_json, read_rows, read_text
 from diffpo.errors import UserError
 from diffpo.media.folder import MANIFEST, Media, check_inside, home_of, numbers_of
-from diffpo.media.frames import find_pictures, name_others
+from diffpo.media.frames import CLIPS, BrokenImage, find_pictures, name_others, open_footage
 from diffpo.media.prompt_files import COLUMNS
 
 FILES = ("file_name", "file", "image", "image_path", "path", "filename", "file_path")
@@ -47,7 +50,21 @@ def find_media(source: Path) -> list[Media]:
     missing = [row["file"] for row in rows if not (home_of(source) / row["file"]).is_file()]
     _refuse(missing, f"a row in {source}, but no file in {home_of(source)}", "Correct the paths, or remove the rows.")
     numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(row["prompt"] for row in rows))}
-    return [Media(**{"prompt_id": numbers[row["prompt"]], "seed": None, "model": label} | row) for row in rows]
+    return [
+        Media(
+            **{"prompt_id": numbers[row["prompt"]], "seed": None, "model": label} | _length(home_of(source), row) | row
+        )
+        for row in rows
+    ]
+
+
+def _length(home: Path, row: Row) -> Row:
+    """The frames of a video file, and how many of them are shown per second; nothing of pictures and broken files."""
+    if Path(row["file"]).suffix.lower() not in CLIPS:
+        return {}
+    with suppress(BrokenImage), open_footage(home / row["file"]) as footage:
+        return {"frames": len(footage.choose()), "fps": footage.timeline.fps}
+    return {}
 
 
 def _rows_of_folder(folder: Path) -> list[Row]:

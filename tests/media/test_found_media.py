@@ -8,12 +8,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from real_clips import ramp, video
 
 from diffpo.__main__ import main
 from diffpo.compare.compare import Judging, compare
 from diffpo.compare.stats import Resampling
 from diffpo.errors import UserError
-from diffpo.media.folder import Media, read_media
+from diffpo.media.folder import Media, open_clip, read_media
+from diffpo.media.frames import BrokenImage
 from diffpo.report.grid import write_grid
 from diffpo.report.page import write_report
 from diffpo.scorers import ShapesUtility
@@ -167,3 +169,20 @@ def test_what_cannot_be_read(tmp_path):
     (tmp_path / "bad.json").write_text("3")
     with pytest.raises(UserError, match="must hold a list of rows"):
         read_media(tmp_path / "bad.json")
+
+
+def test_video_files_are_clips_with_all_their_frames(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(video(ramp(5), 16))
+    (tmp_path / "b.webm").write_bytes(video(ramp(3), 8, kind="webm", codec="libvpx-vp9"))
+    (tmp_path / "c.mp4").write_bytes(b"\0\0\0\x20ftypisom")
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text(f"a {name}")
+    media = read_media(tmp_path)
+    assert [(item.file, item.frames, item.fps) for item in media] == [
+        ("a.mp4", 5, 16.0),
+        ("b.webm", 3, pytest.approx(8, rel=0.01)),
+        ("c.mp4", 1, None),
+    ]
+    assert len(open_clip(tmp_path, media[0]).frames) == 5
+    with pytest.raises(BrokenImage, match=r"c\.mp4 is no readable image"):
+        open_clip(tmp_path, media[2])

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffpo.media import frames as module
+from diffpo.media import bounds
+from diffpo.media import pictures as pictures_module
 from diffpo.media.folder import Media, manifest_line, open_clip, read_file, read_media
 from diffpo.media.frames import BrokenImage, Clip, decode, decode_clip, encode, find_pictures, name_others, read_bytes
 
@@ -92,7 +93,7 @@ def test_a_large_transparent_picture_is_laid_on_white_in_bands(monkeypatch):
     white = Image.new("RGBA", rgba.size, "white")
     wanted = Image.alpha_composite(white, rgba).convert("RGB").tobytes()
     for band in (4, 23, 100):
-        monkeypatch.setattr(module, "_BAND", band)
+        monkeypatch.setattr(pictures_module, "_BAND", band)
         assert decode(saved(rgba, "PNG")).tobytes() == wanted
 
 
@@ -116,7 +117,7 @@ def test_what_claims_too_much_is_broken(data, reason):
 def test_a_clip_of_too_many_pixels_is_broken(monkeypatch):
     one, two, three = pictures()
     data = encode(Clip((one, two, three)))
-    monkeypatch.setattr(module, "LARGEST_CLIP", 2 * 8 * 12)
+    monkeypatch.setattr(bounds, "LARGEST_CLIP", 2 * 8 * 12)
     with pytest.raises(BrokenImage, match="more than 2 frames of 12x8"):
         decode_clip(data)
     assert decode(data).tobytes() == one.tobytes()
@@ -135,8 +136,8 @@ def test_pages_of_other_sizes_are_no_clip():
 
 
 def test_large_pictures_are_decoded_one_at_a_time(monkeypatch):
-    monkeypatch.setattr(module, "_LARGE", 8 * 12 - 1)
-    to_rgb, inside, most = module._to_rgb, [], []
+    monkeypatch.setattr(bounds, "_LARGE", 8 * 12 - 1)
+    to_rgb, inside, most = pictures_module.to_rgb, [], []
 
     def watched(image):
         inside.append(1)
@@ -146,7 +147,7 @@ def test_large_pictures_are_decoded_one_at_a_time(monkeypatch):
         inside.pop()
         return result
 
-    monkeypatch.setattr(module, "_to_rgb", watched)
+    monkeypatch.setattr(pictures_module, "to_rgb", watched)
     data = saved(pictures(1)[0], "PNG")
     threads = [threading.Thread(target=decode, args=(data,)) for _ in range(8)]
     for thread in threads:
@@ -162,8 +163,9 @@ def test_pipes_devices_and_folders_are_refused_at_once(tmp_path):
         for read in (decode, read_bytes):
             with pytest.raises(BrokenImage, match="not a regular file"):
                 read(path)
+    (tmp_path / "empty").mkdir()
     with pytest.raises(BrokenImage, match="directory"):
-        decode(tmp_path)
+        decode(tmp_path / "empty")
     item = Media(file="pipe.png", prompt="x", prompt_id=0, seed=0, model="m")
     for read in (open_clip, read_file):
         with pytest.raises(BrokenImage) as said:
@@ -173,7 +175,7 @@ def test_pipes_devices_and_folders_are_refused_at_once(tmp_path):
 
 def test_a_huge_file_is_refused_before_it_is_read(tmp_path):
     with open(tmp_path / "huge.png", "wb") as file:
-        file.truncate(module.LARGEST_FILE + 1)
+        file.truncate(bounds.LARGEST_FILE + 1)
     with pytest.raises(BrokenImage, match="too large: 256 MB"):
         read_bytes(tmp_path / "huge.png")
 
@@ -188,11 +190,11 @@ def test_hidden_files_are_no_data(tmp_path):
 
 
 def test_formats_that_are_not_read_are_named(tmp_path, caplog):
-    for name in ("a.png", "b.heic", "c.MP4", "readme.md", ".d.heic"):
+    for name in ("a.png", "b.heic", "c.AVI", "readme.md", ".d.heic"):
         (tmp_path / name).write_bytes(b"")
     with caplog.at_level(logging.WARNING):
         name_others(tmp_path)
-    assert caplog.messages == [f"{tmp_path}: the formats of 2 files are not read, they are left out: b.heic, c.MP4"]
+    assert caplog.messages == [f"{tmp_path}: the formats of 2 files are not read, they are left out: b.heic, c.AVI"]
 
 
 def test_a_manifest_says_frames(tmp_path):

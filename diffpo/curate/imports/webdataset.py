@@ -21,7 +21,8 @@ from typing import IO, Any
 from diffpo.curate.imports.pairs import ImportedPair, Inventory, Part, filled_columns, from_fields, identity_of
 from diffpo.disk.tables import decode_text, files_below, is_hidden, parse_json
 from diffpo.errors import UserError
-from diffpo.media.frames import LARGEST_FILE, SUFFIXES
+from diffpo.media.bounds import LARGEST_FILE
+from diffpo.media.frames import ARRAYS, SUFFIXES
 
 TARS = (".tar", ".tar.gz", ".tgz")
 KEYED = re.compile(r"(?P<key>(?:.*/)?[^/.]+)\.(?P<field>[^/]+)")
@@ -103,7 +104,7 @@ def _values(field: str, file: IO[bytes] | None, name: str) -> dict[str, Any]:
     stem, _, suffix = field.rpartition(".")
     suffix = suffix.lower()
     content = file.read()
-    if f".{suffix}" in SUFFIXES:
+    if f".{suffix}" in SUFFIXES + ARRAYS:
         return {stem or suffix: content}
     if suffix not in ("txt", "json"):
         return {}
