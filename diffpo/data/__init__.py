@@ -1,4 +1,4 @@
-"""Pair tables, their encodings, and the batches made of them. Nothing heavy is imported before a table is read."""
+"""Pair tables, their encodings, and the batches made of them. `datasets` is imported when a table is read."""
 
 from diffpo.data.records import Source, Splits, Table
 from diffpo.data.sources import SOURCES, HPDv3, Pairs, PickAPic

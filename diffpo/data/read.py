@@ -15,6 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pyarrow
+from pyarrow import compute, parquet, types
+
+from diffpo.data.checks import is_text
 from diffpo.disk.columns import join_tables, read_columns
 from diffpo.disk.mapped import mapped
 from diffpo.disk.rows import cache_home, digest
@@ -22,7 +26,6 @@ from diffpo.disk.tables import TABLES, files_below, hash_file, is_hidden, refuse
 from diffpo.errors import UserError
 
 if TYPE_CHECKING:
-    import pyarrow
     from datasets import Dataset, Features
 
 FORMS = (
@@ -181,8 +184,6 @@ def _open_files(
 
 def _parse(files: Sequence[Path], texts: Sequence[str]) -> pyarrow.Table:
     """Read tables in text below each other."""
-    import pyarrow
-
     parts = [read_columns(file, texts) for file in files]
     try:
         return join_tables(parts)
@@ -193,8 +194,6 @@ def _parse(files: Sequence[Path], texts: Sequence[str]) -> pyarrow.Table:
 def _map_parquet(files: Sequence[Path], path: str | Path) -> Dataset:
     """Map parquet files as one table; where a column is of different types, it gets the one that holds them all."""
     import datasets
-    import pyarrow
-    from pyarrow import parquet
 
     try:
         schemas = [parquet.read_schema(file) for file in files]
@@ -216,7 +215,6 @@ def _map_parquet(files: Sequence[Path], path: str | Path) -> Dataset:
 def _common_features(schemas: Sequence[pyarrow.Schema]) -> Features:
     """Find the types that hold what all files hold; what `datasets` knows of a column, such as images, stays."""
     import datasets
-    import pyarrow
 
     whole = pyarrow.unify_schemas(schemas, promote_options="permissive").remove_metadata()
     common = datasets.Features.from_arrow_schema(whole)
@@ -275,8 +273,6 @@ def _identity(files: Sequence[Path], root: Path) -> list[str]:
 def _leave_undecoded(rows: Dataset, name: str, root: Path, kept: Path) -> Dataset:
     """Switch decoding off for an image column, and make its paths absolute if it holds any."""
     import datasets
-    import pyarrow
-    from pyarrow import compute
 
     if isinstance(rows.features[name], datasets.Image):
         rows = rows.cast_column(name, datasets.Image(decode=False))
@@ -296,10 +292,8 @@ def _leave_undecoded(rows: Dataset, name: str, root: Path, kept: Path) -> Datase
 
 def _find_paths(cells: pyarrow.ChunkedArray, name: str) -> pyarrow.ChunkedArray | None:
     """Read the paths in an image column; None if it holds the files themselves, which are not read."""
-    from pyarrow import compute, types
-
     kind = cells.type
-    if types.is_string(kind) or types.is_large_string(kind):
+    if is_text(kind):
         return cells
     if types.is_binary(kind) or types.is_large_binary(kind):
         return None

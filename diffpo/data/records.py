@@ -7,7 +7,6 @@ choosing and ordering rows is an index.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,12 +14,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
+import pyarrow
+from pyarrow import compute
 
 from diffpo.core.block import Block, Count, Fraction, Pixels, Place, Sharing
-from diffpo.errors import ConfigError, UserError
+from diffpo.data.checks import has_words, is_text
+from diffpo.errors import ConfigError
 
 if TYPE_CHECKING:
-    import pyarrow
     from datasets import Dataset
 
 PART_ROWS = 1024
@@ -55,7 +56,6 @@ class Counts:
     """Dropped: no prompt."""
 
     def __str__(self) -> str:
-        """Say it in words."""
         return (
             f"{self.rows} rows, of which {self.ties} are ties, {self.unlabelled} have no label and "
             f"{self.promptless} have no prompt"
@@ -75,7 +75,6 @@ class Table:
     path: Place
 
     def __len__(self) -> int:
-        """Count the pairs."""
         return len(self.rows)
 
     @property
@@ -106,8 +105,6 @@ class Table:
 
     def captions(self, side: str, rows: slice | Sequence[int] = slice(None)) -> pyarrow.ChunkedArray:
         """Read captions of images of one side: `{side}_prompt` where it has one, else `prompt`."""
-        from pyarrow import compute
-
         own, prompts = f"{side}_prompt", self.arrow("prompt", rows)
         if own not in self.rows.column_names:
             return prompts
@@ -123,8 +120,6 @@ class Table:
 
     def captions_missing(self, side: str) -> int:
         """Count the rows in which `{side}_prompt`, a column of this table, is null or blank: `prompt` stands in."""
-        from pyarrow import compute
-
         return len(self) - (compute.sum(has_words(self.arrow(f"{side}_prompt"))).as_py() or 0)
 
     def take(self, index: np.ndarray) -> Table:
@@ -197,11 +192,6 @@ class Source(Block, ABC):
     text states."""
 
     def __post_init__(self) -> None:
-        """Check the ranges, and that one way to hold pairs out is chosen.
-
-        Raises:
-            ConfigError: A value is out of range, or two ways are chosen.
-        """
         super().__post_init__()
         if self.validation_fraction and (self.validation_path or self.validation_split):
             raise ConfigError(
@@ -225,144 +215,3 @@ class Source(Block, ABC):
         Raises:
             UserError: A column holds what it must not.
         """
-
-
-def arrow_column(rows: Dataset, name: str) -> pyarrow.ChunkedArray:
-    """Read one column as Arrow keeps it."""
-    return rows.select_columns([name]).with_format("arrow")[:][name]
-
-
-def has_words(captions: pyarrow.ChunkedArray) -> pyarrow.ChunkedArray:
-    """Whether images have captions of their own: a blank one is none (CSV files cannot say null)."""
-    import pyarrow
-    from pyarrow import compute
-
-    trimmed = compute.utf8_trim_whitespace(captions.cast(pyarrow.string()))
-    return compute.fill_null(compute.greater(compute.utf8_length(trimmed), 0), False)
-
-
-def has_text(rows: Dataset, name: str, path: str) -> np.ndarray:
-    """`[n]` whether a row has a prompt; an empty one counts.
-
-    Raises:
-        UserError: A prompt holds marks that no text has.
-    """
-    check_texts(rows, name, path)
-    cells = arrow_column(rows, name)
-    return np.array(cells.is_valid()) if is_text(cells.type) else np.zeros(len(cells), bool)
-
-
-def is_text(kind: pyarrow.DataType) -> bool:
-    """Whether a column of this type holds texts."""
-    from pyarrow import types
-
-    return types.is_string(kind) or types.is_large_string(kind)
-
-
-def check_texts(rows: Dataset, name: str, path: str) -> None:
-    """Check a column of texts, as `disk.tables` does while it reads: not all tables come from there.
-
-    Raises:
-        UserError: A text holds a byte order mark, a mark for a lost character, or NUL.
-    """
-    from pyarrow import compute
-
-    cells = arrow_column(rows, name)
-    if not is_text(cells.type):
-        return
-    marked = compute.fill_null(compute.match_substring_regex(cells, "[\\x{FEFF}\\x{FFFD}\\x00]"), False)
-    if compute.any(marked).as_py():
-        row = compute.index(marked, True).as_py()
-        raise UserError(
-            f"{path}: `{name}` of row {row} is {cells[row].as_py()[:60]!r}, which holds marks that are no text. Write "
-            "the table again from texts that were read as what they are, or leave the row out."
-        )
-
-
-def check_preference(rows: Dataset, path: str) -> np.ndarray:
-    """Return `[n]` float64 preferences; NaN where one is missing.
-
-    Raises:
-        UserError: One is no number, or lies outside [0, 1].
-    """
-    numbers = read_numbers(rows, "preference", path)
-    _refuse(
-        ~np.isnan(numbers) & ~((numbers >= 0) & (numbers <= 1)),
-        arrow_column(rows, "preference"),
-        f"{path}: `preference` is P(chosen > rejected), a number from 0 to 1",
-    )
-    return numbers
-
-
-def read_numbers(rows: Dataset, name: str, path: str) -> np.ndarray:
-    """Return `[n]` float64 numbers, booleans being 1 and 0; NaN where one is missing.
-
-    Raises:
-        UserError: One is something else.
-    """
-    cells = arrow_column(rows, name)
-    if not _is_numeric(cells.type):
-        _refuse(cells.is_valid().to_numpy(), cells, f"{path}: `{name}` holds numbers, booleans or null")
-        return np.full(len(cells), math.nan)
-    return cells.cast("float64", safe=False).to_numpy()
-
-
-def check_scores(rows: Dataset, name: str, path: str) -> None:
-    """Check a column of scores.
-
-    Raises:
-        UserError: One is missing or is no finite number.
-    """
-    cells = arrow_column(rows, name)
-    wrong = np.ones(len(cells), bool)
-    if _is_numeric(cells.type):
-        wrong = ~np.isfinite(cells.cast("float64", safe=False).to_numpy())
-    advice = "Score the table again, or remove the column."
-    _refuse(wrong, cells, f"{path}: `{name}` is a number, what a scorer gave the image", advice)
-
-
-def check_captions(rows: Dataset, name: str, path: str) -> None:
-    """Check the captions of one side.
-
-    Raises:
-        UserError: One is neither a text nor null, or holds marks that no text has.
-    """
-    cells = arrow_column(rows, name)
-    if not is_text(cells.type):
-        _refuse(cells.is_valid().to_numpy(), cells, f"{path}: `{name}` holds captions, texts or null")
-    check_texts(rows, name, path)
-
-
-def _is_numeric(kind: pyarrow.DataType) -> bool:
-    from pyarrow import types
-
-    return types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind) or types.is_null(kind)
-
-
-def check_segments(rows: Dataset, path: str) -> np.ndarray:
-    """Check the frame-by-frame labels: lists of -1 (the rejected side is better), 0 (neither) and 1 (the chosen is).
-
-    Returns:
-        `[n]` whether a row has any.
-
-    Raises:
-        UserError: One is no such list.
-    """
-    cells = arrow_column(rows, "segments")
-    values = cells.to_pylist()
-    right = [
-        marks is None or (isinstance(marks, list) and all(mark in (-1, 0, 1) for mark in marks)) for marks in values
-    ]
-    _refuse(~np.array(right, bool), cells, f"{path}: `segments` is a list of -1, 0 and 1, one per frame")
-    lengths = np.array([len(marks or ()) for marks in values], np.int64)
-    ragged = (lengths > 0) & (lengths != lengths.max(initial=0))
-    _refuse(ragged, cells, f"{path}: `segments` has the same number of labels, {lengths.max(initial=0)}, in all rows")
-    return lengths > 0
-
-
-def _refuse(wrong: np.ndarray, cells: pyarrow.ChunkedArray, what: str, advice: str = "") -> None:
-    """Name the first rows that are wrong, if there are any."""
-    rows = np.flatnonzero(wrong)
-    if len(rows):
-        examples = ", ".join(f"{cells[i].as_py()!r} in row {i}" for i in rows[:3].tolist())
-        raise UserError(f"{what}; {len(rows)} rows say something else ({examples}). {advice}".rstrip())

@@ -1,19 +1,17 @@
 """Tables in text as Arrow columns, each of the type of its values."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pyarrow
+from pyarrow import compute
 
 from diffpo.disk.tables import DELIMITERS, Row, kind_of, read_rows
 from diffpo.errors import UserError
-
-if TYPE_CHECKING:
-    import pyarrow
 
 CHUNK_ROWS = 4096
 """Rows that are Python objects at a time, while a text becomes columns."""
@@ -35,8 +33,6 @@ def read_columns(path: Path, texts: Sequence[str] = ()) -> pyarrow.Table:
     Raises:
         UserError: The table cannot be read, or the values of a column are of different kinds; the message names a row.
     """
-    import pyarrow
-
     rows, parts = read_rows(path), []
     while chunk := list(itertools.islice(rows, CHUNK_ROWS)):
         names = dict.fromkeys(name for _, row in chunk for name in row)
@@ -60,15 +56,11 @@ def join_tables(parts: Sequence[pyarrow.Table]) -> pyarrow.Table:
     Raises:
         pyarrow.ArrowException: The types of a column have nothing in common.
     """
-    import pyarrow
-
     return pyarrow.concat_tables(parts, promote_options="permissive")
 
 
 def _column(name: str, rows: Iterable[tuple[str, Row]]) -> pyarrow.Array:
     """Make a column of the values that rows have under a name."""
-    import pyarrow
-
     values = [row.get(name) for _, row in rows]
     kinds = {type(value) for value in values}
     if bool in kinds and kinds & {int, float}:  # labels that are 1 here and true there
@@ -95,9 +87,6 @@ def _column(name: str, rows: Iterable[tuple[str, Row]]) -> pyarrow.Array:
 
 def _typed(column: pyarrow.ChunkedArray) -> pyarrow.ChunkedArray:
     """Make numbers or booleans of a column of texts, if all of them are; integers of more than 64 bits stay texts."""
-    import pyarrow
-    from pyarrow import compute
-
     known = compute.if_else(compute.is_in(column, pyarrow.array(MISSING)), None, column)
     whole = compute.all(compute.match_substring_regex(known, r"^\s*[+-]?\d+\s*$")).as_py()
     whole_kinds = (pyarrow.int64(), pyarrow.uint64())

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+import pyarrow
+
 from diffpo.disk.files import write_file
 from diffpo.errors import UserError
 
 if TYPE_CHECKING:
-    import pyarrow
     from datasets import Dataset
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,6 @@ def mapped(file: Path, make: Callable[[], pyarrow.Table]) -> Dataset:
     Where the file cannot be written the table stays in memory, with a warning.
     """
     import datasets
-    import pyarrow
 
     with contextlib.suppress(OSError, pyarrow.ArrowException):
         return datasets.Dataset.from_file(str(file))

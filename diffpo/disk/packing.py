@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+import pyarrow
+
 if TYPE_CHECKING:
-    import pyarrow
     from torch import Tensor
 
 KEY_BYTES = 16
@@ -28,8 +29,6 @@ class Row:
 
 def schema() -> pyarrow.Schema:
     """Columns of a file of rows."""
-    import pyarrow
-
     return pyarrow.schema(
         {
             "key": pyarrow.binary(KEY_BYTES),
@@ -44,8 +43,6 @@ def schema() -> pyarrow.Schema:
 
 def write(file: BinaryIO, keys: Iterable[bytes], rows: Iterable[Row]) -> None:
     """Write rows, one for each key, as an Arrow file."""
-    import pyarrow
-
     columns = schema()
     with pyarrow.ipc.new_file(file, columns) as writer:
         batch, size = [], 0

@@ -23,17 +23,15 @@ import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow
 
 from diffpo.disk.files import sweep, write_file, write_json
 from diffpo.disk.packing import KEY_BYTES, Row, unpack, write
 from diffpo.disk.progress import track
 from diffpo.errors import UserError
-
-if TYPE_CHECKING:
-    import pyarrow
 
 KEY = f"S{KEY_BYTES}"
 """What numpy calls it."""
@@ -150,8 +148,6 @@ class RowStore:
         Raises:
             KeyError: A row is not there.
         """
-        import pyarrow
-
         at = self.find(keys)
         if (at < 0).any():
             raise KeyError(key_at(as_keys(keys), int(np.argmin(at))).hex())
@@ -257,8 +253,6 @@ class RowStore:
 
 def _open(file: Path) -> pyarrow.ipc.RecordBatchFileReader:
     """Open a file as a memory map."""
-    import pyarrow
-
     with _naming(file):
         return pyarrow.ipc.open_file(pyarrow.memory_map(str(file)))
 
@@ -266,8 +260,6 @@ def _open(file: Path) -> pyarrow.ipc.RecordBatchFileReader:
 @contextlib.contextmanager
 def _naming(file: Path) -> Iterator[None]:
     """Name a file that turns out to be damaged."""
-    import pyarrow
-
     try:
         yield
     except (OSError, ValueError, pyarrow.ArrowException) as error:

@@ -8,8 +8,6 @@ encoding, an unclosed quote, a column that comes twice, a row that is longer tha
 stands for one that was lost is refused, with the file and the row.
 """
 
-from __future__ import annotations
-
 import codecs
 import contextlib
 import csv
@@ -20,12 +18,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pyarrow
+from pyarrow import parquet, types
 
 from diffpo.errors import UserError
-
-if TYPE_CHECKING:
-    import pyarrow
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 TABLES = (".parquet", ".jsonl", ".csv", ".tsv", ".json")
@@ -241,8 +239,6 @@ def _read_delimited(path: Path, delimiter: str) -> Iterator[tuple[str, Row]]:
 
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, Row]]:
-    from pyarrow import parquet
-
     with parquet.ParquetFile(path) as file:
         schema = file.schema_arrow
         refuse_twins(path, schema.names)
@@ -255,8 +251,6 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, Row]]:
 
 
 def _holds_bytes(kind: pyarrow.DataType) -> bool:
-    from pyarrow import types
-
     if types.is_struct(kind):
         return any(_holds_bytes(field.type) for field in kind)
     return types.is_binary(kind) or types.is_large_binary(kind)

@@ -241,7 +241,7 @@ def test_a_new_process_imports_little_and_finds_the_same_fingerprint(records, js
     path = jsonl(records(2))
     code = f"""
 import sys, diffpo.data
-print([m for m in ("datasets", "pyarrow", "PIL", "rich") if m in sys.modules])
+print([m for m in ("datasets", "torch", "PIL", "rich") if m in sys.modules])
 print(diffpo.data.load_splits(diffpo.data.Pairs(path={path!r})).train.fingerprint)
 """
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from diffpo.core.block import Fraction
-from diffpo.data.records import Layout, Source, arrow_column, has_text, read_numbers
+from diffpo.data.checks import arrow_column, has_text, read_numbers
+from diffpo.data.records import Layout, Source
 from diffpo.errors import UserError
 
 if TYPE_CHECKING:

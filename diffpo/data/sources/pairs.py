@@ -7,14 +7,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from diffpo.data.records import (
-    Layout,
-    Source,
-    check_preference,
-    check_scores,
-    check_segments,
-    has_text,
-)
+from diffpo.data.checks import arrow_column, as_numbers, has_text, read_numbers, refuse
+from diffpo.data.records import Layout, Source
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -31,12 +25,36 @@ class Pairs(Source):
         prompted = has_text(raw, "prompt", path)
         tie, judged = np.zeros(len(raw), bool), np.ones(len(raw), bool)
         if "preference" in raw.column_names:
-            preference = check_preference(raw, path)
+            preference = _preferences(raw, path)
             tie, judged = preference == 0.5, ~np.isnan(preference)
         for name in ("chosen_score", "rejected_score"):
             if name in raw.column_names:
-                check_scores(raw, name, path)
+                scores, advice = arrow_column(raw, name), "Score the table again, or remove the column."
+                what = f"{path}: `{name}` is a number, what a scorer gave the image"
+                refuse(~np.isfinite(as_numbers(scores)), scores, what, advice)
         if "segments" in raw.column_names:
-            judged &= check_segments(raw, path)
+            judged &= _has_segments(raw, path)
         use, counts = self.choose(judged, tie, prompted)
         return Layout(raw, np.flatnonzero(use), counts)
+
+
+def _preferences(raw: Dataset, path: str) -> np.ndarray:
+    """`[n]` P(chosen > rejected); NaN where it is missing."""
+    numbers = read_numbers(raw, "preference", path)
+    allowed = np.isnan(numbers) | ((numbers >= 0) & (numbers <= 1))
+    what = f"{path}: `preference` is P(chosen > rejected), a number from 0 to 1"
+    refuse(~allowed, arrow_column(raw, "preference"), what)
+    return numbers
+
+
+def _has_segments(raw: Dataset, path: str) -> np.ndarray:
+    """`[n]` whether a row has labels frame by frame: -1 (the rejected side is better), 0 (neither), 1 (the chosen)."""
+    cells = arrow_column(raw, "segments")
+    rows = cells.to_pylist()
+    right = [row is None or (isinstance(row, list) and all(mark in (-1, 0, 1) for mark in row)) for row in rows]
+    refuse(~np.array(right, bool), cells, f"{path}: `segments` is a list of -1, 0 and 1, one per frame")
+    lengths = np.array([len(row or ()) for row in rows], np.int64)
+    most = lengths.max(initial=0)
+    ragged = (lengths > 0) & (lengths != most)
+    refuse(ragged, cells, f"{path}: `segments` has the same number of labels, {most}, in all rows")
+    return lengths > 0

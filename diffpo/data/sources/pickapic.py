@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from diffpo.data.records import Layout, Source, has_text, read_numbers
+from diffpo.data.checks import has_text, read_numbers
+from diffpo.data.records import Layout, Source
 from diffpo.errors import UserError
 
 if TYPE_CHECKING:
