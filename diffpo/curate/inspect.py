@@ -15,7 +15,14 @@ from diffpo.data.encode import BOTH, decode_row
 from diffpo.data.read import read_table
 from diffpo.data.records import Counts, Source, Table
 from diffpo.data.sources import SOURCES
-from diffpo.data.splits import advise_columns, fitting_layouts, normalise, read_splits, shared_prompts
+from diffpo.data.splits import (
+    advise_columns,
+    fitting_layouts,
+    normalise,
+    read_splits,
+    say_layouts,
+    shared_prompts,
+)
 from diffpo.disk.ahead import WORKERS, ahead
 from diffpo.disk.progress import track
 from diffpo.errors import UserError
@@ -81,8 +88,7 @@ def guess_source(path: str, split: str = "train", columns: Mapping[str, str] | N
         raise UserError(f"{error}{_import_advice(path)}") from error
     fitting = fitting_layouts([renamed.get(name, name) for name in found])
     if not fitting:
-        needed = "; ".join(f"{name} needs {', '.join(source.needed)}" for name, source in SOURCES.items())
-        message = f"{path} has the columns {', '.join(found)}, which fit no layout: {needed}."
+        message = f"{path} has the columns {', '.join(found)}, which fit no layout: {say_layouts()}."
         raise UserError(f"{message} {_import_advice(path) or advise_columns(found)}")
     return SOURCES[fitting[0]](path=path, split=split, columns=dict(columns or {}))
 

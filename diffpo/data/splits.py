@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from diffpo.data.checks import check_captions
 from diffpo.data.read import TEXTS, read_table
-from diffpo.data.records import OPTIONAL, REQUIRED, Source, Splits, Table, check_captions
+from diffpo.data.records import OPTIONAL, REQUIRED, Source, Splits, Table
+from diffpo.data.sources import SOURCES
 from diffpo.disk.rows import as_keys, cache_home, digest
 from diffpo.errors import UserError
 
@@ -42,13 +44,9 @@ HOW_TO_GET = {
 
 
 def load_table(source: Source, path: str, split: str) -> Table:
-    """Read one table in standard columns.
-
-    Raises:
-        UserError: The table cannot be read, lacks columns, or has no usable row.
-    """
-    own = {**{name: name for name in source.needed}, **source.columns}
-    images, texts = [own[name] for name in source.needed[:2]], [own[name] for name in own if name in TEXTS]
+    """Read one table in standard columns; one that lacks columns, or has no usable row, is refused."""
+    theirs = {name: name for name in source.needed} | source.columns
+    images, texts = [theirs[name] for name in source.needed[:2]], [theirs[name] for name in theirs if name in TEXTS]
     raw = read_table(path, split, images, texts, cache_home(source.cache_dir))
     rows = _rename(source, raw.rows, path)
     _check_columns(source, rows.column_names, path)
@@ -157,7 +155,12 @@ def check_requires(requires: frozenset[str], table: Table, method: str) -> None:
     """
     missing = sorted(requires - set(table.rows.column_names))
     if not missing:
-        _check_not_blank(requires, table, method)
+        blank = [own for side, own in SIDED.items() if own in requires and table.captions_missing(side) == len(table)]
+        if blank:
+            raise UserError(
+                f"{method} needs captions; in {table.path} every `{blank[0]}` is missing or empty. "
+                f"Run `diffpo data caption {table.path}`, or choose method=dpo."
+            )
         return
     named = ", ".join(f"`{name}`" for name in missing)
     needs = f"a {named} column" if len(missing) == 1 else f"the columns {named}"
@@ -169,20 +172,14 @@ def check_requires(requires: frozenset[str], table: Table, method: str) -> None:
     )
 
 
-def _check_not_blank(requires: frozenset[str], table: Table, method: str) -> None:
-    blank = [own for side, own in SIDED.items() if own in requires and table.captions_missing(side) == len(table)]
-    if blank:
-        raise UserError(
-            f"{method} needs captions; in {table.path} every `{blank[0]}` is missing or empty. "
-            f"Run `diffpo data caption {table.path}`, or choose method=dpo."
-        )
-
-
 def fitting_layouts(found: list[str]) -> list[str]:
     """Names of the layouts whose columns a table has."""
-    from diffpo.data.sources import SOURCES
-
     return [name for name, source in SOURCES.items() if set(source.needed) <= set(found)]
+
+
+def say_layouts() -> str:
+    """Say which columns every layout needs."""
+    return "; ".join(f"{name} needs {', '.join(source.needed)}" for name, source in SOURCES.items())
 
 
 def advise_columns(found: Sequence[str]) -> str:
@@ -199,14 +196,11 @@ def advise_columns(found: Sequence[str]) -> str:
 
 
 def _check_columns(source: Source, found: list[str], path: str) -> None:
-    from diffpo.data.sources import SOURCES
-
     missing = [name for name in source.needed if name not in found]
     if not missing:
         return
     fitting = fitting_layouts(found)
-    needed = "; ".join(f"{name} needs {', '.join(other.needed)}" for name, other in SOURCES.items())
-    advice = f"Choose data.name={fitting[0]}." if fitting else f"{advise_columns(found)} (Layouts: {needed}.)"
+    advice = f"Choose data.name={fitting[0]}." if fitting else f"{advise_columns(found)} (Layouts: {say_layouts()}.)"
     if not fitting and set(found) & SINGLE and not {"chosen", "rejected"} & set(found):
         advice = (
             "This looks like a table of single images with a label each. Every method learns from pairs, kto too: "
