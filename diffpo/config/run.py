@@ -1,15 +1,108 @@
 """The configuration of a training run: `model`, `method`, `data`, `train`, `sample`."""
 
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from diffpo.config.blocks import Named
 from diffpo.config.loading import Document
-from diffpo.config.settings import Sample, Train
+from diffpo.core.block import Block, Count, Place, Positive, Range, SamplingSteps, Seed, Sharing, Whole
 from diffpo.data import SOURCES
 from diffpo.data.records import Source
+from diffpo.errors import ConfigError
+from diffpo.generation.settings import Sampler
 from diffpo.methods import METHODS, Method
 from diffpo.models.tuning import MODELS, Tuning
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Block):
+    """How the loop runs."""
+
+    steps: Count
+    """Updates of the optimizer."""
+    output: Place | None = None
+    """Run folder. Default: `runs/<name of the config file>`."""
+    seed: Seed = 0
+    """Seed of every draw: order, noise, times, dropout, the adapter's start."""
+    batch: Count = 1
+    """Pairs per forward, per process."""
+    accumulate: Count = 1
+    """Forwards per update, per process; pairs per update = batch x accumulate x processes."""
+    learning_rate: Annotated[float, Range(least=0, most=10)] = 1e-5
+    """What the optimizer uses: nothing multiplies it."""
+    schedule: Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"] = (
+        "constant_with_warmup"
+    )
+    """diffusers' learning-rate schedules."""
+    warmup_steps: Whole = 0
+    """Updates of linear warm-up."""
+    optimizer: Literal["adamw", "adamw8bit", "adafactor"] = "adamw"
+    """AdamW (fused), 8-bit AdamW (bitsandbytes, extra `bnb`), or Adafactor without its own schedule."""
+    adam_beta1: Sharing = 0.9
+    """Decay of the first moment."""
+    adam_beta2: Sharing = 0.999
+    """Decay of the second moment."""
+    adam_epsilon: Annotated[float, Range(above=0, most=1)] = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: Annotated[float, Range(least=0, most=10)] = 0.01
+    """Decoupled weight decay."""
+    max_grad_norm: Positive | None = 1.0
+    """Clip the gradient's norm to this; null leaves it."""
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    """Autocast of the forward; trained weights keep `dtype`."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Dtype of trained weights and of the step's arithmetic."""
+    ema: Sharing = 0.0
+    """Decay of an average of the weights, which is then sampled and exported; 0 keeps none."""
+    compile: Literal["regional"] | None = None
+    """Compile the network's repeated blocks with torch.compile."""
+    split_forward: bool = False
+    """One forward per side of the pairs, for models of which only one row fits."""
+    checkpoint_every: Count = 100
+    """Updates between checkpoints; the last update always makes one."""
+    checkpoint_minutes: Positive | None = None
+    """Minutes after which a checkpoint is written although `checkpoint_every` does not ask for one yet; null: never."""
+    keep_last: Count = 2
+    """Checkpoints to keep."""
+    eval_every: Whole = 0
+    """Updates between held-out losses (fixed times and noises); 0 makes none."""
+    eval_pairs: Count = 64
+    """Held-out pairs to judge, at most."""
+    sample_every: Whole = 0
+    """Updates between sample grids of `sample.prompts`; 0 makes none."""
+    log_every: Count = 1
+    """Updates between lines of `metrics.jsonl`."""
+    trackers: tuple[Literal["trackio", "wandb", "tensorboard"], ...] = ()
+    """Where to send metrics besides `metrics.jsonl`."""
+    project: Place = "diffpo"
+    """Project name in the trackers."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges, and that the warm-up ends."""
+        super().__post_init__()
+        if self.warmup_steps > self.steps:
+            raise ConfigError(
+                f"warmup_steps is {self.warmup_steps}, more than the {self.steps} steps of the run: the learning rate "
+                "would never be reached"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample(Sampler):
+    """What is drawn for the eye while training."""
+
+    prompts: tuple[str, ...] | str = ()
+    """Prompts, a file of prompts, or a named set such as `shapes:validation:4`."""
+    seeds: tuple[Seed, ...] = (0,)
+    """One image per prompt and seed, the same for base and tuned model."""
+    steps: SamplingSteps = 30
+    """Sampling steps."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges, and that there is a seed."""
+        super().__post_init__()
+        if not self.seeds:
+            raise ConfigError("seeds is empty; give one at least, such as [0]")
 
 
 @dataclass(frozen=True, kw_only=True)

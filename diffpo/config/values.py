@@ -9,6 +9,8 @@ from pydantic import TypeAdapter, ValidationError
 from diffpo.config.names import close_match
 from diffpo.errors import UserError
 
+_adapter = functools.cache(TypeAdapter)
+
 _TRUTHS = {"yes", "no", "on", "off", "true", "false", "y", "n"}
 
 
@@ -34,11 +36,6 @@ def kinds(hint: Any) -> set[Any]:
     if parts and origin is not Literal:
         return {kind for part in parts for kind in kinds(part)}
     return set() if hint in (type(None), Ellipsis) else {hint}
-
-
-@functools.cache
-def _adapter(hint: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(hint)
 
 
 def _lenient(hint: Any, given: Any) -> Any:

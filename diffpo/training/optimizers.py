@@ -6,7 +6,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from diffpo.compat import ensure_torchvision
-from diffpo.config.settings import Train
+from diffpo.config.run import Train
 from diffpo.errors import UserError
 
 

@@ -93,7 +93,13 @@ def claim(folder: Path, tree: dict[str, Any], *, fresh: bool) -> None:
     check_places(folder)
     mark = read_mark(folder)
     if mark is None:
-        _refuse_others(folder)
+        held = sorted(path.name for path in folder.iterdir() if not path.name.endswith(UNFINISHED))
+        if held:
+            more = f" and {len(held) - 5} more" if len(held) > 5 else ""
+            raise UserError(
+                f"{folder} holds {', '.join(held[:5])}{more}, but no run of diffpo (no {MARK} that says so), so "
+                "nothing is written or removed there. Give another folder with train.output=..."
+            )
     elif fresh:
         _clear(folder, mark["wrote"])
     if mark is None or fresh:
@@ -143,22 +149,8 @@ def check_places(folder: Path) -> None:
                     pass
 
 
-def _refuse_others(folder: Path) -> None:
-    held = sorted(path.name for path in folder.iterdir() if not path.name.endswith(UNFINISHED))
-    if held:
-        more = f" and {len(held) - 5} more" if len(held) > 5 else ""
-        raise UserError(
-            f"{folder} holds {', '.join(held[:5])}{more}, but no run of diffpo (no {MARK} that says so), so nothing is "
-            "written or removed there. Give another folder with train.output=..."
-        )
-
-
 def changes(folder: Path, tree: dict[str, Any]) -> dict[str, list[Any]]:
-    """Find the settings that are not as a run's `config.yaml` says, each with its old and its new value.
-
-    Raises:
-        UserError: The file cannot be read.
-    """
+    """Find the settings that are not as a run's `config.yaml` says, each with its old and its new value."""
     file = folder / "config.yaml"
     try:
         old, new = flatten(read_saved(file)), flatten(tree)

@@ -28,10 +28,9 @@ from diffpo.disk.published import published
 from diffpo.errors import UserError
 from diffpo.models.encoders import Encoders
 from diffpo.training.alerts import Alerts
-from diffpo.training.banner import describe_run
 from diffpo.training.export import export
 from diffpo.training.learner import Learner, averaged, how_to_go_on, identify_model, prepare_learner, resume, save
-from diffpo.training.log import RunLog, mean_metrics
+from diffpo.training.log import RunLog, describe_run, mean_metrics
 from diffpo.training.processes import gather_rows, make_accelerator
 from diffpo.training.run import check_devices, note, run_folder
 from diffpo.training.samples import SampleGrids

@@ -70,7 +70,7 @@ def interface() -> dict[str, Any]:
     from diffpo.captioners import CAPTIONERS, PERTURBERS
     from diffpo.commands.app import app
     from diffpo.config.evaluation import Evaluation
-    from diffpo.config.settings import Sample, Train
+    from diffpo.config.run import Sample, Train
     from diffpo.data import SOURCES
     from diffpo.methods import METHODS
     from diffpo.models.tuning import MODELS

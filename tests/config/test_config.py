@@ -11,8 +11,7 @@ import yaml
 from runs import ROOT, command
 
 from diffpo.config.loading import find_config
-from diffpo.config.run import Config, build, load_config
-from diffpo.config.settings import Train
+from diffpo.config.run import Config, Train, build, load_config
 from diffpo.data import Pairs, PickAPic
 from diffpo.errors import ConfigError
 from diffpo.methods import DPO, METHODS, SFT
@@ -242,7 +241,7 @@ def test_every_field_is_documented():
     """A docstring under every field, where a reader of the class looks for it."""
     counted = 0
     for file in (
-        "config/settings.py",
+        "config/run.py",
         "models/tuning.py",
         "data/records.py",
         "methods/dpo.py",

@@ -15,8 +15,7 @@ from diffpo.benchmarks.sets.features import ClipFeatures, Inception
 from diffpo.captioners import CAPTIONERS, PERTURBERS
 from diffpo.config.blocks import Builder
 from diffpo.config.evaluation import Comparing, Evaluation, JudgedModel
-from diffpo.config.run import build
-from diffpo.config.settings import Sample, Train
+from diffpo.config.run import Sample, Train, build
 from diffpo.core.block import Range, hints_of
 from diffpo.core.inversion import Inversion
 from diffpo.core.process import Time

@@ -13,7 +13,7 @@ from hand import answers, gradients, judge
 from runs import World, difference, forget_accelerator, metrics
 from safetensors.torch import load_file
 
-from diffpo.config.settings import Train
+from diffpo.config.run import Train
 from diffpo.core.terms import Terms
 from diffpo.core.types import Rng
 from diffpo.methods import METHODS, TwoSidedMethod

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from diffpo.config.settings import Train
+from diffpo.config.run import Train
 from diffpo.errors import UserError
 from diffpo.training.optimizers import make_optimizer, make_schedule
 
