@@ -44,19 +44,26 @@ class Scorer(Block, ABC):
     """As in `SCORERS`, in score tables and in reports."""
     origin: ClassVar[str]
     """Where its weights come from unless an option says otherwise, for people."""
+    about: ClassVar[str]
+    """What is measured, for a reader of the report."""
+    scale: ClassVar[str]
+    """What a score is counted in; for some scorers this is an option."""
     takes_frames: ClassVar[bool] = False
     """Whether it looks at the frames of a clip together. The others judge a clip by the mean score of its frames."""
 
     @property
-    @abstractmethod
     def provenance(self) -> dict[str, Any]:
-        """What decides a score: weights, dtype, preprocessing, scale. Scores of equal provenance may be compared.
-
-        It is known without loading the weights; `about` is a sentence for a reader of the report.
+        """What decides a score, known without loading the weights. Scores of equal provenance may be compared.
 
         Raises:
             UserError: If the weights cannot be found.
         """
+        return {"scorer": self.name, "about": self.about, **self._found, "scale": self.scale}
+
+    @property
+    @abstractmethod
+    def _found(self) -> dict[str, Any]:
+        """What decides a score beside its scale: weights and other parts, preprocessing, options, libraries."""
 
     @abstractmethod
     def score(self, images: Sequence[Image], prompts: Sequence[str]) -> Tensor:
@@ -91,11 +98,6 @@ class Scorer(Block, ABC):
 class NetworkScorer(OnDevice, Scorer, ABC):
     """A scorer that judges with a network."""
 
-    about: ClassVar[str]
-    """What is measured, for a reader of the report."""
-    scale: ClassVar[str]
-    """What a score is counted in; for some scorers this is an option."""
-
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Of weights and computation; half precision makes artificial ties."""
     batch: Count = 32
@@ -103,12 +105,7 @@ class NetworkScorer(OnDevice, Scorer, ABC):
 
     @property
     def provenance(self) -> dict[str, Any]:
-        return {"scorer": self.name, "about": self.about, **self._found, "dtype": self.dtype, "scale": self.scale}
-
-    @property
-    @abstractmethod
-    def _found(self) -> dict[str, Any]:
-        """What decides a score beside dtype and scale: weights and other parts, preprocessing, options, libraries."""
+        return super().provenance | {"dtype": self.dtype}
 
     def score(self, images: Sequence[Image], prompts: Sequence[str]) -> Tensor:
         import torch

@@ -61,8 +61,8 @@ class Clip(CosineScorer):
     """Put before each prompt, such as `A photo depicts ` for the paper's CLIPScore."""
 
     @property
-    def provenance(self) -> dict[str, Any]:
-        return super().provenance | ({"prefix": self.prefix} if self.prefix else {})
+    def _found(self) -> dict[str, Any]:
+        return super()._found | ({"prefix": self.prefix} if self.prefix else {})
 
     def _judge(self, images: Sequence[Image], prompts: Sequence[str]) -> Tensor:
         return super()._judge(images, [self.prefix + prompt for prompt in prompts])

@@ -27,11 +27,12 @@ class ShapesVerifier(Scorer):
 
     name = "shapes"
     origin = "none: it is code"
+    about = "Share of the caption's attributes that the image shows: an exact check, no learned judge."
+    scale = "0 to 1"
 
     @property
-    def provenance(self) -> dict[str, Any]:
-        about = "Share of the caption's attributes that the image shows: an exact check, no learned judge."
-        return {"scorer": self.name, "about": about, "weights": None, "code": _code(), "scale": "0 to 1"}
+    def _found(self) -> dict[str, Any]:
+        return {"weights": None, "code": _code()}
 
     def score(self, images: Sequence[Image], prompts: Sequence[str]) -> Tensor:
         from diffpo.worlds.shapes.verify import verify
@@ -45,16 +46,15 @@ class ShapesUtility(Scorer):
 
     name = "shapes-utility"
     origin = "none: it is code"
+    about = "Utility of the simulated annotators who labelled the training pairs. No humans were asked."
+    scale = "utility"
 
     annotator: str | None = None
     """One of the annotators; None is the mean over all of them."""
 
     @property
-    def provenance(self) -> dict[str, Any]:
-        about = "Utility of the simulated annotators who labelled the training pairs. No humans were asked."
-        judge = self.annotator or "mean of all annotators"
-        own = {"weights": None, "code": _code(), "scale": "utility", "judge": judge}
-        return {"scorer": self.name, "about": about, **own}
+    def _found(self) -> dict[str, Any]:
+        return {"weights": None, "code": _code(), "judge": self.annotator or "mean of all annotators"}
 
     def score(self, images: Sequence[Image], prompts: Sequence[str]) -> Tensor:
         from diffpo.worlds.shapes.annotators import utility

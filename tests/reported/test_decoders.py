@@ -29,11 +29,13 @@ class Darkness(Scorer):
     """A scorer that keeps what it is shown."""
 
     name = "darkness"
+    about = "How dark an image is."
+    scale = "gray levels"
     seen: dict[str, bytes] = field(default_factory=dict)
 
     @property
-    def provenance(self) -> dict[str, Any]:
-        return {"scorer": self.name}
+    def _found(self) -> dict[str, Any]:
+        return {}
 
     def score(self, images, prompts):
         self.seen.update({prompt: image.tobytes() for prompt, image in zip(prompts, images, strict=True)})

@@ -32,13 +32,14 @@ class Brightness(Scorer):
     """A real scorer of the simplest kind, which keeps count of what it was asked."""
 
     name = "brightness"
+    about = "How bright an image is."
     scale: float = 1.0
     seen: list[str] = field(default_factory=list)
     images: list[Image.Image] = field(default_factory=list)
 
     @property
-    def provenance(self) -> dict[str, Any]:
-        return {"scorer": self.name, "scale": self.scale}
+    def _found(self) -> dict[str, Any]:
+        return {}
 
     def score(self, images, prompts):
         self.seen.extend(prompts)
