@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,14 +41,9 @@ FORMAT = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
+class Judged(Media):
     """One image and one task."""
 
-    file: str
-    prompt: str
-    prompt_id: int
-    seed: int | None
-    model: str
     tag: str
     correct: bool
     reasons: tuple[str, ...]
@@ -74,6 +69,14 @@ class GenEvalResult:
             found.setdefault(item.tag, []).append(item)
         return {tag: judged for tag, judged in found.items() if judged}
 
+    @cached_property
+    def images(self) -> dict[str, list[Judged]]:
+        """By file: an image is judged once for each of its tasks."""
+        found: dict[str, list[Judged]] = {}
+        for item in self.judged:
+            found.setdefault(item.file, []).append(item)
+        return found
+
     @property
     def overall(self) -> float:
         """The plain mean of the tasks' shares, as the paper averages: a task counts the same, however many prompts."""
@@ -82,12 +85,8 @@ class GenEvalResult:
 
     def rows(self, media: Sequence[Media]) -> list[ScoreRow]:
         """For comparisons: 1 for an image that passes all of its tasks, else 0, under the scorer `geneval`."""
-        passed: dict[str, bool] = {}
-        for item in self.judged:
-            passed[item.file] = passed.get(item.file, True) and item.correct
-        contents = {item.file: item.digest for item in self.judged}
-        judged = [item for item in media if item.file in passed]
-        return [ScoreRow.of(item, SCORER, float(passed[item.file]), contents[item.file]) for item in judged]
+        marks = {file: (float(all(one.correct for one in own)), own[0].digest) for file, own in self.images.items()}
+        return [ScoreRow.of(item, SCORER, *marks[item.file]) for item in media if item.file in marks]
 
 
 def read_tasks(folder: str | Path) -> dict[str, list[Task]]:
@@ -147,11 +146,10 @@ def run_geneval(
     judged = []
     for item in asked:
         content = found.contents[item.file]
-        about = {name: getattr(item, name) for name in ("file", "prompt", "prompt_id", "seed", "model")}
         decisions = judge[judge.key(content, item)].values["decisions"]
         for task, (correct, reasons) in zip(tasks[item.prompt], decisions, strict=True):
-            said = {"tag": task.tag, "correct": correct, "reasons": tuple(reasons)}
-            judged.append(Judged(**about, **said, digest=content, task=_digest(task)))
+            said = {"tag": task.tag, "correct": correct, "reasons": tuple(reasons), "task": _digest(task)}
+            judged.append(Judged(**asdict(item), **said, digest=content))
     result = GenEvalResult(judged, provenance)
     with sole_writer(folder / GENEVAL, COMMAND, wait=WAIT):
         write_json(folder / GENEVAL, {"provenance": provenance, "images": [asdict(item) for item in judged]})
@@ -204,12 +202,10 @@ def _known(
 ) -> dict[bytes, Row]:
     """What the folder says of earlier judgements by the same eyes and rules, by the key of `Judge`."""
     earlier = read_geneval(path.parent) if path.is_file() else GenEvalResult([], {})
-    known, by_file = {}, dict[str, list[Judged]]()
-    if earlier.provenance == json.loads(json.dumps(provenance)):
-        for one in earlier.judged:
-            by_file.setdefault(one.file, []).append(one)
+    images = earlier.images if earlier.provenance == json.loads(json.dumps(provenance)) else {}
+    known = {}
     for item in media:
-        found, asked = by_file.get(item.file, []), tasks[item.prompt]
+        found, asked = images.get(item.file, []), tasks[item.prompt]
         if found and [one.task for one in found] == [_digest(task) for task in asked]:
             row = Row({"decisions": [[one.correct, one.reasons] for one in found]})
             known[key_of(found[0].digest, item.frames, _question(asked))] = row
