@@ -152,10 +152,8 @@ class JointScorer(NetworkScorer, ABC):
     def _judge(self, images: Sequence[Image], prompts: Sequence[str]) -> Tensor:
         import torch
 
-        parts = []
-        for rows in groups(zip(images, prompts, strict=True), self.batch):
-            parts.append(self._score_batch([plain(image) for image, _ in rows], [prompt for _, prompt in rows]))
-        return torch.cat([part.float().cpu() for part in parts])
+        batches = zip(groups(map(plain, images), self.batch), groups(prompts, self.batch), strict=True)
+        return torch.cat([self._score_batch(*batch).float().cpu() for batch in batches])
 
     @abstractmethod
     def _score_batch(self, images: list[Image], prompts: list[str]) -> Tensor:

@@ -96,32 +96,29 @@ class MPS(JointScorer):
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any, Any, Any]:
-        """CLIP, the cross model, the image processor and the tokenizer."""
-        folder = self._processor.path
-        check_kind(folder, CLIP, _PROCESSOR)
-        tokenizer = load_part(folder, "AutoTokenizer", "CLIP's tokenizer")
-        image_processor = load_part(folder, "AutoImageProcessor", "CLIP's image processor")
-        return *self._build(), image_processor, tokenizer
-
-    def _build(self) -> list[Any]:
-        """Load CLIP and the cross model, all but its rotary speeds in `dtype`."""
+        """CLIP and the cross model, all but its rotary speeds in `dtype`; the image processor and the tokenizer."""
         import torch
         from transformers import CLIPConfig, CLIPModel
 
         from diffpo.scorers.mps_network import SPEEDS, build_cross_model
 
-        path, dtype = self._weights.path, getattr(torch, self.dtype)
+        folder, path, dtype = self._processor.path, self._weights.path, getattr(torch, self.dtype)
+        check_kind(folder, CLIP, _PROCESSOR)
+        tokenizer = load_part(folder, "AutoTokenizer", "CLIP's tokenizer")
+        image_processor = load_part(folder, "AutoImageProcessor", "CLIP's image processor")
         state = read_state(path)
         parts = split_state(state)
         try:
             cross_model = build_cross_model(parts["cross_model"])
         except KeyError as error:
             raise UserError(f"{path} holds {describe(state)}, not a whole MPS: {error} is missing.") from error
-        clip = CLIPModel(CLIPConfig.from_dict(read_json(self._processor.path / "config.json")))
+        clip = CLIPModel(CLIPConfig.from_dict(read_json(folder / "config.json")))
         for own in parts.values():
             own.update((name, x.to(dtype)) for name, x in own.items() if not name.endswith(SPEEDS))
         how = {"path": path, "what": self.what, "dtype": None, "device": self.device}
-        return [load_state(clip, parts["model"], **how), load_state(cross_model, parts["cross_model"], **how)]
+        load_state(clip, parts["model"], **how)
+        load_state(cross_model, parts["cross_model"], **how)
+        return clip, cross_model, image_processor, tokenizer
 
 
 def split_state(state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:

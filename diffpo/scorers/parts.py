@@ -57,14 +57,9 @@ def find_beside(spec: str | None, weights: Weights, *, otherwise: str, what: str
 
 
 def find_model(spec: str, *, what: str) -> Weights:
-    """Find a model of transformers; from the Hub, a pickle is fetched only where there are no safetensors.
+    """Find a model of transformers: a local folder, a file with config.json beside it, an embedded name or a Hub id.
 
-    Args:
-        spec: A local folder, a local file with config.json beside it, an embedded name or a Hub id.
-        what: What it should be, for messages.
-
-    Raises:
-        UserError: If it is not there and cannot be fetched.
+    From the Hub, a pickle is fetched only where there are no safetensors.
     """
 
     def fetch(repo: str) -> Path:
