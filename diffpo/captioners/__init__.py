@@ -5,12 +5,5 @@ from diffpo.captioners.chat import ImageTextCaptioner, Instruct
 from diffpo.captioners.dipper import Dipper
 from diffpo.captioners.shapes import ShapesCaptioner, ShapesPerturber
 
-CAPTIONERS: dict[str, type[Captioner]] = {
-    "transformers": ImageTextCaptioner,
-    "shapes": ShapesCaptioner,
-}
-PERTURBERS: dict[str, type[Perturber]] = {
-    "dipper": Dipper,
-    "instruct": Instruct,
-    "shapes": ShapesPerturber,
-}
+CAPTIONERS: dict[str, type[Captioner]] = {"transformers": ImageTextCaptioner, "shapes": ShapesCaptioner}
+PERTURBERS: dict[str, type[Perturber]] = {"dipper": Dipper, "instruct": Instruct, "shapes": ShapesPerturber}

@@ -146,6 +146,10 @@ class JointScorer(NetworkScorer, ABC):
         return find_file(self.path, file=self.file, what=self.what)
 
     @property
+    def _folder(self) -> Weights:
+        return Weights(self._weights.path.parent)
+
+    @property
     def _found(self) -> dict[str, Any]:
         return {"weights": self._weights.identity, "library": versions("transformers", "pillow")}
 

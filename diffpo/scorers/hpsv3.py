@@ -100,7 +100,7 @@ class HPSv3(JointScorer):
 
     @cached_property
     def _base(self) -> Weights:
-        return find_beside(self.base, self._weights, otherwise=HUB_BASE, what=_BASE, probe=PROCESSOR_CONFIG)
+        return find_beside(self.base, self._folder, otherwise=HUB_BASE, what=_BASE, probe=PROCESSOR_CONFIG)
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any, Any, Any]:

@@ -91,7 +91,7 @@ class ImageReward(JointScorer):
 
     @cached_property
     def _tokenizer(self) -> Weights:
-        return find_beside(self.tokenizer, self._weights, otherwise=HUB_TOKENIZER, what=_TOKENIZER, probe="vocab.txt")
+        return find_beside(self.tokenizer, self._folder, otherwise=HUB_TOKENIZER, what=_TOKENIZER, probe="vocab.txt")
 
     @cached_property
     def _loaded(self) -> tuple[Any, Any, Any, Any]:

@@ -91,7 +91,7 @@ class MPS(JointScorer):
     @cached_property
     def _processor(self) -> Weights:
         return find_beside(
-            self.processor, self._weights, otherwise=HUB_PROCESSOR, what=_PROCESSOR, probe=PROCESSOR_CONFIG
+            self.processor, self._folder, otherwise=HUB_PROCESSOR, what=_PROCESSOR, probe=PROCESSOR_CONFIG
         )
 
     @cached_property

@@ -47,13 +47,14 @@ def find_folder(spec: str, *, what: str, files: Sequence[str] = _TEXTS, probe: s
     return locate(spec, what=what, fetch=partial(snapshot, what=what, patterns=files, probe=probe))
 
 
-def find_beside(spec: str | None, weights: Weights, *, otherwise: str, what: str, probe: str) -> Weights:
-    """Find what a file of weights needs besides: configuration, tokenizer, image processor.
+def find_beside(spec: str | None, own: Weights, *, otherwise: str, what: str, probe: str) -> Weights:
+    """Find what weights need besides: configuration, tokenizer, image processor.
 
-    It is where the user said (`spec`), else in the folder of the weights if `probe` is there, else `otherwise`.
+    It is where the user said (`spec`), else in their folder (`own`) if `probe` is there, else `otherwise`.
     """
-    own = weights.path.parent
-    return find_folder(spec or (str(own) if (own / probe).is_file() else otherwise), what=what, probe=probe)
+    if not spec and (own.path / probe).is_file():
+        return own
+    return find_folder(spec or otherwise, what=what, probe=probe)
 
 
 def find_model(spec: str, *, what: str) -> Weights:

@@ -12,7 +12,7 @@ from diffpo.disk.weights import Weights, fingerprint
 from diffpo.errors import UserError
 from diffpo.scorers.base import versions
 from diffpo.scorers.loading import CLIP, check_kind, describe, load_network, load_part, load_state, read_state
-from diffpo.scorers.parts import PROCESSOR_CONFIG, find_folder, find_model, read_json
+from diffpo.scorers.parts import PROCESSOR_CONFIG, find_beside, find_model, read_json
 from diffpo.scorers.pixels import resize_and_crop
 from diffpo.scorers.towers import Tower, TowerSpec
 
@@ -41,10 +41,9 @@ def find_transformers(
         raise UserError(
             f"{spec} holds {kind}, and no config.json of transformers is beside it. {what} needs one: give its folder."
         )
-    if processor is None and (otherwise is None or (folder / PROCESSOR_CONFIG).is_file()):
-        found = Weights(folder, weights.identity)
-    else:
-        found = find_folder(processor or otherwise or spec, what=_PROCESSOR, probe=PROCESSOR_CONFIG)
+    found = Weights(folder, weights.identity)
+    if processor is not None or otherwise is not None:
+        found = find_beside(processor, found, otherwise=otherwise or spec, what=_PROCESSOR, probe=PROCESSOR_CONFIG)
     record = {
         "weights": weights.identity,
         "processor": found.identity,

@@ -124,25 +124,13 @@ def compare_sets(
     looks = [_by_prompt(item, makers[0].name) for item in loaded]
     sets = []
     for item, values in zip(loaded, looks, strict=True):
-        names = [maker.name for maker in makers if target is not item]
+        distances = [_distance(maker.name, item, target, seed) for maker in makers if target is not item]
         others = {} if item is baseline else looks[0]
         drifts = [_drift(what, of_prompt, others.get(what), limit, seed) for what, of_prompt in values.items()]
-        sets.append(
-            ImageSet(
-                model=item.label,
-                images=len(item.media),
-                prompts=len(set(item.prompts)),
-                distances=tuple(_distance(name, item, target, seed) for name in names),
-                drifts=tuple(drifts),
-            )
-        )
-    return SetReport(
-        target=target.label,
-        limit=limit,
-        sets=tuple(sets),
-        provenance={maker.name: maker.provenance for maker in (*makers, Looks())},
-        notes=tuple(_notes(sets)),
-    )
+        counts = {"images": len(item.media), "prompts": len(set(item.prompts))}
+        sets.append(ImageSet(model=item.label, **counts, distances=tuple(distances), drifts=tuple(drifts)))
+    said = {"provenance": {maker.name: maker.provenance for maker in (*makers, Looks())}, "notes": tuple(_notes(sets))}
+    return SetReport(target=target.label, limit=limit, sets=tuple(sets), **said)
 
 
 def mean_pair_distance(features: NDArray[Any]) -> float:
@@ -197,12 +185,8 @@ def _distance(name: str, item: _Loaded, target: _Loaded, seed: int) -> Distance:
     features, others = item.features[name], target.features[name]
     images = len(features), len(others)
     enough = min(images) >= 4 and min(len(set(side.prompts)) for side in (item, target)) > 1
-    return Distance(
-        features=name,
-        fid=frechet_distance(features, others),
-        kid=kernel_distance(features, others, (item.prompts, target.prompts), seed=seed) if enough else None,
-        images=images,
-    )
+    kid = kernel_distance(features, others, (item.prompts, target.prompts), seed=seed) if enough else None
+    return Distance(features=name, fid=frechet_distance(features, others), kid=kid, images=images)
 
 
 def _by_prompt(item: _Loaded, name: str) -> dict[str, dict[str, float]]:
