@@ -74,17 +74,10 @@ def ask_of_images(
     batch: int,
     title: str,
 ) -> dict[str, list[Any]]:
-    """Ask something about every image and its prompt; what was answered before is read from the cache.
+    """Ask something about every image of some sides and its prompt; what was answered before is read from the cache.
 
-    Args:
-        kind: See `compute_values`.
-        name: What an answer is called in the cache: "score".
-        recipe: See `compute_values`.
-        table: The pairs.
-        sides: Whose images are asked about, in turn.
-        ask: Answers for at most `batch` images that could be decoded, one plain JSON value each.
-        batch: See `ask`.
-        title: For the progress.
+    `ask` answers for at most `batch` images that could be decoded, one plain JSON value each, which the cache keeps
+    under `name`. For `kind` and `recipe` see `compute_values`.
 
     Returns:
         By side, an answer for each row, or a `BrokenImage` that says why there is none.
@@ -126,14 +119,10 @@ def compute_values(
     compute: Callable[[list[int]], Iterable[Mapping[str, Any]]],
     title: str,
 ) -> list[Mapping[str, Any] | None]:
-    """Compute something for every key; what an earlier call has finished is read, not computed.
+    """Compute something for every key `[n]`; what an earlier call has finished is read, not computed.
 
-    Args:
-        kind: What is computed: `scores`, `captions`.
-        recipe: All that decides a value besides its key, as plain JSON values.
-        keys: `[n]`; where one is empty nothing is computed.
-        compute: Yields the values of the places in `keys` that it is given, in that order, as plain values.
-        title: For the progress.
+    `kind` names what is computed (`scores`, `captions`), and `recipe` is all that decides a value besides its key.
+    `compute` yields the values, plain ones, of the places in `keys` that it is given, in that order.
 
     Returns:
         `n` values; None where the key is empty.

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,6 +59,26 @@ class SplitReport:
     """Different prompts, after normalisation."""
     users: int | None
     """Different users; None if the table does not say who chose."""
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What is said of the split, line by line."""
+        return {
+            "rows": self.counts.rows,
+            "ties": self.counts.ties,
+            "without a label": self.counts.unlabelled,
+            "without a prompt": self.counts.promptless,
+            "pairs to use": self.pairs - len(self.broken),
+            "with a broken image": len(self.broken),
+            "with an empty prompt": self.blank,
+            "of an image and itself": self.identical,
+            "with the opposite label, too": self.contradicting,
+            "with two aspects": self.mismatched,
+            "different prompts": self.prompts,
+            "users": "not said" if self.users is None else self.users,
+            "columns": ", ".join(self.columns),
+            "image sizes": _describe_sizes(self.sizes),
+        }
 
 
 @dataclass(frozen=True)
@@ -155,8 +175,8 @@ def render(report: Report, methods: Mapping[str, frozenset[str]]) -> Group:
     """Lay a report out for the terminal; `methods` are the columns that each method requires, by its name."""
     splits = {"train": report.train} | ({"validation": report.validation} if report.validation else {})
     summary = Grid("", *splits, title=Text(report.train.path), title_justify="left")
-    for label, value in SUMMARY.items():
-        summary.add_row(label, *(Text(str(value(split))) for split in splits.values()))
+    for label in report.train.summary:
+        summary.add_row(label, *(Text(str(split.summary[label])) for split in splits.values()))
     needs = Grid("method", "columns that it still needs", title="Methods", title_justify="left")
     for name, missing in report.missing(methods).items():
         needs.add_row(name, ", ".join(missing) or "none: ready")
@@ -175,22 +195,3 @@ def _describe_sizes(sizes: Counter[tuple[int, int]]) -> str:
     total, rest = sum(sizes.values()), len(sizes) - LISTED
     lines = [f"{width}x{height}: {count / total:.0%}" for (width, height), count in sizes.most_common(LISTED)]
     return "\n".join([*lines, *([f"and {rest} more sizes"] if rest > 0 else [])]) or "none"
-
-
-SUMMARY: Mapping[str, Callable[[SplitReport], Any]] = {
-    "rows": lambda split: split.counts.rows,
-    "ties": lambda split: split.counts.ties,
-    "without a label": lambda split: split.counts.unlabelled,
-    "without a prompt": lambda split: split.counts.promptless,
-    "pairs to use": lambda split: split.pairs - len(split.broken),
-    "with a broken image": lambda split: len(split.broken),
-    "with an empty prompt": lambda split: split.blank,
-    "of an image and itself": lambda split: split.identical,
-    "with the opposite label, too": lambda split: split.contradicting,
-    "with two aspects": lambda split: split.mismatched,
-    "different prompts": lambda split: split.prompts,
-    "users": lambda split: "not said" if split.users is None else split.users,
-    "columns": lambda split: ", ".join(split.columns),
-    "image sizes": lambda split: _describe_sizes(split.sizes),
-}
-"""What is said of a split, line by line."""

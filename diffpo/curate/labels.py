@@ -52,7 +52,6 @@ class Labelling(Block):
     puts the image with the higher score first, as SmPO's released code does."""
 
     def __post_init__(self) -> None:
-        """Check the order of the quantiles."""
         super().__post_init__()
         low, high = self.quantiles
         if not low < high:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from diffpo.data.checks import is_text
 from diffpo.data.records import HASHED_ROWS, Table
 from diffpo.disk.ahead import WORKERS, ahead
 from diffpo.disk.files import write_file
@@ -40,14 +41,7 @@ class Contents:
 
 
 def read_contents(table: Table, side: str, home: Path | None = None, *, shown: bool = True) -> Contents:
-    """Hash the images of one side of a table, or remember their hashes.
-
-    Args:
-        table: The pairs.
-        side: `chosen` or `rejected`.
-        home: The folder of all caches; `cache_home()` by default.
-        shown: Whether to show progress.
-    """
+    """Hash the images of one side of a table, or remember their hashes in `home`, by default `cache_home()`."""
     stamps, unreadable = _stamps(table, side)
     place = os.path.abspath(os.path.expanduser(table.path)) if os.path.exists(table.path) else table.path
     memory = (home or cache_home()) / "contents" / f"{digest(place, side).hex()}.npy"
@@ -70,7 +64,7 @@ def read_contents(table: Table, side: str, home: Path | None = None, *, shown: b
 def _stamps(table: Table, side: str) -> tuple[np.ndarray, dict[int, str]]:
     """What a hash is remembered under, `[n]`; empty where there is nothing to hash, with the reason."""
     stamps, unreadable = as_keys([b""] * len(table)), {}
-    if not table.holds_paths(side):
+    if not is_text(table.rows.data.schema.field(side).type):  # the table holds the images themselves
         inside = bytes.fromhex(table.fingerprint) + side.encode()
         for row, place in enumerate(table.places.tolist()):
             stamps[row] = hashlib.blake2b(inside + place.to_bytes(8, "little"), digest_size=KEY_BYTES).digest()

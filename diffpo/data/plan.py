@@ -17,17 +17,7 @@ from diffpo.errors import UserError
 
 
 def epoch_batches(seed: int, epoch: int, groups: Sequence[np.ndarray], effective: int) -> np.ndarray:
-    """Cut one epoch into effective batches.
-
-    Args:
-        seed: The run's seed, not negative.
-        epoch: Number of complete passes so far.
-        groups: Row numbers by image size.
-        effective: Pairs in an effective batch.
-
-    Returns:
-        `[batches effective]` row numbers.
-    """
+    """Cut an epoch into effective batches, `[batches effective]` row numbers; `groups` are those of one image size."""
     draws = np.random.default_rng([seed, epoch])
     permuted = [draws.permutation(group) for group in groups]
     cut = [rows[: len(rows) // effective * effective].reshape(-1, effective) for rows in permuted]
@@ -49,7 +39,6 @@ class Schedule:
     """Pairs in a micro-batch."""
 
     def __post_init__(self) -> None:
-        """Check that an epoch has at least one update."""
         if self.updates_per_epoch:
             return
         rows = " + ".join(str(len(group)) for group in self.groups)

@@ -18,7 +18,7 @@ import pyarrow
 from pyarrow import compute
 
 from diffpo.core.block import Block, Count, Fraction, Pixels, Place, Sharing
-from diffpo.data.checks import has_words, is_text
+from diffpo.data.checks import has_words
 from diffpo.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -98,10 +98,6 @@ class Table:
     def _views(self) -> dict[str, Dataset]:
         """Each column as a table of its own: making one takes longer than reading from it."""
         return {name: self.rows.select_columns([name]).with_format("arrow") for name in self.rows.column_names}
-
-    def holds_paths(self, side: str) -> bool:
-        """Whether a side's images are paths; else the table holds the images themselves."""
-        return is_text(self.rows.data.schema.field(side).type)
 
     def captions(self, side: str, rows: slice | Sequence[int] = slice(None)) -> pyarrow.ChunkedArray:
         """Read captions of images of one side: `{side}_prompt` where it has one, else `prompt`."""
@@ -206,12 +202,7 @@ class Source(Block, ABC):
 
     @abstractmethod
     def adapt(self, raw: Dataset, path: str) -> Layout:
-        """Bring a table into standard columns and choose its usable rows.
+        """Bring a table that has the columns `needed` into standard ones, and choose its usable rows.
 
-        Args:
-            raw: The table as it was found, having the columns `needed`.
-            path: Where it was found, for messages.
-
-        Raises:
-            UserError: A column holds what it must not.
+        A column that holds what it must not is refused, with `path` in the message.
         """

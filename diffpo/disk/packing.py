@@ -16,6 +16,18 @@ KEY_BYTES = 16
 BATCH_ROWS, BATCH_BYTES = 256, 8 * 2**20
 """Rows and bytes of tensors after which an Arrow record batch ends: what is held in memory while a file is written."""
 
+COLUMNS = pyarrow.schema(
+    {
+        "key": pyarrow.binary(KEY_BYTES),
+        "values": pyarrow.string(),
+        "names": pyarrow.list_(pyarrow.string()),
+        "dtypes": pyarrow.list_(pyarrow.string()),
+        "shapes": pyarrow.list_(pyarrow.list_(pyarrow.int32())),
+        "data": pyarrow.list_(pyarrow.large_binary()),
+    }
+)
+"""Of a file of rows."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -27,36 +39,23 @@ class Row:
     """Tensors by name; they come back bit for bit."""
 
 
-def schema() -> pyarrow.Schema:
-    """Columns of a file of rows."""
-    return pyarrow.schema(
-        {
-            "key": pyarrow.binary(KEY_BYTES),
-            "values": pyarrow.string(),
-            "names": pyarrow.list_(pyarrow.string()),
-            "dtypes": pyarrow.list_(pyarrow.string()),
-            "shapes": pyarrow.list_(pyarrow.list_(pyarrow.int32())),
-            "data": pyarrow.list_(pyarrow.large_binary()),
-        }
-    )
-
-
 def write(file: BinaryIO, keys: Iterable[bytes], rows: Iterable[Row]) -> None:
     """Write rows, one for each key, as an Arrow file."""
-    columns = schema()
-    with pyarrow.ipc.new_file(file, columns) as writer:
+    with pyarrow.ipc.new_file(file, COLUMNS) as writer:
         batch, size = [], 0
         for key, row in zip(keys, rows, strict=True):
             batch.append(_pack(key, row))
             size += sum(map(len, batch[-1]["data"]))
             if len(batch) == BATCH_ROWS or size >= BATCH_BYTES:
-                writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=columns))
+                writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=COLUMNS))
                 batch, size = [], 0
         if batch:
-            writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=columns))
+            writer.write_batch(pyarrow.RecordBatch.from_pylist(batch, schema=COLUMNS))
 
 
 def _pack(key: bytes, row: Row) -> dict[str, Any]:
+    import torch
+
     tensors = row.tensors.values()
     return {
         "key": key,
@@ -64,14 +63,8 @@ def _pack(key: bytes, row: Row) -> dict[str, Any]:
         "names": list(row.tensors),
         "dtypes": [str(x.dtype).removeprefix("torch.") for x in tensors],
         "shapes": [list(x.shape) for x in tensors],
-        "data": [_bytes(x) for x in tensors],
+        "data": [x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes() for x in tensors],
     }
-
-
-def _bytes(x: Tensor) -> bytes:
-    import torch
-
-    return x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def unpack(packed: Mapping[str, Any]) -> Row:

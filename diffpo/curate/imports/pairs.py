@@ -49,7 +49,6 @@ class ImportedPair:
     user_id: str | None = None
 
     def __post_init__(self) -> None:
-        """Check the preference's range."""
         if self.preference is not None and not 0 <= self.preference <= 1:
             raise UserError(f"{self.name}: the preference is {self.preference}; allowed are numbers from 0 to 1.")
 
