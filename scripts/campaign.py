@@ -55,7 +55,7 @@ def campaign(kind: str, number: int, seed: int, out: Path) -> list[Done]:
     shared = out.absolute() / f"{kind}-{seed}"
     with tempfile.TemporaryDirectory(prefix="campaign-") as scratch:
         os.environ |= {"DIFFPO_CACHE": str(Path(scratch) / "cache"), "MPLCONFIGDIR": str(Path(scratch) / "matplotlib")}
-        nothing = peak_of_nothing()
+        nothing = peak_of_nothing() if len(done) < number else 0.0
         for i in range(len(done), number):
             folder = Path(scratch) / f"trial-{i}"
             folder.mkdir()

@@ -112,6 +112,11 @@ def resume(learner: Learner, folder: Path, identity: Mapping[str, Any]) -> int:
         learner.average.load(network, tensors["average"], values["average"])
     if learner.accelerator.scaler is not None and values["scaler"]:
         learner.accelerator.scaler.load_state_dict(values["scaler"])
+    train = learner.config.train
+    by_the_first(  # a kill may have come between the last checkpoint and this
+        learner.accelerator,
+        lambda: checkpoint.prune(path.parent, keep=train.keep_last, every=train.checkpoint_every),
+    )
     return values["step"]
 
 

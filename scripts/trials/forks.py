@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from preload import preload
+
 REFUSAL = 5.0
 """Seconds of computing after which a refusal comes too late."""
 WRITES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod"}
@@ -232,14 +234,7 @@ def _free_port() -> int:
 
 def peak_of_nothing() -> float:
     """MiB that a fork has which does nothing, once everything is imported."""
-    import diffpo.commands.demo
-    import diffpo.commands.evaluate
-    import diffpo.commands.geneval
-    import diffpo.curate.build
-    import diffpo.curate.imports.run
-    import diffpo.curate.inspect
-    import diffpo.training.train  # noqa: F401
-
+    preload()
     return fork(lambda: 0, Path(os.devnull), 60).peak
 
 
