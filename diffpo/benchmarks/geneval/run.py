@@ -186,7 +186,7 @@ def _look(
     for image, item, objects in zip(images, media, seen, strict=True):
         name = partial(colors.name_colors, image)
         made = [decide(keep(objects, task.tag, rules), task, name, rules) for task in tasks[item.prompt]]
-        yield Row({"decisions": [[decision.correct, decision.reasons] for decision in made]})
+        yield Row({"decisions": [[not reasons, reasons] for reasons in made]})
 
 
 def _digest(task: Task) -> str:
