@@ -12,7 +12,7 @@ from diffpo.benchmarks.geneval.decide import Rules, decide, keep, overlap, relat
 from diffpo.benchmarks.geneval.run import (
     GENEVAL,
     GenEvalResult,
-    Judged,
+    Judgement,
     read_geneval,
     read_tasks,
     run_geneval,
@@ -187,7 +187,7 @@ def test_overall_is_the_mean_over_tasks():
 
 def _judged(tag, correct):
     names = {"file": "a", "prompt": "a", "prompt_id": 0, "seed": 0, "model": "m", "digest": "", "task": ""}
-    return Judged(tag=tag, correct=correct, reasons=(), **names)
+    return Judgement(tag=tag, correct=correct, reasons=(), **names)
 
 
 @pytest.fixture
@@ -351,7 +351,7 @@ def test_eyes_by_name(tmp_path):
 
 def test_where_all_prompts_agree_the_interval_is_exact():
     def judged(prompt, correct):
-        return Judged(
+        return Judgement(
             file=f"{prompt}.png", prompt=prompt, prompt_id=0, seed=0, model="m", tag="t", correct=correct, reasons=(),
             digest="", task="",
         )  # fmt: skip
