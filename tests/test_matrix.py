@@ -9,8 +9,8 @@ from itertools import product
 import pytest
 import torch
 from runs import World, metrics
-from tiny import PIPELINES
-from tiny_steps import draws, make, moved, pair_batch
+from tiny import CLIPS, PIPELINES
+from tiny_steps import draws, make, moved, near, pair_batch
 
 from diffpo.core.step import preference_step
 from diffpo.core.types import Pair
@@ -30,10 +30,10 @@ CASES = list(product(METHODS, PIPELINES, MODELS))
 
 
 def test_the_count():
-    """13 methods x {SD1.5, SD2, SDXL, SD3, PixArt} at the least, nothing excluded."""
+    """13 methods x {SD1.5, SD2, SDXL, SD3, PixArt, Wan} at the least, nothing excluded."""
     assert len(CASES) == len(METHODS) * len(PIPELINES) * len(MODELS)
     assert {"dpo", "sft", "inpo", "smpo", "dcpo", "mapo", "kto"} <= set(METHODS)
-    assert {"sd15", "sd2", "sdxl", "sd3", "pixart"} <= set(PIPELINES) and len(CASES) >= 13 * 10
+    assert {"sd15", "sd2", "sdxl", "sd3", "pixart", "wan"} <= set(PIPELINES) and len(CASES) >= 13 * 12
     assert set(MODELS) == {"full", "lora"}
 
 
@@ -74,6 +74,25 @@ def test_two_updates(pipelines, method, name, tuning):
         assert all(torch.equal(v, frozen[k]) for k, v in reference.denoiser.network.state_dict().items())
 
 
+@pytest.mark.parametrize(("name", "dense"), list(product(CLIPS, ("frame", "segment", "joint"))))
+def test_labels_of_frames(pipelines, name, dense):
+    """Every method that judges two sides learns from clips whose frames have labels; a pair of ties has no term."""
+    policy, reference = make(pipelines(name), "full")
+    batch = pair_batch(name, [0, 1, 2])
+    frames = batch.shape[1]
+    labels = torch.tensor([[1, -1, -1, 0, 1, -1, 0, 1], [0] * 8, [1] * 8])[:, :frames]
+    batch = replace(batch, segments=labels)
+    terms = {"frame": [int(labels[0].ne(0).sum()), 0, frames], "joint": [1, 0, 1], "segment": [2, 0, 1]}[dense]
+    for kind in METHODS.values():
+        if "dense" in kind.__dataclass_fields__:
+            method = kind(dense=dense)
+            loss = preference_step(method, policy, reference, batch, draws(batch)).loss
+            assert loss.isfinite().all() and loss[1] == 0 and loss[0] > 0
+            assert method.count(batch).tolist() == terms
+            loss.sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in policy.network.parameters())
+
+
 @pytest.mark.parametrize("name", PIPELINES)
 def test_the_rejected_caption_alone_changes_the_loss(pipelines, name):
     """Of DCPO, with random noise and with an inversion, which is told the caption too."""
@@ -83,7 +102,9 @@ def test_the_rejected_caption_alone_changes_the_loss(pipelines, name):
     for method in (METHODS["dcpo"](beta=50.0), METHODS["dcpo"](beta=50.0, inversion=METHODS["inpo"]().inversion)):
         before, after = (preference_step(method, *models, x, draws(x)) for x in (batch, recaptioned))
         assert not torch.isclose(after.loss, before.loss, rtol=1e-7).any()
-        torch.testing.assert_close(after.metrics["error/chosen"], before.metrics["error/chosen"], rtol=1e-9, atol=0)
+        torch.testing.assert_close(
+            after.metrics["error/chosen"], before.metrics["error/chosen"], **near(name, 1e-9, 0.0)
+        )
 
 
 def test_a_label_against_the_order_is_for_methods_that_read_it(tmp_path):

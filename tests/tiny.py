@@ -11,6 +11,7 @@ ensure_torchvision()
 
 from diffusers import (  # noqa: E402
     AutoencoderKL,
+    AutoencoderKLWan,
     DDIMScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -21,6 +22,9 @@ from diffusers import (  # noqa: E402
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    UniPCMultistepScheduler,
+    WanPipeline,
+    WanTransformer3DModel,
 )
 from transformers import (  # noqa: E402
     CLIPTextConfig,
@@ -30,6 +34,8 @@ from transformers import (  # noqa: E402
     T5Config,
     T5EncoderModel,
     T5TokenizerFast,
+    UMT5Config,
+    UMT5EncoderModel,
 )
 
 WIDTH = 24
@@ -171,14 +177,49 @@ def pixart():
     )
 
 
+def wan():
+    umt5 = UMT5Config(vocab_size=128, d_model=WIDTH, d_ff=32, d_kv=8, num_layers=1, num_heads=2)
+    return WanPipeline(
+        tokenizer=t5_tokenizer(),
+        text_encoder=UMT5EncoderModel(umt5),
+        vae=AutoencoderKLWan(
+            base_dim=3,
+            z_dim=4,
+            dim_mult=[1, 1, 1, 1],
+            num_res_blocks=1,
+            temperal_downsample=[False, True, True],
+            latents_mean=[-0.7, 0.1, 0.0, 0.5],
+            latents_std=[2.8, 1.4, 0.9, 0.5],
+        ),
+        transformer=WanTransformer3DModel(
+            in_channels=4,
+            out_channels=4,
+            num_attention_heads=2,
+            attention_head_dim=12,
+            text_dim=WIDTH,
+            freq_dim=32,
+            ffn_dim=32,
+            num_layers=2,
+            rope_max_seq_len=32,
+        ),
+        scheduler=UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, num_train_timesteps=1000
+        ),
+    )
+
+
 PIPELINES = {
     "sd15": lambda: sd("epsilon"),
     "sd2": lambda: sd("v_prediction"),
     "sdxl": sdxl,
     "sd3": sd3,
     "pixart": pixart,
+    "wan": wan,
 }
 """Every family and parametrisation that diffpo trains, by the name of its best-known model."""
+CLIPS = {"wan": {"num_frames": 5, "height": 16, "width": 16}}
+"""Pipelines that make clips, and what plain diffusers is told to make a small one."""
+IMAGES = [name for name in PIPELINES if name not in CLIPS]
 TUNED = [(name, tuning) for tuning in ("full", "lora") for name in PIPELINES]
 """(pipeline, tuning): all of them go together."""
 

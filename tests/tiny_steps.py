@@ -1,5 +1,7 @@
 """What a step needs beside a tiny pipeline: a batch of pairs, a policy with its reference, and a policy that moved."""
 
+from dataclasses import dataclass
+
 import torch
 
 from diffpo.core.types import Condition, Pair, PairBatch, Rng
@@ -9,27 +11,63 @@ from diffpo.models.reference import Reference
 from diffpo.models.tuning import MODELS
 
 TOKENS = 5
-SHAPES = {"sd15": (4, 24, 0), "sd2": (4, 24, 0), "sdxl": (4, 48, 24), "sd3": (8, 48, 48), "pixart": (4, 24, 0)}
-MASKED = {"pixart"}
-"""Latent channels, width of the text states, width of the pooled state (0: none)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """Shapes of what a tiny pipeline's network is given."""
+
+    latent: tuple[int, int, int, int] = (4, 1, 8, 8)
+    """Channels, frames, height, width."""
+    text: int = 24
+    """Width of the text states."""
+    pooled: int = 0
+    """Width of the pooled state; 0: none."""
+    masked: bool = False
+    """Whether conditions carry a mask."""
+    sized: bool = False
+    """Whether the network is told the six sizes."""
+    single: bool = False
+    """Whether the network computes some of its parts in single precision, even where its weights have double."""
+
+
+FACTS = {
+    "sd15": Facts(),
+    "sd2": Facts(),
+    "sdxl": Facts(text=48, pooled=24, sized=True),
+    "sd3": Facts(latent=(8, 1, 8, 8), text=48, pooled=48),
+    "pixart": Facts(masked=True),
+    "wan": Facts(latent=(4, 3, 4, 4), masked=True, single=True),
+}
 
 
 def side(name: str, row: int, which: str, dtype: torch.dtype) -> tuple[torch.Tensor, Condition]:
-    """One image of row `row`: the same numbers in whatever batch it stands."""
-    channels, width, pooled = SHAPES[name]
+    """One image or clip of row `row`: the same numbers in whatever batch it stands."""
+    facts = FACTS[name]
     generator = torch.Generator().manual_seed(2 * row + (which == "rejected"))
     latent, text, pool = (
         torch.randn(1, *shape, generator=generator).to(dtype)
-        for shape in ((channels, 1, 8, 8), (TOKENS, width), (pooled,))
+        for shape in (facts.latent, (TOKENS, facts.text), (facts.pooled,))
     )
     sizes = torch.tensor([[512 + row, 640, 3, row, 512, 640]])
     mask = torch.arange(TOKENS)[None] < 2 + row % 3
     return latent, Condition(
         text,
-        pool if pooled else None,
-        mask if name in MASKED else None,
-        extra={"size": sizes} if name == "sdxl" else {},
+        pool if facts.pooled else None,
+        mask if facts.masked else None,
+        extra={"size": sizes} if facts.sized else {},
     )
+
+
+def near(name: str, rtol: float, atol: float) -> dict[str, float]:
+    """How near two ways to the same numbers in double precision come to each other."""
+    return {"rtol": 1e-4, "atol": 1e-5} if FACTS[name].single else {"rtol": rtol, "atol": atol}
+
+
+def times(denoiser: Denoiser, relative: list[float], dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """Times in the unit of the denoiser's process, from fractions of the whole range."""
+    t = torch.tensor(relative, dtype=dtype)
+    return t if denoiser.process.prediction == "flow" else (1000 * t).long()
 
 
 def pair_batch(name: str, rows: list[int], dtype: torch.dtype = torch.float32) -> PairBatch:

@@ -28,12 +28,14 @@ def generate(
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale.")] = 7.5,
     batch: Annotated[int, typer.Option(help="Images at a time.")] = 4,
     size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH in pixels; the model's own by default.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Frames of a clip; the model's own number by default.")] = None,
+    fps: Annotated[float | None, typer.Option(help="Frames per second of a clip; the model's own by default.")] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What to guide away from.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     fresh: Fresh = False,
 ) -> None:
-    """Make images of prompts; the same command continues after a kill. The safety checker is off."""
+    """Make images or clips of prompts; the same command continues after a kill. The safety checker is off."""
     from diffpo.config.blocks import make
     from diffpo.config.options import parse_seeds, parse_size
 
@@ -44,10 +46,12 @@ def generate(
 
     given = {"model": model, "tuned": tuned, "lora": lora, "denoiser": denoiser, "seeds": parse_seeds(seeds)}
     given |= {"noise": "consecutive" if distinct_seeds else noise, "steps": steps, "guidance": guidance, "batch": batch}
-    given |= {"size": parse_size(size), "negative_prompt": negative_prompt, "dtype": dtype, "device": device}
+    given |= {"size": parse_size(size), "frames": frames, "fps": fps, "negative_prompt": negative_prompt}
+    given |= {"dtype": dtype, "device": device}
     done = run(make(GenerateOptions, given, "generate"), load_prompts(prompts), out, label=label, fresh=fresh)
     scorer = "shapes" if model.startswith("shapes:") else "pickscore"  # one that knows what the model draws
-    say(f"wrote {len(done.media)} images to {out} ({done.reused} were there)", f"diffpo score {out} --scorer {scorer}")
+    made = "images" if all(item.frames == 1 for item in done.media) else "clips"
+    say(f"wrote {len(done.media)} {made} to {out} ({done.reused} were there)", f"diffpo score {out} --scorer {scorer}")
 
 
 def score(

@@ -74,6 +74,7 @@ Sharing = Annotated[float, Range(least=0, below=1)]
 """A fraction that never is the whole."""
 SamplingSteps = Annotated[int, Range(least=1, most=1000)]
 Guidance = Annotated[float, Range(least=0, most=1000)]
+FramesPerSecond = Annotated[float, Range(least=0.1, most=1000)]
 Pixels = Annotated[int, Range(least=8, most=16384)]
 """A side of an image."""
 Place = Annotated[str, Filled()]

@@ -1,6 +1,6 @@
-"""Generation: prompts -> a media folder (images, manifest, settings).
+"""Generation: prompts -> a media folder (images or clips, manifest, settings).
 
-    OUT/000012-s3.png          `generate`: the image of prompt 12 and the seed 3
+    OUT/000012-s3.png          `generate`: the image of prompt 12 and the seed 3; a clip is 000012-s3.mp4
     HOME/LABEL-KEY/P-sS.png    `evaluate`, which makes only what is missing: KEY is the hash of all that decides images
                                besides prompt and seed, P the hash of the prompt, S the seed of the noise
 
@@ -10,8 +10,8 @@ The image of (prompt, seed) is what plain diffusers gives for
 
     pipe(prompt, num_inference_steps=steps, guidance_scale=guidance, generator=torch.Generator("cpu").manual_seed(seed))
 
-where the manifest says the seed of each image. Each image has a generator of its own, so its noise does not depend on
-what else is in the batch.
+where the manifest says the seed of each image, and the number of frames of a clip (`num_frames`). Each image has a
+generator of its own, so its noise does not depend on what else is in the batch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -32,7 +32,7 @@ from diffpo.disk.files import remove
 from diffpo.disk.lock import sole_writer
 from diffpo.errors import UserError
 from diffpo.generation.processes import make_state, quiet_console
-from diffpo.generation.sampling import sample_clips
+from diffpo.generation.sampling import Plan, plan_clips, sample_clips
 from diffpo.generation.settings import GenerateOptions, hash_of
 from diffpo.generation.work import Draw, Work, fill
 from diffpo.media.folder import MANIFEST, SCORES, SETTINGS, Media, read_manifest, read_settings
@@ -58,6 +58,7 @@ class Request:
 
     options: GenerateOptions
     model: Model
+    plan: Plan
     device: str
     label: str
 
@@ -66,12 +67,13 @@ class Request:
         """Find a model; without a label it is called like the run, or like the last part of its path or id.
 
         Raises:
-            UserError: The model or the device is not there.
+            UserError: The model or the device is not there, or the model makes nothing of this size or length.
         """
         model = find_model(options.model, lora=options.lora, denoiser=options.denoiser, tuned=options.tuned)
+        plan = plan_clips(model.family, model.vae, options)
         path = Path(options.tuned or options.lora or options.denoiser or options.model)
         name = path.parent.name if path.name == "final" and path.parent.name else path.name
-        return Request(options, model, pick_device(options.device), label or name)
+        return Request(options, model, plan, pick_device(options.device), label or name)
 
     def open(self) -> Draw:
         """Load the pipeline."""
@@ -96,6 +98,7 @@ class Request:
             "n_prompts": len(prompts),
             "seeds": list(options.seeds),
             "size": options.size and list(options.size),
+            **({} if self.plan.frames == 1 else asdict(self.plan)),
             **{name: getattr(options, name) for name in HOW},
             "device": self.device.partition(":")[0],
             "safety_checker": NO_SAFETY_CHECKER,
@@ -104,9 +107,15 @@ class Request:
         }
 
     def media(self, prompts: PromptSet, name: Callable[[int, str, int], str]) -> list[Media]:
-        """The images, prompt after prompt; `name` calls a file by its prompt's place, the prompt and the seed."""
+        """All that is asked for, prompt after prompt.
+
+        `name` calls a file, but for its ending, by its prompt's place, the prompt and the seed.
+        """
+        usual = {"model": self.label, **asdict(self.plan)}
         return [
-            Media(file=name(number, prompt, seed), prompt=prompt, prompt_id=number, seed=seed, model=self.label)
+            Media(
+                file=name(number, prompt, seed) + self.plan.suffix, prompt=prompt, prompt_id=number, seed=seed, **usual
+            )
             for number, prompt in enumerate(prompts.prompts)
             for seed in self.options.seeds_of(prompt, number)
         ]
@@ -147,7 +156,7 @@ def generate(
         raise UserError("there is no prompt to generate for.")
     out = Path(out)
     request = Request.of(options, label)
-    media = request.media(prompts, lambda number, _, seed: f"{number:06d}-s{seed}.png")  # refused before it is begun
+    media = request.media(prompts, lambda number, _, seed: f"{number:06d}-s{seed}")  # refused before it is begun
     state = make_state()
     console = console or quiet_console(state)
     with sole_writer(out, "diffpo generate") if state.is_main_process else nullcontext():
@@ -179,7 +188,7 @@ def find_stored(request: Request, prompts: PromptSet, home: Path, labels: Collec
         if other.name.removesuffix(f"-{key}") not in {request.label, *labels} and not folder.exists():
             with suppress(OSError):  # another process did
                 other.rename(folder)
-    media = request.media(prompts, lambda _, prompt, seed: f"{hash_of(prompt, 8)}-s{seed}.png")
+    media = request.media(prompts, lambda _, prompt, seed: f"{hash_of(prompt, 8)}-s{seed}")
     return request.work(folder, prompts, media)
 
 
@@ -210,7 +219,7 @@ def _check_folder(out: Path, settings: dict[str, Any], fresh: bool) -> bool:
 
 
 def _images(out: Path) -> set[str]:
-    return {path.name for path in out.iterdir() if re.fullmatch(r"\d{6,}-s\d+\.png", path.name)}
+    return {path.name for path in out.iterdir() if re.fullmatch(r"\d{6,}-s\d+\.(png|mp4)", path.name)}
 
 
 def _clear(out: Path) -> None:

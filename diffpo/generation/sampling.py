@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from math import lcm
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from diffpo.disk.ahead import groups
 from diffpo.errors import UserError
 from diffpo.generation.settings import Sampler
 from diffpo.media.frames import Clip
+from diffpo.models import Denoiser, family_of
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -24,67 +26,97 @@ if TYPE_CHECKING:
 def sample_clips(
     pipeline: DiffusionPipeline, prompts: Sequence[str], seeds: Sequence[int], sampler: Sampler
 ) -> list[Clip]:
-    """Sample with a pipeline in memory: image i is that of `prompts[i]` and `seeds[i]`.
+    """Sample with a pipeline in memory: clip i is that of `prompts[i]` and `seeds[i]`; an image is a clip of one frame.
 
     Networks are put into eval mode and back; the global random state stays as it was.
 
     Args:
         pipeline: Any pipeline of diffusers from text to images, or to clips.
-        prompts: One per image.
-        seeds: One per image.
+        prompts: One per clip.
+        seeds: One per clip.
         sampler: What the pipeline is told.
 
     Raises:
-        UserError: If the size is not possible, or an image comes out as not-a-number.
+        UserError: If the size or the length is not possible, or a clip comes out as not-a-number, or as another size or
+            length.
     """
     assert len(prompts) == len(seeds), (len(prompts), len(seeds))
-    _check_size(pipeline, sampler.size)
+    family = family_of(type(pipeline).__name__)
+    plan = plan_clips(family, {} if family is None else pipeline.vae.config, sampler)
+    arguments = {} if sampler.size is None else {"height": sampler.size[0], "width": sampler.size[1]}
     pipeline.set_progress_bar_config(disable=True)
     clips: list[Clip] = []
     with _undisturbed(pipeline):
         for rows in groups(zip(prompts, seeds, strict=True), sampler.batch):
-            arguments: dict[str, Any] = {"prompt": [prompt for prompt, _ in rows]}
-            if sampler.negative_prompt is not None:
-                arguments["negative_prompt"] = [sampler.negative_prompt] * len(rows)
-            if sampler.size is not None:
-                arguments["height"], arguments["width"] = sampler.size
-            generators = [torch.Generator("cpu").manual_seed(seed) for _, seed in rows]
+            negative = None if sampler.negative_prompt is None else [sampler.negative_prompt] * len(rows)
             result = pipeline(
-                **arguments,
+                prompt=[prompt for prompt, _ in rows],
                 num_inference_steps=sampler.steps,
-                guidance_scale=sampler.guidance,
-                generator=generators,
+                generator=[torch.Generator("cpu").manual_seed(seed) for _, seed in rows],
                 output_type="np",
+                **arguments,
+                **(family or Denoiser).sampling(sampler.guidance, negative, plan.frames, plan.fps),
             )
-            made = result.frames if "frames" in result else result.images[:, None]  # an image is a clip of one frame
-            _check_frames(made, sampler.size)
-            clips += [Clip(tuple(map(Image.fromarray, frames))) for frames in (made * 255).round().astype(np.uint8)]
+            made = result.frames if "frames" in result else result.images[:, None]
+            _check_made(made, plan.frames, sampler.size)
+            for frames in (made * 255).round().astype(np.uint8):
+                clips.append(Clip(tuple(map(Image.fromarray, frames)), plan.fps))
     return clips
 
 
-def _check_size(pipeline: DiffusionPipeline, size: tuple[int, int] | None) -> None:
-    if size is None:
-        return
-    transformer = pipeline.components.get("transformer")
-    patch = transformer.config.get("patch_size", 1) if transformer is not None else 1
-    multiple = lcm(8, pipeline.vae_scale_factor * (patch if isinstance(patch, int) else 1))  # 8: diffusers' own check
-    if any(edge <= 0 or edge % multiple for edge in size):
-        nearest = [max(1, round(edge / multiple)) * multiple for edge in size]
+@dataclass(frozen=True)
+class Plan:
+    """How long the clips of a model are."""
+
+    frames: int
+    fps: float | None
+    """None: images."""
+
+    @property
+    def suffix(self) -> str:
+        """Ending of their files."""
+        return ".png" if self.frames == 1 else ".mp4"
+
+
+def plan_clips(family: type[Denoiser] | None, vae: Mapping[str, Any], sampler: Sampler) -> Plan:
+    """See what a model would make, before anything is made.
+
+    Args:
+        family: Of the model; None: one that diffpo does not train, which makes images.
+        vae: Its VAE's configuration, where there is a family.
+        sampler: What is asked for.
+
+    Raises:
+        UserError: The model makes nothing of this size or length.
+    """
+    multiple = 8 if family is None else lcm(family.sides, family.multiple(vae))
+    if sampler.size is not None and any(edge % multiple for edge in sampler.size):
+        height, width = sampler.size
+        nearest = [max(1, round(edge / multiple)) * multiple for edge in sampler.size]
         raise UserError(
-            f"size {size[0]}x{size[1]}: height and width must be multiples of {multiple} for this model, "
+            f"size {height}x{width}: height and width must be multiples of {multiple} for this model, "
             f"for example {nearest[0]}x{nearest[1]}."
         )
+    frames = sampler.frames or (1 if family is None else family.usual_frames)
+    if frames == 1:
+        return Plan(1, None)
+    if family is None:
+        raise UserError(f"frames is {frames}, but diffpo makes no clips with this model: leave frames out.")
+    family.check_frames(frames, vae)
+    return Plan(frames, sampler.fps or family.fps)
 
 
-def _check_frames(made: NDArray[np.float32], size: tuple[int, int] | None) -> None:
-    """Check `[n f h w 3]`: pipelines turn not-a-number into black, and some round a size that they cannot make."""
+def _check_made(made: NDArray[np.float32], frames: int, size: tuple[int, int] | None) -> None:
+    """Check `[n f h w 3]`: pipelines turn not-a-number into black, and some round what they cannot make."""
     if np.isnan(made).any():
         raise UserError(
             "the pipeline made an image of not-a-numbers. In float16 it is the VAE: use dtype=bfloat16 or float32, or "
             "for SDXL a base with the VAE madebyollin/sdxl-vae-fp16-fix."
         )
-    if size is not None and made.shape[2:4] != tuple(size):
-        height, width = made.shape[2:4]
+    length, height, width = made.shape[1:4]
+    if length != frames:
+        raise UserError(f"the model makes clips of {length} frames where {frames} was asked: give frames={length}.")
+    if size is not None and (height, width) != tuple(size):
         raise UserError(
             f"the model makes {height}x{width} where {size[0]}x{size[1]} was asked: give a size that it can make."
         )

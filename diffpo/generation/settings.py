@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from diffpo.core.block import Block, Count, Guidance, Pixels, Place, SamplingSteps, Seed
+from diffpo.core.block import Block, Count, FramesPerSecond, Guidance, Pixels, Place, Range, SamplingSteps, Seed
 from diffpo.errors import UserError
 from diffpo.media.folder import LARGEST_SEED
 
@@ -23,6 +23,10 @@ class Sampler(Block):
     """Images at a time, per process. Another batch size changes the last bits of an image, not its noise."""
     size: tuple[Pixels, Pixels] | None = None
     """Height and width in pixels; null is the model's own."""
+    frames: Annotated[int, Range(least=1, most=10_000)] | None = None
+    """Frames of a clip; null is the model's own number. A model of images makes one."""
+    fps: FramesPerSecond | None = None
+    """Frames per second of a clip; null is what the model was made for."""
     negative_prompt: str | None = None
     """What to guide away from."""
 

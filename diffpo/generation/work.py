@@ -105,7 +105,7 @@ def _make(work: Work, batches: list[list[Media]], console: Console, *, writes: b
                 whole = work.folder / f"{_BATCH}{batch[0].file}"
                 with whole_folder(whole) as unfinished:
                     for item, clip in zip(batch, clips, strict=True):
-                        write_file(unfinished / item.file, encode(clip))
+                        write_file(unfinished / item.file, encode(clip, Path(item.file).suffix))
                 _give_names(whole)
             advance(len(batch))
     del sample

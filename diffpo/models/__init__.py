@@ -9,7 +9,14 @@ from diffpo.models.pixart import PixArt  # noqa: E402
 from diffpo.models.sd3 import SD3  # noqa: E402
 from diffpo.models.sdxl import SDXL  # noqa: E402
 from diffpo.models.unet import UNet  # noqa: E402
+from diffpo.models.wan import Wan  # noqa: E402
 
-FAMILIES: dict[str, type[Denoiser]] = {"unet": UNet, "sdxl": SDXL, "sd3": SD3, "pixart": PixArt}
+FAMILIES: dict[str, type[Denoiser]] = {"unet": UNet, "sdxl": SDXL, "sd3": SD3, "pixart": PixArt, "wan": Wan}
 
-__all__ = ["FAMILIES", "Denoiser"]
+
+def family_of(pipeline: str) -> type[Denoiser] | None:
+    """The family that reads a diffusers pipeline, by the name of its class; None: diffpo does not train it."""
+    return next((family for family in FAMILIES.values() if pipeline in family.pipelines), None)
+
+
+__all__ = ["FAMILIES", "Denoiser", "family_of"]

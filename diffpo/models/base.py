@@ -7,9 +7,10 @@ normalisation of latents. What is written here is what most families do.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, ClassVar
@@ -38,9 +39,6 @@ class Width:
     """What the network's configuration says."""
 
 
-LATENT_CHANNELS = Width("latent channels", {"vae": "latent_channels"}, itemgetter("in_channels"))
-
-
 class Denoiser(ABC):
     """A network behind the one interface that methods use; the class is its family.
 
@@ -58,25 +56,44 @@ class Denoiser(ABC):
     """Classes of the network's repeated blocks: what regional compilation compiles."""
     patch: ClassVar[int] = 1
     """Latent sides must be divisible by this."""
-    most_frames: ClassVar[int | None] = 1
-    """The longest clip that the family takes; None: any length that the frame rule allows."""
+    latent_channels: ClassVar[Width] = Width("latent channels", {"vae": "latent_channels"}, itemgetter("in_channels"))
+    """What the VAE gives, and what the network takes."""
     widths: ClassVar[tuple[Width, ...]]
     """What must fit beside the latents' channels: the widths of the text."""
+    most_frames: ClassVar[int | None] = 1
+    """The longest clip that the family takes; None: any length that the frame rule allows."""
+    usual_frames: ClassVar[int] = 1
+    """Frames that are sampled where nothing is said."""
+    fps: ClassVar[float | None] = None
+    """Frames per second of the clips that the model was made for; None: it makes images."""
+    sides: ClassVar[int] = 8
+    """The pipeline's own check: sides in pixels must be divisible by this, whatever the VAE and the patch."""
+    whole_parts: ClassVar[tuple[str, ...]] = ()
+    """Parts of the pipeline that sample in float32, whatever the dtype of the others."""
     token_limits: ClassVar[dict[str, int]] = {}
     """Tokens that the pipeline reads of a prompt, by its name for the tokenizer; others read the tokenizer's own."""
 
-    def __init__(self, network: nn.Module, process: NoiseProcess):
+    def __init__(self, network: Any, process: NoiseProcess):
         """Remember both. `network` is what accelerate wraps: the loop assigns the wrapped module back."""
-        self.network = network
+        self.network: nn.Module = network
         self.process = process
+        self.dtype: torch.dtype = network.dtype
+        """Of the network's weights, but for the few that diffusers keeps in float32: what its inputs are cast to."""
 
     @abstractmethod
     def predict(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """Answer z `[b c f h w]` at time t `[b]` in the process's own parametrisation, `[b c f h w]`."""
 
+    @classmethod
+    def check_index(cls, index: Mapping[str, Any]) -> None:
+        """Refuse a pipeline's `model_index.json` that names no network, or is yet another model, with a `UserError`."""
+        missing = [name for name in cls.components if not any(index.get(name) or ())]
+        if missing:
+            raise UserError(f"its model_index.json names no {missing[0]}, which is what would be trained")
+
     @staticmethod
     @abstractmethod
-    def make_process(scheduler: dict[str, Any], time: Time) -> NoiseProcess:
+    def make_process(scheduler: Mapping[str, Any], time: Time) -> NoiseProcess:
         """Read the noise process out of a pipeline's scheduler configuration."""
 
     @staticmethod
@@ -115,7 +132,8 @@ class Denoiser(ABC):
         """Encode clips `[b 3 f h w]` in [-1, 1] to the moments of their posterior, normalised for the network.
 
         Returns:
-            Mean and deviation, `[b c f' h' w']` float32 each; None for the latter where the VAE is deterministic.
+            Mean and deviation, `[b c f' h' w']` float32 each; None for the latter where the VAE is deterministic, and
+            of clips, of which the mode is trained on.
         """
         vae = pipeline.vae
         posterior = vae.encode(frames.squeeze(2)).latent_dist  # `check_frames` lets one frame through
@@ -129,6 +147,23 @@ class Denoiser(ABC):
         vae = pipeline.vae
         latent = latent / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
         return images_only(lambda x: vae.decode(x.to(vae.dtype), return_dict=False)[0], latent)
+
+    @classmethod
+    def sampling(
+        cls, guidance: float, negative: Sequence[str] | None, frames: int, fps: float | None
+    ) -> dict[str, Any]:
+        """What the pipeline is told beside prompts, size, steps and noise.
+
+        Args:
+            guidance: Classifier-free guidance scale.
+            negative: What to guide away from, prompt by prompt.
+            frames: Of each clip; an image has one.
+            fps: Of clips.
+        """
+        told: dict[str, Any] = {"guidance_scale": guidance}
+        if negative is not None:
+            told["negative_prompt"] = list(negative)
+        return told if cls.most_frames == 1 else told | {"num_frames": frames}
 
     @staticmethod
     def save_lora(pipeline: Any, component: str, folder: Path, layers: dict[str, Tensor], config: dict) -> None:
@@ -175,10 +210,19 @@ class Denoiser(ABC):
         torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
         return int(most)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the network's weights: what its inputs are cast to."""
-        return next(p.dtype for p in self.network.parameters() if p.is_floating_point())
+    @classmethod
+    def multiple(cls, vae: Mapping[str, Any]) -> int:
+        """What sides in pixels must be divisible by: a patch of latents, from the VAE's configuration."""
+        return cls.factors(vae)[0] * cls.patch
+
+
+def cast(network: Any, dtype: torch.dtype) -> None:
+    """Cast a network's floating values in place; what diffusers keeps in float32 stays at least that."""
+    kept = network._keep_in_fp32_modules or ()
+    for name, value in chain(network.named_parameters(), network.named_buffers()):
+        if value.is_floating_point():
+            whole = any(part in name for part in kept)
+            value.data = value.data.to(torch.promote_types(dtype, torch.float32) if whole else dtype)
 
 
 GRAPHS = 512
@@ -198,7 +242,7 @@ def _with_room(compiled: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return compiled(*args, **kwargs)
 
 
-def discrete_process(scheduler: dict[str, Any], time: Time) -> DiscreteProcess:
+def discrete_process(scheduler: Mapping[str, Any], time: Time) -> DiscreteProcess:
     """Build the process of a DDPM-type scheduler from its own float32 `alphas_cumprod`.
 
     Raises:

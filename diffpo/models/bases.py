@@ -9,8 +9,8 @@ from typing import Any
 
 from diffpo.disk import weights
 from diffpo.errors import UserError
-from diffpo.models import FAMILIES, Denoiser
-from diffpo.models.base import LATENT_CHANNELS, SCHEDULER_NAMES
+from diffpo.models import FAMILIES, Denoiser, family_of
+from diffpo.models.base import SCHEDULER_NAMES
 from diffpo.models.pipelines import find_denoiser, find_pipeline, named_parts, network_class, read_json
 
 
@@ -70,18 +70,19 @@ def find_base(path: str, *, vae: str | None = None, denoiser: str | None = None)
         UserError: Something is not there, the family is not supported, or the parts do not fit together.
     """
     folder = find_pipeline(path).path
-    name = read_json(folder / "model_index.json").get("_class_name")
-    families = [family for family in FAMILIES.values() if name in family.pipelines]
-    if not families:
-        known = ", ".join(p for family in FAMILIES.values() for p in family.pipelines)
+    index = read_json(folder / "model_index.json")
+    family = family_of(name := index.get("_class_name"))
+    if family is None:
+        known = ", ".join(p for other in FAMILIES.values() for p in other.pipelines)
         raise UserError(f"{path} is a {name}, which diffpo does not train; supported are {known}")
+    family.check_index(index)
     replaced = {}
     if vae is not None:
         fetch = partial(weights.snapshot, what="a VAE", patterns=("*.json", "*.safetensors"), probe="config.json")
         replaced["vae"] = weights.locate(vae, what="a VAE", fetch=fetch).path
     if denoiser is not None:
-        replaced[families[0].components[0]] = find_denoiser(denoiser).path
-    base = BaseModel(folder, name, families[0], replaced)
+        replaced[family.components[0]] = find_denoiser(denoiser).path
+    base = BaseModel(folder, name, family, replaced)
     own = network_class(read_json(base.folder / base.component / "config.json"))
     if base.network_class is not own:
         raise UserError(
@@ -95,7 +96,7 @@ def find_base(path: str, *, vae: str | None = None, denoiser: str | None = None)
 def _check_widths(base: BaseModel) -> None:
     """Compare by their configurations what the parts give and what the network takes."""
     network = base.config(base.component)
-    for width in (LATENT_CHANNELS, *base.family.widths):
+    for width in (base.family.latent_channels, *base.family.widths):
         try:
             given = sum(base.config(part)[key] for part, key in width.given.items() if part in base.encoders)
             taken = width.taken(network)

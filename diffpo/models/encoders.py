@@ -18,7 +18,7 @@ from torch import Tensor
 from diffpo.core.types import DTYPES
 from diffpo.disk import weights
 from diffpo.models.bases import BaseModel
-from diffpo.models.pipelines import load_network, load_parts
+from diffpo.models.pipelines import load_network, load_parts, part_dtype
 from diffpo.models.tuning import Tuning
 
 UNUSED = ("feature_extractor", "image_encoder")
@@ -30,9 +30,11 @@ class Encoders:
     def __init__(self, tuning: Tuning, device: torch.device | str):
         """Find the files; a `UserError` where some are missing, or the parts do not fit together."""
         self._tuning, self._device, self._base = tuning, device, tuning.find()
-        self._family, self._vae = self._base.family, self._base.config("vae")
+        self.family = self._base.family
+        self.vae = self._base.config("vae")
+        """The VAE's configuration."""
         self.fingerprint = fingerprint(self._base, tuning)
-        self.multiple = self._family.factors(self._vae)[0] * self._family.patch
+        self.multiple = self.family.multiple(self.vae)
         """Image sides in pixels must be divisible by this."""
 
     @cached_property
@@ -41,7 +43,7 @@ class Encoders:
         base, dtype = self._base, DTYPES[self._tuning.encoder_dtype]
         parts = dict.fromkeys(name for name in base.index if name in (*base.family.components, *UNUSED))
         if "vae" in base.replaced:
-            parts["vae"] = load_network(base.part("vae"), dtype)
+            parts["vae"] = load_network(base.part("vae"), part_dtype(base.index, "vae", dtype))
         pipeline = load_parts(base.folder, dtype, parts, told="cannot load the VAE and text encoders of")
         if self._tuning.prediction is not None:
             pipeline.scheduler = type(pipeline.scheduler).from_config(base.scheduler(self._tuning.prediction))
@@ -60,9 +62,9 @@ class Encoders:
         Raises:
             UserError: The family takes no clips of this length.
         """
-        self._family.check_frames(frames.shape[1], self._vae)
+        self.family.check_frames(frames.shape[1], self.vae)
         vae = self.pipeline.vae
-        mean, std = self._family.encode_media(self.pipeline, frames[None].to(vae.device, vae.dtype))
+        mean, std = self.family.encode_media(self.pipeline, frames[None].to(vae.device, vae.dtype))
         std = torch.zeros_like(mean) if std is None else std
         return mean[0].float().cpu(), std[0].float().cpu()
 
@@ -73,7 +75,7 @@ class Encoders:
         Floating values are float32; masks stay boolean. The empty prompt follows `model.empty_text`.
         """
         network = self._base.config(self._base.component)
-        states = self._family.encode_prompt(self.pipeline, prompt, network)
+        states = self.family.encode_prompt(self.pipeline, prompt, network)
         states = {name: x.float().cpu() if x.is_floating_point() else x.cpu() for name, x in states.items()}
         if not prompt and self._tuning.empty_text == "zeros":
             return {name: torch.zeros_like(x) if x.is_floating_point() else x for name, x in states.items()}
@@ -84,7 +86,7 @@ class Encoders:
         cut: dict[int, set[int]] = {}
         for name, tokenizer in self.pipeline.components.items():
             if name.startswith("tokenizer") and tokenizer is not None:
-                limit = self._family.token_limits.get(name, tokenizer.model_max_length)
+                limit = self.family.token_limits.get(name, tokenizer.model_max_length)
                 tokens = tokenizer(list(prompts), verbose=False).input_ids
                 cut.setdefault(limit, set()).update(i for i, ids in enumerate(tokens) if len(ids) > limit)
         return {limit: len(rows) for limit, rows in cut.items()}

@@ -17,6 +17,7 @@ import torch
 
 from diffpo.disk.weights import BROKEN, Weights, hub_errors, locate, reason, snapshot
 from diffpo.errors import UserError
+from diffpo.models import Denoiser, family_of
 from diffpo.models.peft_folder import CONFIG_FILE, is_peft_folder, load_peft_folder
 
 if TYPE_CHECKING:
@@ -42,6 +43,16 @@ class Model:
     def index(self) -> dict[str, Any]:
         """The base's `model_index.json`: which class each component has."""
         return read_json(self.base.path / _INDEX)
+
+    @property
+    def family(self) -> type[Denoiser] | None:
+        """The base's family; None: one that diffpo does not train, and may sample from all the same."""
+        return family_of(self.index.get("_class_name", ""))
+
+    @property
+    def vae(self) -> dict[str, Any]:
+        """Configuration of the VAE of a base that has a family."""
+        return {} if self.family is None else read_json(self.base.path / "vae" / "config.json")
 
     @property
     def scheduler(self) -> str:
@@ -158,24 +169,41 @@ def load_parts(folder: Path, dtype: torch.dtype, parts: dict[str, Any], *, told:
 
     Args:
         folder: The pipeline's.
-        dtype: Of its networks.
+        dtype: Of its networks, but for those that its family keeps in float32.
         parts: What stands for parts of the folder; None leaves one out.
         told: How a complaint about the folder begins.
 
     Raises:
         UserError: Files are broken, or of another kind.
     """
-    from diffusers import DiffusionPipeline
-
     index = read_json(folder / _INDEX)
     parts = {name: None for name, kind in index.items() if kind == [None, None]} | parts
     if "safety_checker" in index:
         parts |= {"safety_checker": None, "requires_safety_checker": False}
     try:
         kinds = variant(*(folder / name for name in index if name not in parts))
-        return DiffusionPipeline.from_pretrained(folder, dtype=dtype, variant=kinds, trust_remote_code=False, **parts)
+        dtypes = {name: part_dtype(index, name, dtype) for name in named_parts(index)}
+        return _pipeline_class(index).from_pretrained(
+            folder, dtype=dtypes, variant=kinds, trust_remote_code=False, **parts
+        )
     except BROKEN as error:
         raise UserError(f"{told} {folder}: {reason(error)}") from error
+
+
+def _pipeline_class(index: dict[str, Any]) -> Any:
+    """The pipeline's own class: `DiffusionPipeline` forgets the parts that it is given where a class may lack them."""
+    import diffusers
+
+    kind = getattr(diffusers, str(index.get("_class_name")), None)
+    known = isinstance(kind, type) and issubclass(kind, diffusers.DiffusionPipeline)
+    return kind if known else diffusers.DiffusionPipeline
+
+
+def part_dtype(index: dict[str, Any], part: str, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of a pipeline's part where its networks have `dtype`: some families keep their VAE in float32."""
+    family = family_of(index.get("_class_name", ""))
+    whole = family is not None and part in family.whole_parts
+    return torch.promote_types(dtype, torch.float32) if whole else dtype
 
 
 def _load_lora(pipeline: DiffusionPipeline, path: Path) -> None:

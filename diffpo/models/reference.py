@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from diffpo.core.process import NoiseProcess
 from diffpo.core.types import Condition
-from diffpo.models.base import Denoiser
+from diffpo.models.base import Denoiser, cast
 
 REFERENCE_ADAPTER = "reference"
 
@@ -55,7 +55,8 @@ class AdapterReference(Reference):
 
 def frozen_copy(policy: Denoiser, dtype: torch.dtype) -> Reference:
     """Copy the policy's network, in `dtype`, before it learns anything."""
-    network = copy.deepcopy(policy.network).to(dtype).requires_grad_(False).eval()
+    network = copy.deepcopy(policy.network).requires_grad_(False).eval()
+    cast(network, dtype)
     return Reference(type(policy)(network, policy.process))
 
 

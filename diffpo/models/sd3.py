@@ -7,19 +7,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from diffpo.core.process import FlowProcess, NoiseProcess, Time
 from diffpo.core.types import Condition
-from diffpo.models.base import Denoiser, Width, images_only
+from diffpo.models.base import Width, images_only
+from diffpo.models.flow import Flow
 
 
-class SD3(Denoiser):
+class SD3(Flow):
     """`StableDiffusion3Pipeline`'s transformer."""
 
     pipelines = ("StableDiffusion3Pipeline",)
-    components = ("transformer",)
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
     blocks = ("JointTransformerBlock",)
-    patch = 2
     widths = (
         Width("text width", {"text_encoder_3": "d_model"}, itemgetter("joint_attention_dim")),
         Width(
@@ -33,13 +31,8 @@ class SD3(Denoiser):
     def predict(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
         assert cond.pooled is not None, "SD3 conditions carry a pooled text state"
         text, pooled = cond.text.to(self.dtype), cond.pooled.to(self.dtype)
-        time = (1000 * t).to(z.device, torch.promote_types(self.dtype, torch.float32))
-        return images_only(lambda x: self.network(x, text, pooled, time, return_dict=False)[0], z.to(self.dtype))
-
-    @staticmethod
-    def make_process(scheduler: dict[str, Any], time: Time) -> NoiseProcess:
-        """The straight line, shifted as the model's scheduler says."""
-        return FlowProcess(shift=float(scheduler.get("shift", 1.0)), time=time)
+        told = self.told(t, z)
+        return images_only(lambda x: self.network(x, text, pooled, told, return_dict=False)[0], z.to(self.dtype))
 
     @staticmethod
     def encode_prompt(pipeline: Any, prompt: str, network: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from diffpo.core.block import Block, Place, Positive, Range, Sharing
 from diffpo.core.process import Time
 from diffpo.core.types import DtypeName
 from diffpo.errors import UserError
-from diffpo.models.base import Denoiser
+from diffpo.models.base import Denoiser, cast
 from diffpo.models.bases import BaseModel, find_base
 from diffpo.models.peft_folder import TENSORS_FILE
 from diffpo.models.pipelines import find_lora
@@ -94,7 +94,8 @@ class Full(Tuning):
             raise UserError(f"model.lora is {self.lora}, but full tuning continues no adapter; choose model=lora")
 
     def prepare(self, network: nn.Module, family: type[Denoiser], dtype: torch.dtype) -> None:
-        network.to(dtype).requires_grad_(True)
+        cast(network, dtype)
+        network.requires_grad_(True)
 
     def reference(self, policy: Denoiser, dtype: torch.dtype) -> Reference:
         return frozen_copy(policy, dtype)

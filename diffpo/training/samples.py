@@ -10,7 +10,7 @@ from accelerate import Accelerator
 
 from diffpo.config.run import Config
 from diffpo.disk.progress import stderr_console
-from diffpo.generation.sampling import sample_clips
+from diffpo.generation.sampling import Plan, plan_clips, sample_clips
 from diffpo.generation.settings import Sampler, hash_of
 from diffpo.generation.work import Work, fill
 from diffpo.media.folder import Media, open_clip
@@ -20,6 +20,15 @@ from diffpo.media.sheet import Cell, Row, draw_grid, write_sheet
 from diffpo.models.base import Denoiser
 from diffpo.models.encoders import Encoders
 from diffpo.training.run import note
+
+
+def plan_samples(config: Config, encoders: Encoders) -> Plan:
+    """See what would be drawn; a `UserError` where the model makes nothing of the size or length asked for."""
+    return plan_clips(encoders.family, encoders.vae, _sampler(config))
+
+
+def _sampler(config: Config) -> Sampler:
+    return Sampler(**{field.name: getattr(config.sample, field.name) for field in fields(Sampler)})
 
 
 class SampleGrids:
@@ -32,7 +41,7 @@ class SampleGrids:
     def __init__(self, config: Config, policy: Denoiser, encoders: Encoders, folder: Path, identity: Sequence[str]):
         """Remember what to draw; `identity` names the weights of the untrained policy."""
         sample = config.sample
-        self._sampler = Sampler(**{field.name: getattr(sample, field.name) for field in fields(Sampler)})
+        self._sampler = _sampler(config)
         self._policy, self._encoders, self._folder = policy, encoders, folder / "samples"
         prompts = load_prompts(sample.prompts).prompts if isinstance(sample.prompts, str) else sample.prompts
         self._prompts = PromptSet.of(prompts)
@@ -41,8 +50,10 @@ class SampleGrids:
         model = (*identity, encoders.fingerprint, config.model.prediction, config.model.dtype)
         self._base = self._folder / f"base-{hash_of(repr((jobs, how, model)), 4)}"
         numbers = {prompt: number for number, prompt in enumerate(self._prompts.prompts)}
+        plan = plan_samples(config, encoders)
+        usual = {"model": "base", **asdict(plan)}
         self._media = [
-            Media(file=f"{i:03d}.png", prompt=prompt, prompt_id=numbers[prompt], seed=seed, model="base")
+            Media(file=f"{i:03d}{plan.suffix}", prompt=prompt, prompt_id=numbers[prompt], seed=seed, **usual)
             for i, (prompt, seed) in enumerate(jobs)
         ]
         if config.data.cache:  # nobody else needs them

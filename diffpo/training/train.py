@@ -33,7 +33,7 @@ from diffpo.training.learner import Learner, averaged, how_to_go_on, identify_mo
 from diffpo.training.log import RunLog, describe_run, mean_metrics
 from diffpo.training.processes import gather_rows, make_accelerator
 from diffpo.training.run import check_devices, note, run_folder
-from diffpo.training.samples import SampleGrids
+from diffpo.training.samples import SampleGrids, plan_samples
 from diffpo.training.stop import Stopped, Watch
 from diffpo.training.trajectories import keep_trajectories
 
@@ -136,6 +136,9 @@ def prepare_data(
     base = config.model.find()
     config.method.check_process(base.family.make_process(base.scheduler(config.model.prediction), config.model.time))
     encoders = Encoders(config.model, accelerator.device)
+    train, samples = config.train, config.train.sample_every > 0 and bool(config.sample.prompts)
+    if samples:
+        plan_samples(config, encoders)
     loaders = [
         PairLoader(
             table,
@@ -146,7 +149,6 @@ def prepare_data(
         )
         for table in tables
     ]
-    train, samples = config.train, config.train.sample_every > 0 and bool(config.sample.prompts)
     plan = Schedule(train.seed, loaders[0].groups, accelerator.num_processes, train.accumulate, train.batch)
     return plan, loaders[0], loaders[1] if len(loaders) > 1 else None, encoders if samples else None
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from tiny import PIPELINES, TUNED
-from tiny_steps import draws, make, move, moved, pair_batch, swapped
+from tiny_steps import draws, make, move, moved, near, pair_batch, swapped
 
 from diffpo.core.step import denoise, preference_step
 from diffpo.core.types import Condition, Pair, StepOutput
@@ -108,10 +108,10 @@ def test_two_forwards_are_one_forward(pipelines, name):
         output.loss.sum().backward()
         results.append((output, {k: g.clone() for k, g in gradients(policy.network).items()}))
     (one, single), (two, double) = results
-    torch.testing.assert_close(two.loss, one.loss, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(dict(two.metrics), dict(one.metrics), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(two.loss, one.loss, **near(name, 1e-12, 1e-12))
+    torch.testing.assert_close(dict(two.metrics), dict(one.metrics), **near(name, 1e-10, 1e-12))
     for key, gradient in single.items():
-        torch.testing.assert_close(double[key], gradient, rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(double[key], gradient, **near(name, 1e-9, 1e-11))
 
 
 def test_split_forward_asks_one_row_at_a_time(pipelines):
@@ -132,9 +132,9 @@ def test_a_batch_is_its_rows(pipelines, name):
     assert len(together.metrics["time"].unique()) == 8
     for i, row in enumerate(rows):
         alone = step(models, pair_batch(name, [row], torch.float64))
-        torch.testing.assert_close(alone.loss, together.loss[i : i + 1], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(alone.loss, together.loss[i : i + 1], **near(name, 1e-12, 1e-12))
         for key, value in alone.metrics.items():
-            torch.testing.assert_close(value, together.metrics[key][i : i + 1], rtol=1e-10, atol=1e-12, msg=key)
+            torch.testing.assert_close(value, together.metrics[key][i : i + 1], **near(name, 1e-10, 1e-12), msg=key)
 
 
 @pytest.mark.parametrize("name", PIPELINES)
@@ -171,9 +171,9 @@ def test_noise_and_time_are_shared_within_the_pair_only(pipelines, name):
     equal = replace(batch, latent=Pair(latent, latent), cond=Pair(cond, cond), index=torch.tensor([0, 1]))
     equal = replace(equal, preference=torch.ones(2, dtype=torch.float64))
     metrics = step(models, equal).metrics
-    torch.testing.assert_close(metrics["error/chosen"], metrics["error/rejected"], rtol=1e-12, atol=0)
+    torch.testing.assert_close(metrics["error/chosen"], metrics["error/rejected"], **near(name, 1e-12, 0.0))
     assert not torch.isclose(*metrics["error/chosen"], rtol=1e-3)
-    assert metrics["rewards/margins"].abs().max() < 1e-10
+    assert metrics["rewards/margins"].abs().max() <= near(name, 0.0, 1e-10)["atol"]
 
 
 def test_the_time_is_logged_and_drawn_from_the_row(pipelines):

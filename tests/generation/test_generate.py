@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from peft import LoraConfig, get_peft_model_state_dict
 from runs import launch
-from tiny import PIPELINES, save_pipeline
+from tiny import IMAGES, save_pipeline
 
 from diffpo.disk.lock import sole_writer
 from diffpo.errors import UserError
@@ -105,7 +105,7 @@ def test_images_are_those_of_plain_diffusers(base, lora_run, full_run, tmp_path)
     assert not np.array_equal(made["base"], made["full"])
 
 
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("name", IMAGES)
 def test_every_family(name, tmp_path):
     """SD, SDXL and SD3 pipelines: at their own size and another one, as plain diffusers does."""
     folder = save_pipeline(name, tmp_path / "base")

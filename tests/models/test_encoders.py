@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 from tiny import PIPELINES
-from tiny_steps import MASKED, SHAPES, make
+from tiny_steps import FACTS, make
 
 from diffpo.compat import ensure_torchvision
 
@@ -36,14 +36,14 @@ SHIFT_AND_SCALE = {"sd15": (0.0, 0.18215), "sd2": (0.0, 0.18215), "sdxl": (0.0, 
 SHIFT_AND_SCALE["pixart"] = (0.0, 0.13025)
 
 
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("name", SHIFT_AND_SCALE)
 def test_an_image_is_shifted_then_scaled(pipelines, name):
     """(x - shift) * scale of the VAE's own posterior, the standard deviation by the scale alone.
 
     The pipelines undo it before they decode: x / scale + shift. So a draw from our moments, undone, is the VAE's draw.
     """
     mean, std = encoders(pipelines(name)).encode_media(pixels().unsqueeze(1))
-    channels = SHAPES[name][0]
+    channels = FACTS[name].latent[0]
     assert mean.shape == std.shape == (channels, 1, 8, 12)
     assert mean.dtype == std.dtype == torch.float32 and not mean.requires_grad
     shift, scale = SHIFT_AND_SCALE[name]
@@ -58,7 +58,7 @@ def test_an_image_is_shifted_then_scaled(pipelines, name):
     assert std.min() > 0
 
 
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("name", SHIFT_AND_SCALE)
 def test_a_prompt_is_what_the_pipeline_makes_of_it(pipelines, name):
     """Row by row against the pipeline's own encoding of the prompts, in one batch."""
     ours = [encoders(pipelines(name)).encode_prompt(prompt) for prompt in PROMPTS]
@@ -73,12 +73,12 @@ def test_a_prompt_is_what_the_pipeline_makes_of_it(pipelines, name):
         )
     for row, encoded in enumerate(ours):
         torch.testing.assert_close(encoded["text"], states[0][row], rtol=1e-5, atol=1e-5)
-        if name in MASKED:
+        if FACTS[name].masked:
             assert encoded["mask"].dtype == torch.bool and torch.equal(encoded["mask"], states[1][row].bool())
         assert encoded["text"].dtype == torch.float32 and not encoded["text"].requires_grad
-        if SHAPES[name][2]:
+        if FACTS[name].pooled:
             torch.testing.assert_close(encoded["pooled"], states[2][row], rtol=1e-5, atol=1e-5)
-        told = {"pooled"} if SHAPES[name][2] else {"mask"} if name in MASKED else set()
+        told = {"pooled"} if FACTS[name].pooled else {"mask"} if FACTS[name].masked else set()
         assert set(encoded) == {"text"} | told
     assert not torch.equal(ours[0]["text"], ours[1]["text"])
 
@@ -108,7 +108,7 @@ def test_sdxl_text_is_the_penultimate_state_of_both(pipelines):
     torch.testing.assert_close(encoded["pooled"], output.text_embeds[0], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("name", "multiple"), [("sd15", 2), ("sdxl", 2), ("sd3", 4), ("pixart", 4)])
+@pytest.mark.parametrize(("name", "multiple"), [("sd15", 2), ("sdxl", 2), ("sd3", 4), ("pixart", 4), ("wan", 16)])
 def test_sizes_are_multiples_of_the_vae_and_the_patch(pipelines, name, multiple):
     """The tiny VAEs halve; SD3's transformer takes patches of two."""
     assert encoders(pipelines(name)).multiple == multiple
@@ -222,12 +222,12 @@ def test_a_pipeline_around_the_denoiser(pipelines):
 def test_prompts_that_the_text_encoders_cut_are_counted(pipelines, name):
     """The tiny CLIP tokenizers read 16 tokens, one per letter and two marks; SD3's pipeline gives 256 to T5."""
     counted = encoders(pipelines(name)).count_cut(["a" * 14, "a" * 15, "a" * 100, "a" * 300, ""])
-    expected = {"sd3": {16: 3, 256: 1}, "pixart": {300: 1}}.get(name, {16: 3})
+    expected = {"sd3": {16: 3, 256: 1}, "pixart": {300: 1}, "wan": {512: 0}}.get(name, {16: 3})
     assert counted == expected
     assert encoders(pipelines(name)).count_cut(["a", ""]) == dict.fromkeys(expected, 0)
 
 
-@pytest.mark.parametrize("name", [name for name in PIPELINES if name != "pixart"])
+@pytest.mark.parametrize("name", ["sd15", "sd2", "sdxl", "sd3"])
 def test_what_is_counted_as_cut_is_cut(pipelines, name):
     """Text behind a limit changes nothing in the states of the encoder that has it; before the limit it does."""
     ours = encoders(pipelines(name))

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import PIPELINES
-from tiny_steps import draws, make, moved, pair_batch
+from tiny import CLIPS, IMAGES, PIPELINES
+from tiny_steps import draws, make, moved, near, pair_batch, times
 
 from diffpo.core.process import DiscreteProcess, FlowProcess, Time
 from diffpo.core.step import preference_step
@@ -26,8 +26,11 @@ SIZE = {"original_size": (96, 80), "crops_coords_top_left": (5, 7), "target_size
 """SDXL's three: all different, so that no two can change places."""
 
 
+CALLS = {"sdxl": SIZE, "pixart": {"use_resolution_binning": False}, **CLIPS}
+
+
 def overhear(folder, prompt: str, **more) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """(z, time, answer) of every forward that plain diffusers makes to draw one picture, without guidance."""
+    """(z, time, answer) of every forward that plain diffusers makes of one prompt, without guidance."""
     from diffusers import DiffusionPipeline
 
     pipeline = DiffusionPipeline.from_pretrained(folder)
@@ -42,8 +45,8 @@ def overhear(folder, prompt: str, **more) -> list[tuple[torch.Tensor, torch.Tens
 
     network.register_forward_hook(listen, with_kwargs=True)
     generator = torch.Generator().manual_seed(0)
-    pipeline(prompt, num_inference_steps=3, guidance_scale=1.0, height=16, width=16, generator=generator,
-             output_type="latent", **more)  # fmt: skip
+    how = {"num_inference_steps": 3, "guidance_scale": 1.0, "height": 16, "width": 16, "output_type": "latent"}
+    pipeline(prompt, generator=generator, **how | more)
     return heard
 
 
@@ -51,9 +54,7 @@ def overhear(folder, prompt: str, **more) -> list[tuple[torch.Tensor, torch.Tens
 def test_predict_asks_as_the_pipeline_does(pipelines, name):
     """Text, pooled state, sizes and time, with our own encoding of the prompt: the same answers at every step."""
     denoiser, _ = make(pipelines(name), "full")
-    heard = overhear(
-        pipelines(name), "a red circle", **{"sdxl": SIZE, "pixart": {"use_resolution_binning": False}}.get(name, {})
-    )
+    heard = overhear(pipelines(name), "a red circle", **CALLS.get(name, {}))
     assert len(heard) == 3
     encoded = Encoders(Full(path=str(pipelines(name))), "cpu").encode_prompt("a red circle")
     size = torch.tensor([[value for pair in SIZE.values() for value in pair]])
@@ -63,11 +64,11 @@ def test_predict_asks_as_the_pipeline_does(pipelines, name):
         extra={"size": size} if name == "sdxl" else {},
     )
     for z, time, answer in heard:
-        t = time.reshape(1) / 1000 if name == "sd3" else time.reshape(1)
+        t = time.reshape(1) / 1000 if denoiser.process.prediction == "flow" else time.reshape(1)
         with torch.no_grad():
-            ours = denoiser.predict(z.unsqueeze(2), t, cond)
+            ours = denoiser.predict(z if name in CLIPS else z.unsqueeze(2), t, cond)
         kept = answer[:, : z.shape[1]]  # PixArt's other half is a variance
-        torch.testing.assert_close(ours.squeeze(2), kept, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(ours.reshape(kept.shape), kept, rtol=1e-5, atol=1e-6)
 
 
 def answers(denoiser, batch, t, cond=None):
@@ -108,12 +109,11 @@ def test_every_row_has_its_own_time(pipelines, name):
     denoiser, _ = moved(pipelines(name))
     rows = list(range(8))
     batch = pair_batch(name, rows, torch.float64)
-    t = torch.linspace(0.02, 0.98, 8, dtype=torch.float64)
-    t = t if name == "sd3" else (1000 * t).long()
+    t = times(denoiser, torch.linspace(0.02, 0.98, 8).tolist())
     together = answers(denoiser, batch, t)
     for row in rows:
         alone = answers(denoiser, pair_batch(name, [row], torch.float64), t[row : row + 1])
-        torch.testing.assert_close(alone[0], together[row], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(alone[0], together[row], **near(name, 1e-12, 1e-12))
     assert not torch.allclose(answers(denoiser, batch, t.flip(0)), together, rtol=1e-3)
 
 
@@ -121,11 +121,10 @@ def test_every_row_has_its_own_time(pipelines, name):
 def test_the_answer_has_the_shape_of_the_question(pipelines, name):
     denoiser, _ = make(pipelines(name), "full")
     batch = pair_batch(name, [0, 1])
-    t = torch.tensor([0.5, 0.5]) if name == "sd3" else torch.tensor([5, 5])
-    assert answers(denoiser, batch, t).shape == batch.latent.chosen.shape
+    assert answers(denoiser, batch, times(denoiser, [0.5, 0.5])).shape == batch.latent.chosen.shape
 
 
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("name", IMAGES)
 def test_video_is_refused(pipelines, name):
     """Image networks: a second frame is our own mistake, and must not be folded into the batch in silence."""
     denoiser, _ = make(pipelines(name), "full")
@@ -230,7 +229,7 @@ def test_pixart_answers_half_of_its_channels(pipelines):
     assert whole[0].shape[1] == 8 and torch.equal(answer.squeeze(2), whole[0][:, :4])
 
 
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("name", IMAGES)
 def test_decoding_undoes_the_normalisation(pipelines, name):
     """Latents of the encoder, decoded by the family: the pictures that the pipeline makes of the same latents."""
     from diffusers import DiffusionPipeline
@@ -247,7 +246,7 @@ def test_decoding_undoes_the_normalisation(pipelines, name):
     torch.testing.assert_close(ours[0].transpose(0, 1), theirs, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("name", IMAGES)
 def test_a_clip_is_refused_by_image_models(pipelines, name):
     with pytest.raises(UserError, match=r"takes images; it was given a clip of 2 frames"):
         Encoders(Full(path=str(pipelines(name))), "cpu").encode_media(torch.zeros(3, 2, 16, 16))
@@ -268,6 +267,6 @@ def test_the_frame_rule():
     vae = {"spatial": 8, "temporal": 4}
     for count in (1, 5, 9, 81):
         Clips.check_frames(count, vae)
-    for count, near in ((2, "1 and 5"), (8, "5 and 9"), (82, "81 and 85")):
-        with pytest.raises(UserError, match=rf"k \* 4 \+ 1 frames; it was given {count} frames.* {near}"):
+    for count, others in ((2, "1 and 5"), (8, "5 and 9"), (82, "81 and 85")):
+        with pytest.raises(UserError, match=rf"k \* 4 \+ 1 frames; it was given {count} frames.* {others}"):
             Clips.check_frames(count, vae)

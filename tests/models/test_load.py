@@ -29,7 +29,8 @@ def copy(pipelines, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "family"), [("sd15", "unet"), ("sd2", "unet"), ("sdxl", "sdxl"), ("sd3", "sd3"), ("pixart", "pixart")]
+    ("name", "family"),
+    [("sd15", "unet"), ("sd2", "unet"), ("sdxl", "sdxl"), ("sd3", "sd3"), ("pixart", "pixart"), ("wan", "wan")],
 )
 def test_the_family_is_that_of_the_pipeline(pipelines, name, family):
     base = find_base(str(pipelines(name)))
