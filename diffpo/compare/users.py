@@ -48,9 +48,7 @@ def user_win_rate(
 ) -> UserWinRate:
     """Aggregate comparisons per user: `[n]` shares won (1, 1/2 for a tie, 0), of which prompts, judged by whom.
 
-    Raises:
-        UserError: If there is one user only, whom no interval over users can be made of.
-        ValueError: If something is no share.
+    One user alone is refused: no interval over users can be made of that.
     """
     from scipy.special import ndtr, stdtrit
 

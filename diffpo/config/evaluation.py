@@ -118,11 +118,7 @@ class Evaluation(Document):
     """Folder of all that is written. Default: `runs/<name of the config file>`."""
 
     def options(self, path: str, **tuned: str | None) -> GenerateOptions:
-        """What `generate` is told of one model: its pipeline, and what was tuned of it (`lora`, `denoiser`, `tuned`).
-
-        Raises:
-            UserError: Values do not go together.
-        """
+        """What `generate` is told of one model: its pipeline, and what was tuned (`lora`, `denoiser`, `tuned`)."""
         return GenerateOptions(model=path, seeds=self.seeds, **tuned, **dataclasses.asdict(self.sampling))
 
     def clashes(self) -> list[str]:

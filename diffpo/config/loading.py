@@ -72,11 +72,7 @@ class Document(Block):
 
 
 def find_config(path: str | Path) -> Path:
-    """Find a config file: as given, else among the packaged ones.
-
-    Raises:
-        ConfigError: It does not exist; the message lists the packaged ones.
-    """
+    """Find a config file: as given, else among the packaged ones, which the message lists where there is none."""
     given = Path(path)
     try:
         if given.is_file():

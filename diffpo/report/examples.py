@@ -125,11 +125,11 @@ class Gallery:
 
     def _example(self, key: Key, category: str, overall: bool, models: Sequence[str]) -> Example:
         rows = {label: self._rows[label][key] for label in models}
-        scores = [row.score for row in rows.values()]
-        pictures = []
-        for label, row in rows.items():
-            best = row.score == max(scores) > min(scores)
-            pictures.append(Picture(label, self._source(row), row.file, number(row.score), best))
+        lowest, *_, best = sorted(row.score for row in rows.values())
+        pictures = [
+            Picture(label, self._source(row), row.file, number(row.score), row.score == best > lowest)
+            for label, row in rows.items()
+        ]
         seed = None if any(row.seed is None for row in rows.values()) else key[1]
         return Example(prompt=key[0], seed=seed, category=category, overall=overall, pictures=tuple(pictures))
 
