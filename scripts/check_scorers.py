@@ -290,10 +290,11 @@ def check_decisions(folder: Path) -> list[int]:
         colors = {id(item): color for item, color in zip(seen, case["colors"], strict=True)}
         kept = keep(seen, task.tag, rules)
         found = decide(kept, task, lambda objects, label, colors=colors: [colors[id(x)] for x in objects], rules)
-        same = found.correct == case["correct"] and len(found.reasons) == len(case["reason"].splitlines())
+        same = (not found) == case["correct"] and len(found) == len(case["reason"].splitlines())
         if not same or {label: len(items) for label, items in kept.items()} != case["kept"]:
             differ.append(number)
-            print(f"{folder}: case {number}: expected {case['reason'] or 'correct'!r}, {case['kept']}, got {found}")
+            expected = case["reason"] or "correct"
+            print(f"{folder}: case {number}: expected {expected!r}, {case['kept']}, got {found or 'correct'}")
     print(f"{folder}: {len(cases) - len(differ)} of {len(cases)} decisions are the same")
     return differ
 

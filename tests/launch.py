@@ -18,6 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from preload import preload
+
 import diffpo.disk.files
 import diffpo.disk.rows
 import diffpo.generation.generate
@@ -25,7 +27,7 @@ import diffpo.generation.work
 import diffpo.scorers.scores
 import diffpo.training.checkpoint
 import diffpo.training.samples
-import diffpo.training.train  # and all the rest
+import diffpo.training.train
 from diffpo.__main__ import main
 
 
@@ -175,6 +177,7 @@ def watch_shards(file: Path) -> None:
 
 
 if __name__ == "__main__":
+    preload()
     jobs_file = Path(sys.argv[1])
     answers = [in_forks(job) for job in json.loads(jobs_file.read_text())]
     jobs_file.with_suffix(".done").write_text(json.dumps(answers))

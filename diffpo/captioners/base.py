@@ -1,16 +1,13 @@
 """What captioners and perturbers are: frozen sets of options that turn images, or captions, into captions."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
+
+from PIL.Image import Image
 
 from diffpo.scorers.base import Batched
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 Level = Literal["weak", "medium", "strong"]
 

@@ -8,21 +8,18 @@ prompt, and captions of the image alone. It used LLaVA-v1.6-34B and Emu2; mean l
 18 without.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
+
+from PIL.Image import Image
 
 from diffpo.captioners.base import Captioner, Level, Perturber
 from diffpo.captioners.language import LanguageModel, tidy
 from diffpo.core.block import Place
 from diffpo.errors import ConfigError, UserError
 from diffpo.scorers.loading import Kind, load_part
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 INSTRUCTIONS = {
     "image+prompt": 'This image was made for the prompt "{prompt}". Describe what the image really shows as a caption '

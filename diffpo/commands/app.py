@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from diffpo import __version__
-from diffpo.commands import labels, lists, media, tables, train, verdicts
+from diffpo.commands import lists, media, pairs, train, verdicts
 
 COMMANDS = {
     "train": train.train,
@@ -28,13 +28,13 @@ COMMANDS = {
     "env": lists.env,
 }
 DATA = {
-    "inspect": tables.inspect_table,
-    "import": tables.import_pairs,
-    "build": tables.build_table,
-    "score": labels.score_table,
-    "agreement": labels.agreement_of_scorers,
-    "caption": labels.caption_table,
-    "perturb": labels.perturb_table,
+    "inspect": pairs.inspect_table,
+    "import": pairs.import_pairs,
+    "build": pairs.build_table,
+    "score": pairs.score_table,
+    "agreement": pairs.agreement_of_scorers,
+    "caption": pairs.caption_table,
+    "perturb": pairs.perturb_table,
 }
 
 

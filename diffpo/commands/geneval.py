@@ -10,7 +10,7 @@ from rich.table import Table
 
 from diffpo.benchmarks.geneval import DETECTORS
 from diffpo.benchmarks.geneval.detectors import ClipColors
-from diffpo.benchmarks.geneval.run import GenEvalResult, Judged, read_tasks, run_geneval
+from diffpo.benchmarks.geneval.run import GenEvalResult, Judgement, read_tasks, run_geneval
 from diffpo.benchmarks.geneval.shapes import ShapesEyes, shapes_tasks
 from diffpo.benchmarks.geneval.tasks import ColorNamer, Detector, Task
 from diffpo.compare.numbers import percent
@@ -53,7 +53,7 @@ def _tasks_of(folder: Path, detector: Detector) -> dict[str, list[Task]]:
     return read_tasks(folder)
 
 
-def _interval(judged: Sequence[Judged]) -> tuple[float, float]:
+def _interval(judged: Sequence[Judgement]) -> tuple[float, float]:
     """Of a task's share, over prompts: images of one prompt are not independent."""
     return share_interval(per_prompt_means([item.correct for item in judged], [item.prompt for item in judged]))
 

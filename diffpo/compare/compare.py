@@ -15,7 +15,7 @@ from diffpo.compare.p_values import benjamini_hochberg, holm
 from diffpo.compare.pairing import CHOOSING, MODES, Mode, PairedScores
 from diffpo.compare.ranking import FEWER, rank_models
 from diffpo.compare.result import Cell, Comparison, Ranking, ScorerResult, Stratum, Tournament
-from diffpo.compare.stats import Resampling, WinRate, mean_difference, per_prompt_means, shares_won, win_rate
+from diffpo.compare.stats import Resampling, mean_difference, per_prompt_means, shares_won, win_rate
 from diffpo.compare.users import UserWinRate, user_win_rate
 from diffpo.compare.votes import HUMAN
 from diffpo.disk.published import published
@@ -129,14 +129,12 @@ def _judge(evidence: Evidence, name: str, labels: tuple[str, str], judging: Judg
     )
 
 
-def _win_rate(pairs: PairedScores, judging: Judging) -> WinRate:
-    sides = pairs.model, pairs.baseline, pairs.prompts
-    return win_rate(*sides, tie_tolerance=pairs.tie_tolerance, resampling=judging.resampling)
-
-
 def _measure(pairs: PairedScores, judging: Judging) -> dict[str, Any]:
-    difference = mean_difference(pairs.model, pairs.baseline, pairs.prompts, resampling=judging.resampling)
-    return {"difference": difference, "win_rate": _win_rate(pairs, judging)}
+    sides, resampling = (pairs.model, pairs.baseline, pairs.prompts), judging.resampling
+    return {
+        "difference": mean_difference(*sides, resampling=resampling),
+        "win_rate": win_rate(*sides, tie_tolerance=pairs.tie_tolerance, resampling=resampling),
+    }
 
 
 def _strata(pairs: PairedScores, judging: Judging) -> tuple[Stratum, ...]:
@@ -172,13 +170,14 @@ def _rank(evidence: Evidence, name: str, models: Sequence[str], judging: Judging
         for other, model in combinations(models, 2)
         if evidence.compared(name, model, other)
     }
-    rates = [_win_rate(pairs, judging) for pairs in found.values()]
-    adjusted = benjamini_hochberg([rate.p_value for rate in rates])
-    fewer = replace(judging.resampling, resamples=min(FEWER.resamples, judging.resampling.resamples))
-    shares = {}
+    rates, shares, resampling = [], {}, judging.resampling
     for two, pairs in found.items():
-        won = per_prompt_means(shares_won(pairs.model, pairs.baseline, pairs.tie_tolerance), pairs.prompts)
+        sides, tolerance = (pairs.model, pairs.baseline), pairs.tie_tolerance
+        rates.append(win_rate(*sides, pairs.prompts, tie_tolerance=tolerance, resampling=resampling))
+        won = per_prompt_means(shares_won(*sides, tolerance), pairs.prompts)
         shares[two] = dict(zip(dict.fromkeys(pairs.prompts), won.tolist(), strict=True))
+    adjusted = benjamini_hochberg([rate.p_value for rate in rates])
+    fewer = replace(resampling, resamples=min(FEWER.resamples, resampling.resamples))
     return Ranking(
         scorer=name,
         ranks=tuple(rank_models(shares, models, resampling=fewer)),

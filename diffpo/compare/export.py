@@ -34,11 +34,14 @@ def check_outs(outs: Sequence[Path]) -> None:
 
 def write_result(path: str | Path, found: Tournament) -> None:
     """Write what was found, by the file's ending: see `check_outs`."""
-    path = Path(path)
-    if path.suffix == ".json":
-        write_json(path, _record(found))
-    else:
-        write_file(path, _csv(found.comparisons) if path.suffix == ".csv" else _latex(found.comparisons))
+    path, comparisons = Path(path), found.comparisons
+    if path.suffix != ".json":
+        write_file(path, _csv(comparisons) if path.suffix == ".csv" else _latex(comparisons))
+        return
+    record = {"format": FORMAT, "headline": found.headline, "models": found.models}
+    record["rankings"] = [asdict(ranking) for ranking in found.rankings]
+    record["comparisons"] = [{**asdict(one), "verdict": one.verdict, "headline": one.headline} for one in comparisons]
+    write_json(path, without_nan(record if found.rankings else record["comparisons"][0]))
 
 
 def latex(text: str) -> str:
@@ -54,16 +57,6 @@ def cell(value: Any) -> Any:
     if isinstance(value, float) and math.isnan(value):
         return ""
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
-
-
-def _record(found: Tournament) -> dict[str, Any]:
-    """As JSON can say it: an unknown bound is null."""
-    comparisons = [{**asdict(one), "verdict": one.verdict, "headline": one.headline} for one in found.comparisons]
-    if not found.rankings:
-        return without_nan(comparisons[0])
-    rankings = [asdict(ranking) for ranking in found.rankings]
-    record = {"format": FORMAT, "headline": found.headline, "models": found.models, "rankings": rankings}
-    return without_nan({**record, "comparisons": comparisons})
 
 
 def _csv(comparisons: Sequence[Comparison]) -> str:

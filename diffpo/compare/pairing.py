@@ -90,11 +90,23 @@ def pair_values(
     `same-seed` needs the same seeds, `best-of-n` as many per prompt: the best of more images is better. Of an even
     number of images the median one is the lower of the middle two. `chosen_by`, of model and baseline, chooses it.
     """
-    _check_fit(model, baseline, mode)
+    if not model or model.keys() != baseline.keys():
+        common = len(model.keys() & baseline.keys())
+        raise UserError(
+            f"the two models need the same prompts, at least one: {common} are common, {len(model) - common} "
+            f"only the model's, {len(baseline) - common} only the baseline's."
+        )
     assert mode != "same-seed" or all(model[prompt].keys() == baseline[prompt].keys() for prompt in model)
     first, second = chosen_by or (model, baseline)
     a, b, prompts = [], [], []
     for prompt in sorted(model):  # resampling must not depend on the order of rows
+        if mode == "best-of-n" and len(model[prompt]) != len(baseline[prompt]):
+            raise UserError(
+                f"best-of-n needs equally many images of {prompt!r}, got {len(model[prompt])} and "
+                f"{len(baseline[prompt])}: the best of more is better by chance alone."
+            )
+        if not all(map(math.isfinite, (*model[prompt].values(), *baseline[prompt].values()))):
+            raise UserError(f"a score of {prompt!r} is not a finite number. Score it again, in float32 if it was not.")
         mine = _values_of_prompt(model[prompt], first.get(prompt, {}), mode, prompt)
         other = _values_of_prompt(baseline[prompt], second.get(prompt, {}), mode, prompt)
         if mode == "all-pairs":
@@ -119,21 +131,3 @@ def _values_of_prompt(
         raise UserError(f"a score of {prompt!r} that should choose an image is not a finite number. Score it again.")
     ranked = sorted(scores, key=lambda seed: (choices[seed], seed))
     return [scores[ranked[-1] if mode == "best-of-n" else ranked[(len(ranked) - 1) // 2]]]
-
-
-def _check_fit(model: Scores, baseline: Scores, mode: Mode) -> None:
-    if not model or model.keys() != baseline.keys():
-        common = len(model.keys() & baseline.keys())
-        raise UserError(
-            f"the two models need the same prompts, at least one: {common} are common, {len(model) - common} "
-            f"only the model's, {len(baseline) - common} only the baseline's."
-        )
-    for prompt in model:
-        mine, other = model[prompt], baseline[prompt]
-        if mode == "best-of-n" and len(mine) != len(other):
-            raise UserError(
-                f"best-of-n needs equally many images of {prompt!r}, got {len(mine)} and {len(other)}: the best of "
-                "more is better by chance alone."
-            )
-        if not all(math.isfinite(score) for score in (*mine.values(), *other.values())):
-            raise UserError(f"a score of {prompt!r} is not a finite number. Score it again, in float32 if it was not.")

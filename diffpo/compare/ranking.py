@@ -48,9 +48,14 @@ class Rank:
 
 def rank_models(shares: Shares, models: Sequence[str], *, resampling: Resampling = FEWER) -> list[Rank]:
     """Rank models, strongest first; the first of `models` is the anchor at Elo 0. Pairs may be missing."""
+    from scipy.sparse.csgraph import connected_components
+
     won, compared = _arrays(shares, models)
     pairs, prompts = compared.any(axis=0), len(won)
-    _check_connected(pairs, models)
+    number, groups = connected_components(pairs, directed=False)
+    if number > 1:  # not compared, directly or through others: they have no common scale
+        listed = "; ".join(", ".join(np.array(models)[groups == group]) for group in range(number))
+        raise UserError(f"these groups of models were never compared with each other: {listed}. Rank each by itself.")
     generator, shape = np.random.default_rng([resampling.seed, 3]), (resampling.resamples, *won.shape[1:])
     weights = generator.exponential(size=(resampling.resamples, prompts))
     fits = []
@@ -97,15 +102,3 @@ def _arrays(shares: Shares, models: Sequence[str]) -> tuple[NDArray[np.float64],
             won[index[prompt], i, j], won[index[prompt], j, i] = share, 1 - share
             compared[index[prompt], i, j] = compared[index[prompt], j, i] = 1
     return won, compared
-
-
-def _check_connected(pairs: NDArray[np.bool_], models: Sequence[str]) -> None:
-    """Models that were not compared, directly or through others, have no common scale."""
-    from scipy.sparse.csgraph import connected_components
-
-    number, groups = connected_components(pairs, directed=False)
-    if number > 1:
-        listed = "; ".join(
-            ", ".join(model for model, group in zip(models, groups, strict=True) if group == g) for g in range(number)
-        )
-        raise UserError(f"these groups of models were never compared with each other: {listed}. Rank each by itself.")

@@ -58,11 +58,28 @@ class Distribution:
 
 
 def summary_of(found: Tournament) -> Summary:
-    """Sum up: two models as their comparison does, many by who leads."""
-    if found.rankings:
-        return _leader(found)
-    (comparison,) = found.comparisons
-    return _summary(comparison, comparison.results[0], comparison.verdict, comparison.headline)
+    """Sum up: two models as their comparison does, many by who leads by the first scorer, and what that is worth."""
+    if not found.rankings:
+        (comparison,) = found.comparisons
+        return _summary(comparison, comparison.results[0], comparison.verdict, comparison.headline)
+    first, base = found.rankings[0], found.models[0]
+    leader, second, *_ = first.ranks
+    shown = leader if leader.model != base else second
+    if leader is shown:
+        headline = f"{leader.model} leads {len(first.ranks)} models by {first.scorer}, {_elo(leader)} ahead of {base}."
+    else:
+        headline = f"No model is ahead of {base} by {first.scorer}; the nearest is {shown.model} ({_elo(shown)})."
+    cell = first.cell(leader.model, second.model) if second.model not in (base, shown.model) else None
+    if cell is not None:
+        rate = cell.win_rate
+        sure = "It is clearly" if rate.ci_low > 0.5 else "It is not clearly"
+        won = f"{percent(rate.estimate)} ({span(rate, percent)})"
+        headline += f" {sure} ahead of the second, {second.model}: it wins {won}."
+    for comparison in found.comparisons:
+        for result in comparison.results:
+            if (comparison.model, result.scorer) == (shown.model, first.scorer):
+                return _summary(comparison, result, result.win_rate.standing, headline)
+    return Summary("unclear", headline, shown.model, base, first.in_loop)
 
 
 def by_scorer(comparisons: Sequence[Comparison]) -> dict[str, list[tuple[Comparison, ScorerResult]]]:
@@ -132,28 +149,6 @@ def _summary(comparison: Comparison, first: ScorerResult, verdict: str, headline
         result=first,
         independent=tuple(result for result in comparison.results if not result.in_loop),
     )
-
-
-def _leader(tournament: Tournament) -> Summary:
-    """Who leads by the first scorer, and what that is worth."""
-    first, base = tournament.rankings[0], tournament.models[0]
-    leader, second, *_ = first.ranks
-    shown = leader if leader.model != base else second
-    if leader is shown:
-        headline = f"{leader.model} leads {len(first.ranks)} models by {first.scorer}, {_elo(leader)} ahead of {base}."
-    else:
-        headline = f"No model is ahead of {base} by {first.scorer}; the nearest is {shown.model} ({_elo(shown)})."
-    cell = first.cell(leader.model, second.model) if second.model not in (base, shown.model) else None
-    if cell is not None:
-        rate = cell.win_rate
-        sure = "It is clearly" if rate.ci_low > 0.5 else "It is not clearly"
-        won = f"{percent(rate.estimate)} ({span(rate, percent)})"
-        headline += f" {sure} ahead of the second, {second.model}: it wins {won}."
-    for comparison in tournament.comparisons:
-        for result in comparison.results:
-            if (comparison.model, result.scorer) == (shown.model, first.scorer):
-                return _summary(comparison, result, result.win_rate.standing, headline)
-    return Summary("unclear", headline, shown.model, base, first.in_loop)
 
 
 def _elo(rank: Rank) -> str:

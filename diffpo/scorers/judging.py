@@ -5,14 +5,14 @@ file together with what it was judged for. So it does not matter who asked first
 share the work; a kill loses the group that was being judged.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.console import Console
 
 from diffpo.disk.ahead import ahead, groups
 from diffpo.disk.files import sweep
@@ -20,9 +20,6 @@ from diffpo.disk.progress import progress
 from diffpo.disk.rows import MOST_FILES, Row, RowStore, digest
 from diffpo.media.folder import Media, open_clip, read_file
 from diffpo.media.frames import BrokenImage, Clip
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 GROUP = 64
 """Media that are kept together on disk, unless there are so many that this gave more than `MOST_FILES` files."""

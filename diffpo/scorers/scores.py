@@ -14,7 +14,11 @@ from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
 
 from diffpo.disk.files import write_file
 from diffpo.disk.lock import sole_writer
@@ -22,14 +26,9 @@ from diffpo.disk.progress import stderr_console
 from diffpo.disk.rows import Row, RowStore
 from diffpo.errors import UserError
 from diffpo.media.folder import SCORES, Media, check_inside, home_of, read_media, scores_file
+from diffpo.media.frames import Clip
+from diffpo.scorers.base import Scorer
 from diffpo.scorers.judging import Judge, judge_media, key_of
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-    from rich.console import Console
-
-    from diffpo.media.frames import Clip
-    from diffpo.scorers.base import Scorer
 
 FORMAT = 1
 """Raise it when the meaning of kept scores changes."""
@@ -173,9 +172,6 @@ def read_scores(path: str | Path) -> ScoreTable:
     Raises:
         UserError: If there is none, it lacks a column, or a score is not a number.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     path = Path(path)
     file = path / SCORES if path.is_dir() else path
     if not file.is_file():
@@ -207,8 +203,6 @@ def read_scores(path: str | Path) -> ScoreTable:
 
 
 def _schema() -> pa.Schema:
-    import pyarrow as pa
-
     types = {"str": pa.string(), "int": pa.int64(), "float": pa.float64()}
     columns = sorted(fields(ScoreRow), key=lambda f: f.name in ("frames", "fps"))  # what clips have comes last
     return pa.schema([(f.name, types[str(f.type).removesuffix(" | None")]) for f in columns])
@@ -216,9 +210,6 @@ def _schema() -> pa.Schema:
 
 def write_scores(path: Path, table: ScoreTable) -> None:
     """Write a table atomically."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     schema = _schema().with_metadata({_METADATA: json.dumps(table.provenance)})
     content = pa.Table.from_pylist([asdict(row) for row in table.rows], schema=schema)
     write_file(path, lambda file: pq.write_table(content, file))

@@ -80,11 +80,10 @@ def updates_done(path: Path | None) -> int:
 def save(
     folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], values: dict[str, Any], *, keep: int, every: int = 1
 ) -> Path:
-    """Write one checkpoint whole or not at all, then remove what is not to be kept.
+    """Write one checkpoint whole or not at all, then remove what is not to be kept: see `prune`.
 
-    `tensors` are contents by file name (`weights` becomes `weights.safetensors`), `values` those of `state.json`. The
-    newest `keep` of the regular checkpoints stay, with `every` updates between them; one in between, after a signal,
-    goes when the next checkpoint is there. On a full disk those before this one are untouched.
+    `tensors` are contents by file name (`weights` becomes `weights.safetensors`), `values` those of `state.json`. On a
+    full disk those before this one are untouched.
     """
     path = folder / NAME.format(step)
     folder.mkdir(parents=True, exist_ok=True)
@@ -94,12 +93,21 @@ def save(
             save_file(content, temporary / f"{name}.safetensors")
         held = {name: _describe(content) for name, content in tensors.items()}
         (temporary / STATE).write_text(json.dumps(values | {"tensors": held}))
+    prune(folder, keep=keep, every=every)
+    return path
+
+
+def prune(folder: Path, *, keep: int, every: int = 1) -> None:
+    """Remove old checkpoints.
+
+    The newest `keep` of the regular ones stay, with `every` updates between them; one in between, after a signal, goes
+    when the next checkpoint is there.
+    """
     found = _found(folder)
     kept = [path for path in found if updates_done(path) % every == 0][:keep]
     for old in found[1:]:
         if old not in kept:
             discard(old)
-    return path
 
 
 def load(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]]:

@@ -107,11 +107,20 @@ def resume(learner: Learner, folder: Path, identity: Mapping[str, Any]) -> int:
     _check_fits(path, tensors["weights"], learner)
     network, optimizer = learner.policy.network, learner.optimizer.optimizer
     checkpoint.restore(network, optimizer, tensors["weights"], tensors["optimizer"], values["optimizer"])
-    _set_rate(learner, values["schedule"])
+    schedule, updates = learner.schedule, values["schedule"]
+    schedule.last_epoch = updates  # where it was; the learning rates are the config's, which may have changed
+    schedule._last_lr = [base * at(updates) for base, at in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
+    for group, base, rate in zip(learner.optimizer.param_groups, schedule.base_lrs, schedule._last_lr, strict=True):
+        group.update(initial_lr=base, lr=rate)
     if learner.average is not None:
         learner.average.load(network, tensors["average"], values["average"])
     if learner.accelerator.scaler is not None and values["scaler"]:
         learner.accelerator.scaler.load_state_dict(values["scaler"])
+    train = learner.config.train
+    by_the_first(  # a kill may have come between the last checkpoint and this
+        learner.accelerator,
+        lambda: checkpoint.prune(path.parent, keep=train.keep_last, every=train.checkpoint_every),
+    )
     return values["step"]
 
 
@@ -174,15 +183,6 @@ def _check_fits(path: Path, weights: dict[str, Tensor], learner: Learner) -> Non
             f"model under model.path={learner.config.model.path}. Bring that model back, or give another folder with "
             "train.output=..., or begin anew with --fresh"
         )
-
-
-def _set_rate(learner: Learner, updates: int) -> None:
-    """Put the schedule where it was; the learning rates are the config's, which may have changed."""
-    schedule = learner.schedule
-    schedule.last_epoch = updates
-    schedule._last_lr = [base * at(updates) for base, at in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
-    for group, base, rate in zip(learner.optimizer.param_groups, schedule.base_lrs, schedule._last_lr, strict=True):
-        group.update(initial_lr=base, lr=rate)
 
 
 def averaged(learner: Learner) -> AbstractContextManager[None]:

@@ -96,16 +96,10 @@ class RunLog:
             write_file(self._path, "".join(f"{line}\n" for line in lines if _step(line) <= start))
             self._file = self._path.open("ab", buffering=0)  # nothing is left to write when it is closed
         self._console = stderr_console()
-        self._bar = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[status]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=not (self._main and self._console.is_terminal),
-        )
+        title, status = TextColumn("[bold]{task.description}"), TextColumn("{task.fields[status]}")
+        columns = (title, BarColumn(), MofNCompleteColumn(), status, TimeElapsedColumn(), TimeRemainingColumn())
+        hidden = not (self._main and self._console.is_terminal)
+        self._bar = Progress(*columns, console=self._console, disable=hidden)
         self._task = self._bar.add_task(self._name, total=stop, completed=start, status="")
         self._began = self._clock = self._shown = time.perf_counter()
 

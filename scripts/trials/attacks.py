@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import csv
 import io
 import json
 import pickle
@@ -11,10 +13,14 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
-from trials import kills, worlds
-from trials.forks import Trial
+from PIL import Image
+
+from trials import worlds
+from trials.forks import Draw, Trial
 
 SECRET = "a-secret-that-nobody-may-see"
+SECRET_NUMBER = 20
+"""Of the image that nobody may see."""
 SCRIPT = "<script>alert('diffpo')</script>"
 
 
@@ -30,35 +36,44 @@ class Payload:
         return open, (str(self.canary), "w")
 
 
-def trial(rng: random.Random, folder: Path, world: Path) -> Trial:
-    """One attack, by chance."""
+def trial(draw: Draw) -> Trial:
+    """One attack."""
+    folder = draw.folder
     canary = folder / "canary"
     outside = folder / "outside"
     outside.mkdir()
     (outside / "secret.txt").write_text(SECRET)
-    worlds.numbered(outside / "secret.png", 3)
+    worlds.numbered(outside / "secret.png", SECRET_NUMBER)
     (folder / "work").mkdir()
-    name = rng.choice(list(ATTACKS))
-    commands = ATTACKS[name](rng, folder / "work", world, canary)
+    name = list(ATTACKS)[draw.number % len(ATTACKS)]
+    commands = ATTACKS[name](draw.rng, folder / "work", draw.world, canary)
     before = sorted(path.name for path in outside.iterdir())
-    return Trial(name, commands, lambda: _found(folder, canary, before), seconds=60)
+    return Trial(name, name, commands, lambda: _found(folder, canary, before), seconds=60)
 
 
 def _found(folder: Path, canary: Path, before: list[str]) -> list[str]:
     faults = ["code run"] if canary.exists() else []
     beside = sorted(path.name for path in (folder / "outside").iterdir())
-    known = {"canary", "outside", "work", "said.txt", "checked.txt", "found.json"}
-    if beside != before or {path.name for path in folder.iterdir()} - known:
+    known = {"canary", "outside", "work", "home", "checked.txt", "writes"}
+    strange = {path.name for path in folder.iterdir() if not path.name.startswith("said-")} - known
+    if beside != before or strange:
+        print("written outside:", beside, strange)
         faults.append("leak")
+    secret = (folder / "outside" / "secret.png").read_bytes()
     for page in (folder / "work").rglob("*"):
-        if page.suffix in (".html", ".json", ".csv", ".jsonl", ".md") and page.is_file() and not page.is_symlink():
-            text = page.read_text(errors="replace")
-            if SECRET in text or (page.suffix in (".html", ".md") and SCRIPT in text):
-                faults.append("leak")
-            if page.name == "out.csv" and any(
-                cell[:1] in "=+@" for line in text.splitlines() for cell in line.split(",")
-            ):
-                faults.append("leak")
+        if page.is_symlink() or not page.is_file():
+            continue
+        content, text = page.read_bytes(), page.read_text(errors="replace")
+        shown = secret in content or base64.b64encode(secret) in content or SECRET in text
+        if page.name == "grid.png":
+            shown = shown or worlds.color(SECRET_NUMBER) in set(Image.open(page).convert("RGB").get_flattened_data())
+        script = page.suffix in (".html", ".md") and SCRIPT in text
+        formula = page.name == "out.csv" and any(
+            cell.startswith(("=", "+", "@")) for line in csv.reader(text.splitlines()) for cell in line
+        )
+        if shown or script or formula:
+            print("leaked into", page.name)
+            faults.append("leak")
     return faults
 
 
@@ -91,7 +106,7 @@ def _weights(rng: random.Random, work: Path, world: Path, canary: Path) -> list[
         return [generate]
     if place in ("lora", "denoiser", "tuned"):
         return [[*generate, f"--{place}", str(bad)]]
-    kills._media(work / "media", 4)
+    worlds.media(work / "media", 4)
     if place == "inception":
         return [["set-metrics", str(work / "media"), str(work / "media"), "--features", f"inception,path={bad}"]]
     scorer = rng.choice(("hpsv2", "imagereward", "mps", "hpsv3", "pickscore", "aesthetic"))
@@ -122,7 +137,7 @@ def _code(rng: random.Random, work: Path, world: Path, canary: Path) -> list[lis
     for file in (model / "evil.py", model / "pipeline.py", model / "unet" / "evil.py"):
         if file.parent.is_dir():
             file.write_text(f"open({str(canary)!r}, 'w')\nclass C: pass\nclass M: pass\nclass T: pass\nclass P: pass\n")
-    kills._media(work / "media", 4)
+    worlds.media(work / "media", 4)
     table, out = ["shapes:pairs", "--limit", "2"], ["--out", str(work / "out")]
     (work / "prompts.txt").write_text("a red circle")
     return {
@@ -142,7 +157,7 @@ def _script(rng: random.Random, work: Path, world: Path, canary: Path) -> list[l
     )
     for label in ("a", rng.choice((text, "b"))):
         media = work / ("one" if label == "a" else "two")
-        kills._media(media, 4)
+        worlds.media(media, 4)
         lines = [json.loads(line) for line in (media / "manifest.jsonl").read_text().splitlines()]
         lines = [line | {"prompt": f"{text} {line['prompt_id']}", "model": label} for line in lines]
         (media / "manifest.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -180,7 +195,7 @@ def _tar(rng: random.Random, work: Path, world: Path, canary: Path) -> list[list
 
 def _link(rng: random.Random, work: Path, world: Path, canary: Path) -> list[list[str]]:
     """A media folder, manifest or table that names files outside."""
-    kills._media(work / "media", 4)
+    worlds.media(work / "media", 4)
     first = work / "media" / "000000-s0.png"
     kind = rng.choice(("symlink", "manifest", "absolute", "caption"))
     lines = (work / "media" / "manifest.jsonl").read_text()

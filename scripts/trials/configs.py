@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from trials import worlds
-from trials.forks import Trial
+from trials.forks import Draw, Trial
 
 VALUES: tuple[Any, ...] = (
     *(None, True, False, -1, 0, 1, 2**64, 1e308, float("nan"), float("inf"), -0.0, "", " ", "no", "yes", "017", "1:30"),
@@ -30,8 +29,9 @@ TEXTS = (
 )
 
 
-def trial(rng: random.Random, folder: Path, world: Path) -> Trial:
-    """A configuration of train or evaluate with one to four faults."""
+def trial(draw: Draw) -> Trial:
+    """A configuration of train or evaluate with one to four faults, or none."""
+    rng, folder, world = draw.rng, draw.folder, draw.world
     name = rng.choice(("train", "train", "evaluate"))
     tree = {"train": worlds.config, "evaluate": worlds.evaluation}[name](world, folder / "out")
     told = []
@@ -45,7 +45,7 @@ def trial(rng: random.Random, folder: Path, world: Path) -> Trial:
         text = _spoil(rng, text)
     file = folder / "x.yaml"
     file.write_bytes(text)
-    return Trial(f"{name}: {'; '.join(told)}"[:300], [[name, str(file)]], seconds=60)
+    return Trial(f"{name}: {'; '.join(told)}"[:300], name, [[name, str(file)]], seconds=60)
 
 
 def _change(rng: random.Random, tree: dict[str, Any]) -> str:

@@ -14,11 +14,12 @@ from pathlib import Path
 from PIL import Image
 
 from trials import worlds
-from trials.forks import Trial
+from trials.forks import Draw, Trial
 
 
-def trial(rng: random.Random, folder: Path, world: Path) -> Trial:
-    """A folder of 3 to 6 images, one to three of them broken, scored or drawn."""
+def trial(draw: Draw) -> Trial:
+    """A folder of 3 to 6 images, up to three of them broken, scored and perhaps drawn."""
+    rng, folder = draw.rng, draw.folder
     place = folder / "media"
     prompts = worlds.prompts(rng.randint(3, 6))
     files = [worlds.numbered(place / f"{i}.png", i) for i in range(len(prompts))]
@@ -41,7 +42,7 @@ def trial(rng: random.Random, folder: Path, world: Path) -> Trial:
     if rng.random() < 0.5:
         commands.append(["grid", str(place), "--out", str(folder / "grid.png")])
     wanted = dict(zip(names, prompts, strict=True))
-    return Trial("; ".join(told), commands, check=lambda: _mispaired(place, wanted), seconds=30)
+    return Trial("; ".join(told), listing, commands, check=lambda: _mispaired(place, wanted), seconds=30)
 
 
 def _describe(place: Path, listing: str, names: list[str], prompts: list[str]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trials import worlds
-from trials.forks import Trial
+from trials.forks import Draw, Trial
 
 ODD: tuple[Any, ...] = (
     *(None, "", " ", float("nan"), 0.5, 2, -1, 10**30, True, [], {}, ["a"], {"bytes": None, "path": None}, "0", "nan"),
@@ -19,8 +19,9 @@ ODD: tuple[Any, ...] = (
 )
 
 
-def trial(rng: random.Random, folder: Path, world: Path) -> Trial:
-    """A table of 3 to 9 rows with one to three faults, looked at, and read as training reads it."""
+def trial(draw: Draw) -> Trial:
+    """A table of 3 to 9 rows with up to four faults, looked at, and read as training reads it."""
+    rng, folder = draw.rng, draw.folder
     rows = []
     for i in range(rng.randint(3, 9)):
         chosen = worlds.numbered(folder / "images" / f"{i}-c.png", i)
@@ -38,9 +39,8 @@ def trial(rng: random.Random, folder: Path, world: Path) -> Trial:
     (folder / ".pairs.jsonl").write_text(
         '{"prompt": "hidden", "chosen": "images/0-c.png", "rejected": "images/0-r.png"}'
     )
-    return Trial(
-        f"{suffix}: {'; '.join(told)}", [["data", "inspect", str(table)]], check=lambda: _mispaired(table), seconds=30
-    )
+    told_all = f"{suffix}: {'; '.join(told)}"
+    return Trial(told_all, suffix, [["data", "inspect", str(table)]], check=lambda: _mispaired(table), seconds=30)
 
 
 def _mispaired(table: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import yaml
@@ -52,14 +53,32 @@ def prompts(number: int) -> list[str]:
 def numbered(file: Path, number: int, side: int = 0) -> Path:
     """Write an image whose colour says its number and its side of a pair."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (SIDE, SIDE), (10 * number, 200 * side, 50)).save(file)
+    Image.new("RGB", (SIDE, SIDE), color(number, side)).save(file)
     return file
+
+
+def color(number: int, side: int = 0) -> tuple[int, int, int]:
+    """The colour that says a number and a side."""
+    return 10 * number, 200 * side, 50
 
 
 def number_of(image: Image.Image) -> tuple[int, int]:
     """Which number and side an image says that it has."""
     red, green, _ = image.convert("RGB").getpixel((0, 0))
     return round(red / 10), int(green > 100)
+
+
+def media(folder: Path, number: int) -> None:
+    """A media folder as `generate` writes it, with two images per prompt; one that is there stays."""
+    if folder.exists():
+        return
+    texts, lines = prompts(number // 2), []
+    for i in range(number):
+        name = f"{i // 2:06d}-s{i % 2}.png"
+        numbered(folder / name, i)
+        seen = {"file": name, "prompt": texts[i // 2], "prompt_id": i // 2, "seed": i % 2, "model": "base"}
+        lines.append(json.dumps(seen))
+    (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n")
 
 
 def config(world: Path, output: Path) -> dict:

@@ -37,14 +37,6 @@ class Rules:
     """Share of both objects' sizes that an offset must exceed."""
 
 
-@dataclass(frozen=True)
-class Decision:
-    """Whether an image shows what its task asks for, and if not, why."""
-
-    correct: bool
-    reasons: tuple[str, ...] = ()
-
-
 def keep(seen: Sequence[SeenObject], tag: str, rules: Rules) -> dict[str, list[SeenObject]]:
     """The objects that count, by label, the most confident first; none that overlaps a better one too much."""
     found: dict[str, list[SeenObject]] = {}
@@ -60,8 +52,10 @@ def keep(seen: Sequence[SeenObject], tag: str, rules: Rules) -> dict[str, list[S
     return found
 
 
-def decide(objects: Mapping[str, Sequence[SeenObject]], task: Task, name_colors: NameColors, rules: Rules) -> Decision:
-    """Judge what is seen.
+def decide(
+    objects: Mapping[str, Sequence[SeenObject]], task: Task, name_colors: NameColors, rules: Rules
+) -> tuple[str, ...]:
+    """Say what is wrong with what is seen; nothing, if it shows all that its task asks for.
 
     Args:
         objects: By label, the most confident first; see `keep`.
@@ -80,7 +74,7 @@ def decide(objects: Mapping[str, Sequence[SeenObject]], task: Task, name_colors:
         count = len(objects.get(clause.label, ()))
         if count >= clause.count:
             reasons.append(f"expected {clause.label}<{clause.count}, found {count}")
-    return Decision(not reasons, tuple(reasons))
+    return tuple(reasons)
 
 
 def relative_position(a: SeenObject, b: SeenObject, threshold: float) -> set[str]:

@@ -5,12 +5,12 @@ this is the network of the original authors through transformers. Weights and re
 instead of a longest side of 1333), so numbers come close to published ones but are not the same: name the detector.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from PIL.Image import Image
 
 from diffpo.benchmarks.geneval.tasks import COLORS, SeenObject
 from diffpo.core.block import Block
@@ -21,9 +21,6 @@ from diffpo.scorers.base import OnDevice
 from diffpo.scorers.clip import Clip
 from diffpo.scorers.loading import Kind, load_network, load_part
 from diffpo.scorers.parts import find_model
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 HUB_DETECTOR = "facebook/mask2former-swin-small-coco-instance"
 RENAMED = {

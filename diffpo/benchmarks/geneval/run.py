@@ -6,15 +6,15 @@ What was judged before is not judged again, as long as the image, the task, the 
 A clip is judged by its first frame.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.console import Console
 
 from diffpo.benchmarks.geneval.decide import Rules, decide, keep
 from diffpo.benchmarks.geneval.tasks import ColorNamer, Detector, Task
@@ -23,15 +23,11 @@ from diffpo.disk.lock import sole_writer
 from diffpo.disk.rows import Row, RowStore
 from diffpo.errors import UserError
 from diffpo.media.folder import Media, read_media
+from diffpo.media.frames import Clip
 from diffpo.media.prompt_sets import GENEVAL_TASKS
 from diffpo.media.prompts import read_prompts
 from diffpo.scorers.judging import Judge, judge_media, key_of
 from diffpo.scorers.scores import WAIT, ScoreRow, merge_scores
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from diffpo.media.frames import Clip
 
 GENEVAL = "geneval.json"
 SCORER = "geneval"
@@ -41,7 +37,7 @@ FORMAT = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged(Media):
+class Judgement(Media):
     """One image and one task."""
 
     tag: str
@@ -58,21 +54,21 @@ class Judged(Media):
 class GenEvalResult:
     """All that was judged in a folder, and by what."""
 
-    judged: list[Judged]
+    judged: list[Judgement]
     provenance: dict[str, Any]
 
     @property
-    def tasks(self) -> dict[str, list[Judged]]:
+    def tasks(self) -> dict[str, list[Judgement]]:
         """By task: GenEval's in the paper's order, then others."""
-        found: dict[str, list[Judged]] = {tag: [] for tag in GENEVAL_TASKS}
+        found: dict[str, list[Judgement]] = {tag: [] for tag in GENEVAL_TASKS}
         for item in self.judged:
             found.setdefault(item.tag, []).append(item)
         return {tag: judged for tag, judged in found.items() if judged}
 
     @cached_property
-    def images(self) -> dict[str, list[Judged]]:
+    def images(self) -> dict[str, list[Judgement]]:
         """By file: an image is judged once for each of its tasks."""
-        found: dict[str, list[Judged]] = {}
+        found: dict[str, list[Judgement]] = {}
         for item in self.judged:
             found.setdefault(item.file, []).append(item)
         return found
@@ -149,7 +145,7 @@ def run_geneval(
         decisions = judge[judge.key(content, item)].values["decisions"]
         for task, (correct, reasons) in zip(tasks[item.prompt], decisions, strict=True):
             said = {"tag": task.tag, "correct": correct, "reasons": tuple(reasons), "task": _digest(task)}
-            judged.append(Judged(**asdict(item), **said, digest=content))
+            judged.append(Judgement(**asdict(item), **said, digest=content))
     result = GenEvalResult(judged, provenance)
     with sole_writer(folder / GENEVAL, COMMAND, wait=WAIT):
         write_json(folder / GENEVAL, {"provenance": provenance, "images": [asdict(item) for item in judged]})
@@ -165,7 +161,7 @@ def read_geneval(folder: str | Path) -> GenEvalResult:
         raise UserError(f"there is no {path}: this folder was not judged by GenEval yet.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        judged = [Judged(**{**item, "reasons": tuple(item["reasons"])}) for item in content["images"]]
+        judged = [Judgement(**{**item, "reasons": tuple(item["reasons"])}) for item in content["images"]]
         return GenEvalResult(judged, content["provenance"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}). Delete it and judge again.") from error
@@ -186,7 +182,7 @@ def _look(
     for image, item, objects in zip(images, media, seen, strict=True):
         name = partial(colors.name_colors, image)
         made = [decide(keep(objects, task.tag, rules), task, name, rules) for task in tasks[item.prompt]]
-        yield Row({"decisions": [[decision.correct, decision.reasons] for decision in made]})
+        yield Row({"decisions": [[not reasons, reasons] for reasons in made]})
 
 
 def _digest(task: Task) -> str:

@@ -1,18 +1,15 @@
 """The shapes world as GenEval's embedded case: its verifier sees and names colours exactly, no weights needed."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from PIL.Image import Image
 
 from diffpo.benchmarks.geneval.tasks import Requirement, SeenObject, Task
 from diffpo.core.block import Block
 from diffpo.errors import UserError
 from diffpo.scorers.shapes import ShapesVerifier
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,17 +5,16 @@ inception   FID's: the pooled layer of the Inception of 2015, resized as clean-f
 looks       saturation, contrast, size as JPEG: no network
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL.Image import Image, Resampling
 
 from diffpo.compat import pick_device
 from diffpo.core.block import Block, Count
@@ -24,15 +23,11 @@ from diffpo.disk.rows import Row, RowStore
 from diffpo.disk.weights import Weights
 from diffpo.errors import UserError
 from diffpo.media.folder import Media
+from diffpo.media.frames import Clip
 from diffpo.scorers.base import OnDevice
 from diffpo.scorers.clip import Clip as ClipScorer
 from diffpo.scorers.judging import Judge, judge_media
 from diffpo.scorers.parts import find_file
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from diffpo.media.frames import Clip
 
 INCEPTION = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
 LOOKS = ("saturation", "contrast", "jpeg bytes per pixel")
@@ -171,11 +166,8 @@ def _look(maker: Features, clips: Sequence[Clip], media: Sequence[Media]) -> Ite
 
 def resized(image: Image) -> NDArray[np.float32]:
     """An image at Inception's size, `[3 299 299]` from 0 to 255: each channel as floats, not rounded again."""
-    from PIL import Image as Images
-
-    side, how = (_SIDE, _SIDE), Images.Resampling.BICUBIC
-    channels = [channel.convert("F").resize(side, how) for channel in image.convert("RGB").split()]
-    return np.stack([np.asarray(channel) for channel in channels]).clip(0, 255)
+    size, channels = (_SIDE, _SIDE), image.convert("RGB").split()
+    return np.stack([channel.convert("F").resize(size, Resampling.BICUBIC) for channel in channels]).clip(0, 255)
 
 
 def _looks(image: Image) -> list[float]:
