@@ -74,7 +74,11 @@ def reconstruction_loss(
         generator: Draws the noise.
     """
     noise = torch.randn(mean.shape, generator=generator).to(images.device)
-    decoded = vae.decode(mean + std.to(images.device) * noise).sample
+    return reconstruction_terms(vae.decode(mean + std.to(images.device) * noise).sample, images)
+
+
+def reconstruction_terms(decoded: Tensor, images: Tensor) -> dict[str, Tensor]:
+    """How far decoded pictures `[n 3 h w]` are from the truth, in full size (`fine`) and shrunk (`coarse`)."""
     weight = _weight(images)
     fine = _distance(decoded, images, weight)
     return {"fine": fine, "coarse": _distance(*(F.avg_pool2d(x, 4) for x in (decoded, images, weight)))}

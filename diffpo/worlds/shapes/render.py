@@ -70,11 +70,19 @@ def _box(dx: np.ndarray, dy: np.ndarray, half_width: float, half_height: float) 
     return np.hypot(np.maximum(qx, 0), np.maximum(qy, 0)) + np.minimum(np.maximum(qx, qy), 0)
 
 
+def hsv_to_rgb(hue: np.ndarray | float, saturation: np.ndarray | float, value: np.ndarray | float) -> np.ndarray:
+    """HSV to RGB, `[... 3]`; hue in degrees, numbers or arrays `[... 1]`.
+
+    Channel n = 5, 3, 1 is v - v s clip(min(k, 4 - k), 0, 1) with k = (n + hue / 60) mod 6.
+    """
+    k = (np.array([5.0, 3.0, 1.0]) + hue / 60) % 6
+    return (value - value * saturation * np.clip(np.minimum(k, 4 - k), 0, 1)).astype(np.float32)
+
+
 def _rgb(colors: Sequence[str], placements: Sequence[Placement]) -> np.ndarray:
-    """HSV to RGB, `[n 3]`: channel n = 5, 3, 1 is v - v s clip(min(k, 4 - k), 0, 1) with k = (n + hue / 60) mod 6."""
+    """The colours of objects, `[n 3]`."""
     assert all(color in COLORS for color in colors)
     hue = np.array([[HUES[c] + p.hue_shift] for c, p in zip(colors, placements, strict=True)])
     saturation = np.array([[p.saturation] for p in placements])
     value = np.array([[p.value] for p in placements])
-    k = (np.array([[5.0, 3.0, 1.0]]) + hue / 60) % 6
-    return (value - value * saturation * np.clip(np.minimum(k, 4 - k), 0, 1)).astype(np.float32)
+    return hsv_to_rgb(hue, saturation, value)

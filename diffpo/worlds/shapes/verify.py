@@ -6,6 +6,7 @@ blurred. Connected pixels of one hue class are one object; its shape is the temp
 overlaps it most (soft IoU).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from typing import NamedTuple
@@ -34,7 +35,7 @@ ImageLike = Image.Image | np.ndarray | torch.Tensor
 
 @dataclass(frozen=True)
 class FoundObject:
-    """One object as the verifier sees it. Pixels; `saturation` as in HSV."""
+    """One object as the verifier sees it. Pixels; `saturation` and `value` as in HSV."""
 
     color: str
     shape: str
@@ -42,6 +43,7 @@ class FoundObject:
     y: float
     area: float
     saturation: float
+    value: float
     overlap: float
 
 
@@ -111,6 +113,18 @@ def judge(seen: Seen, spec: SceneSpec) -> Verdict:
 def see(image: ImageLike) -> Seen:
     """Find the objects and the background of one picture (same kinds of image as `verify`)."""
     rgb = _to_array(image).astype(np.float32) / 255
+    gray = plain_gray(rgb)
+    background = UNKNOWN if gray is None else min(BACKGROUNDS, key=lambda name: abs(BACKGROUNDS[name] - gray))
+    return Seen(find_objects(rgb), background)
+
+
+def find_objects(rgb: np.ndarray, shapes: Sequence[str] = SHAPES) -> tuple[FoundObject, ...]:
+    """Find the objects of a picture, the largest first.
+
+    Args:
+        rgb: float32 `[h w 3]` in [0, 1].
+        shapes: What an object may be; one that looks like none of them is "unknown".
+    """
     chroma = rgb.max(-1) - rgb.min(-1)
     colored = chroma > MIN_CHROMA
     classes, owner = np.full(chroma.shape, -1), np.full(chroma.shape, -1)
@@ -119,8 +133,17 @@ def see(image: ImageLike) -> Seen:
         labels, _ = ndimage.label(classes == index)
         for part in np.flatnonzero(np.bincount(labels.ravel())[1:] >= MIN_AREA) + 1:
             owner[labels == part] = owner.max() + 1
-    found = [_describe(rgb, chroma, owner, number) for number in range(owner.max() + 1)]
-    return Seen(tuple(sorted(found, key=lambda item: -item.area)), _background(rgb, chroma))
+    found = [_describe(rgb, chroma, owner, number, shapes) for number in range(owner.max() + 1)]
+    return tuple(sorted(found, key=lambda item: -item.area))
+
+
+def plain_gray(rgb: np.ndarray) -> float | None:
+    """The background's gray level; None where too little of `rgb`, `[h w 3]`, is gray or it is not plain."""
+    gray = rgb.mean(-1)[rgb.max(-1) - rgb.min(-1) < MIN_CHROMA]
+    if gray.size < 0.2 * rgb[..., 0].size:
+        return None
+    middle = float(np.median(gray))
+    return middle if (np.abs(gray - middle) < PLAIN_TOLERANCE).mean() >= MIN_PLAIN else None
 
 
 def _to_array(image: ImageLike) -> np.ndarray:
@@ -150,7 +173,9 @@ def _nearest_color(rgb: np.ndarray) -> np.ndarray:
     return distance.argmin(-1)
 
 
-def _describe(rgb: np.ndarray, chroma: np.ndarray, owner: np.ndarray, number: int) -> FoundObject:
+def _describe(
+    rgb: np.ndarray, chroma: np.ndarray, owner: np.ndarray, number: int, shapes: Sequence[str]
+) -> FoundObject:
     """Colour, shape and measures of the object that owns the pixels where `owner` (-1: nobody's) is its number.
 
     A pixel's share in the object is its chroma relative to the object's own, made a little steeper so that noise in the
@@ -166,32 +191,23 @@ def _describe(rgb: np.ndarray, chroma: np.ndarray, owner: np.ndarray, number: in
     area = float(alpha.sum())
     grid_y, grid_x = (np.arange(s.start, s.start + n) + 0.5 for s, n in zip(window, alpha.shape, strict=True))
     x, y = float(alpha.sum(0) @ grid_x) / area, float(alpha.sum(1) @ grid_y) / area
-    shape, overlap = _shape(alpha, grid_x - x, grid_y - y, area)
+    shape, overlap = _shape(alpha, grid_x - x, grid_y - y, area, shapes)
     mean = rgb[part & (chroma > 0.8 * full)].mean(0, keepdims=True)
-    saturation = float((mean.max() - mean.min()) / mean.max())
-    return FoundObject(COLORS[_nearest_color(mean)[0]], shape, x, y, area, saturation, overlap)
+    saturation, value = float((mean.max() - mean.min()) / mean.max()), float(mean.max())
+    return FoundObject(COLORS[_nearest_color(mean)[0]], shape, x, y, area, saturation, value, overlap)
 
 
-def _shape(alpha: np.ndarray, dx: np.ndarray, dy: np.ndarray, area: float) -> tuple[str, float]:
+def _shape(
+    alpha: np.ndarray, dx: np.ndarray, dy: np.ndarray, area: float, shapes: Sequence[str]
+) -> tuple[str, float]:
     """The shape whose template of equal area and centroid overlaps most; the soft IoU (sum of minima / maxima)."""
     overlaps = {}
-    for name in SHAPES:
+    for name in shapes:
         size = (area / UNIT_AREA[name]) ** 0.5
         template = np.clip(0.5 - signed_distance(name, dx[None, :], dy[:, None], size), 0, 1)
         overlaps[name] = float(np.minimum(template, alpha).sum() / np.maximum(template, alpha).sum())
     best = max(overlaps, key=overlaps.__getitem__)
     return (best if overlaps[best] >= MIN_OVERLAP else UNKNOWN), overlaps[best]
-
-
-def _background(rgb: np.ndarray, chroma: np.ndarray) -> str:
-    """The nearest gray, or "unknown" where too little is gray or it is not plain."""
-    gray = rgb.mean(-1)[chroma < MIN_CHROMA]
-    if gray.size < 0.2 * chroma.size:
-        return UNKNOWN
-    middle = np.median(gray)
-    if (np.abs(gray - middle) < PLAIN_TOLERANCE).mean() < MIN_PLAIN:
-        return UNKNOWN
-    return min(BACKGROUNDS, key=lambda name: abs(BACKGROUNDS[name] - middle))
 
 
 def _relation(first: FoundObject, second: FoundObject) -> str:

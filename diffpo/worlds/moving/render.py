@@ -1,0 +1,38 @@
+"""Draws clips: antialiased, as the shapes world draws its pictures, a whole batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffpo.worlds.moving.scenes import FRAME_SIZE, FRAMES, Clip
+from diffpo.worlds.shapes.render import hsv_to_rgb, signed_distance
+from diffpo.worlds.shapes.scenes import HUES
+
+
+def render(clip: Clip) -> np.ndarray:
+    """Draw one clip: uint8 `[9 32 32 3]`."""
+    return to_uint8(render_batch([clip]))[0]
+
+
+def render_batch(clips: Sequence[Clip]) -> Tensor:
+    """Draw clips: float32 `[n 3 9 32 32]` in [0, 1], the layout of video autoencoders."""
+    return torch.from_numpy(np.stack([_draw(clip) for clip in clips]))
+
+
+def to_uint8(clips: Tensor) -> np.ndarray:
+    """`[n 3 f h w]` in [0, 1] -> uint8 `[n f h w 3]`."""
+    return (clips.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 4, 1).cpu().numpy()
+
+
+def _draw(clip: Clip) -> np.ndarray:
+    """One clip, float32 `[3 9 32 32]`."""
+    grid = np.arange(FRAME_SIZE, dtype=np.float32) + 0.5
+    x, y = np.array([clip.centre(frame) for frame in range(FRAMES)], dtype=np.float32).T
+    dx, dy = grid[None, None, :] - x[:, None, None], grid[None, :, None] - y[:, None, None]
+    alpha = np.clip(0.5 - signed_distance(clip.spec.shape, dx, dy, clip.size), 0, 1)
+    rgb = hsv_to_rgb(HUES[clip.spec.color] + clip.hue_shift, clip.saturation, clip.value)
+    return clip.background_level + alpha * (rgb[:, None, None, None] - np.float32(clip.background_level))

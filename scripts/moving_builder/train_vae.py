@@ -1,0 +1,159 @@
+"""Trains the VAE of the moving world on rendered train-split clips, drawn afresh at every step.
+
+The loss is that of the shapes world's VAE, frame by frame. The decoder always sees latents with a tenth of their own
+deviation in noise: so much a transformer may leave in them, and no channel can hide what matters in small numbers.
+
+diffusers runs a Wan VAE frame group by frame group, with a cache between them. `encode` and `decode` here run it on the
+whole clip at once, which is the same function (a test compares them) and nearly twice as fast in training.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import MethodType
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from diffpo.worlds.moving.render import render_batch
+from diffpo.worlds.moving.scenes import BASE_STYLE, WIDE_STYLE, sample_clips, sample_specs
+from moving_builder.models import make_vae
+from shapes_builder.building import Plan, step_generator, train
+from shapes_builder.train_vae import reconstruction_terms
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKLWan
+
+KL_WEIGHT = 1e-3  # of the mean over the latents' elements
+DECODER_NOISE = 0.1  # of each channel's deviation
+WINDOW = 5  # frames of a training clip: a causal VAE learns the same from shorter clips, and sees more of them
+POSTERIOR_STD = 0.03  # of each channel's deviation, in the finished VAE
+
+
+def train_vae(plan: Plan, batch_size: int, work: Path, device: str) -> AutoencoderKLWan:
+    """Train (or continue), decorrelate the latents, return the VAE with its EMA weights and the latents' statistics."""
+    torch.manual_seed(plan.seed)  # diffusers initialises from the global generator
+    vae = channels_last(make_vae().to(device))
+    run_at_once(vae)
+
+    def loss(generator: torch.Generator) -> dict[str, Tensor]:
+        clips = training_clips(batch_size, generator)
+        start = int(torch.randint(clips.shape[2] - WINDOW + 1, (1,), generator=generator))
+        clips = clips[:, :, start : start + WINDOW].to(device, memory_format=torch.channels_last_3d)
+        mean, log_variance = encode(vae, clips).chunk(2, dim=1)
+        variance = log_variance.clamp(-20, 10).exp()
+        kl = 0.5 * (mean.square() + variance - 1 - log_variance).mean()
+        spread = DECODER_NOISE * mean.detach().std(dim=(0, 2, 3, 4), keepdim=True)
+        noise = torch.randn(mean.shape, generator=generator).to(device)
+        decoded = decode(vae, mean + (variance + spread.square()).sqrt() * noise)
+        terms = reconstruction_terms(frames(decoded), frames(clips))
+        return {"loss": terms["fine"] + terms["coarse"] + KL_WEIGHT * kl, **terms, "kl": kl}
+
+    train("vae", vae, loss, plan, work)
+    vae = channels_last(plain(vae).to(device))
+    decorrelate(vae, device, plan.seed)
+    return vae.eval()
+
+
+def training_clips(n: int, generator: torch.Generator) -> Tensor:
+    """Clips of the train split in [-1, 1], `[n 3 9 32 32]`: half in the base's style, half in a wider one."""
+    half = n // 2
+    clips = sample_clips(sample_specs("train", half, generator), generator, BASE_STYLE)
+    clips += sample_clips(sample_specs("train", n - half, generator), generator, WIDE_STYLE)
+    return render_batch(clips) * 2 - 1
+
+
+def frames(clips: Tensor) -> Tensor:
+    """`[n c f h w]` -> pictures `[n f c h w]` with the first two merged."""
+    return clips.transpose(1, 2).flatten(0, 1)
+
+
+@torch.no_grad()
+def decorrelate(vae: AutoencoderKLWan, device: str, seed: int) -> None:
+    """Make the latents' channels uncorrelated, each with its own mean and deviation, and note those in the config.
+
+    Training leaves channels that are nearly copies of each other, and what tells them apart would drown in diffusion's
+    noise. The encoder ends and the decoder begins with a 1x1x1 convolution: a linear map of the channels goes into the
+    one, its inverse into the other, so that what the VAE does to a clip stays the same.
+    """
+    generator = step_generator(seed + 1, 0)
+    clips = sample_clips(sample_specs("train", 512, generator), generator, BASE_STYLE)
+    batches = (render_batch(clips[i : i + 64]) * 2 - 1 for i in range(0, len(clips), 64))
+    latents = torch.cat([vae.encode(batch.to(device)).latent_dist.mean for batch in batches])
+    rows = latents.double().movedim(1, -1).flatten(0, -2)
+    deviation, n = rows.std(0), rows.shape[1]
+    values, vectors = torch.linalg.eigh(torch.corrcoef(rows.T))
+    print("correlation's eigenvalues", [round(value, 4) for value in values.tolist()], flush=True)
+    forward = (deviation[:, None] * (vectors / values.sqrt()) @ vectors.T) / deviation
+    encoder, decoder = vae.quant_conv, vae.post_quant_conv  # rows 0..n-1 of the encoder's are means, then log variances
+    matrix = encoder.weight[:n].flatten(1).double()
+    encoder.weight[:n] = (forward @ matrix).float().view_as(encoder.weight[:n])
+    encoder.bias[:n] = (forward @ encoder.bias[:n].double()).float()
+    encoder.weight[n:] = 0
+    encoder.bias[n:] = 2 * (POSTERIOR_STD * deviation).log().float()
+    matrix = decoder.weight.flatten(1).double() @ torch.linalg.inv(forward)
+    decoder.weight.copy_(matrix.float().view_as(decoder.weight))
+    rows = rows @ forward.T
+    vae.register_to_config(latents_mean=_rounded(rows.mean(0)), latents_std=_rounded(rows.std(0)))
+
+
+def encode(vae: AutoencoderKLWan, clips: Tensor) -> Tensor:
+    """The moments of whole clips, `[n 2c 5 8 8]`, for a VAE that runs at once."""
+    from diffusers.models.autoencoders.autoencoder_kl_wan import patchify
+
+    return vae.quant_conv(vae.encoder(patchify(clips, vae.config.patch_size)))
+
+
+def decode(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
+    """Whole clips `[n 3 9 32 32]`, not clamped (so that every pixel has a gradient), for a VAE that runs at once."""
+    from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
+
+    return unpatchify(vae.decoder(vae.post_quant_conv(latents), first_chunk=True), vae.config.patch_size)
+
+
+def run_at_once(vae: AutoencoderKLWan) -> None:
+    """Let the two layers that change the number of frames work on a whole clip; the others do already."""
+    from diffusers.models.autoencoders.autoencoder_kl_wan import WanResample
+
+    for module in vae.modules():
+        if isinstance(module, WanResample) and module.mode.endswith("3d"):
+            module.forward = MethodType(_halve if module.mode == "downsample3d" else _double, module)
+
+
+def plain(vae: AutoencoderKLWan) -> AutoencoderKLWan:
+    """A VAE with the same weights that runs as diffusers runs it."""
+    fresh = make_vae()
+    fresh.load_state_dict(vae.state_dict())
+    return fresh
+
+
+def channels_last(vae: AutoencoderKLWan) -> AutoencoderKLWan:
+    """Lay out the weights as the CPU's convolutions want them; in diffusers `to` cannot mix 4 and 5 dimensions."""
+    for parameter in vae.parameters():
+        if parameter.ndim == 5:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last_3d)
+        elif parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return vae
+
+
+def _resample(module: nn.Module, x: Tensor) -> Tensor:
+    pictures = module.resample(frames(x))
+    return pictures.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
+
+
+def _halve(module: nn.Module, x: Tensor, feat_cache: None = None, feat_idx: object = None) -> Tensor:
+    """The first frame stays as it is, every later pair becomes one (with the frame before it in view)."""
+    x = _resample(module, x)
+    return torch.cat([x[:, :, :1], module.time_conv(x)], dim=2)
+
+
+def _double(module: nn.Module, x: Tensor, feat_cache: None = None, feat_idx: object = None) -> Tensor:
+    """The first frame stays as it is, every later one becomes two."""
+    later = module.time_conv(x[:, :, 1:]).unflatten(1, (2, x.shape[1])).movedim(1, 3).flatten(2, 3)
+    return _resample(module, torch.cat([x[:, :, :1], later], dim=2))
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [round(value, 4) for value in values.tolist()]
