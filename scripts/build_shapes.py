@@ -10,9 +10,7 @@ is measured goes to the screen and to measured.json in --work: the numbers of th
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -26,7 +24,7 @@ from diffpo.compat import ensure_torchvision  # noqa: E402
 ensure_torchvision()
 
 from shapes_builder import make_pairs, train_base, train_pickscore, train_vae  # noqa: E402
-from shapes_builder.building import Plan, load_average  # noqa: E402
+from shapes_builder.building import Plan, load_average, note, replace_folder, run_in_float32  # noqa: E402
 from shapes_builder.measure_world import measure_base, measure_pairs, measure_vae  # noqa: E402
 from shapes_builder.models import make_clip  # noqa: E402
 
@@ -82,7 +80,7 @@ def vae(args: argparse.Namespace) -> None:
     plan = Plan(args.vae_steps, learning_rate=1.2e-3, ema=0.998, seed=args.seed)
     model = train_vae.train_vae(plan, 8, args.work, args.device).cpu()
     model.save_pretrained(args.work / "vae")
-    note(args, "vae", measure_vae(model))
+    note(args.work, "vae", measure_vae(model))
 
 
 def decoder(args: argparse.Namespace) -> None:
@@ -90,7 +88,7 @@ def decoder(args: argparse.Namespace) -> None:
     plan = Plan(args.decoder_steps, learning_rate=6e-4, warmup=50, ema=0.998, seed=args.seed + 1)
     model = train_vae.train_decoder(load_vae(args), plan, 8, args.work, args.device).cpu()
     replace_folder(args.work / "vae", model.save_pretrained)
-    note(args, "decoder", measure_vae(model))
+    note(args.work, "decoder", measure_vae(model))
 
 
 def unet(args: argparse.Namespace) -> None:
@@ -105,7 +103,7 @@ def unet(args: argparse.Namespace) -> None:
     for name, steps in (("weak", args.weak_steps), ("base", args.base_steps)):
         plan = Plan(steps, learning_rate=1e-3, ema=0.998, seed=args.seed)
         train_base.train_base(name, networks, cache, plan, 64, args.work, args.device)
-        note(args, name, measure_base(train_base.make_pipeline(load_vae(args), name, args.work)))
+        note(args.work, name, measure_base(train_base.make_pipeline(load_vae(args), name, args.work)))
     export_pipeline(args)
 
 
@@ -123,7 +121,7 @@ def pairs(args: argparse.Namespace) -> None:
         jpegs = make_pairs.make_images(pipelines, planned, args.work / "images")
         rows = make_pairs.label_pairs(planned, jpegs, args.seed)
         make_pairs.write_table(rows, args.output / "pairs" / f"{split}.parquet", split)
-        note(args, f"pairs/{split}", measure_pairs(rows))
+        note(args.work, f"pairs/{split}", measure_pairs(rows))
 
 
 def pickscore(args: argparse.Namespace) -> None:
@@ -135,7 +133,7 @@ def pickscore(args: argparse.Namespace) -> None:
     plan = Plan(args.pickscore_steps, learning_rate=1e-4, warmup=20, ema=0.99, seed=args.seed)
     train_pickscore.train_on_pairs(model.to(args.device), rows["train"], plan, 32, args.work, args.device).cpu()
     after = {split: train_pickscore.agreement(model, rows[split]) for split in PAIRS}
-    note(args, "pickscore", {"validation before fine-tuning": before, **after})
+    note(args.work, "pickscore", {"validation before fine-tuning": before, **after})
 
     def write(folder: Path) -> None:
         train_pickscore.save_pickscore(model, folder)
@@ -165,13 +163,6 @@ def export_pipeline(args: argparse.Namespace) -> None:
     replace_folder(args.output / "pipeline", write)
 
 
-def run_in_float32(folder: Path) -> None:
-    """Half precision is for the disk: transformers would else compute in the dtype of the file."""
-    config = json.loads((folder / "config.json").read_text())
-    config["dtype"] = "float32"
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-
-
 def load_vae(args: argparse.Namespace):
     """The trained VAE from the work folder."""
     from diffusers import AutoencoderKL
@@ -184,25 +175,6 @@ def read_table(path: Path) -> list[dict]:
     from pyarrow import parquet
 
     return parquet.read_table(path).to_pylist()
-
-
-def replace_folder(folder: Path, write) -> None:
-    """Let `write` fill a fresh folder, then put it in the place of the old one: nobody reads half a model."""
-    temporary = folder.with_name(f".{folder.name}-new")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.parent.mkdir(parents=True, exist_ok=True)
-    write(temporary)
-    shutil.rmtree(folder, ignore_errors=True)
-    temporary.rename(folder)
-
-
-def note(args: argparse.Namespace, name: str, values: dict) -> None:
-    """Print measurements and keep them in the work folder for the card."""
-    path = args.work / "measured.json"
-    measured = json.loads(path.read_text()) if path.exists() else {}
-    measured[name] = values
-    path.write_text(json.dumps(measured, indent=1))
-    print(f"{name}: {json.dumps(values)}", flush=True)
 
 
 if __name__ == "__main__":

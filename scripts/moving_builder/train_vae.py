@@ -14,13 +14,13 @@ from types import MethodType
 from typing import TYPE_CHECKING
 
 import torch
+from shapes_builder.building import Plan, step_generator, train
+from shapes_builder.train_vae import reconstruction_terms
 from torch import Tensor, nn
 
 from diffpo.worlds.moving.render import render_batch
 from diffpo.worlds.moving.scenes import BASE_STYLE, WIDE_STYLE, sample_clips, sample_specs
 from moving_builder.models import make_vae
-from shapes_builder.building import Plan, step_generator, train
-from shapes_builder.train_vae import reconstruction_terms
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan

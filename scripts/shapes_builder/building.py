@@ -1,4 +1,4 @@
-"""What all the training stages of `scripts/build_shapes.py` share: one resumable loop, EMA, the learning-rate schedule.
+"""What the stages of the worlds' build scripts share: one resumable training loop, EMA, learning-rate schedule, files.
 
 Every step draws from its own generator, seeded by (seed, step): a run that was killed continues as if nothing had
 happened.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -101,9 +102,35 @@ def load_average(name: str, model: nn.Module, work: Path) -> None:
     path = work / f"{name}.pt"
     if not path.exists():
         raise FileNotFoundError(
-            f"{path} does not exist: run the stage that makes it (scripts/build_shapes.py --stage ...)"
+            f"{path} does not exist: run the stage that makes it (--stage of the world's build script)"
         )
     model.load_state_dict(torch.load(path, weights_only=True)["average"])
+
+
+def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a fresh folder, then put it in the place of the old one: nobody reads half a model."""
+    temporary = folder.with_name(f".{folder.name}-new")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    write(temporary)
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+
+
+def run_in_float32(folder: Path) -> None:
+    """Half precision is for the disk: transformers would else compute in the dtype of the file."""
+    config = json.loads((folder / "config.json").read_text())
+    config["dtype"] = "float32"
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def note(work: Path, name: str, values: dict) -> None:
+    """Print measurements and keep them in the work folder for the card."""
+    path = work / "measured.json"
+    measured = json.loads(path.read_text()) if path.exists() else {}
+    measured[name] = values
+    path.write_text(json.dumps(measured, indent=1))
+    print(f"{name}: {json.dumps(values)}", flush=True)
 
 
 def _load(

@@ -53,8 +53,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
         train("m", model, lambda generator: {"loss": model.weight.sum() * float("nan")}, Plan(3, 0.1), tmp_path)
 
 
-def test_a_missing_checkpoint_names_the_script(tmp_path):
-    with pytest.raises(FileNotFoundError, match="build_shapes"):
+def test_a_missing_checkpoint_says_what_makes_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"m\.pt.*--stage of the world's build script"):
         load_average("m", torch.nn.Linear(1, 1), tmp_path)
 
 

@@ -17,8 +17,6 @@ table that is labelled (`tie_threshold`), since two clips that were made from on
 noise. Nobody here is real.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import exp

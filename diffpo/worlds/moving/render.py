@@ -1,7 +1,5 @@
 """Draws clips: antialiased, as the shapes world draws its pictures, a whole batch at a time."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -13,8 +13,6 @@ A clip has nine frames in four segments. Segment 0 is frames 0 to 2, each furthe
 causal video autoencoder with temporal factor 2 keeps in its latent frames 0 and 1, 2, 3, 4.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Sequence
@@ -97,12 +95,12 @@ class Style:
     """How clips are drawn where the caption is silent; all ranges are uniform."""
 
     size: tuple[float, float] = (4.8, 5.8)
-    saturation: tuple[float, float] = (0.6, 1.0)
-    value: tuple[float, float] = (0.8, 1.0)
-    hue_shift: float = 5.0
-    spread: float = 2.0
+    saturation: tuple[float, float] = (0.65, 1.0)
+    value: tuple[float, float] = (0.85, 1.0)
+    hue_shift: float = 4.0
+    spread: float = 1.5
     """How many pixels the path may pass beside the middle of the picture."""
-    background: float = 0.03
+    background: float = 0.02
     """How far the background's gray level may be from its own."""
 
 
@@ -196,9 +194,7 @@ def _place(spec: ClipSpec, u: Sequence[float], style: Style) -> Clip:
     aside = [FRAME_SIZE / 2 + style.spread * (2 * x - 1) for x in u[2:4]]
     way = [speed * MIDDLE * abs(step) for step in DIRECTIONS[spec.direction]]
     before, after = (half_width, up), (half_width, down)
-    x, y = (
-        min(max(aside[i], MARGIN + before[i] + way[i]), FRAME_SIZE - MARGIN - after[i] - way[i]) for i in (0, 1)
-    )
+    x, y = (min(max(aside[i], MARGIN + before[i] + way[i]), FRAME_SIZE - MARGIN - after[i] - way[i]) for i in (0, 1))
     return Clip(
         spec,
         x,

@@ -14,8 +14,6 @@ velocity is the mean of its steps weighted by how much of the object both frames
 not count by where its last pixels happen to lie.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import hypot
@@ -179,9 +177,7 @@ def amplitude(objects: Sequence[FoundObject | None]) -> float:
     return sum(hypot(*velocity) * weight for velocity, weight in means) / total if total > 0 else 0.0
 
 
-def changes(
-    seen: Sequence[SeenFrame], objects: Sequence[FoundObject | None], segment: int
-) -> dict[str, float] | None:
+def changes(seen: Sequence[SeenFrame], objects: Sequence[FoundObject | None], segment: int) -> dict[str, float] | None:
     """The largest change of each kind in a segment (see `MAX_CHANGES`); None where a frame lacks object or gray."""
     velocity = segment_velocity(objects, segment)
     found: dict[str, list[float]] = {name: [] for name in MAX_CHANGES}

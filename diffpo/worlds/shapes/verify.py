@@ -197,9 +197,7 @@ def _describe(
     return FoundObject(COLORS[_nearest_color(mean)[0]], shape, x, y, area, saturation, value, overlap)
 
 
-def _shape(
-    alpha: np.ndarray, dx: np.ndarray, dy: np.ndarray, area: float, shapes: Sequence[str]
-) -> tuple[str, float]:
+def _shape(alpha: np.ndarray, dx: np.ndarray, dy: np.ndarray, area: float, shapes: Sequence[str]) -> tuple[str, float]:
     """The shape whose template of equal area and centroid overlaps most; the soft IoU (sum of minima / maxima)."""
     overlaps = {}
     for name in shapes:
