@@ -55,7 +55,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--vae-steps", type=int, default=4000, help="of 8 clips of 5 frames")
+    parser.add_argument("--vae-steps", type=int, default=3200, help="of 6 clips")
     parser.add_argument("--clips", type=int, default=10_240, help="clips whose latents the transformer is trained on")
     parser.add_argument("--base-steps", type=int, default=8000, help="of 32 clips")
     parser.add_argument("--measured-clips", type=int, default=200, help="clips that the base model is measured on")
@@ -65,7 +65,7 @@ def parse_arguments() -> argparse.Namespace:
 def vae(args: argparse.Namespace) -> None:
     """Train the VAE, write it to the work folder, measure its round trip."""
     plan = Plan(args.vae_steps, learning_rate=2e-3, ema=0.998, seed=args.seed)
-    model = train_vae.train_vae(plan, 8, args.work, args.device).cpu()
+    model = train_vae.train_vae(plan, 6, args.work, args.device).cpu()
     replace_folder(args.work / "vae", model.save_pretrained)
     note(args.work, "vae", measure_vae(model))
 

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 KL_WEIGHT = 1e-3  # of the mean over the latents' elements
 DECODER_NOISE = 0.1  # of each channel's deviation
-WINDOW = 5  # frames of a training clip: a causal VAE learns the same from shorter clips, and sees more of them
 POSTERIOR_STD = 0.03  # of each channel's deviation, in the finished VAE
 
 
@@ -38,9 +37,7 @@ def train_vae(plan: Plan, batch_size: int, work: Path, device: str) -> Autoencod
     run_at_once(vae)
 
     def loss(generator: torch.Generator) -> dict[str, Tensor]:
-        clips = training_clips(batch_size, generator)
-        start = int(torch.randint(clips.shape[2] - WINDOW + 1, (1,), generator=generator))
-        clips = clips[:, :, start : start + WINDOW].to(device, memory_format=torch.channels_last_3d)
+        clips = training_clips(batch_size, generator).to(device, memory_format=torch.channels_last_3d)
         mean, log_variance = encode(vae, clips).chunk(2, dim=1)
         variance = log_variance.clamp(-20, 10).exp()
         kl = 0.5 * (mean.square() + variance - 1 - log_variance).mean()
