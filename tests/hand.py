@@ -35,10 +35,11 @@ def rows(*pairs: Pair[Denoised]) -> Pair[Denoised]:
 
 
 def batch(rows: int = 1, preference: float = 1.0) -> PairBatch:
-    """What a loss reads of a batch: the preference."""
+    """What a loss reads of a batch: the preference, and a label for the only frame, which says "chosen"."""
     latent, text = torch.zeros(rows, *LATENT[1:], dtype=torch.float64), Condition(torch.zeros(rows, 1, 1))
     soft = torch.full((rows,), preference, dtype=torch.float64)
-    return PairBatch(Pair(latent, latent), Pair(text, text), soft, torch.arange(rows))
+    ones = torch.ones(rows, 1, dtype=torch.long)
+    return PairBatch(Pair(latent, latent), Pair(text, text), soft, torch.arange(rows), segments=ones)
 
 
 def judge(

@@ -162,8 +162,9 @@ def test_every_method_has_a_row_whose_configs_are_its_own():
 
 def test_every_method_has_a_config_on_the_shapes_world():
     named = {file.stem.removeprefix("shapes-"): file for file in CONFIGS if file.stem.startswith("shapes-")}
-    assert set(METHODS) <= set(named)
-    assert all(load_config(named[name]).method_name == name for name in METHODS)
+    still = {name for name, method in METHODS.items() if "segments" not in method.requires}  # others learn from clips
+    assert still <= set(named)
+    assert all(load_config(named[name]).method_name == name for name in still)
 
 
 @pytest.mark.parametrize("file", DOCS, ids=lambda file: str(file.relative_to(ROOT)))

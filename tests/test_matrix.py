@@ -30,10 +30,10 @@ CASES = list(product(METHODS, PIPELINES, MODELS))
 
 
 def test_the_count():
-    """13 methods x {SD1.5, SD2, SDXL, SD3, PixArt, Wan} at the least, nothing excluded."""
+    """14 methods x {SD1.5, SD2, SDXL, SD3, PixArt, Wan} at the least, nothing excluded."""
     assert len(CASES) == len(METHODS) * len(PIPELINES) * len(MODELS)
     assert {"dpo", "sft", "inpo", "smpo", "dcpo", "mapo", "kto"} <= set(METHODS)
-    assert {"sd15", "sd2", "sdxl", "sd3", "pixart", "wan"} <= set(PIPELINES) and len(CASES) >= 13 * 12
+    assert {"sd15", "sd2", "sdxl", "sd3", "pixart", "wan"} <= set(PIPELINES) and len(CASES) >= 14 * 12
     assert set(MODELS) == {"full", "lora"}
 
 

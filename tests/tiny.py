@@ -236,7 +236,8 @@ def save_pipeline(name: str, folder: Path) -> Path:
 def save_pairs(folder: Path, rows: int = 12, size: int = 16) -> Path:
     """A JSONL table of random pictures; a few prompts repeat.
 
-    Beside it lies `labelled.jsonl`: the same with two captions and a soft label, 0.2 and 0.8 by turns.
+    Beside it lies `labelled.jsonl`: the same with two captions, a soft label, 0.2 and 0.8 by turns, and a label of the
+    one segment that a picture has, 1, 0 and -1 by turns.
     """
     from PIL import Image
 
@@ -251,7 +252,8 @@ def save_pairs(folder: Path, rows: int = 12, size: int = 16) -> Path:
             Image.fromarray(pixels.numpy()).save(folder / names[side])
         plain.append({"prompt": f"thing {i % 7}", **names})
         captions = {"chosen_prompt": f"good {i % 5}", "rejected_prompt": f"bad {i % 3}"}
-        labelled.append(plain[-1] | captions | {"preference": 0.8 if i % 2 else 0.2})
+        labels = {"preference": 0.8 if i % 2 else 0.2, "segments": [1 - i % 3]}
+        labelled.append(plain[-1] | captions | labels)
     for name, table in (("labelled", labelled), ("pairs", plain)):
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, table)))
     return folder / "pairs.jsonl"

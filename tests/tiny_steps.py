@@ -1,6 +1,6 @@
 """What a step needs beside a tiny pipeline: a batch of pairs, a policy with its reference, and a policy that moved."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -75,15 +75,13 @@ def pair_batch(name: str, rows: list[int], dtype: torch.dtype = torch.float32) -
     sides = [[side(name, row, which, dtype) for row in rows] for which in ("chosen", "rejected")]
     latent = Pair(*(torch.cat([x for x, _ in images]) for images in sides))
     cond = Pair(*(Condition.cat([c for _, c in images]) for images in sides))
-    return PairBatch(latent, cond, torch.ones(len(rows), dtype=dtype), torch.tensor(rows))
+    ones = torch.ones(len(rows), latent.chosen.shape[2], dtype=torch.long)
+    return PairBatch(latent, cond, torch.ones(len(rows), dtype=dtype), torch.tensor(rows), segments=ones)
 
 
 def swapped(batch: PairBatch) -> PairBatch:
     """The same pairs with the order turned round."""
-    latent, cond = batch.latent, batch.cond
-    return PairBatch(
-        Pair(latent.rejected, latent.chosen), Pair(cond.rejected, cond.chosen), batch.preference, batch.index
-    )
+    return replace(batch, latent=batch.latent.swapped(), cond=batch.cond.swapped())
 
 
 def make(folder, tuning: str, precision: torch.dtype = torch.float32, **more) -> tuple[Denoiser, Reference]:

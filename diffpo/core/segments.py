@@ -11,8 +11,6 @@ convolutions spread what a pixel frame shows to later latent frames, too, so tha
 segments are less certain than others.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Sequence

@@ -13,6 +13,7 @@ from diffpo.core.types import Condition, Pair, PairBatch, Rng
 from diffpo.data.encode import BOTH, Encodings
 from diffpo.data.plan import Schedule
 from diffpo.data.records import HASHED_ROWS, PART_ROWS, Table
+from diffpo.data.segments import SegmentLabels
 from diffpo.disk.ahead import ahead
 from diffpo.errors import UserError
 
@@ -37,7 +38,14 @@ class PairLoader:
     or, where dropped, without."""
 
     def __init__(
-        self, table: Table, encodings: Encodings, *, seed: int, caption_dropout: float, sides: Sequence[str] = BOTH
+        self,
+        table: Table,
+        encodings: Encodings,
+        *,
+        seed: int,
+        caption_dropout: float,
+        sides: Sequence[str] = BOTH,
+        labels: SegmentLabels | None = None,
     ):
         """Read the small columns and say which rows are broken.
 
@@ -47,6 +55,7 @@ class PairLoader:
             seed: What the latents' samples and the caption dropout depend on.
             caption_dropout: Probability that both captions of a pair become empty; 0 for held-out batches.
             sides: Sides that the method uses; the other one is None in every batch.
+            labels: Of the latent frames, for a method that reads them.
 
         Raises:
             UserError: Every row is broken.
@@ -57,7 +66,10 @@ class PairLoader:
         self._preference = torch.ones(len(table))
         if "preference" in names:
             self._preference = torch.from_numpy(table.arrow("preference").to_numpy().astype(np.float32))
-        self._segmented = "segments" in names
+        self._weight = None
+        if "weight" in names:
+            self._weight = torch.from_numpy(table.arrow("weight").to_numpy().astype(np.float32))
+        self._labels, self._segmented = labels, "segments" in names
         self.groups = group_rows(encodings)
         self.identity = self._identify()
         if encodings.broken:
@@ -76,7 +88,8 @@ class PairLoader:
                 begins = number * PART_ROWS % HASHED_ROWS == 0
                 state.update((("]" if number else "") + "[" if begins else ", ").encode() + repr(part)[1:-1].encode())
             state.update(b"]")
-        for values in (self._preference.numpy(), *self.groups, *self.encodings.contents.values()):
+        weights = [] if self._weight is None else [self._weight.numpy()]
+        for values in (self._preference.numpy(), *weights, *self.groups, *self.encodings.contents.values()):
             state.update(np.ascontiguousarray(values).tobytes())
         return state.hexdigest()
 
@@ -106,10 +119,14 @@ class PairLoader:
                 texts[captions] = Condition.cat([as_condition(self.encodings.text(caption)) for caption in captions])
             size = torch.stack([row[f"{side}_size"] for row in rows])
             cond[side] = replace(texts[captions], extra={"size": size})
-        segments = None
-        if self._segmented:
-            segments = torch.tensor(self.table.arrow("segments", index.tolist()).to_pylist())
-        return PairBatch(Pair(**latent), Pair(**cond), self._preference[index], index, segments)
+        return PairBatch(
+            Pair(**latent),
+            Pair(**cond),
+            self._preference[index],
+            index,
+            segments=None if self._labels is None else self._labels.rows(index.tolist()),
+            weight=None if self._weight is None else self._weight[index],
+        )
 
     def updates(self, schedule: Schedule, start: int, stop: int, *, rank: int = 0) -> Iterator[list[PairBatch]]:
         """Yield one process's micro-batches of updates `start` to `stop` - 1.

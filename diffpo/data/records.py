@@ -17,7 +17,8 @@ import numpy as np
 import pyarrow
 from pyarrow import compute
 
-from diffpo.core.block import Block, Count, Fraction, Pixels, Place, Sharing
+from diffpo.core.block import Block, Count, Fraction, Pixels, Place, Positive, Sharing
+from diffpo.core.segments import SegmentRule
 from diffpo.data.checks import has_words
 from diffpo.errors import ConfigError
 
@@ -37,6 +38,7 @@ OPTIONAL = (
     "rejected_score",
     "user_id",
     "segments",
+    "weight",
     "chosen_seed",
     "rejected_seed",
 )
@@ -177,6 +179,11 @@ class Source(Block, ABC):
     buckets: bool = False
     """Keep aspects: nine shapes of about the same area, from 1:2 to 2:1. Both images get the one that suits the chosen
     image."""
+    segment_seconds: Positive = 1.0
+    """Length of a segment that the column `segments` has a label for. The last one may be shorter."""
+    segment_rule: SegmentRule = "majority"
+    """Label of a latent frame that holds frames of two segments: that of more than half of them, else a tie
+    (`majority`); always a tie (`unanimous`); that of its last frame (`last`)."""
     caption_dropout: Fraction = 0.1
     """Probability that both captions of a pair become empty, drawn anew in each epoch. Keeps guidance working."""
     cache: bool = True

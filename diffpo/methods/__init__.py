@@ -3,6 +3,7 @@
 from diffpo.methods.base import Method, PairwiseMethod, TwoSidedMethod
 from diffpo.methods.cdpo import CDPO
 from diffpo.methods.dcpo import DCPO
+from diffpo.methods.densedpo import DenseDPO
 from diffpo.methods.dmpo import DMPO
 from diffpo.methods.dpo import DPO
 from diffpo.methods.dspo import DSPO
@@ -21,6 +22,7 @@ METHODS: dict[str, type[Method]] = {
     "inpo": InPO,
     "smpo": SmPO,
     "dcpo": DCPO,
+    "densedpo": DenseDPO,
     "mapo": MaPO,
     "kto": KTO,
     "ipo": IPO,

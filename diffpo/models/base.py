@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from diffpo.core.process import DiscreteProcess, NoiseProcess, Time
+from diffpo.core.segments import causal_frames
 from diffpo.core.types import Condition
 from diffpo.errors import UserError
 from diffpo.models.peft_folder import load_peft_folder, save_peft_folder
@@ -126,6 +127,11 @@ class Denoiser(ABC):
                 f"a {cls.pipelines[0]} takes clips of k * {temporal} + 1 frames; it was given {count} frames. "
                 f"The nearest lengths are {shorter} and {shorter + temporal}"
             )
+
+    @classmethod
+    def latent_frames(cls, count: int, vae: Mapping[str, Any]) -> list[range]:
+        """Say which frames of a clip of `count` frames each latent frame holds: here, as in a causal VAE."""
+        return causal_frames(count, cls.factors(vae)[1])
 
     @staticmethod
     def encode_media(pipeline: Any, frames: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -68,6 +68,10 @@ class Encoders:
         std = torch.zeros_like(mean) if std is None else std
         return mean[0].float().cpu(), std[0].float().cpu()
 
+    def latent_frames(self, count: int) -> list[range]:
+        """Say which frames of a clip of `count` frames each latent frame holds."""
+        return self.family.latent_frames(count, self.vae)
+
     @torch.no_grad()
     def encode_prompt(self, prompt: str) -> dict[str, Tensor]:
         """Encode one prompt to what its family's denoiser is told, on the CPU, without a batch axis.

@@ -23,6 +23,7 @@ from diffpo.data.encode import Encodings, LiveEncodings
 from diffpo.data.loader import PairLoader
 from diffpo.data.plan import Schedule
 from diffpo.data.records import Table
+from diffpo.data.segments import SegmentLabels
 from diffpo.data.splits import check_order, check_requires, load_splits
 from diffpo.disk.published import published
 from diffpo.errors import UserError
@@ -139,16 +140,15 @@ def prepare_data(
     train, samples = config.train, config.train.sample_every > 0 and bool(config.sample.prompts)
     if samples:
         plan_samples(config, encoders)
-    loaders = [
-        PairLoader(
-            table,
-            encode(config, accelerator, table, encoders),
-            seed=config.train.seed,
-            caption_dropout=config.data.caption_dropout if table is splits.train else 0.0,
-            sides=config.method.sides,
-        )
-        for table in tables
-    ]
+    loaders = []
+    for table in tables:
+        encodings, labels = encode(config, accelerator, table, encoders), None
+        if "segments" in config.method.columns:
+            frames, fps = encodings.targets[:, 0], encoders.family.fps
+            labels = SegmentLabels(table, frames, config.data, encoders.latent_frames, fps)
+        dropout = config.data.caption_dropout if table is splits.train else 0.0
+        seed, sides = config.train.seed, config.method.sides
+        loaders.append(PairLoader(table, encodings, seed=seed, caption_dropout=dropout, sides=sides, labels=labels))
     plan = Schedule(train.seed, loaders[0].groups, accelerator.num_processes, train.accumulate, train.batch)
     return plan, loaders[0], loaders[1] if len(loaders) > 1 else None, encoders if samples else None
 

@@ -1,7 +1,5 @@
 """Segments of seconds to latent frames: examples that were worked by hand, and the borders of the rules."""
 
-from __future__ import annotations
-
 import itertools
 
 import pytest
@@ -64,7 +62,7 @@ def test_half_is_no_majority():
 
 
 def test_rounding_moves_no_border():
-    """Segments of 0.14 seconds at 50 frames per second are 7 frames long, although 50 * 0.14 is a little more than 7."""
+    """Segments of 0.14 s at 50 frames per second are 7 frames long, although 50 * 0.14 is a little more than 7."""
     held = [range(frame, frame + 1) for frame in range(14)]
     assert 50 * 0.14 > 7
     assert latent_labels([1, -1], held, 50, 0.14, "last") == [1] * 7 + [-1] * 7

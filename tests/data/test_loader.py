@@ -1,11 +1,13 @@
 """What a batch holds, and what it depends on."""
 
 import dataclasses
+from functools import partial
 
 import pytest
 import torch
 from tiny_encoder import TinyEncoder
 
+from diffpo.core.segments import causal_frames
 from diffpo.core.types import Rng
 from diffpo.data import Pairs, Table, load_splits
 from diffpo.data import loader as batches
@@ -13,12 +15,13 @@ from diffpo.data.cache import EncodingCache
 from diffpo.data.encode import LiveEncodings
 from diffpo.data.loader import PairLoader
 from diffpo.data.plan import Schedule
+from diffpo.data.segments import SegmentLabels
 from diffpo.errors import UserError
 
 
 @pytest.fixture
 def loader(encoder):
-    def make(source, *, cached=True, sides=("chosen", "rejected"), dropout=0.0, encoder=encoder):
+    def make(source, *, cached=True, sides=("chosen", "rejected"), dropout=0.0, encoder=encoder, segments=False):
         table = load_splits(source).train
         if not cached:
             encodings = LiveEncodings(table, source, encoder, seed=4, sides=sides)
@@ -26,7 +29,9 @@ def loader(encoder):
             cache = EncodingCache(table, source, encoder, seed=4, sides=sides)
             cache.fill()
             encodings = cache.open()
-        return PairLoader(table, encodings, seed=4, caption_dropout=dropout, sides=sides)
+        held, frames = partial(causal_frames, factor=4), encodings.targets[:, 0]
+        labels = SegmentLabels(table, frames, source, held, None) if segments else None
+        return PairLoader(table, encodings, seed=4, caption_dropout=dropout, sides=sides, labels=labels)
 
     return make
 
@@ -58,16 +63,18 @@ def test_a_batch_holds_samples_of_the_posterior(records, jsonl, loader, encoder)
 
 
 def test_labels_come_from_the_table(records, jsonl, loader):
-    rows = records(4, preference=lambda i: i / 10, segments=lambda i: [1, -1, 0][: i % 3 + 1][-1:])
-    batch = loader(Pairs(path=jsonl(rows), resolution=16)).batch([3, 1], 0)
+    labels = {"preference": lambda i: i / 10, "segments": lambda i: [[1], [-1], [0]][i % 3], "weight": lambda i: i / 2}
+    source = Pairs(path=jsonl(records(4, **labels)), resolution=16)
+    batch = loader(source, segments=True).batch([3, 1], 0)
     assert batch.preference.tolist() == pytest.approx([0.3, 0.1])
-    assert batch.segments.tolist() == [[1], [-1]]
+    assert batch.segments.tolist() == [[1], [-1]] and batch.weight.tolist() == [1.5, 0.5]
+    assert loader(source).batch([3, 1], 0).segments is None, "the method reads none"
 
 
 def test_without_labels_every_preference_is_one(records, jsonl, loader):
     batch = loader(Pairs(path=jsonl(records(3)), resolution=16)).batch([0, 2], 0)
     assert batch.preference.tolist() == [1.0, 1.0]
-    assert batch.segments is None
+    assert batch.segments is None and batch.weight is None
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

@@ -86,6 +86,13 @@ def test_a_preference_outside_its_range_is_refused(wrong, records, jsonl):
         load_splits(Pairs(path=path))
 
 
+@pytest.mark.parametrize("wrong", [-0.1, None, "1", float("nan"), float("inf")])
+def test_a_weight_is_a_number_that_is_not_negative(wrong, records, jsonl):
+    path = jsonl(records(3, weight=[1.0, wrong, 0][:].__getitem__ if wrong != "1" else lambda i: "1"))
+    with pytest.raises(UserError, match=r"`weight` is what a pair's loss is multiplied with.*in row"):
+        load_splits(Pairs(path=path))
+
+
 @pytest.mark.parametrize("wrong", [[2], 1.0, [[1]]])
 def test_segments_are_lists_of_signs(wrong, records, jsonl):
     path = jsonl(

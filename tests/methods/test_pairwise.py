@@ -20,6 +20,8 @@ PAIRWISE = [name for name, cls in METHODS.items() if issubclass(cls, PairwiseMet
 TWO_SIDED = [name for name, cls in METHODS.items() if issubclass(cls, TwoSidedMethod)]
 JUDGING = [name for name in TWO_SIDED if METHODS[name]().needs_reference]
 """Methods that compare with a reference."""
+SOFT = [name for name in TWO_SIDED if METHODS[name]().dense is None]
+"""Methods that read `preference`; with `dense`, the labels of frames stand in its place."""
 
 REFERENCE = answers(1.5, 1)
 
@@ -39,6 +41,7 @@ EQUAL = {
     "inpo": math.log(2),
     "smpo": math.log(2),
     "dcpo": math.log(2),
+    "densedpo": math.log(2),
     "cdpo": math.log(2),
     "rdpo": math.log(2),  # [(1 - e) log 2 - e log 2] / (1 - 2 e)
     "ipo": 25.0,  # (1 / (2 * 0.1))^2
@@ -99,7 +102,7 @@ def test_smpo_scales_the_logit(preference):
     assert output.metrics["rewards/margins"].item() == pytest.approx(4.25), "logged before the factor"
 
 
-@pytest.mark.parametrize("name", [name for name in TWO_SIDED if name != "smpo"])
+@pytest.mark.parametrize("name", [name for name in SOFT if name != "smpo"])
 @pytest.mark.parametrize("preference", [0.0, 0.3, 0.5, 1.0])
 def test_a_soft_label_is_an_expectation(name, preference):
     """p L(chosen, rejected) + (1 - p) L(rejected, chosen), from two published losses with p = 1."""
@@ -118,7 +121,7 @@ def test_a_soft_label_by_hand():
 
 
 @pytest.mark.parametrize("more", [{}, {"sft_weight": 0.3}, {"guard": 0.6}], ids=["plain", "sft_weight", "guard"])
-@pytest.mark.parametrize("name", TWO_SIDED)
+@pytest.mark.parametrize("name", SOFT)
 def test_the_order_of_the_table_does_not_matter(name, more):
     """Sides exchanged and p -> 1 - p: the same loss, the same gradients."""
     method, policy, other = make(name, **more), answers(1, 1.2), reference(name)
@@ -134,7 +137,7 @@ def test_the_order_of_the_table_does_not_matter(name, more):
 
 
 @pytest.mark.parametrize("preference", [1.0, 0.75])
-@pytest.mark.parametrize("name", TWO_SIDED)
+@pytest.mark.parametrize("name", SOFT)
 def test_sft_weight_adds_the_error_of_the_better_image(name, preference):
     """Errors 1 and 4, weight 0.3: 0.3 [p 1 + (1 - p) 4] more, and the gradient of that."""
     policy, other = answers(1, 2), reference(name)
@@ -166,6 +169,7 @@ def step(pipelines):
         METHODS["inpo"](beta=50.0, inversion=None),
         METHODS["cdpo"](beta=50.0, label_smoothing=0.0),
         METHODS["rdpo"](beta=50.0, flip_rate=0.0),
+        METHODS["densedpo"](beta=50.0),
     ],
     ids=lambda method: type(method).__name__,
 )

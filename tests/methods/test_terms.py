@@ -12,7 +12,7 @@ from hand import answers, batch, clips, given, labelled, rows
 
 from diffpo.methods import METHODS, TwoSidedMethod
 
-TWO_SIDED = [name for name, cls in METHODS.items() if issubclass(cls, TwoSidedMethod)]
+TWO_SIDED = [name for name, cls in METHODS.items() if issubclass(cls, TwoSidedMethod) and cls().dense is None]
 
 
 def make(cls: type[TwoSidedMethod], name: str, **more) -> TwoSidedMethod:

@@ -112,17 +112,21 @@ def test_every_setting_of_the_training_is_seen():
 
 @pytest.mark.parametrize("name", [name for name, cls in METHODS.items() if issubclass(cls, TwoSidedMethod)])
 def test_every_setting_of_a_method_changes_its_loss_or_its_gradients(name):
-    """On answers whose label is soft; inversions and `dense` act before the answers: see test_inverted_steps."""
-    plain = METHODS[name](**({"scale": 1.0} if name == "mapo" else {"beta": 0.1}))
-    given = {"guard": 0.9, "sft_weight": 0.5, "inversion": None, "dense": None}
+    """On answers at alpha 1/2 whose label is soft, where `dense` reads others.
+
+    Inversions and noises act before the answers: see test_inverted_steps and test_noising.
+    """
+    plain = METHODS[name](**({"scale": 1.0} if name == "mapo" else {"beta": 0.1}), dense=None)
+    given = {"guard": 0.9, "sft_weight": 0.5, "dense": "frame", "flow_weight": "squared"}
     other = answers(1.5, 1) if plain.needs_reference else None
 
     def outcome(method) -> torch.Tensor:
-        by = gradients(method, answers(1, 2), other, 0.8)
-        return torch.cat([judge(method, answers(1, 2), other, 0.8).loss, *(side.flatten() for side in by)])
+        policy = answers(1, 2).map(lambda x: replace(x, noised=replace(x.noised, alpha=x.noised.alpha / 2)))
+        by = gradients(method, policy, other, 0.8)
+        return torch.cat([judge(method, policy, other, 0.8).loss, *(side.flatten() for side in by)])
 
     for field in fields(plain):
-        if field.name in ("inversion", "dense"):
+        if field.name in ("inversion", "noise"):
             continue
         changed = replace(plain, **{field.name: given.get(field.name) or 1.5 * getattr(plain, field.name)})
         assert not torch.equal(outcome(changed), outcome(plain)), field.name

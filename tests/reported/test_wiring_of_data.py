@@ -48,10 +48,10 @@ def test_the_leak_check_sees_every_prompt(records, jsonl, shared):  # noqa: F811
         load_splits(source)
 
 
-@pytest.mark.parametrize("change", ["label", "preference", "caption", "image", "segments"])
+@pytest.mark.parametrize("change", ["label", "preference", "caption", "image", "segments", "weight"])
 def test_a_run_knows_its_pairs_by_labels_captions_and_images(records, jsonl, encoder, tmp_path, change):  # noqa: F811
     """What resuming compares: it must change with whatever is learned from."""
-    rows = [row | {"preference": 0.9, "segments": [1, 0]} for row in records(4)]
+    rows = [row | {"preference": 0.9, "segments": [1, 0], "weight": 1.0} for row in records(4)]
     source = Pairs(path=jsonl(rows), resolution=16)
     before = loader_of(source, encoder).identity
     assert loader_of(source, encoder).identity == before
@@ -61,6 +61,8 @@ def test_a_run_knows_its_pairs_by_labels_captions_and_images(records, jsonl, enc
         rows[2]["preference"] = 0.8
     elif change == "caption":
         rows[2]["prompt"] += "!"
+    elif change == "weight":
+        rows[2]["weight"] = 0.5
     elif change == "segments":
         rows[2]["segments"] = [0, 1]
     else:

@@ -19,9 +19,11 @@ SINGLE = {"train.dtype": "float32", "train.steps": 5}
 FULL = {"model.name": "full", "train.learning_rate": 1e-4}
 CASES = {
     "dpo-full": DOUBLE | FULL,
-    "dpo-lora": DOUBLE | {"train.ema": 0.9},
+    "dpo-lora": DOUBLE | {"train.ema": 0.9, "method.dense": "frame", "data.path": "labelled.jsonl"},
     "float32": SINGLE,
 }
+"""`dpo-lora` judges by labels of which a third are ties: other numbers of terms for each process and micro-batch, and
+some micro-batches without any."""
 SHARDED = ("dpo-full", "dpo-lora", "float32")
 WHOLE, MICRO, SPLIT = {"train.batch": 8}, {"train.batch": 1, "train.accumulate": 8}, {"train.batch": 4}
 

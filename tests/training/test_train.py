@@ -318,6 +318,7 @@ def test_the_same_effective_batch_may_be_cut_otherwise_on_resume(world):
         ({"model.path": "nobody/no-such-model"}, "give the path of a local folder that holds a diffusers model"),
         ({"model.attention": "flash"}, "model.attention=flash"),
         ({"data.name": "pickapic"}, "Choose data.name=pairs"),
+        ({"method.dense": "frame"}, "dpo needs a `segments` column; .* one label per second of its clips"),
         ({"method.flow_weight": "squared"}, "flow_weight=squared is for flow models; this one predicts eps"),
     ],
 )

@@ -34,6 +34,11 @@ class Pairs(Source):
                 refuse(~np.isfinite(as_numbers(scores)), scores, what, advice)
         if "segments" in raw.column_names:
             judged &= _has_segments(raw, path)
+        if "weight" in raw.column_names:
+            weights, advice = arrow_column(raw, "weight"), "Give each row one (1 changes nothing), or remove the column."
+            numbers = as_numbers(weights)
+            what = f"{path}: `weight` is what a pair's loss is multiplied with, a number of at least 0"
+            refuse(~(np.isfinite(numbers) & (numbers >= 0)), weights, what, advice)
         use, counts = self.choose(judged, tie, prompted)
         return Layout(raw, np.flatnonzero(use), counts)
 
@@ -48,13 +53,12 @@ def _preferences(raw: Dataset, path: str) -> np.ndarray:
 
 
 def _has_segments(raw: Dataset, path: str) -> np.ndarray:
-    """`[n]` whether a row has labels frame by frame: -1 (the rejected side is better), 0 (neither), 1 (the chosen)."""
+    """`[n]` whether a row has labels of segments: -1 (the rejected side is better), 0 (neither), 1 (the chosen one).
+
+    How many there must be depends on the clips, which are not decoded here: see `segments.SegmentLabels`.
+    """
     cells = arrow_column(raw, "segments")
     rows = cells.to_pylist()
     right = [row is None or (isinstance(row, list) and all(mark in (-1, 0, 1) for mark in row)) for row in rows]
-    refuse(~np.array(right, bool), cells, f"{path}: `segments` is a list of -1, 0 and 1, one per frame")
-    lengths = np.array([len(row or ()) for row in rows], np.int64)
-    most = lengths.max(initial=0)
-    ragged = (lengths > 0) & (lengths != most)
-    refuse(ragged, cells, f"{path}: `segments` has the same number of labels, {most}, in all rows")
-    return lengths > 0
+    refuse(~np.array(right, bool), cells, f"{path}: `segments` is a list of -1, 0 and 1, one per segment")
+    return np.array([bool(row) for row in rows], bool)
