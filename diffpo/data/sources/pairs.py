@@ -35,7 +35,10 @@ class Pairs(Source):
         if "segments" in raw.column_names:
             judged &= _has_segments(raw, path)
         if "weight" in raw.column_names:
-            weights, advice = arrow_column(raw, "weight"), "Give each row one (1 changes nothing), or remove the column."
+            weights, advice = (
+                arrow_column(raw, "weight"),
+                "Give each row one (1: as it is), or remove the column.",
+            )
             numbers = as_numbers(weights)
             what = f"{path}: `weight` is what a pair's loss is multiplied with, a number of at least 0"
             refuse(~(np.isfinite(numbers) & (numbers >= 0)), weights, what, advice)
