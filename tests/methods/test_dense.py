@@ -172,6 +172,27 @@ def test_everything_together(pipelines, name, inversion):
     assert together[2].item() == 0
 
 
+@pytest.mark.parametrize("dense", DENSE)
+def test_clips_of_a_video_model(pipelines, dense):
+    """Through the network: swapped clips with negated labels lose the same, and one segment is the pair as a whole."""
+    models, pairs = moved(pipelines("wan")), pair_batch("wan", [0, 1, 2], torch.float64)
+    method = METHODS["dpo"](beta=50.0, dense=dense, guard=0.6, sft_weight=0.3)
+
+    def losses(method, pairs, segments) -> torch.Tensor:
+        marked = replace(pairs, segments=torch.tensor(segments))
+        return preference_step(method, *models, marked, draws(pairs)).loss
+
+    labels, negated = [[1, -1, 0], [0, 0, 0], [1, 1, 1]], [[-1, 1, 0], [0, 0, 0], [-1, -1, -1]]
+    there, back = losses(method, pairs, labels), losses(method, swapped(pairs), negated)
+    torch.testing.assert_close(back, there, rtol=1e-4, atol=0)  # a part of the network computes in single precision
+    assert there[1].item() == 0 and there[0].item() > 0
+    whole = losses(METHODS["dpo"](beta=50.0, guard=0.6, sft_weight=0.3), pairs, labels)
+    if dense == "frame":
+        assert not torch.isclose(there[2], 3 * whole[2], rtol=1e-9), "the sigmoid of a mean is not a mean of sigmoids"
+    else:
+        assert there[2].item() == pytest.approx(whole[2].item(), rel=1e-9)
+
+
 def test_what_a_step_weighs(pipelines):
     """A row's weight multiplies its loss, and neither its metrics nor its number of terms."""
     models, pairs = moved(pipelines("sd15")), pair_batch("sd15", [0, 1, 2], torch.float64)
