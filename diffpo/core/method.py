@@ -32,9 +32,14 @@ class Method(Block, ABC):
     """Whether the method reads `batch.preference`; if not, every pair is learned as "chosen is better"."""
 
     @property
+    def reads_segments(self) -> bool:
+        """Whether the method reads `batch.segments`."""
+        return False
+
+    @property
     def columns(self) -> frozenset[str]:
         """`requires`, and the columns that the settings of this very method need."""
-        return self.requires
+        return self.requires | ({"segments"} if self.reads_segments else set())
 
     def check_process(self, process: NoiseProcess) -> None:
         """Check that the method, with its settings, suits a model's noise process.

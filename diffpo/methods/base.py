@@ -110,8 +110,8 @@ class TwoSidedMethod(Method):
             raise ConfigError("noise=independent says how random noise is drawn, and inversion draws none: set one")
 
     @property
-    def columns(self) -> frozenset[str]:
-        return self.requires if self.dense is None else self.requires | {"segments"}
+    def reads_segments(self) -> bool:
+        return self.dense is not None
 
     @property
     def needs_reference(self) -> bool:
@@ -159,7 +159,7 @@ class TwoSidedMethod(Method):
     def loss(self, policy: Pair[Denoised], reference: Pair[Denoised] | None, batch: PairBatch) -> StepOutput:
         """Reduce errors to terms, take the expected loss over each term's label, and sum over the terms of a row."""
         terms = self.terms(batch)
-        if self.dense is not None:
+        if self.reads_segments:
             assert batch.segments is not None, "the columns that a method needs were checked before"
             policy = better_first(policy, batch.segments)
             reference = reference and better_first(reference, batch.segments)

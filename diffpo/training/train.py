@@ -142,9 +142,10 @@ def prepare_data(
         plan_samples(config, encoders)
     loaders = []
     for table in tables:
-        encodings, labels = encode(config, accelerator, table, encoders), None
-        if "segments" in config.method.columns:
-            frames, fps = encodings.targets[:, 0], encoders.family.fps
+        encodings = encode(config, accelerator, table, encoders)
+        frames, fps = encodings.targets[:, 0], encoders.family.fps
+        labels = None
+        if config.method.reads_segments:
             labels = SegmentLabels(table, frames, config.data, encoders.latent_frames, fps)
         dropout = config.data.caption_dropout if table is splits.train else 0.0
         seed, sides = config.train.seed, config.method.sides
