@@ -24,8 +24,6 @@ from numpy.typing import ArrayLike, NDArray
 from diffpo.compare.p_values import minimum_detectable_effect, sign_flip_p_value, sign_test
 from diffpo.errors import UserError
 
-Interval = Literal["percentile", "bca"]
-Test = Literal["sign-flip", "binomial", "mcnemar"]
 _CELLS = 1 << 22  # random numbers held at a time
 
 
@@ -37,7 +35,7 @@ class Resampling:
     """Of the intervals."""
     resamples: int = 10_000
     """Of the bootstrap, and of the permutation test."""
-    interval: Interval = "percentile"
+    interval: Literal["percentile", "bca"] = "percentile"
     """How the bootstrap's distribution becomes an interval: `percentile`, with room for few values, or `bca`
     (bias-corrected and accelerated, Efron 1987)."""
     seed: int = 0
@@ -66,7 +64,7 @@ class Estimate:
     n_pairs: int
     detectable: float = math.nan
     """The true effect (from one half, or from 0) that 80 % of such comparisons would find at 5 %; NaN: unknown."""
-    test: Test = "sign-flip"
+    test: Literal["sign-flip", "binomial", "mcnemar"] = "sign-flip"
     """Where the p-value comes from."""
 
 
