@@ -24,6 +24,7 @@ from diffpo.disk.mapped import mapped
 from diffpo.disk.rows import cache_home, digest
 from diffpo.disk.tables import TABLES, files_below, hash_file, is_hidden, refuse_twins
 from diffpo.errors import UserError
+from diffpo.worlds.assets import WORLDS, asset_path
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features
@@ -84,8 +85,8 @@ def read_table(
 
 def _open(path: str, split: str, texts: Sequence[str], kept: Path) -> tuple[Dataset, list[str], Path]:
     """Rows, one line of identity per file, and the folder that relative image paths start from."""
-    if path.startswith("shapes:"):
-        path = _shapes_path(path)
+    if path.partition(":")[0] in WORLDS:
+        path = _embedded_path(path)
     local = Path(os.path.expanduser(path))
     if local.is_file():
         return _open_files(_pick(path, {"train": [local]}, split), path, texts, kept)
@@ -112,13 +113,12 @@ def _pick(path: str | Path, splits: dict[str, list[Path]], split: str) -> list[P
     return splits[split]
 
 
-def _shapes_path(path: str) -> str:
-    if path != "shapes:pairs":
-        raise UserError(f"{path} is not a table of the shapes world; it has one: shapes:pairs.")
-    from diffpo.worlds.shapes.assets import asset_path
-
+def _embedded_path(path: str) -> str:
+    world = path.partition(":")[0]
+    if path != f"{world}:pairs":
+        raise UserError(f"{path} is not a table of the {world} world; it has one: {world}:pairs.")
     try:
-        return str(asset_path("pairs"))
+        return str(asset_path(f"{world}/pairs"))
     except FileNotFoundError as error:
         raise UserError(f"{path} is not here: {error}") from error
 

@@ -1,4 +1,4 @@
-"""Where weights are and which ones they are: a local folder, a Hub id, or a part of the embedded shapes world.
+"""Where weights are and which ones they are: a local folder, a Hub id, or a part of an embedded world.
 
 An identity names the *content* of weights, so that results of other weights under the same path are never taken for
 theirs. The content of a large file is judged by 64 pieces of it, spread evenly: training moves every tensor.
@@ -14,8 +14,8 @@ from pickle import UnpicklingError
 
 from diffpo.errors import UserError
 
-EMBEDDED = {"shapes:base": "pipeline", "shapes:pickscore": "pickscore"}
-"""Names of the embedded world's weights, and what `diffpo.worlds.shapes.assets` calls them."""
+EMBEDDED = {"shapes:base": "shapes/pipeline", "shapes:pickscore": "shapes/pickscore", "moving:base": "moving/base"}
+"""Names of the embedded worlds' weights, and what `diffpo.worlds.assets` calls them."""
 
 _CONTENT = (".safetensors", ".json", ".bin", ".txt", ".model", ".pt")
 _MEGABYTE = 1 << 20
@@ -52,13 +52,13 @@ def locate(spec: str, *, what: str, fetch: Callable[[str], Path]) -> Weights:
     if path.exists():
         return Weights(path)
     if spec in EMBEDDED:
-        from diffpo.worlds.shapes.assets import asset_path
+        from diffpo.worlds.assets import asset_path
 
         try:
             return Weights(asset_path(EMBEDDED[spec]))
         except FileNotFoundError as error:
             raise UserError(f"{spec} is not there: {error}") from error
-    if spec.startswith("shapes:"):
+    if spec.partition(":")[0] in {name.partition(":")[0] for name in EMBEDDED}:
         raise UserError(f"unknown embedded weights {spec!r}; there are {', '.join(EMBEDDED)}.")
     if spec.startswith((".", "/", "~")) or spec.count("/") != 1 or "\\" in spec:
         raise UserError(f"there is no {path}. Give the path of {what}, or a Hub id such as owner/name.")

@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from diffpo.disk.files import write_file
 from diffpo.errors import UserError
 from diffpo.media.prompt_files import READERS, PromptRecord, read_prompt_file
 from diffpo.media.prompt_sets import BENCHMARKS, benchmark_records, did_you_mean, local_copy
+from diffpo.worlds.assets import WORLDS
 
 PROMPTS = "prompts.jsonl"
 CATEGORY_COLUMNS = ("category", "Category", "style", "tag", "split")
@@ -90,7 +92,7 @@ def load_prompts(spec: str | Path) -> PromptSet:
     Args:
         spec: A file (`.txt` with one prompt a line; `.json`, `.jsonl`, `.csv`, `.tsv` or `.parquet` with a column
             `prompt`, `caption` or `text`, whose other columns are kept; a JSON list of strings), or a name:
-            `shapes:heldout`, `shapes:heldout:200` (the first 200), or a benchmark of `prompt_sets`: `partiprompts`,
+            `shapes:heldout`, `shapes:heldout:200` (the first 200), `moving:heldout`, or a benchmark of `prompt_sets`: `partiprompts`,
             `hpdv2:anime`, `geneval:PATH`, `drawbench:50`.
 
     Raises:
@@ -105,7 +107,9 @@ def load_prompts(spec: str | Path) -> PromptSet:
         records = SETS[family](rest)
     else:
         hint = did_you_mean(family, SETS, f"{{}}:{rest}" if rest else "{}")
-        known = "; ".join(["shapes:...", *BENCHMARKS, f"a file ending in {', '.join(READERS)}"])
+        known = "; ".join(
+            [*(f"{world}:..." for world in WORLDS), *BENCHMARKS, f"a file ending in {', '.join(READERS)}"]
+        )
         raise UserError(f"unknown prompt set {name!r}.{hint} There are {known}.")
     records = [record for record in records if record.prompt.strip()]
     if not records:
@@ -115,23 +119,23 @@ def load_prompts(spec: str | Path) -> PromptSet:
     return PromptSet.of(records, Path(name).name if is_file else name)
 
 
-def _shapes(rest: str) -> Sequence[PromptRecord]:
-    """`SPLIT` or `SPLIT:N`."""
-    from diffpo.worlds.shapes.scenes import SPLITS, sample_prompts, split_captions
-
+def _captions(world: str, rest: str) -> Sequence[PromptRecord]:
+    """`SPLIT` or `SPLIT:N` of an embedded world."""
+    scenes = import_module(f"diffpo.worlds.{world}.scenes")
     split, _, count = rest.partition(":")
-    if split not in SPLITS:
-        there = ", ".join(f"shapes:{known}" for known in SPLITS)
-        hint = did_you_mean(split, SPLITS, "shapes:{}")
-        raise UserError(f"unknown prompt set 'shapes:{rest}'.{hint} There are {there}.")
-    captions = split_captions(split)
+    if split not in scenes.SPLITS:
+        there = ", ".join(f"{world}:{known}" for known in scenes.SPLITS)
+        hint = did_you_mean(split, scenes.SPLITS, f"{world}:{{}}")
+        raise UserError(f"unknown prompt set '{world}:{rest}'.{hint} There are {there}.")
+    captions = scenes.split_captions(split)
     if count and (not count.isdecimal() or not 1 <= int(count) <= len(captions)):
-        raise UserError(f"'shapes:{rest}': the count must be a number from 1 to {len(captions)}, got {count!r}.")
-    return [PromptRecord(caption, {}) for caption in (sample_prompts(split, int(count)) if count else captions)]
+        raise UserError(f"'{world}:{rest}': the count must be a number from 1 to {len(captions)}, got {count!r}.")
+    chosen = scenes.sample_prompts(split, int(count)) if count else captions
+    return [PromptRecord(caption, {}) for caption in chosen]
 
 
 SETS: dict[str, Callable[[str], Sequence[PromptRecord]]] = {
-    "shapes": _shapes,
+    **{world: partial(_captions, world) for world in WORLDS},
     **{name: partial(benchmark_records, name) for name in BENCHMARKS},
 }
 """A named set: a function from the part behind the colon to its prompts."""

@@ -68,11 +68,12 @@ def frames(clips: Tensor) -> Tensor:
 
 @torch.no_grad()
 def decorrelate(vae: AutoencoderKLWan, device: str, seed: int) -> None:
-    """Make the latents' channels uncorrelated, each with its own mean and deviation, and note those in the config.
+    """Make the latents' channels nearly uncorrelated, and note each one's mean and deviation in the config.
 
     Training leaves channels that are nearly copies of each other, and what tells them apart would drown in diffusion's
     noise. The encoder ends and the decoder begins with a 1x1x1 convolution: a linear map of the channels goes into the
-    one, its inverse into the other, so that what the VAE does to a clip stays the same.
+    one, its inverse into the other, so that what the VAE does to a clip stays the same. Directions that vary less than
+    the decoder's noise tell nothing; they are not blown up to the size of the others.
     """
     generator = step_generator(seed + 1, 0)
     clips = sample_clips(sample_specs("train", 512, generator), generator, BASE_STYLE)
@@ -82,13 +83,13 @@ def decorrelate(vae: AutoencoderKLWan, device: str, seed: int) -> None:
     deviation, n = rows.std(0), rows.shape[1]
     values, vectors = torch.linalg.eigh(torch.corrcoef(rows.T))
     print("correlation's eigenvalues", [round(value, 4) for value in values.tolist()], flush=True)
-    forward = (deviation[:, None] * (vectors / values.sqrt()) @ vectors.T) / deviation
+    forward = deviation[:, None] * ((vectors / (values + DECODER_NOISE**2).sqrt()) @ vectors.T) / deviation
     encoder, decoder = vae.quant_conv, vae.post_quant_conv  # rows 0..n-1 of the encoder's are means, then log variances
     matrix = encoder.weight[:n].flatten(1).double()
     encoder.weight[:n] = (forward @ matrix).float().view_as(encoder.weight[:n])
     encoder.bias[:n] = (forward @ encoder.bias[:n].double()).float()
     encoder.weight[n:] = 0
-    encoder.bias[n:] = 2 * (POSTERIOR_STD * deviation).log().float()
+    encoder.bias[n:] = 2 * (POSTERIOR_STD * (rows @ forward.T).std(0)).log().float()
     matrix = decoder.weight.flatten(1).double() @ torch.linalg.inv(forward)
     decoder.weight.copy_(matrix.float().view_as(decoder.weight))
     rows = rows @ forward.T

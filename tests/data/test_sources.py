@@ -190,7 +190,7 @@ def test_a_method_says_which_column_it_lacks(records, jsonl):
 
 
 def test_the_shapes_world_is_a_table_like_any_other(pickapic, tmp_path, monkeypatch):
-    from diffpo.worlds.shapes import assets
+    from diffpo.worlds import assets
 
     monkeypatch.setattr(assets, "_PACKAGE", tmp_path / "package")
     source = PickAPic(path="shapes:pairs", validation_split="validation")

@@ -8,7 +8,7 @@ from shapes_builder.make_pairs import plan_pairs
 from shapes_builder.sampling import sample_specs
 from shapes_builder.train_pickscore import hard_captions
 
-from diffpo.worlds.shapes.assets import asset_path
+from diffpo.worlds.assets import asset_path
 from diffpo.worlds.shapes.scenes import SPLITS, parse_caption, split_captions, split_of
 
 
@@ -101,4 +101,4 @@ def test_the_build_script_writes_the_prompts_that_are_shipped(tmp_path, monkeypa
     build_shapes.main()
     for split in SPLITS:
         made = tmp_path / "out" / "prompts" / f"{split}.txt"
-        assert made.read_bytes() == asset_path(f"prompts/{split}.txt").read_bytes()
+        assert made.read_bytes() == asset_path(f"shapes/prompts/{split}.txt").read_bytes()

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from shapes_builder.measure_world import measure_vae
 
-from diffpo.worlds.shapes import assets
+from diffpo.worlds import assets
 from diffpo.worlds.shapes.annotators import ANNOTATORS, utility
 from diffpo.worlds.shapes.scenes import SPLITS, all_captions, split_of
 from diffpo.worlds.shapes.verify import ATTRIBUTES
@@ -21,7 +21,7 @@ MEGABYTE = 2**20
 def pipeline():
     from diffusers import StableDiffusionPipeline
 
-    pipe = StableDiffusionPipeline.from_pretrained(assets.asset_path("pipeline"), dtype=torch.float32)
+    pipe = StableDiffusionPipeline.from_pretrained(assets.asset_path("shapes/pipeline"), dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -29,7 +29,7 @@ def pipeline():
 def read(split):
     from pyarrow import parquet
 
-    return parquet.read_table(assets.asset_path(f"pairs/{split}.parquet")).to_pylist()
+    return parquet.read_table(assets.asset_path(f"shapes/pairs/{split}.parquet")).to_pylist()
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +44,10 @@ def validation_rows():
 
 def test_missing_assets_name_what_is_missing_and_the_script(monkeypatch, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"pairs/test\.parquet.*build_shapes\.py"):
-        assets.asset_path("pairs/test.parquet")
+        assets.asset_path("shapes/pairs/test.parquet")
     monkeypatch.setattr(assets, "candidates", lambda: (tmp_path / "a", tmp_path / "b"))
     with pytest.raises(FileNotFoundError, match=r"build_shapes\.py"):
-        assets.asset_path("pairs")
+        assets.asset_path("shapes/pairs")
 
 
 def test_the_installed_package_is_the_second_place(monkeypatch, tmp_path):
@@ -58,7 +58,7 @@ def test_the_installed_package_is_the_second_place(monkeypatch, tmp_path):
 
 
 def test_everything_together_is_small():
-    files = [path for path in assets.asset_path("").rglob("*") if path.is_file()]
+    files = [path for path in assets.asset_path("shapes").rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 40 * MEGABYTE
     assert not [path.name for path in files if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]
 
@@ -84,7 +84,7 @@ def test_the_vae_keeps_every_attribute_and_its_latents_are_standard(pipeline):
 
 
 def test_the_pipeline_draws_the_same_image_for_the_same_seed(pipeline):
-    prompt = assets.asset_path("prompts/heldout.txt").read_text().splitlines()[0]
+    prompt = assets.asset_path("shapes/prompts/heldout.txt").read_text().splitlines()[0]
     images = [
         pipeline(
             prompt, num_inference_steps=4, guidance_scale=3.0, generator=torch.Generator().manual_seed(seed)
@@ -107,7 +107,7 @@ def test_the_base_is_good_but_not_perfect(pipeline):
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_prompt_lists_are_of_their_split(split):
-    prompts = assets.asset_path(f"prompts/{split}.txt").read_text().splitlines()
+    prompts = assets.asset_path(f"shapes/prompts/{split}.txt").read_text().splitlines()
     assert len(prompts) == len(set(prompts)) >= 200
     assert {split_of(prompt) for prompt in prompts} == {split}
 
@@ -159,7 +159,7 @@ def test_choices_follow_the_annotators_utilities(validation_rows):
 def test_pickscore_loads_with_auto_classes_and_agrees_with_the_annotators(validation_rows):
     from transformers import AutoImageProcessor, AutoModel, AutoProcessor, AutoTokenizer
 
-    folder = assets.asset_path("pickscore")
+    folder = assets.asset_path("shapes/pickscore")
     model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
     assert type(AutoProcessor.from_pretrained(folder)).__name__ == "CLIPProcessor"
     processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
@@ -178,5 +178,5 @@ def test_pickscore_loads_with_auto_classes_and_agrees_with_the_annotators(valida
 
 
 def test_the_card_says_that_people_are_simulated():
-    card = (assets.asset_path("") / "README.md").read_text(encoding="utf-8")
+    card = (assets.asset_path("shapes") / "README.md").read_text(encoding="utf-8")
     assert "simulated" in card and len(all_captions()) == 5760

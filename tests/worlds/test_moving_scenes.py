@@ -1,9 +1,16 @@
 """The moving world's grammar and drawing: captions, splits, and shapes that stand where they should in every frame."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from diffpo.data.read import read_table
+from diffpo.disk.weights import locate
+from diffpo.errors import UserError
+from diffpo.media.prompts import load_prompts
+from diffpo.worlds.assets import asset_path
 from diffpo.worlds.moving.render import render, render_batch, to_uint8
 from diffpo.worlds.moving.scenes import (
     BASE_STYLE,
@@ -113,3 +120,27 @@ def test_a_batch_draws_what_each_clip_draws_alone():
     assert all(
         np.array_equal(alone, together) for alone, together in zip(map(render, clips), to_uint8(batch), strict=True)
     )
+
+
+def test_the_captions_are_prompt_sets_like_those_of_the_shapes_world():
+    assert load_prompts("moving:heldout").prompts == split_captions("heldout")
+    assert load_prompts("moving:validation:5").prompts == tuple(sample_prompts("validation", 5))
+    with pytest.raises(UserError, match=r"unknown prompt set 'moving:test'.*moving:heldout"):
+        load_prompts("moving:test")
+    with pytest.raises(UserError, match="a number from 1 to 52"):
+        load_prompts("moving:heldout:53")
+
+
+def test_the_shipped_prompts_are_of_their_split():
+    for split in SPLITS:
+        prompts = asset_path(f"moving/prompts/{split}.txt").read_text(encoding="utf-8").splitlines()
+        assert prompts and {split_of(prompt) for prompt in prompts} == {split}
+
+
+def test_missing_assets_name_the_script_that_makes_them():
+    with pytest.raises(FileNotFoundError, match=r"the moving world has neither .*build_moving\.py"):
+        asset_path("moving/nothing")
+    with pytest.raises(UserError, match=r"unknown embedded weights 'moving:bas'.*moving:base"):
+        locate("moving:bas", what="a diffusers model", fetch=Path)
+    with pytest.raises(UserError, match=r"not a table of the moving world.*moving:pairs"):
+        read_table("moving:pair", "train", [])
