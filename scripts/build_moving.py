@@ -30,7 +30,7 @@ from shapes_builder.building import Plan, note, replace_folder, run_in_float32  
 from diffpo.worlds.moving.scenes import SPLITS, sample_prompts  # noqa: E402
 
 STAGES = ("vae", "base", "measure", "prompts")
-PROMPTS = {"train": 300, "validation": 40, "heldout": 60}
+PROMPTS = {"train": 300, "validation": 48, "heldout": 52}
 
 
 def main() -> None:

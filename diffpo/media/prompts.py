@@ -92,8 +92,8 @@ def load_prompts(spec: str | Path) -> PromptSet:
     Args:
         spec: A file (`.txt` with one prompt a line; `.json`, `.jsonl`, `.csv`, `.tsv` or `.parquet` with a column
             `prompt`, `caption` or `text`, whose other columns are kept; a JSON list of strings), or a name:
-            `shapes:heldout`, `shapes:heldout:200` (the first 200), `moving:heldout`, or a benchmark of `prompt_sets`: `partiprompts`,
-            `hpdv2:anime`, `geneval:PATH`, `drawbench:50`.
+            `shapes:heldout`, `shapes:heldout:200` (the first 200), `moving:heldout`, or a benchmark of `prompt_sets`:
+            `partiprompts`, `hpdv2:anime`, `geneval:PATH`, `drawbench:50`.
 
     Raises:
         UserError: If there is no such file or set, it holds no prompt, or it is not here and cannot be fetched.
