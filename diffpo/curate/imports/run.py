@@ -9,7 +9,7 @@ that was killed loses at most one file, and the same command continues.
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -196,37 +196,35 @@ def _write_part(file: BinaryIO, *, part: Part, schema: pyarrow.Schema, options: 
 
 def _rows(part: Part, schema: pyarrow.Schema, options: ImportOptions, counts: ImportReport) -> Iterator[dict[str, Any]]:
     """Yield the rows that can be used, and count all."""
-    prepared = ahead(partial(_prepare, options=options), part.read(), workers=WORKERS, depth=4 * WORKERS)
-    for pair, found in prepared:
-        counts.rows += 1
-        if isinstance(found, str):
-            counts.add({found: 1})
-        elif isinstance(found, BrokenImage):
-            counts.broken.append((pair.name, str(found)))
-        else:
-            share = max(pair.preference, 1 - pair.preference)
-            counts.add({"pairs": 1, "ties": share == 0.5, "graded": share not in (0.5, 1)})
-            row = {"prompt": pair.prompt, "chosen": found[0], "rejected": found[1]} | pair.optional
-            row["preference"] = share if options.labels == "soft" or share == 0.5 else 1.0
-            counts.add({"left_out": dict.fromkeys(pair.optional.keys() - {*schema.names}, 1)})
-            yield {name: value for name, value in row.items() if name in schema.names}
+    make = partial(_row, names=schema.names, options=options)
+    for row, counted in ahead(make, part.read(), workers=WORKERS, depth=4 * WORKERS):
+        counts.add({"rows": 1} | counted)
+        if row is not None:
+            yield row
 
 
-def _prepare(pair: ImportedPair, options: ImportOptions) -> tuple[ImportedPair, list[Any] | BrokenImage | str]:
-    """Make the cells of both images, the chosen one first; or say which count of the report a dropped pair raises."""
+def _row(
+    pair: ImportedPair, names: Sequence[str], options: ImportOptions
+) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+    """Make the row of a pair, None if it is dropped; and what the pair adds to the report."""
     if pair.preference is None:
-        return pair, "unlabelled"
+        return None, {"unlabelled": 1}
     if pair.prompt is None:
-        return pair, "promptless"
+        return None, {"promptless": 1}
     if pair.preference == 0.5 and options.ties == "drop":
-        return pair, "ties"
+        return None, {"ties": 1}
     cells = []
     for side in pair.ordered:
         try:
             cells.append(_cell(side.image, options))
         except BrokenImage as error:
-            return pair, BrokenImage(f"{side.name}: {error}")
-    return pair, cells
+            return None, {"broken": [(pair.name, f"{side.name}: {error}")]}
+    share = max(pair.preference, 1 - pair.preference)
+    label = share if options.labels == "soft" or share == 0.5 else 1.0
+    row = {"prompt": pair.prompt, "chosen": cells[0], "rejected": cells[1], "preference": label} | pair.optional
+    left_out = dict.fromkeys(row.keys() - {"preference", *names}, 1)
+    counted = {"pairs": 1, "ties": share == 0.5, "graded": share not in (0.5, 1), "left_out": left_out}
+    return {name: value for name, value in row.items() if name in names}, counted
 
 
 def _cell(image: Any, options: ImportOptions) -> dict[str, Any]:
