@@ -67,12 +67,12 @@ def _mispaired(place: Path, wanted: dict[str, str]) -> list[str]:
 
 
 def _cut(rng: random.Random, file: Path) -> None:
-    file.write_bytes(file.read_bytes()[: rng.randrange(file.stat().st_size)])
+    file.write_bytes(file.read_bytes()[: rng.randrange(max(1, file.stat().st_size))])
 
 
 def _flip(rng: random.Random, file: Path) -> None:
     content = bytearray(file.read_bytes())
-    for _ in range(rng.randint(1, 8)):
+    for _ in range(rng.randint(1, 8) if content else 0):
         content[rng.randrange(len(content))] = rng.randrange(256)
     file.write_bytes(content)
 

@@ -56,6 +56,9 @@ def _mispaired(table: Path) -> list[str]:
     faults = []
     for row in found.rows:
         for place, side in enumerate(("chosen", "rejected")):
+            path = row[side]["path"] if isinstance(row[side], dict) else row[side]
+            if isinstance(path, str) and Path(path).is_dir():
+                continue  # a folder is a clip, whose frames are pictures of all rows here
             try:
                 image = decode(row[side])
             except UserError:
