@@ -15,6 +15,8 @@ from diffusers import (  # noqa: E402
     DDIMScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
     SD3Transformer2DModel,
@@ -177,6 +179,29 @@ def pixart():
     )
 
 
+def flux():
+    t5 = T5Config(vocab_size=128, d_model=WIDTH, d_ff=32, d_kv=8, num_layers=1, num_heads=2)
+    return FluxPipeline(
+        vae=vae(scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=CLIPTextModel(clip_config()),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=T5EncoderModel(t5),
+        tokenizer_2=t5_tokenizer(),
+        transformer=FluxTransformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=WIDTH,
+            pooled_projection_dim=WIDTH,
+            guidance_embeds=True,
+            axes_dims_rope=(4, 4, 8),
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+    )
+
+
 def wan():
     umt5 = UMT5Config(vocab_size=128, d_model=WIDTH, d_ff=32, d_kv=8, num_layers=1, num_heads=2)
     return WanPipeline(
@@ -214,6 +239,7 @@ PIPELINES = {
     "sdxl": sdxl,
     "sd3": sd3,
     "pixart": pixart,
+    "flux": flux,
     "wan": wan,
 }
 """Every family and parametrisation that diffpo trains, by the name of its best-known model."""

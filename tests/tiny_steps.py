@@ -1,6 +1,7 @@
 """What a step needs beside a tiny pipeline: a batch of pairs, a policy with its reference, and a policy that moved."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -15,10 +16,12 @@ TOKENS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """Shapes of what a tiny pipeline's network is given."""
+    """What is known of a tiny pipeline."""
 
+    family: str
+    """Its name in `FAMILIES`."""
     latent: tuple[int, int, int, int] = (4, 1, 8, 8)
-    """Channels, frames, height, width."""
+    """Channels, frames, height, width of latents that its network is given: those of 16 pixels a side."""
     text: int = 24
     """Width of the text states."""
     pooled: int = 0
@@ -29,15 +32,31 @@ class Facts:
     """Whether the network is told the six sizes."""
     single: bool = False
     """Whether the network computes some of its parts in single precision, even where its weights have double."""
+    multiple: int = 2
+    """What sides in pixels must be divisible by."""
+    cut: tuple[tuple[int, int], ...] = ((16, 3),)
+    """Tokens that it reads, and how many of the prompts of 14, 15, 100 and 300 letters are longer."""
+    call: tuple[tuple[str, Any], ...] = ()
+    """What plain diffusers is told besides, to make something small without guidance."""
+    negative: bool = True
+    """Whether its sampler takes a negative prompt."""
+    large: bool = False
+    """Whether its own size is too large for a test."""
 
+
+SIZE = {"original_size": (96, 80), "crops_coords_top_left": (5, 7), "target_size": (18, 14)}
+"""SDXL's three: all different, so that no two can change places."""
 
 FACTS = {
-    "sd15": Facts(),
-    "sd2": Facts(),
-    "sdxl": Facts(text=48, pooled=24, sized=True),
-    "sd3": Facts(latent=(8, 1, 8, 8), text=48, pooled=48),
-    "pixart": Facts(masked=True),
-    "wan": Facts(latent=(4, 3, 4, 4), masked=True, single=True),
+    "sd15": Facts(family="unet"),
+    "sd2": Facts(family="unet"),
+    "sdxl": Facts(family="sdxl", text=48, pooled=24, sized=True, call=tuple(SIZE.items())),
+    "sd3": Facts(family="sd3", latent=(8, 1, 8, 8), text=48, pooled=48, multiple=4, cut=((16, 3), (256, 1))),
+    "pixart": Facts(
+        family="pixart", masked=True, multiple=4, cut=((300, 1),), call=(("use_resolution_binning", False),)
+    ),
+    "flux": Facts(family="flux", pooled=24, multiple=4, cut=((16, 3), (512, 0)), negative=False, large=True),
+    "wan": Facts(family="wan", latent=(4, 3, 4, 4), masked=True, single=True, multiple=16, cut=((512, 0),)),
 }
 
 

@@ -5,13 +5,21 @@ from diffpo.compat import ensure_torchvision
 ensure_torchvision()
 
 from diffpo.models.base import Denoiser  # noqa: E402
+from diffpo.models.flux import Flux  # noqa: E402
 from diffpo.models.pixart import PixArt  # noqa: E402
 from diffpo.models.sd3 import SD3  # noqa: E402
 from diffpo.models.sdxl import SDXL  # noqa: E402
 from diffpo.models.unet import UNet  # noqa: E402
 from diffpo.models.wan import Wan  # noqa: E402
 
-FAMILIES: dict[str, type[Denoiser]] = {"unet": UNet, "sdxl": SDXL, "sd3": SD3, "pixart": PixArt, "wan": Wan}
+FAMILIES: dict[str, type[Denoiser]] = {
+    "unet": UNet,
+    "sdxl": SDXL,
+    "sd3": SD3,
+    "pixart": PixArt,
+    "flux": Flux,
+    "wan": Wan,
+}
 
 
 def family_of(pipeline: str) -> type[Denoiser] | None:

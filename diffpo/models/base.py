@@ -13,7 +13,7 @@ from functools import partial
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -74,12 +74,24 @@ class Denoiser(ABC):
     token_limits: ClassVar[dict[str, int]] = {}
     """Tokens that the pipeline reads of a prompt, by its name for the tokenizer; others read the tokenizer's own."""
 
-    def __init__(self, network: Any, process: NoiseProcess):
-        """Remember both. `network` is what accelerate wraps: the loop assigns the wrapped module back."""
+    def __init__(self, network: Any, process: NoiseProcess, guidance: float = 1.0):
+        """Remember them. `network` is what accelerate wraps: the loop assigns the wrapped module back.
+
+        Args:
+            network: The bare network.
+            process: How data becomes noise.
+            guidance: What a network that was distilled with guidance is told.
+        """
         self.network: nn.Module = network
         self.process = process
+        self.guidance = guidance
+        self.config: Mapping[str, Any] = network.config
         self.dtype: torch.dtype = network.dtype
         """Of the network's weights, but for the few that diffusers keeps in float32: what its inputs are cast to."""
+
+    def over(self, network: Any) -> Self:
+        """The same over another network of the family."""
+        return type(self)(network, self.process, self.guidance)
 
     @abstractmethod
     def predict(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:

@@ -33,7 +33,7 @@ def load(tuning: Tuning, dtype: torch.dtype, needs_reference: bool) -> tuple[Den
     if tuning.gradient_checkpointing:
         network.enable_gradient_checkpointing()
     set_attention(network, tuning.attention)
-    policy = family(network, process)
+    policy = family(network, process, 1.0 if tuning.guidance is None else tuning.guidance)
     return policy, tuning.reference(policy, frozen) if needs_reference else None
 
 

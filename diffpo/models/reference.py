@@ -45,7 +45,7 @@ class AdapterReference(Reference):
 
     def __init__(self, policy: Denoiser):
         """Keep the bare module: the loop may put a data-parallel wrapper around the policy's."""
-        super().__init__(type(policy)(policy.network, policy.process))
+        super().__init__(policy.over(policy.network))
 
     def predict(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """Answer as the network before training would."""
@@ -57,7 +57,7 @@ def frozen_copy(policy: Denoiser, dtype: torch.dtype) -> Reference:
     """Copy the policy's network, in `dtype`, before it learns anything."""
     network = copy.deepcopy(policy.network).requires_grad_(False).eval()
     cast(network, dtype)
-    return Reference(type(policy)(network, policy.process))
+    return Reference(policy.over(network))
 
 
 @contextmanager

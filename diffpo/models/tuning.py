@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from diffpo.core.block import Block, Place, Positive, Range, Sharing
+from diffpo.core.block import Block, Guidance, Place, Positive, Range, Sharing
 from diffpo.core.process import Time
 from diffpo.core.types import DtypeName
 from diffpo.errors import UserError
@@ -49,6 +49,9 @@ class Tuning(Block, ABC):
     trains what is then used as the unconditional half of guidance."""
     prediction: Literal["eps", "v"] | None = None
     """What the network predicts, where the scheduler's file is wrong about it. Default: what that file says."""
+    guidance: Guidance | None = None
+    """What a network that was distilled with guidance is told while it trains, policy and reference alike. Default: 1,
+    the data's own velocity; the value that one samples with trains what is then looked at."""
     attention: Place = "native"
     """Attention implementation: native, xformers, or what the network's family offers."""
     gradient_checkpointing: bool = False
@@ -63,6 +66,11 @@ class Tuning(Block, ABC):
             UserError: Something is not there, or does not fit.
         """
         base = find_base(self.path, vae=self.vae, denoiser=self.denoiser)
+        if self.guidance is not None and not base.config(base.component).get("guidance_embeds"):
+            raise UserError(
+                f"model.guidance is {self.guidance}, but the {base.component} of {self.path} was not distilled with "
+                "guidance: leave model.guidance out"
+            )
         self.check(base)
         return base
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from tiny import CLIPS, IMAGES, PIPELINES
-from tiny_steps import draws, make, moved, near, pair_batch, times
+from tiny_steps import FACTS, SIZE, draws, make, moved, near, pair_batch, times
 
 from diffpo.core.process import DiscreteProcess, FlowProcess, Time
 from diffpo.core.step import preference_step
@@ -19,14 +19,10 @@ from diffpo.models import FAMILIES
 from diffpo.models.base import discrete_process
 from diffpo.models.bases import find_base
 from diffpo.models.encoders import Encoders
+from diffpo.models.flow import Flow
+from diffpo.models.packed import Packed
 from diffpo.models.tuning import Full
 from diffpo.models.unet import UNet
-
-SIZE = {"original_size": (96, 80), "crops_coords_top_left": (5, 7), "target_size": (18, 14)}
-"""SDXL's three: all different, so that no two can change places."""
-
-
-CALLS = {"sdxl": SIZE, "pixart": {"use_resolution_binning": False}, **CLIPS}
 
 
 def overhear(folder, prompt: str, **more) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
@@ -50,11 +46,23 @@ def overhear(folder, prompt: str, **more) -> list[tuple[torch.Tensor, torch.Tens
     return heard
 
 
+def laid_out(denoiser, name, x):
+    """What a network is given or answers, as `[b c f h w]`."""
+    if isinstance(denoiser, Packed):
+        return denoiser.unpack(x, (1, *FACTS[name].latent))
+    return x if name in CLIPS else x.unsqueeze(2)
+
+
+def told_as_time(denoiser, told):
+    """The process's time of what a pipeline tells its network."""
+    return told.reshape(1) / (denoiser.unit if isinstance(denoiser, Flow) else 1)
+
+
 @pytest.mark.parametrize("name", PIPELINES)
 def test_predict_asks_as_the_pipeline_does(pipelines, name):
     """Text, pooled state, sizes and time, with our own encoding of the prompt: the same answers at every step."""
     denoiser, _ = make(pipelines(name), "full")
-    heard = overhear(pipelines(name), "a red circle", **CALLS.get(name, {}))
+    heard = overhear(pipelines(name), "a red circle", **dict(FACTS[name].call), **CLIPS.get(name, {}))
     assert len(heard) == 3
     encoded = Encoders(Full(path=str(pipelines(name))), "cpu").encode_prompt("a red circle")
     size = torch.tensor([[value for pair in SIZE.values() for value in pair]])
@@ -64,11 +72,11 @@ def test_predict_asks_as_the_pipeline_does(pipelines, name):
         extra={"size": size} if name == "sdxl" else {},
     )
     for z, time, answer in heard:
-        t = time.reshape(1) / 1000 if denoiser.process.prediction == "flow" else time.reshape(1)
+        z, answer = laid_out(denoiser, name, z), laid_out(denoiser, name, answer)
         with torch.no_grad():
-            ours = denoiser.predict(z if name in CLIPS else z.unsqueeze(2), t, cond)
+            ours = denoiser.predict(z, told_as_time(denoiser, time), cond)
         kept = answer[:, : z.shape[1]]  # PixArt's other half is a variance
-        torch.testing.assert_close(ours.reshape(kept.shape), kept, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(ours, kept, rtol=1e-5, atol=1e-6)
 
 
 def answers(denoiser, batch, t, cond=None):

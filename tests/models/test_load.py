@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import PIPELINES, TUNED
-from tiny_steps import ask, draws, make, move, pair_batch
+from tiny_steps import FACTS, ask, draws, make, move, pair_batch
 
 from diffpo.core.step import preference_step
 from diffpo.errors import UserError
@@ -28,10 +28,7 @@ def copy(pipelines, tmp_path):
     return shutil.copytree(pipelines("sd15"), tmp_path / "model")
 
 
-@pytest.mark.parametrize(
-    ("name", "family"),
-    [("sd15", "unet"), ("sd2", "unet"), ("sdxl", "sdxl"), ("sd3", "sd3"), ("pixart", "pixart"), ("wan", "wan")],
-)
+@pytest.mark.parametrize(("name", "family"), [(name, facts.family) for name, facts in FACTS.items()])
 def test_the_family_is_that_of_the_pipeline(pipelines, name, family):
     base = find_base(str(pipelines(name)))
     assert base.family is FAMILIES[family] and base.folder == pipelines(name)
