@@ -18,6 +18,7 @@ from diffpo.commands.app import app
 from diffpo.config.evaluation import load_evaluation
 from diffpo.config.options import from_spec, make_scorer
 from diffpo.config.run import build, load_config
+from diffpo.curate.weights import WEIGHTINGS
 from diffpo.methods import METHODS
 
 DOCS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
@@ -26,6 +27,7 @@ PAGES = {file.stem: file for file in (ROOT / "docs" / "methods").glob("*.md") if
 SPECS = {
     "--scorer": make_scorer,
     "-s": make_scorer,
+    "--by": lambda spec: from_spec(spec, WEIGHTINGS, "weighting"),
     "--captioner": lambda spec: from_spec(spec, CAPTIONERS, "captioner"),
     "--perturber": lambda spec: from_spec(spec, PERTURBERS, "perturber"),
 }

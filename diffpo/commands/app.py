@@ -35,6 +35,7 @@ DATA = {
     "agreement": pairs.agreement_of_scorers,
     "caption": pairs.caption_table,
     "perturb": pairs.perturb_table,
+    "weight": pairs.weigh_table,
 }
 
 

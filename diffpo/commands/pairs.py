@@ -221,6 +221,27 @@ def perturb_table(
     say_table(files, "", target, DCPO[0] if made.name == "shapes" else DCPO[1], out)
 
 
+def weigh_table(
+    target: Target,
+    by: Annotated[str, typer.Option(help="videodpo (rare scores weigh more; alpha=, beta=, bin=) or lambda (ranks).")],
+    out: Out,
+    split: Split = None,
+    validation_split: ValidationSplit = None,
+    limit: Limit = None,
+    columns: Columns = None,
+    fresh: FreshTable = False,
+) -> None:
+    """Weigh the pairs of a scored table: what the loss of each is multiplied with in training."""
+    from diffpo.config.options import from_spec
+    from diffpo.curate.weights import WEIGHTINGS, weigh_pairs
+
+    weighting = from_spec(by, WEIGHTINGS, "weighting")
+    quiet()
+    done = weigh_pairs(find_source(target, split, validation_split, limit, columns), weighting, out, fresh=fresh)
+    example = "configs/shapes-dpo.yaml" if target == "shapes:pairs" else "configs/sd15-dpo.yaml"
+    say_table(done.files, f": {done}", target, example, out)
+
+
 def say_table(files: Sequence[Path], done: str, target: str, example: str, folder: Path, more: str = "") -> None:
     """Say what was written, and how to learn from it: with `target`, if it is a config, else with the example."""
     from diffpo.config.run import load_config

@@ -71,13 +71,14 @@ def interface() -> dict[str, Any]:
     from diffpo.commands.app import app
     from diffpo.config.evaluation import Evaluation
     from diffpo.config.run import Sample, Train
+    from diffpo.curate.weights import WEIGHTINGS
     from diffpo.data import SOURCES
     from diffpo.methods import METHODS
     from diffpo.models.tuning import MODELS
     from diffpo.scorers import SCORERS
 
     tables = {"model": MODELS, "method": METHODS, "data": SOURCES, "scorer": SCORERS}
-    tables |= {"captioner": CAPTIONERS, "perturber": PERTURBERS}
+    tables |= {"captioner": CAPTIONERS, "perturber": PERTURBERS, "weighting": WEIGHTINGS}
     found = every_command(typer.main.get_command(app))
     return {
         "commands": {" ".join(path): of_command(command) for path, command in sorted(found, key=lambda item: item[0])},

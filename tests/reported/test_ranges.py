@@ -22,6 +22,7 @@ from diffpo.core.process import Time
 from diffpo.curate.agreement import Counting
 from diffpo.curate.labels import Labelling
 from diffpo.curate.pairing import Pairing
+from diffpo.curate.weights import WEIGHTINGS
 from diffpo.data import SOURCES
 from diffpo.errors import UserError
 from diffpo.generation.generate import GenerateOptions
@@ -29,7 +30,7 @@ from diffpo.methods import METHODS
 from diffpo.models.tuning import MODELS
 from diffpo.scorers import SCORERS
 
-TABLES = (MODELS, METHODS, SOURCES, SCORERS, CAPTIONERS, PERTURBERS)
+TABLES = (MODELS, METHODS, SOURCES, SCORERS, CAPTIONERS, PERTURBERS, WEIGHTINGS)
 BLOCKS = [
     *(cls for table in TABLES for cls in table.values()),
     *(Train, Sample, Evaluation, Comparing, JudgedModel, GenerateOptions, Time, Inversion),
