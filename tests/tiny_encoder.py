@@ -8,15 +8,18 @@ import signal
 import torch
 
 from diffpo.compat import ensure_torchvision
+from diffpo.media.footage import FrameRule
 
 ensure_torchvision()
 from diffusers import AutoencoderKL  # noqa: E402
+
+IMAGES = FrameRule()
 
 
 class TinyEncoder:
     """An untrained VAE of factor 4, and letters embedded one by one."""
 
-    def __init__(self, fingerprint: str = "tiny", kill_at: int | None = None, masked: bool = True):
+    def __init__(self, fingerprint: str = "tiny", kill_at: int | None = None, masked: bool = True, rule=IMAGES):
         """Build it; `kill_at` is the image at which the process kills itself."""
         state = torch.random.get_rng_state()
         torch.manual_seed(0)
@@ -29,7 +32,7 @@ class TinyEncoder:
         ).eval()
         self.letters = torch.randn(256, 6)
         torch.random.set_rng_state(state)
-        self.fingerprint, self.multiple = fingerprint, 4
+        self.fingerprint, self.multiple, self.rule = fingerprint, 4, rule
         self.kill_at, self.masked = kill_at, masked
         self.images = self.prompts = 0
 

@@ -11,7 +11,8 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from diffpo.data.contents import read_contents
-from diffpo.data.encode import BOTH, decode_row
+from diffpo.data.encode import BOTH
+from diffpo.data.lengths import describe_broken_image
 from diffpo.data.read import read_table
 from diffpo.data.records import Counts, Source, Table
 from diffpo.data.sources import SOURCES
@@ -26,7 +27,7 @@ from diffpo.data.splits import (
 from diffpo.disk.ahead import WORKERS, ahead
 from diffpo.disk.progress import track
 from diffpo.errors import UserError
-from diffpo.media.frames import BrokenImage
+from diffpo.media.frames import BrokenImage, Look, look
 
 SAME_ASPECT = 1.05
 """Images whose aspects differ by a factor below this have the same one."""
@@ -49,6 +50,10 @@ class SplitReport:
     """How many images have a width and height."""
     mismatched: int
     """Pairs whose two images have different aspects."""
+    lengths: Counter[tuple[int, float | None]]
+    """How many clips have so many frames at so many per second; None: the file does not say, or is a picture."""
+    unlike: dict[int, str]
+    """Rows whose two clips differ in length or rate."""
     blank: int
     """Pairs whose prompt is empty."""
     identical: int
@@ -63,6 +68,8 @@ class SplitReport:
     @property
     def summary(self) -> dict[str, Any]:
         """What is said of the split, line by line."""
+        clips = any(frames > 1 for frames, _ in self.lengths)
+        of_clips = {"with two lengths or rates": len(self.unlike), "clips": _describe_lengths(self.lengths)}
         return {
             "rows": self.counts.rows,
             "ties": self.counts.ties,
@@ -78,6 +85,7 @@ class SplitReport:
             "users": "not said" if self.users is None else self.users,
             "columns": ", ".join(self.columns),
             "image sizes": _describe_sizes(self.sizes),
+            **(of_clips if clips else {}),
         }
 
 
@@ -137,15 +145,19 @@ def inspect(source: Source) -> Report:
 
 
 def _inspect(table: Table) -> SplitReport:
-    broken, sizes, mismatched = {}, Counter(), 0
-    found = ahead(lambda i: _sizes(table, i), range(len(table)), workers=WORKERS, depth=4 * WORKERS)
+    broken, sizes, mismatched, lengths, unlike = {}, Counter(), 0, Counter(), {}
+    found = ahead(lambda i: _look(table, i), range(len(table)), workers=WORKERS, depth=4 * WORKERS)
     for index, pair in enumerate(track(found, "Looking at images", len(table))):
         if isinstance(pair, BrokenImage):
             broken[int(table.origin[index])] = str(pair)
             continue
-        sizes.update(pair)
-        (width, height), (other_width, other_height) = pair
-        mismatched += abs(math.log(width * other_height / (height * other_width))) > math.log(SAME_ASPECT)
+        chosen, rejected = pair
+        sizes.update((side.width, side.height) for side in pair)
+        lengths.update((side.frames, side.fps) for side in pair)
+        aspects = chosen.width * rejected.height / (chosen.height * rejected.width)
+        mismatched += abs(math.log(aspects)) > math.log(SAME_ASPECT)
+        if (chosen.frames, chosen.fps) != (rejected.frames, rejected.fps):
+            unlike[int(table.origin[index])] = f"chosen has {_length(chosen)}, rejected has {_length(rejected)}"
     columns, prompts = tuple(table.rows.column_names), [normalise(prompt) for prompt in table.column("prompt")]
     pairs = Counter(zip(prompts, *(read_contents(table, side).keys.tolist() for side in BOTH), strict=True))
     return SplitReport(
@@ -156,6 +168,8 @@ def _inspect(table: Table) -> SplitReport:
         broken=broken,
         sizes=sizes,
         mismatched=mismatched,
+        lengths=lengths,
+        unlike=unlike,
         blank=prompts.count(""),
         identical=sum(n for (_, chosen, rejected), n in pairs.items() if chosen == rejected != b""),
         contradicting=sum(n for (prompt, a, b), n in pairs.items() if a != b and (prompt, b, a) in pairs),
@@ -164,11 +178,14 @@ def _inspect(table: Table) -> SplitReport:
     )
 
 
-def _sizes(table: Table, index: int) -> tuple[tuple[int, int], ...] | BrokenImage:
-    try:
-        return tuple(clip.first.size for clip in decode_row(table.rows[index], BOTH).values())
-    except BrokenImage as error:
-        return error
+def _look(table: Table, index: int) -> list[Look] | BrokenImage:
+    found, row = [], table.rows[index]
+    for side in BOTH:
+        try:
+            found.append(look(row[side]))
+        except BrokenImage as error:
+            return BrokenImage(describe_broken_image(side, row[side], error))
+    return found
 
 
 def render(report: Report, methods: Mapping[str, frozenset[str]]) -> Group:
@@ -176,7 +193,7 @@ def render(report: Report, methods: Mapping[str, frozenset[str]]) -> Group:
     splits = {"train": report.train} | ({"validation": report.validation} if report.validation else {})
     summary = Grid("", *splits, title=Text(report.train.path), title_justify="left")
     for label in report.train.summary:
-        summary.add_row(label, *(Text(str(split.summary[label])) for split in splits.values()))
+        summary.add_row(label, *(Text(str(split.summary.get(label, ""))) for split in splits.values()))
     needs = Grid("method", "columns that it still needs", title="Methods", title_justify="left")
     for name, missing in report.missing(methods).items():
         needs.add_row(name, ", ".join(missing) or "none: ready")
@@ -188,6 +205,9 @@ def render(report: Report, methods: Mapping[str, frozenset[str]]) -> Group:
         if split.broken:
             rows = "\n".join(f"  row {row}: {reason}" for row, reason in split.broken.items())
             lines.append(f"{len(split.broken)} pairs of the {name} split will be dropped:\n{rows}")
+        if split.unlike:
+            rows = "\n".join(f"  row {row}: {what}" for row, what in [*split.unlike.items()][:LISTED])
+            lines.append(f"{len(split.unlike)} pairs of the {name} split have clips of two lengths or rates:\n{rows}")
     return Group(summary, needs, *map(Text, lines))
 
 
@@ -195,3 +215,17 @@ def _describe_sizes(sizes: Counter[tuple[int, int]]) -> str:
     total, rest = sum(sizes.values()), len(sizes) - LISTED
     lines = [f"{width}x{height}: {count / total:.0%}" for (width, height), count in sizes.most_common(LISTED)]
     return "\n".join([*lines, *([f"and {rest} more sizes"] if rest > 0 else [])]) or "none"
+
+
+def _length(clip: Look) -> str:
+    rate = "" if clip.fps is None else f" at {clip.fps:.3g} per second"
+    return ("1 frame" if clip.frames == 1 else f"{clip.frames} frames") + rate
+
+
+def _describe_lengths(lengths: Counter[tuple[int, float | None]]) -> str:
+    total, rest = sum(lengths.values()), len(lengths) - LISTED
+    lines = [
+        f"{_length(Look(0, 0, frames, fps))}: {count / total:.0%}"
+        for (frames, fps), count in lengths.most_common(LISTED)
+    ]
+    return "\n".join([*lines, *([f"and {rest} more lengths"] if rest > 0 else [])])

@@ -135,7 +135,8 @@ class Target:
         kept = rows.select_columns([name for name in rows.column_names if name not in columns])
         added = pyarrow.table({name: pyarrow.array(values) for name, values in columns.items()})
         assert len(added) == len(kept), (len(added), len(kept))
-        features = {k: datasets.Image() if isinstance(f, datasets.Image) else f for k, f in kept.features.items()}
+        media = datasets.Image, datasets.Video
+        features = {k: type(f)() if isinstance(f, media) else f for k, f in kept.features.items()}
         schema = datasets.Features(features | datasets.Features.from_arrow_schema(added.schema)).arrow_schema
         source = kept.with_format("arrow")
 

@@ -24,18 +24,17 @@ from diffpo.data.encode import (
     BOTH,
     Encoder,
     Encodings,
-    describe_broken_image,
     encode_frames,
     encode_text,
     has_captions,
     log_cut_captions,
-    target_of,
 )
-from diffpo.data.images import Prepared, draw_window, prepare, target_sizes
+from diffpo.data.images import Preparation, Prepared, draw_window, target_sizes
+from diffpo.data.lengths import Lengths, describe_broken_image, read_lengths
 from diffpo.disk.ahead import WORKERS, ahead
 from diffpo.disk.rows import Row, RowStore, as_keys, digest, key_at
 from diffpo.errors import UserError
-from diffpo.media.frames import BrokenImage, decode_clip
+from diffpo.media.frames import BrokenImage
 
 if TYPE_CHECKING:
     from diffpo.data.records import Source, Table
@@ -69,16 +68,31 @@ class EncodingCache:
         home = Path(source.cache_dir).expanduser() if source.cache_dir else None
         same = {"format": FORMAT, "encoder": encoder.fingerprint, "dtype": source.cache_dtype}
         geometry = {name: getattr(source, name) for name in ("resolution", "buckets", "crop", "flip")}
+        if encoder.rule.most != 1:
+            geometry |= {"frames": source.frames, "fps": source.fps or encoder.rule.fps, "step": encoder.rule.step}
+        elif source.frames is not None:
+            geometry |= {"frames": source.frames}
         self.media = RowStore("encodings", {"what": "images", **same, "multiple": encoder.multiple, **geometry}, home)
         self.texts = RowStore("encodings", {"what": "texts", **same}, home)
         self._contents = {side: read_contents(table, side, home, shown=rank == 0) for side in sides}
-        self._keys = {side: self._key_images(self._contents[side]) for side in sides}
+        self._lengths = read_lengths(table, source, encoder.rule, self._contents, home, shown=rank == 0)
+        self._preparation = Preparation(source, encoder.multiple, encoder.rule, seed, self._sides, self._lengths)
+        self._keys = {side: self._key_images(side) for side in sides}
         self._captioned = list(sides) if has_captions(table, sides) else [sides[0]]
         parts = (part for side in self._captioned for part in table.in_parts(table.captions, side))
         self.text_keys = np.concatenate([as_keys([digest(text) for text in part]) for part in chain([[""]], parts)])
 
-    def _key_images(self, contents: Contents) -> np.ndarray:
-        """`[n]` keys of a side's images: by content, and by what is drawn for their rows; empty for unreadable ones."""
+    def _key_images(self, side: str) -> np.ndarray:
+        """`[n]` keys of a side's images: by content, and by what its row makes of it; empty for those not used."""
+        keys, lengths = self._key_drawn(self._contents[side]).copy(), self._lengths
+        keys[list(lengths.dropped)] = b""
+        for row in lengths.shortened(side).tolist():
+            if keys[row]:
+                keys[row] = digest(key_at(keys, row), str(lengths.frames[row]))
+        return keys
+
+    def _key_drawn(self, contents: Contents) -> np.ndarray:
+        """Keys by content, and by what is drawn for their rows."""
         source, seed = self._source, self._seed
         if not (source.flip or source.buckets or source.crop == "random"):
             return contents.keys
@@ -117,23 +131,19 @@ class EncodingCache:
 
     def _encode_images(self, places: Sequence[int]) -> Iterator[Row]:
         """Encode images, which threads decode and crop a few ahead."""
-        for prepared in ahead(self._prepare, places, workers=WORKERS, depth=2 * WORKERS):
+        for prepared in ahead(self._prepare, places, workers=WORKERS, depth=2 * WORKERS, weigh=_bytes):
             if isinstance(prepared, BrokenImage):
                 yield Row({"broken": str(prepared)})
             else:
-                target = [prepared.frames.shape[1], *prepared.size[4:].tolist()]
+                target = list(prepared.pixels.shape[:3])
                 yield Row({"target": target}, encode_frames(prepared, self._encoder, self._source))
 
     def _prepare(self, place: int) -> Prepared | BrokenImage:
         index, number = divmod(place, len(self._sides))
-        row, side, first = self._rows[index], self._sides[number], self._sides[0]
         try:
-            clip = decode_clip(row[side], 1)
-            decides = clip if side == first or not self._source.buckets else decode_clip(row[first], 1)
+            return self._preparation.prepare(self._rows[index], index, self._sides[number])
         except BrokenImage as error:
             return error
-        target = target_of(decides, self._source, self._encoder.multiple)
-        return prepare(clip, target, draw_window(self._source, self._seed, index))
 
     def _encode_texts(self, places: Sequence[int]) -> Iterator[Row]:
         """Encode captions, and note after how many tokens an encoder cuts them."""
@@ -163,7 +173,11 @@ class EncodingCache:
             for count, kind in zip(counts.tolist(), kinds, strict=True):
                 cut.update(dict.fromkeys(kind["cut"], count))
             log_cut_captions(cut, len(different), self._table.path)
-        return CachedEncodings(self._table, self.media, self.texts, self._keys, self._contents)
+        return CachedEncodings(self._table, self.media, self.texts, self._keys, self._contents, self._lengths)
+
+
+def _bytes(prepared: Prepared | BrokenImage) -> int:
+    return 0 if isinstance(prepared, BrokenImage) else prepared.pixels.nbytes
 
 
 class CachedEncodings(Encodings):
@@ -178,9 +192,10 @@ class CachedEncodings(Encodings):
         texts: RowStore,
         keys: dict[str, np.ndarray],
         contents: dict[str, Contents],
+        lengths: Lengths,
     ):
         """Find the broken rows and the sizes; `keys` and `contents` are given per side."""
-        self.media, self.texts, self.keys = media, texts, keys
+        self.media, self.texts, self.keys, self.fps = media, texts, keys, lengths.fps
         self.contents = {side: each.keys for side, each in contents.items()}
         self.broken, self.targets = {}, np.zeros((len(table), 3), np.int32)
         for side in reversed(list(keys)):  # so that what is wrong with the first side is named
@@ -194,7 +209,7 @@ class CachedEncodings(Encodings):
                     reasons |= dict.fromkeys(usable[codes == code].tolist(), kind["broken"])
             for row, reason in reasons.items():
                 self.broken[row] = describe_broken_image(side, table.cell(row, side), reason)
-        self.broken = dict(sorted(self.broken.items()))
+        self.broken = dict(sorted((self.broken | lengths.dropped).items()))
         self.targets[list(self.broken)] = 0
 
     def images(self, index: int) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ from diffpo.disk.files import write_file
 from diffpo.disk.progress import track
 from diffpo.disk.rows import KEY_BYTES, as_keys, cache_home, digest
 from diffpo.errors import UserError
-from diffpo.media.frames import BrokenImage, read_bytes
+from diffpo.media.frames import BrokenImage, parts_of, read_bytes
 
 log = logging.getLogger(__name__)
 
@@ -71,13 +71,17 @@ def _stamps(table: Table, side: str) -> tuple[np.ndarray, dict[int, str]]:
         return stamps, unreadable
     for row, path in enumerate(chain.from_iterable(table.in_parts(table.arrow, side))):
         try:
-            found = os.stat(path)
-            stamp = b"%b\0%d\0%d" % (path.encode("utf-8", "surrogateescape"), found.st_size, found.st_mtime_ns)
+            stamp = b"".join(map(_stamp, parts_of(path)))
             stamps[row] = hashlib.blake2b(stamp, digest_size=KEY_BYTES).digest()
         except (OSError, ValueError, TypeError, AttributeError) as error:
             reason = error.strerror if isinstance(error, OSError) else None
             unreadable[row] = "the cell is empty" if path is None else reason or str(error)
     return stamps, unreadable
+
+
+def _stamp(file: str | Path) -> bytes:
+    found = os.stat(file)
+    return b"%b\0%d\0%d" % (os.fsencode(file), found.st_size, found.st_mtime_ns)
 
 
 def _hash(table: Table, side: str, row: int) -> bytes | BrokenImage:
@@ -88,6 +92,8 @@ def _hash(table: Table, side: str, row: int) -> bytes | BrokenImage:
     if content is None and path is None:
         return BrokenImage("the cell is empty")
     try:
+        if content is None and len(parts := parts_of(path)) > 1:
+            return digest(*(digest(read_bytes(part)) for part in parts))
         return digest(read_bytes(path) if content is None else content)
     except BrokenImage as error:
         return error

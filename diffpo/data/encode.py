@@ -11,18 +11,20 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from diffpo.data.contents import read_contents
-from diffpo.data.images import Prepared, choose_target, draw_window, prepare, target_sizes
+from diffpo.data.images import Preparation, Prepared
+from diffpo.data.lengths import describe_broken_image, read_lengths
 from diffpo.disk.ahead import WORKERS, ahead
 from diffpo.disk.progress import track
 from diffpo.errors import UserError
-from diffpo.media.frames import BrokenImage, Clip, decode_clip, name_of
+from diffpo.media.footage import FrameRule
+from diffpo.media.frames import BrokenImage
 
 if TYPE_CHECKING:
     from diffpo.data.records import Source, Table
@@ -45,6 +47,11 @@ class Encoder(Protocol):
         """Image sides in pixels must be divisible by this."""
         ...
 
+    @property
+    def rule(self) -> FrameRule:
+        """Which clips it takes."""
+        ...
+
     def encode_media(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation, each `[c f h w]` float32, of `frames` `[3 f h w]` in [-1, 1]."""
         ...
@@ -58,53 +65,16 @@ class Encoder(Protocol):
         ...
 
 
-def encode_row(
-    row: dict[str, Any], index: int, encoder: Encoder, source: Source, seed: int, sides: Sequence[str] = BOTH
-) -> dict[str, Tensor]:
-    """Encode the images of one row.
+def encode_frames(prepared: Prepared, encoder: Encoder, source: Source) -> dict[str, Tensor]:
+    """Encode one image or clip.
 
     Returns:
-        Per side `{side}_mean` and `{side}_std` `[c f h w]` in `cache_dtype`, and `{side}_size` `[6]` int64 (see
-        `images.Prepared`).
-
-    Raises:
-        BrokenImage: One of the images cannot be used; then the row must be dropped.
+        `mean` and `std` `[c f h w]` in `cache_dtype`, and `size` `[6]` int64 (see `images.Prepared`). Of a clip there
+        is no `std`: its latents are the posterior's mode.
     """
-    clips, window = decode_row(row, sides), draw_window(source, seed, index)
-    target = target_of(clips[sides[0]], source, encoder.multiple)
-    encoded = {side: encode_frames(prepare(clip, target, window), encoder, source) for side, clip in clips.items()}
-    return {f"{side}_{name}": x for side, tensors in encoded.items() for name, x in tensors.items()}
-
-
-def target_of(first: Clip, source: Source, multiple: int) -> tuple[int, int]:
-    """Choose the height and width that both images of a row are brought to, by the first one that is used."""
-    return choose_target(target_sizes(source, multiple), first.first.height, first.first.width)
-
-
-def decode_row(row: dict[str, Any], sides: Sequence[str]) -> dict[str, Clip]:
-    """Decode the images of one row: clips of one frame.
-
-    Raises:
-        BrokenImage: One of them cannot be decoded.
-    """
-    clips = {}
-    for side in sides:
-        try:
-            clips[side] = decode_clip(row[side], 1)
-        except BrokenImage as error:
-            raise BrokenImage(describe_broken_image(side, row[side], error)) from error
-    return clips
-
-
-def describe_broken_image(side: str, cell: Any, reason: Any) -> str:
-    """Say which image of a row cannot be used, and why."""
-    return f"{side} image {name_of(cell)}: {reason}"
-
-
-def encode_frames(prepared: Prepared, encoder: Encoder, source: Source) -> dict[str, Tensor]:
-    """Do the part of `encode_row` that needs the network, for one side: `mean`, `std` and `size`."""
     mean, std = (_round(x, source.cache_dtype, "an image") for x in encoder.encode_media(prepared.frames))
-    return {"mean": mean, "std": std, "size": prepared.size}
+    moments = {"mean": mean, "std": std} if len(prepared.pixels) == 1 else {"mean": mean}
+    return moments | {"size": prepared.size}
 
 
 def encode_text(prompt: str, encoder: Encoder, source: Source) -> dict[str, Tensor]:
@@ -155,10 +125,12 @@ class Encodings(ABC):
     """Rows that cannot be used, and why."""
     targets: np.ndarray
     """`[n 3]` frames, and the height and width in pixels that each row's images are brought to."""
+    fps: float | None
+    """Frames per second of clips; None: there are images alone."""
 
     @abstractmethod
     def images(self, index: int) -> dict[str, Tensor]:
-        """Return what `encode_row` gives for a row."""
+        """Return what `encode_frames` gives for both sides of a row: `{side}_mean`, ..."""
 
     @abstractmethod
     def text(self, prompt: str) -> dict[str, Tensor]:
@@ -179,31 +151,44 @@ class LiveEncodings(Encodings):
         self, table: Table, source: Source, encoder: Encoder, *, seed: int, sides: Sequence[str] = BOTH, rank: int = 0
     ):
         """Check every image; only rank 0 shows the progress."""
-        self._source, self._encoder, self._seed, self._sides = source, encoder, seed, tuple(sides)
+        self._source, self._encoder, self._sides = source, encoder, tuple(sides)
         self._rows = table.rows.select_columns(list(sides))
         self._text = lru_cache(maxsize=1024)(partial(encode_text, encoder=encoder, source=source))
         if rank == 0:
             captions = {text for side in sides for part in table.in_parts(table.captions, side) for text in part}
             log_cut_captions(encoder.count_cut(sorted(captions)), len(captions), table.path)
-        self.contents = {side: read_contents(table, side, shown=rank == 0).keys for side in sides}
-        self.broken = {}
+        contents = {side: read_contents(table, side, shown=rank == 0) for side in sides}
+        lengths = read_lengths(table, source, encoder.rule, contents, shown=rank == 0)
+        self._preparation = Preparation(source, encoder.multiple, encoder.rule, seed, self._sides, lengths)
+        self.contents = {side: each.keys for side, each in contents.items()}
+        self.broken, self.fps = dict(lengths.dropped), lengths.fps
         self.targets = np.zeros((len(table), 3), np.int32)
-        checked = ahead(self._check, range(len(table)), workers=WORKERS, depth=4 * WORKERS)
-        for index, found in enumerate(track(checked, "Checking images", len(table), shown=rank == 0)):
+        rows = [row for row in range(len(table)) if row not in self.broken]
+        checked = ahead(self._check, rows, workers=WORKERS, depth=4 * WORKERS)
+        for index, found in zip(rows, track(checked, "Checking images", len(rows), shown=rank == 0), strict=True):
             if isinstance(found, BrokenImage):
                 self.broken[index] = str(found)
             else:
                 self.targets[index] = found
+        self.broken = dict(sorted(self.broken.items()))
 
-    def _check(self, index: int) -> tuple[int, int, int] | BrokenImage:
-        try:
-            first = decode_row(self._rows[index], self._sides)[self._sides[0]]
-        except BrokenImage as error:
-            return error
-        return len(first.frames), *target_of(first, self._source, self._encoder.multiple)
+    def _check(self, index: int) -> tuple[int, ...] | BrokenImage:
+        """Decode what a row has: its frames, height and width."""
+        target, row = (), self._rows[index]
+        for side in self._sides:
+            try:
+                target = self._preparation.prepare(row, index, side).pixels.shape[:3]
+            except BrokenImage as error:
+                return BrokenImage(describe_broken_image(side, row[side], error))
+        return target
 
     def images(self, index: int) -> dict[str, Tensor]:
-        return encode_row(self._rows[index], index, self._encoder, self._source, self._seed, self._sides)
+        row, tensors = self._rows[index], {}
+        for side in self._sides:
+            prepared = self._preparation.prepare(row, index, side)
+            encoded = encode_frames(prepared, self._encoder, self._source)
+            tensors |= {f"{side}_{name}": x for name, x in encoded.items()}
+        return tensors
 
     def text(self, prompt: str) -> dict[str, Tensor]:
         return self._text(prompt)

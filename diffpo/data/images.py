@@ -4,15 +4,17 @@ Both sides of a pair are treated alike: the same target size, the same relative 
 all. Flip and window depend on (seed, row) alone, so they are the same in every epoch. They are part of the key under
 which the encoding is kept.
 
-    resize so that the image just covers the target (Lanczos) -> flip -> crop
+    choose frames (`lengths`) -> resize so that the image just covers the target (Lanczos) -> flip -> crop
+
+A frame is decoded, resized and cropped before the next one is decoded: memory grows with what is kept.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,12 +22,14 @@ from torch import Tensor
 
 from diffpo.core.types import Rng
 from diffpo.errors import UserError
+from diffpo.media.frames import BrokenImage, open_footage
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from diffpo.data.lengths import Lengths
     from diffpo.data.records import Source
-    from diffpo.media.frames import Clip
+    from diffpo.media.footage import FrameRule
 
 ASPECTS = (1 / 2, 9 / 16, 2 / 3, 3 / 4, 1.0, 4 / 3, 3 / 2, 16 / 9, 2.0)
 """Width over height of the buckets."""
@@ -50,11 +54,16 @@ CENTRE = Window()
 class Prepared:
     """An image or a clip as an encoder takes it."""
 
-    frames: Tensor
-    """`[3 f h w]` float32 in [-1, 1]; f = 1 for an image."""
+    pixels: np.ndarray
+    """`[f h w 3]` uint8; f = 1 for an image."""
     size: Tensor
     """`[6]` int64: original height and width, top and left of the crop in the resized (and flipped) image, target
     height and width."""
+
+    @property
+    def frames(self) -> Tensor:
+        """`[3 f h w]` float32 in [-1, 1]."""
+        return torch.from_numpy(self.pixels.transpose(3, 0, 1, 2).astype(np.float32, order="C") / 127.5 - 1.0)
 
 
 def draw_window(source: Source, seed: int, index: int) -> Window:
@@ -95,33 +104,68 @@ def target_sizes(source: Source, multiple: int) -> list[tuple[int, int]]:
     return [(resolution, resolution)]
 
 
+@dataclass(frozen=True)
+class Preparation:
+    """How the images and clips of a table become pixels."""
+
+    source: Source
+    multiple: int
+    """The encoder takes sides that are divisible by this."""
+    rule: FrameRule
+    """The clips that the encoder takes."""
+    seed: int
+    """What flips and random crops depend on."""
+    sides: Sequence[str]
+    """Those that are used; the first one decides the size of both."""
+    lengths: Lengths
+
+    def prepare(self, row: Mapping[str, Any], index: int, side: str) -> Prepared:
+        """Decode and prepare one side of a row.
+
+        Raises:
+            BrokenImage: It cannot be used.
+        """
+        sizes = target_sizes(self.source, self.multiple)
+        target = sizes[0] if len(sizes) == 1 else choose_target(sizes, *self._size(row[self.sides[0]]))
+        window = draw_window(self.source, self.seed, index)
+        with open_footage(row[side]) as footage:
+            if self.rule.most == 1 and self.source.frames is None and footage.moving:
+                raise BrokenImage("it is a clip, and this model takes images: data.frames=1 takes the first frames")
+            numbers = footage.choose(int(self.lengths.frames[index]), self.lengths.fps)
+            return prepare(footage.frames(numbers), len(numbers), target, window)
+
+    @staticmethod
+    def _size(cell: Any) -> tuple[int, int]:
+        """Height and width of an image."""
+        with open_footage(cell) as footage:
+            return footage.size[1], footage.size[0]
+
+
 def choose_target(sizes: Sequence[tuple[int, int]], height: int, width: int) -> tuple[int, int]:
     """Choose the height and width whose aspect is nearest to an image's, as a ratio."""
     return min(sizes, key=lambda size: abs(math.log(size[1] / size[0] * height / width)))
 
 
-def prepare(clip: Clip, target: tuple[int, int], window: Window) -> Prepared:
-    """Resize, flip and crop a clip to the height and width of `target`: every frame in the same way."""
+def prepare(frames: Iterable[Image.Image], count: int, target: tuple[int, int], window: Window) -> Prepared:
+    """Resize, flip and crop `count` frames to the height and width of `target`, one at a time and all alike."""
     height, width = target
-    first = clip.first
-    scale = max(height / first.height, width / first.width)
-    covering = max(width, round(first.width * scale)), max(height, round(first.height * scale))
-    top, left = round(window.top * (covering[1] - height)), round(window.left * (covering[0] - width))
-    frames = np.stack(
-        [_cut(frame, covering, window.flip, (left, top, left + width, top + height)) for frame in clip.frames]
-    )
-    size = torch.tensor([first.height, first.width, top, left, height, width])
-    return Prepared(torch.from_numpy(frames).permute(3, 0, 1, 2).contiguous(), size)
+    pixels = np.empty((count, height, width, 3), np.uint8)
+    size = None
+    for number, frame in enumerate(frames):
+        scale = max(height / frame.height, width / frame.width)
+        covering = max(width, round(frame.width * scale)), max(height, round(frame.height * scale))
+        top, left = round(window.top * (covering[1] - height)), round(window.left * (covering[0] - width))
+        pixels[number] = _cut(frame, covering, window.flip, (left, top, left + width, top + height))
+        size = torch.tensor([frame.height, frame.width, top, left, height, width])
+    assert size is not None, "a clip has a frame"
+    return Prepared(pixels, size)
 
 
-def _cut(frame: Image.Image, covering: tuple[int, int], flip: bool, box: tuple[int, int, int, int]) -> np.ndarray:
-    """Bring one frame to `[h w 3]` in [-1, 1]."""
+def _cut(frame: Image.Image, covering: tuple[int, int], flip: bool, box: tuple[int, int, int, int]) -> Image.Image:
     from PIL import Image, ImageOps
 
     resized = frame if covering == frame.size else frame.resize(covering, Image.Resampling.LANCZOS)
-    if flip:
-        resized = ImageOps.mirror(resized)
-    return np.array(resized.crop(box), np.float32) / 127.5 - 1.0
+    return (ImageOps.mirror(resized) if flip else resized).crop(box)
 
 
 def _round_to(value: float, multiple: int) -> int:

@@ -111,8 +111,10 @@ class PairLoader:
         rows = [self.encodings.images(i) for i in index.tolist()]
         latent, cond, texts = dict.fromkeys(BOTH), dict.fromkeys(BOTH), {}
         for side in self._sides:
-            mean, std = (torch.stack([row[f"{side}_{moment}"] for row in rows]).float() for moment in ("mean", "std"))
-            latent[side] = mean + std * noise(mean.shape[1:], side)
+            latent[side] = torch.stack([row[f"{side}_mean"] for row in rows]).float()
+            if f"{side}_std" in rows[0]:  # clips have none
+                std = torch.stack([row[f"{side}_std"] for row in rows]).float()
+                latent[side] += std * noise(std.shape[1:], side)
             said = self.table.captions(side, index.tolist()).to_pylist()
             captions = tuple("" if drop else text for text, drop in zip(said, dropped, strict=True))
             if captions not in texts:

@@ -274,8 +274,9 @@ def _leave_undecoded(rows: Dataset, name: str, root: Path, kept: Path) -> Datase
     """Switch decoding off for an image column, and make its paths absolute if it holds any."""
     import datasets
 
-    if isinstance(rows.features[name], datasets.Image):
-        rows = rows.cast_column(name, datasets.Image(decode=False))
+    for kind in (datasets.Image, datasets.Video):
+        if isinstance(rows.features[name], kind):
+            rows = rows.cast_column(name, kind(decode=False))
     paths = _find_paths(rows.with_format("arrow")[:][name] if rows._indices else rows.data.column(name), name)
     if paths is None:
         return rows

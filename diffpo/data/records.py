@@ -11,13 +11,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow
 from pyarrow import compute
 
-from diffpo.core.block import Block, Count, Fraction, Pixels, Place, Positive, Sharing
+from diffpo.core.block import Block, Count, Fraction, FramesPerSecond, Pixels, Place, Positive, Range, Sharing
 from diffpo.core.segments import SegmentRule
 from diffpo.data.checks import has_words
 from diffpo.errors import ConfigError
@@ -184,6 +184,15 @@ class Source(Block, ABC):
     segment_rule: SegmentRule = "majority"
     """Label of a latent frame that holds frames of two segments: that of more than half of them, else a tie
     (`majority`); always a tie (`unanimous`); that of its last frame (`last`)."""
+    frames: Annotated[int, Range(least=1, most=10_000)] | None = None
+    """Frames of every clip, from its first on; pairs with a shorter one are dropped. 1 takes the first frame of clips.
+    None: each clip at its own length, less the last frames that make no length that the model takes."""
+    fps: FramesPerSecond | None = None
+    """Frames per second that clips are resampled to, so that variable rates become even. None: what the model was made
+    for."""
+    unequal: Literal["refuse", "drop", "trim"] = "refuse"
+    """Pairs whose two clips have different numbers of frames: `refuse` stops and names them, `drop` leaves them out,
+    `trim` cuts the longer one at its end."""
     caption_dropout: Fraction = 0.1
     """Probability that both captions of a pair become empty, drawn anew in each epoch. Keeps guidance working."""
     cache: bool = True

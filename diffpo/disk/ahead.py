@@ -12,16 +12,28 @@ U = TypeVar("U")
 
 WORKERS = min(8, os.cpu_count() or 1)
 """Threads that decode and read files."""
+AHEAD = 512 * 2**20
+"""Bytes that may lie ready before they are asked for."""
 
 
-def ahead(fn: Callable[[T], U], items: Iterable[T], *, workers: int, depth: int) -> Iterator[U]:
-    """Yield `fn(item)` in the order of `items`, computed by threads at most `depth` items before they are asked for."""
+def ahead(
+    fn: Callable[[T], U], items: Iterable[T], *, workers: int, depth: int, weigh: Callable[[U], int] | None = None
+) -> Iterator[U]:
+    """Yield `fn(item)` in the order of `items`, computed by threads at most `depth` items before they are asked for.
+
+    Where results may be large, `weigh` gives the bytes of one. Then so few are computed before they are asked for that
+    they take `AHEAD` bytes, if none is larger than those so far.
+    """
     waiting: deque[Future[U]] = deque()
+    largest = 0
     with ThreadPoolExecutor(workers) as pool:
         for item in items:
             waiting.append(pool.submit(fn, item))
-            if len(waiting) > depth:
-                yield waiting.popleft().result()
+            room = depth if weigh is None else min(depth, AHEAD // largest) if largest else 0
+            while len(waiting) > room:
+                result = waiting.popleft().result()
+                largest = largest if weigh is None else max(largest, weigh(result))
+                yield result
         while waiting:
             yield waiting.popleft().result()
 

@@ -65,6 +65,23 @@ class Timeline:
         return after - 1 if after and time - self.starts[after - 1] <= self.starts[after] - time + NEARLY else after
 
 
+@dataclass(frozen=True)
+class FrameRule:
+    """What clips a model takes."""
+
+    step: int = 1
+    """Lengths are k * step + 1 frames."""
+    most: int | None = 1
+    """The longest one; None: any. 1: the model takes images."""
+    fps: float | None = None
+    """Frames per second that the model was made for; None: it takes images."""
+
+    def below(self, count: int) -> int:
+        """The longest clip that the model takes, of `count` frames at most."""
+        count = count if self.most is None else min(count, self.most)
+        return count - (count - 1) % self.step
+
+
 class Footage(ABC):
     """An opened picture or clip. Frames are decoded when they are asked for, one at a time."""
 
@@ -102,22 +119,21 @@ class Footage(ABC):
         """Let the file go."""
         self.close()
 
-    def choose(self, frames: int | None = None, fps: float | None = None, step: int = 1) -> list[int]:
+    def choose(self, frames: int | None = None, fps: float | None = None) -> list[int]:
         """Number the frames that make a clip.
 
         Args:
             frames: So many from the first on; None: all.
             fps: Resampled to that rate; None: as they are in the file.
-            step: Where `frames` is None, the end is left out that is too short: k * step + 1 frames are taken.
 
         Raises:
             BrokenImage: There are fewer, or the file is damaged.
         """
+        if frames == 1:
+            return [0]
         with breaking():
             numbers = list(range(self.count)) if fps is None else self.timeline.resample(fps)
-        if frames is None:
-            return numbers[: len(numbers) - (len(numbers) - 1) % step]
-        if len(numbers) < frames:
+        if frames is not None and len(numbers) < frames:
             rate = "" if fps is None else f" at {fps:g} per second"
             raise BrokenImage(f"it has {len(numbers)} frames{rate} where {frames} are wanted")
         return numbers[:frames]

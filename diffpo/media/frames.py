@@ -31,7 +31,7 @@ from diffpo.media.videos import Video, container_of, write_mp4
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["BrokenImage", "Clip", "decode", "decode_clip", "encode", "open_footage", "read_bytes"]
+__all__ = ["BrokenImage", "Clip", "decode", "decode_clip", "encode", "look", "open_footage", "read_bytes"]
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +104,25 @@ def decode_clip(source: Any, frames: int | None = None, fps: float | None = None
         pictures = tuple(footage.frames(numbers))
         with breaking():
             return Clip(pictures, fps or footage.timeline.fps if len(pictures) > 1 else None)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a whole picture or clip is."""
+
+    width: int
+    height: int
+    frames: int
+    fps: float | None
+    """Frames per second; None: it does not say, or is a picture."""
+
+
+def look(source: Any) -> Look:
+    """Decode all frames of a clip, or a picture, and keep none; args and errors are those of `decode_clip`."""
+    with open_footage(source) as footage:
+        for frame in footage.frames(range(footage.count if footage.moving else 1)):
+            size = frame.size
+        return Look(*size, footage.count, footage.timeline.fps)
 
 
 @contextmanager

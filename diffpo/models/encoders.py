@@ -17,6 +17,7 @@ from torch import Tensor
 
 from diffpo.core.types import DTYPES
 from diffpo.disk import weights
+from diffpo.media.footage import FrameRule
 from diffpo.models.bases import BaseModel
 from diffpo.models.pipelines import load_network, load_parts, part_dtype
 from diffpo.models.tuning import Tuning
@@ -36,6 +37,8 @@ class Encoders:
         self.fingerprint = fingerprint(self._base, tuning)
         self.multiple = self.family.multiple(self.vae)
         """Image sides in pixels must be divisible by this."""
+        self.rule = FrameRule(self.family.factors(self.vae)[1], self.family.most_frames, self.family.fps)
+        """Which clips it takes."""
 
     @cached_property
     def pipeline(self) -> Any:

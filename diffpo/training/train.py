@@ -143,10 +143,9 @@ def prepare_data(
     loaders = []
     for table in tables:
         encodings = encode(config, accelerator, table, encoders)
-        frames, fps = encodings.targets[:, 0], encoders.family.fps
-        labels = None
+        frames, labels = encodings.targets[:, 0], None
         if config.method.reads_segments:
-            labels = SegmentLabels(table, frames, config.data, encoders.latent_frames, fps)
+            labels = SegmentLabels(table, frames, config.data, encoders.latent_frames, encodings.fps)
         dropout = config.data.caption_dropout if table is splits.train else 0.0
         seed, sides = config.train.seed, config.method.sides
         loaders.append(PairLoader(table, encodings, seed=seed, caption_dropout=dropout, sides=sides, labels=labels))

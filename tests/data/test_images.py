@@ -12,7 +12,7 @@ from diffpo.data import Pairs
 from diffpo.data.images import choose_target, draw_window, target_sizes
 from diffpo.data.images import prepare as prepare_clip
 from diffpo.errors import UserError
-from diffpo.media.frames import BrokenImage, Clip, decode
+from diffpo.media.frames import BrokenImage, decode
 
 
 def encoded(image, kind="PNG", **options):
@@ -27,7 +27,7 @@ def source(**fields):
 
 def prepare(image, target, index, settings, seed):
     """Prepare an image as the clip of one frame that it is."""
-    return prepare_clip(Clip((image,)), target, draw_window(settings, seed, index))
+    return prepare_clip([image], 1, target, draw_window(settings, seed, index))
 
 
 @pytest.fixture
@@ -178,7 +178,7 @@ def test_an_image_gets_the_bucket_of_its_aspect():
 def test_every_frame_of_a_clip_is_cut_alike(photo):
     """Frames of one picture give the picture's pixels, as often as there are frames."""
     settings = source(crop="random", flip=True)
-    clip = prepare_clip(Clip((photo,) * 3), (45, 30), draw_window(settings, 1, 2))
+    clip = prepare_clip([photo] * 3, 3, (45, 30), draw_window(settings, 1, 2))
     alone = prepare(photo, (45, 30), 2, settings, 1)
     assert clip.frames.shape == (3, 3, 45, 30) and torch.equal(clip.size, alone.size)
     assert all(torch.equal(clip.frames[:, i], alone.frames[:, 0]) for i in range(3))

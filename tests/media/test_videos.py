@@ -9,7 +9,7 @@ from PIL import Image
 from real_clips import number_of, ramp, sound_alone, video
 
 from diffpo.media import bounds, videos
-from diffpo.media.footage import Timeline
+from diffpo.media.footage import FrameRule, Timeline
 from diffpo.media.frames import BrokenImage, Clip, decode, decode_clip, encode, open_footage
 
 LOSSLESS = {"qp": "0"}
@@ -78,11 +78,10 @@ def test_milliseconds_lose_no_frame():
     assert line.resample(30) == list(range(0, 120, 2))
 
 
-def test_what_is_left_over_is_cut_to_the_frame_rule():
-    with open_footage(video(ramp(8))) as footage:
-        assert len(footage.choose(step=4)) == 5
-        assert len(footage.choose(step=1)) == 8
-        assert len(footage.choose(5, step=4)) == 5
+def test_lengths_that_a_model_takes():
+    rule = FrameRule(step=4, most=None)
+    assert [rule.below(count) for count in (1, 4, 5, 80, 81)] == [1, 1, 5, 77, 81]
+    assert [FrameRule(step=1, most=16).below(count) for count in (15, 16, 17)] == [15, 16, 16]
 
 
 @pytest.mark.parametrize("turned", [0, 90, 180, 270, "mirrored"])

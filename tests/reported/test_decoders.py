@@ -11,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from diffpo.data.encode import decode_row
+from diffpo.data.images import CENTRE, prepare
 from diffpo.errors import UserError
 from diffpo.media.folder import open_clip, read_media
+from diffpo.media.frames import open_footage
 from diffpo.scorers import Scorer
 from diffpo.scorers.scores import score_folder
 
@@ -81,8 +82,8 @@ def test_training_scoring_and_grids_see_the_same_pixels(tmp_path):
     folder = write(tmp_path / "all", files)
     score_folder(folder, [scorer])
     for item in read_media(folder):
-        row = {"chosen": {"bytes": files[item.file], "path": None}}
-        pixels = decode_row(row, ["chosen"])["chosen"].first.tobytes()
+        with open_footage({"bytes": files[item.file], "path": None}) as footage:
+            pixels = prepare(footage.frames([0]), 1, footage.size[::-1], CENTRE).pixels.tobytes()
         assert scorer.seen[item.file] == pixels == open_clip(folder, item).first.tobytes(), item.file
 
 
