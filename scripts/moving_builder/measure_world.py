@@ -20,6 +20,7 @@ from diffpo.worlds.moving.scenes import (
 )
 from diffpo.worlds.moving.verify import ATTRIBUTES, amplitude, judge, largest, see
 from moving_builder.models import MAX_TOKENS
+from moving_builder.train_vae import statistics
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan, WanPipeline
@@ -37,7 +38,7 @@ def measure_vae(vae: AutoencoderKLWan, n: int = 200) -> dict[str, float]:
     with torch.no_grad():
         latents = torch.cat([vae.encode(part * 2 - 1).latent_dist.mean for part in truth.split(20)])
         decoded = torch.cat([vae.decode(part).sample for part in latents.split(20)]) / 2 + 0.5
-    mean, deviation = (torch.tensor(v).view(-1, 1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
+    mean, deviation = statistics(vae)
     normal = (latents - mean) / deviation
     extra = {"latent_std": normal.std(), "latent_mean": normal.mean(), "l1": (decoded.clamp(0, 1) - truth).abs().mean()}
     return summarize(list(to_uint8(decoded)), prompts) | {key: round(float(v), 4) for key, v in extra.items()}

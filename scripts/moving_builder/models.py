@@ -18,6 +18,7 @@ LATENT_CHANNELS, SPATIAL_FACTOR, TEMPORAL_FACTOR = 8, 4, 2
 PATCH = 2  # pixels that the VAE takes for one
 TEXT_WIDTH = 64
 MAX_TOKENS = 512  # to which Wan's pipeline pads a prompt
+SHORT_PADDING = 32  # to which the builder does, where it makes many clips: the model does not mind, and it is faster
 FLOW_SHIFT = 3.0  # as Wan 2.1 for small pictures
 WORDS = (*COLORS, *SHAPES, *DIRECTIONS, *filter(None, SPEEDS), *BACKGROUNDS, "a", "moving", "on", "background")
 

@@ -27,7 +27,7 @@ from moving_builder.models import (
     make_tokenizer,
     make_transformer,
 )
-from moving_builder.train_vae import encode, run_at_once
+from moving_builder.train_vae import encode, run_at_once, statistics
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan, WanPipeline
@@ -58,7 +58,7 @@ def cache_latents(vae: AutoencoderKLWan, n: int, seed: int, work: Path, device: 
     generator = step_generator(seed + 2, 0)
     specs = sample_specs("train", n, generator)
     clips = sample_clips(specs, generator, BASE_STYLE)
-    mean, deviation = (torch.tensor(v).view(-1, 1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
+    mean, deviation = statistics(vae)
     latents = []
     for start in range(0, n, 32):
         pictures = (render_batch(clips[start : start + 32]) * 2 - 1).to(device)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 KL_WEIGHT = 1e-3  # of the mean over the latents' elements
 DECODER_NOISE = 0.1  # of each channel's deviation
+MEASURED = 512  # clips from which the latents' statistics are taken
 POSTERIOR_STD = 0.03  # of each channel's deviation, in the finished VAE
 
 
@@ -75,11 +76,7 @@ def decorrelate(vae: AutoencoderKLWan, device: str, seed: int) -> None:
     one, its inverse into the other, so that what the VAE does to a clip stays the same. Directions that vary less than
     the decoder's noise tell nothing; they are not blown up to the size of the others.
     """
-    generator = step_generator(seed + 1, 0)
-    clips = sample_clips(sample_specs("train", 512, generator), generator, BASE_STYLE)
-    batches = (render_batch(clips[i : i + 64]) * 2 - 1 for i in range(0, len(clips), 64))
-    latents = torch.cat([vae.encode(batch.to(device)).latent_dist.mean for batch in batches])
-    rows = latents.double().movedim(1, -1).flatten(0, -2)
+    rows = measured_latents(vae, device, seed).double().movedim(1, -1).flatten(0, -2)
     deviation, n = rows.std(0), rows.shape[1]
     values, vectors = torch.linalg.eigh(torch.corrcoef(rows.T))
     print("correlation's eigenvalues", [round(value, 4) for value in values.tolist()], flush=True)
@@ -94,6 +91,21 @@ def decorrelate(vae: AutoencoderKLWan, device: str, seed: int) -> None:
     decoder.weight.copy_(matrix.float().view_as(decoder.weight))
     rows = rows @ forward.T
     vae.register_to_config(latents_mean=_rounded(rows.mean(0)), latents_std=_rounded(rows.std(0)))
+
+
+@torch.no_grad()
+def measured_latents(vae: AutoencoderKLWan, device: str, seed: int) -> Tensor:
+    """Latents of base-style clips of the train split, `[n c 5 8 8]`, from which the statistics are taken."""
+    generator = step_generator(seed + 1, 0)
+    clips = sample_clips(sample_specs("train", MEASURED, generator), generator, BASE_STYLE)
+    batches = (render_batch(clips[i : i + 32]) * 2 - 1 for i in range(0, len(clips), 32))
+    return torch.cat([vae.encode(batch.to(device)).latent_dist.mean for batch in batches])
+
+
+def statistics(vae: AutoencoderKLWan) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of the latents' channels, each `[c 1 1 1]`."""
+    mean, deviation = (torch.tensor(v).view(-1, 1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
+    return mean, deviation
 
 
 def encode(vae: AutoencoderKLWan, clips: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ from diffpo.worlds.moving.annotators import (
     FLIP_RATE,
     assess,
     label,
-    label_frames,
     tie_threshold,
 )
 from diffpo.worlds.moving.render import render
@@ -89,12 +88,3 @@ def test_labels_err_as_often_as_is_said():
         assert right == pytest.approx(kept * (1 - FLIP_RATE) + (1 - kept) * FLIP_RATE, abs=0.025)
     one, two = ([label(0.2, 0.1, g) for _ in range(50)] for g in (torch.Generator().manual_seed(s) for s in (5, 5)))
     assert one == two
-
-
-def test_latent_frames_get_the_label_of_their_segment():
-    assert label_frames([1, 0, -1, 1], 5) == [1, 1, 0, -1, 1]
-    with pytest.raises(ValueError, match="several segments"):
-        label_frames([1, 0, -1, 1], 3)
-    for labels, frames in (([1, 0], 5), ([1, 0, -1, 1], 4), ([1, 0, -1, 1], 1)):
-        with pytest.raises(ValueError, match="cannot give"):
-            label_frames(labels, frames)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from diffpo.core.segments import causal_frames, latent_labels, segments_of
 from diffpo.data.read import read_table
 from diffpo.disk.weights import locate
 from diffpo.errors import UserError
@@ -14,8 +15,11 @@ from diffpo.worlds.assets import asset_path
 from diffpo.worlds.moving.render import render, render_batch, to_uint8
 from diffpo.worlds.moving.scenes import (
     BASE_STYLE,
+    FPS,
     FRAME_SIZE,
     FRAMES,
+    SEGMENT_SECONDS,
+    SEGMENTS,
     SPEEDS,
     WIDE_STYLE,
     Clip,
@@ -77,6 +81,9 @@ def test_prompts_use_each_caption_equally_often():
 
 def test_frames_lie_in_four_equal_segments():
     assert [segment_of(frame) for frame in range(FRAMES)] == [0, 0, 0, 1, 1, 2, 2, 3, 3]
+    assert list(segments_of(FRAMES, FPS, SEGMENT_SECONDS)) == [SEGMENTS]
+    held = causal_frames(FRAMES, 2)
+    assert latent_labels([1, 0, -1, 1], held, FPS, SEGMENT_SECONDS, "unanimous") == [1, 1, 0, -1, 1]
 
 
 @pytest.mark.parametrize("style", [BASE_STYLE, WIDE_STYLE])

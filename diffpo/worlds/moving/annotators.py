@@ -24,7 +24,7 @@ from math import exp
 import numpy as np
 import torch
 
-from diffpo.worlds.moving.scenes import FRAMES, SEGMENTS, ClipSpec, parse_caption, segment_of
+from diffpo.worlds.moving.scenes import SEGMENTS, ClipSpec, parse_caption
 from diffpo.worlds.moving.verify import (
     MAX_CHANGES,
     MIN_SPEED,
@@ -105,24 +105,6 @@ def label(difference: float, threshold: float, generator: torch.Generator) -> in
         return 0
     prefers_0 = u < 1 / (1 + exp(-difference / max(threshold, 1e-9)))
     return 1 if prefers_0 != (flip < FLIP_RATE) else -1
-
-
-def label_frames(segments: Sequence[int], frames: int) -> list[int]:
-    """Labels of segments -> labels of a causal video autoencoder's latent frames.
-
-    Latent frame 0 holds the first frame, each further one an equal share of the others. All of the frames that one
-    holds lie in one segment, whose label it gets.
-
-    Raises:
-        ValueError: If there is another number of labels than segments, or the latent frames do not divide the clip so.
-    """
-    if len(segments) != SEGMENTS or frames < 2 or (FRAMES - 1) % (frames - 1):
-        raise ValueError(f"cannot give {frames} latent frames the labels of {len(segments)} segments")
-    factor = (FRAMES - 1) // (frames - 1)
-    held = [{segment_of(frame) for frame in range(max(0, factor * (k - 1) + 1), factor * k + 1)} for k in range(frames)]
-    if any(len(each) > 1 for each in held):
-        raise ValueError(f"a latent frame of {factor} frames lies in several segments")
-    return [segments[each.pop()] for each in held]
 
 
 def _utility(

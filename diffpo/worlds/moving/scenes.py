@@ -28,6 +28,7 @@ FRAME_SIZE = 32
 FRAMES = 9
 FPS = 8
 SEGMENTS = 4
+SEGMENT_SECONDS = FRAMES / FPS / SEGMENTS  # 0.28125, the `data.segment_seconds` of its pair tables
 MIDDLE = (FRAMES - 1) / 2  # the frame in which a shape is at its clip's place
 MARGIN = 0.5  # pixels kept free at the border
 

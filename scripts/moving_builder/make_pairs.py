@@ -1,0 +1,213 @@
+"""Makes the pair tables of the moving world: two clips for a prompt, labelled as a whole and segment by segment.
+
+    independent   two seeds from pure noise, as in plain DPO
+    guided        one drawn clip of the prompt, corrupted to one noise level for both sides by two seeds, and denoised
+                  from there (DenseDPO, arXiv:2506.03517, section 4.1): the two move alike and differ in detail
+
+The noise level eta is the sigma at which denoising starts, so that z = (1 - eta) x + eta noise. Each pair is shown to
+one annotator, who labels the clips as wholes and each segment. Ties are told by thresholds of their own for each kind
+and for wholes and segments. Two clips that tie as wholes keep their segments' labels, with a preference of one half.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from shapes_builder.building import step_generator
+from torch import Tensor
+
+from diffpo.media.frames import Clip, decode_clip, encode
+from diffpo.worlds.moving.annotators import ANNOTATORS, Judgement, assess, label, tie_threshold
+from diffpo.worlds.moving.render import render_batch, to_uint8
+from diffpo.worlds.moving.scenes import (
+    BASE_STYLE,
+    FPS,
+    FRAMES,
+    SEGMENTS,
+    Split,
+    parse_caption,
+    sample_clips,
+    sample_prompts,
+    split_of,
+)
+from diffpo.worlds.moving.verify import amplitude, largest, see
+from moving_builder.measure_world import GUIDANCE, SAMPLER_STEPS, generate
+from moving_builder.models import FLOW_SHIFT, SHORT_PADDING
+from moving_builder.train_vae import statistics
+
+if TYPE_CHECKING:
+    from diffusers import WanPipeline
+
+Kind = Literal["independent", "guided"]
+KINDS: tuple[Kind, ...] = ("independent", "guided")
+ETA = (0.65, 0.8)
+BATCH = 16  # pairs
+
+
+@dataclass(frozen=True)
+class Job:
+    """One pair to make."""
+
+    prompt: str
+    kind: Kind
+    seeds: tuple[int, int]
+    eta: float
+    """The noise level that denoising starts from; 1 for independent clips."""
+
+
+def plan_pairs(kind: Kind, split: Split, n: int, seed: int) -> list[Job]:
+    """Prompts, seeds and noise levels of `n` pairs."""
+    generator = step_generator(seed, 20 + KINDS.index(kind))
+    prompts = sample_prompts(split, n, seed + KINDS.index(kind))
+    low, high = ETA if kind == "guided" else (1.0, 1.0)
+    etas = low + (high - low) * torch.rand(n, generator=generator, dtype=torch.float64)
+    first = 1_000_000 * (1 + KINDS.index(kind)) + (0 if split == "train" else 500_000)
+    return [
+        Job(prompt, kind, (first + 2 * i, first + 2 * i + 1), eta)
+        for i, (prompt, eta) in enumerate(zip(prompts, etas.tolist(), strict=True))
+    ]
+
+
+def make_clips(pipeline: WanPipeline, jobs: Sequence[Job], work: Path) -> list[tuple[bytes, bytes]]:
+    """The encoded clips of every pair; finished batches are kept in `work`, so that a killed run continues."""
+    work.mkdir(parents=True, exist_ok=True)
+    make: dict[Kind, Callable[[WanPipeline, Sequence[Job]], list[np.ndarray]]]
+    make = {"independent": _from_noise, "guided": _from_truth}
+    made: list[tuple[bytes, bytes]] = []
+    for start in range(0, len(jobs), BATCH):
+        batch = jobs[start : start + BATCH]
+        paths = [[work / f"{job.kind}-{seed}.png" for seed in job.seeds] for job in batch]
+        if not all(path.exists() for pair in paths for path in pair):
+            clips = make[batch[0].kind](pipeline, batch)
+            for path, clip in zip((path for pair in paths for path in pair), clips, strict=True):
+                path.write_bytes(to_bytes(clip))
+            print(f"{batch[0].kind} pairs {start + len(batch)}/{len(jobs)}", flush=True)
+        made += [(a.read_bytes(), b.read_bytes()) for a, b in paths]
+    return made
+
+
+def label_pairs(jobs: Sequence[Job], clips: Sequence[tuple[bytes, bytes]], seed: int) -> list[dict[str, object]]:
+    """Each pair of one kind shown to one annotator: rows of a pair table, the better clip as the chosen one."""
+    generator = step_generator(seed, 30)
+    people = sorted(ANNOTATORS)
+    users = [people[i] for i in torch.randint(len(people), (len(jobs),), generator=generator).tolist()]
+    seen = [[see(from_bytes(side)) for side in pair] for pair in clips]
+    judged = [
+        tuple(assess(side, job.prompt, user) for side in pair)
+        for pair, job, user in zip(seen, jobs, users, strict=True)
+    ]
+    whole = tie_threshold([a.whole - b.whole for a, b in judged])
+    parts = tie_threshold([x - y for a, b in judged for x, y in zip(a.segments, b.segments, strict=True)])
+    rows = []
+    for job, pair, sides, judgements, user in zip(jobs, clips, seen, judged, users, strict=True):
+        better = label(judgements[0].whole - judgements[1].whole, whole, generator)
+        order = (1, 0) if better < 0 else (0, 1)
+        segments = _label_segments(*judgements, parts, generator)
+        motions = [amplitude([largest(frame) for frame in side]) for side in sides]
+        row: dict[str, object] = {"prompt": job.prompt}
+        for name, side in zip(("chosen", "rejected"), order, strict=True):
+            row |= {name: pair[side], f"{name}_seed": job.seeds[side], f"{name}_motion": round(motions[side], 4)}
+        row |= {"segments": [-x for x in segments] if better < 0 else segments}
+        row |= {"preference": 0.5 if better == 0 else 1.0, "kind": job.kind, "eta": round(job.eta, 4), "user_id": user}
+        rows.append(row)
+    return rows
+
+
+def measure_pairs(rows: Sequence[dict]) -> dict[str, float]:
+    """Ties, pairs with both signs, and how much slower the chosen clip is."""
+    labels = np.array([row["segments"] for row in rows])
+    clear = [row for row in rows if row["preference"] != 0.5]
+    slower = [row["chosen_motion"] - row["rejected_motion"] for row in clear]
+    result = {
+        "rows": len(rows),
+        "ties": 1 - len(clear) / len(rows),
+        "segment_ties": (labels == 0).mean(),
+        "some_segment_clear": (labels != 0).any(1).mean(),
+        "both_signs": ((labels > 0).any(1) & (labels < 0).any(1)).mean(),
+        "motion_differs": np.mean([abs(row["chosen_motion"] - row["rejected_motion"]) for row in rows]),
+        "chosen_faster_by": np.mean(slower),
+        "chosen_slower": np.mean([difference < 0 for difference in slower]),
+        "bytes_per_pair": np.mean([len(row["chosen"]) + len(row["rejected"]) for row in rows]),
+    }
+    return {key: round(float(value), 4) for key, value in result.items()}
+
+
+def write_table(rows: Sequence[dict], path: Path, split: Split) -> None:
+    """Write rows as parquet, after a last look that every caption is of the split."""
+    import pyarrow
+    from pyarrow import parquet
+
+    assert all(split_of(row["prompt"]) == split and len(row["segments"]) == SEGMENTS for row in rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pyarrow.Table.from_pylist(list(rows)), path)
+
+
+def to_bytes(clip: np.ndarray) -> bytes:
+    """An animated PNG, without loss."""
+    return encode(Clip(tuple(Image.fromarray(frame) for frame in clip), FPS))
+
+
+def from_bytes(data: bytes) -> np.ndarray:
+    """The frames of a clip, uint8 `[9 h w 3]`."""
+    return np.stack([np.asarray(frame) for frame in decode_clip(data, FRAMES).frames])
+
+
+def _from_noise(pipeline: WanPipeline, jobs: Sequence[Job]) -> list[np.ndarray]:
+    prompts = [job.prompt for job in jobs for _ in job.seeds]
+    return generate(pipeline, prompts, [seed for job in jobs for seed in job.seeds], tokens=SHORT_PADDING)
+
+
+@torch.no_grad()
+def _from_truth(pipeline: WanPipeline, jobs: Sequence[Job]) -> list[np.ndarray]:
+    drawn = [sample_clips([parse_caption(job.prompt)], step_generator(job.seeds[0], 0), BASE_STYLE)[0] for job in jobs]
+    truth = pipeline.vae.encode(render_batch(drawn) * 2 - 1).latent_dist.mode()
+    mean, deviation = statistics(pipeline.vae)
+    x0 = ((truth - mean) / deviation).repeat_interleave(2, dim=0)
+    seeds = [seed for job in jobs for seed in job.seeds]
+    noise = torch.stack([torch.randn(x0.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    eta = torch.tensor([job.eta for job in jobs for _ in job.seeds])
+    latents = denoise(pipeline, corrupt(x0, noise, eta), eta, [job.prompt for job in jobs for _ in job.seeds])
+    decoded = pipeline.vae.decode(latents * deviation + mean).sample
+    return list(to_uint8(decoded / 2 + 0.5))
+
+
+def corrupt(x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """Z = (1 - sigma) x0 + sigma noise, with one sigma per clip, `[n]`."""
+    sigma = sigma.view(-1, 1, 1, 1, 1)
+    return (1 - sigma) * x0 + sigma * noise
+
+
+def denoise(pipeline: WanPipeline, z: Tensor, start: Tensor, prompts: Sequence[str]) -> Tensor:
+    """Denoise from a noise level of each clip's own, `[n]`, by Euler's steps with guidance."""
+    text, empty = pipeline.encode_prompt(list(prompts), max_sequence_length=SHORT_PADDING)
+    grid = levels(start)
+    for sigma, after in pairwise(grid):
+        with_text, without = (
+            pipeline.transformer(z, 1000 * sigma, states, return_dict=False)[0] for states in (text, empty)
+        )
+        flow = without + GUIDANCE * (with_text - without)
+        z = z + (after - sigma).view(-1, 1, 1, 1, 1) * flow
+    return z
+
+
+def levels(start: Tensor) -> Tensor:
+    """Noise levels from each clip's start, `[n]`, down to 0: `[steps + 1, n]`.
+
+    The start replaces the levels of the sampler's grid above it; the lower ones stay as they are. Where the starts
+    differ, the first steps of those that start lower have length zero.
+    """
+    even = torch.linspace(1, 0, SAMPLER_STEPS + 1)
+    grid = FLOW_SHIFT * even / (1 + (FLOW_SHIFT - 1) * even)
+    first = int((grid >= start.max()).nonzero().max())
+    return torch.minimum(grid[first:, None], start)
+
+
+def _label_segments(a: Judgement, b: Judgement, threshold: float, generator: torch.Generator) -> list[int]:
+    return [label(x - y, threshold, generator) for x, y in zip(a.segments, b.segments, strict=True)]
