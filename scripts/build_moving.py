@@ -23,13 +23,13 @@ from diffpo.compat import ensure_torchvision  # noqa: E402
 
 ensure_torchvision()
 
-from moving_builder import train_base, train_vae  # noqa: E402
+from moving_builder import make_pairs, train_base, train_vae  # noqa: E402
 from moving_builder.measure_world import gate, measure_base, measure_vae  # noqa: E402
 from shapes_builder.building import Plan, note, replace_folder, run_in_float32  # noqa: E402
 
 from diffpo.worlds.moving.scenes import SPLITS, sample_prompts  # noqa: E402
 
-STAGES = ("vae", "base", "measure", "prompts")
+STAGES = ("vae", "base", "measure", "pairs", "prompts")
 PROMPTS = {"train": 300, "validation": 48, "heldout": 52}
 
 
@@ -38,7 +38,7 @@ def main() -> None:
     args = parse_arguments()
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
-    run = {"vae": vae, "base": base, "measure": measure, "prompts": prompts}
+    run = {"vae": vae, "base": base, "measure": measure, "pairs": pairs, "prompts": prompts}
     for stage in STAGES if args.stage == "all" else (args.stage,):
         print(f"--- {stage}", flush=True)
         run[stage](args)
@@ -59,6 +59,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--clips", type=int, default=10_240, help="clips whose latents the transformer is trained on")
     parser.add_argument("--base-steps", type=int, default=8000, help="of 32 clips")
     parser.add_argument("--measured-clips", type=int, default=200, help="clips that the base model is measured on")
+    parser.add_argument("--pairs", type=int, nargs=2, default=(400, 48), help="of each kind: train, validation")
     return parser.parse_args()
 
 
@@ -83,6 +84,17 @@ def measure(args: argparse.Namespace) -> None:
     measured = measure_base(train_base.make_pipeline(load_vae(args), args.work), args.measured_clips)
     note(args.work, "base", measured)
     print(gate(measured), flush=True)
+
+
+def pairs(args: argparse.Namespace) -> None:
+    """Make clips of both kinds with the base model, let the annotators label them, write the tables."""
+    pipeline = train_base.make_pipeline(load_vae(args), args.work)
+    for kind in make_pairs.KINDS:
+        for split, n in zip(("train", "validation"), args.pairs, strict=True):
+            jobs = make_pairs.plan_pairs(kind, split, n, args.seed)
+            rows = make_pairs.label_pairs(jobs, make_pairs.make_clips(pipeline, jobs, args.work / "clips"), args.seed)
+            make_pairs.write_table(rows, args.output / kind / f"{split}.parquet", split)
+            note(args.work, f"{kind}/{split}", make_pairs.measure_pairs(rows))
 
 
 def prompts(args: argparse.Namespace) -> None:

@@ -29,10 +29,16 @@ from diffpo.worlds.assets import WORLDS, asset_path
 if TYPE_CHECKING:
     from datasets import Dataset, Features
 
+EMBEDDED = {
+    "shapes:pairs": "shapes/pairs",
+    "moving:independent": "moving/independent",
+    "moving:guided": "moving/guided",
+}
+"""Names of the embedded worlds' pair tables, and what `diffpo.worlds.assets` calls them."""
 FORMS = (
     "a Hub id (owner/name), a folder written by `datasets` save_to_disk, a parquet file, folder or glob, a .jsonl, "
     ".json, .csv or .tsv table (image paths relative to the table), a folder holding metadata.jsonl, metadata.csv or "
-    "metadata.parquet, or shapes:pairs; `diffpo data import` makes one of tars, folders of images and other layouts"
+    "metadata.parquet, or a table of an embedded world such as shapes:pairs; `diffpo data import` makes one of tars, folders of images and other layouts"
 )
 TEXTS = (
     *("prompt", "chosen_prompt", "rejected_prompt", "caption", "caption_0", "caption_1", "user_id"),
@@ -114,11 +120,10 @@ def _pick(path: str | Path, splits: dict[str, list[Path]], split: str) -> list[P
 
 
 def _embedded_path(path: str) -> str:
-    world = path.partition(":")[0]
-    if path != f"{world}:pairs":
-        raise UserError(f"{path} is not a table of the {world} world; it has one: {world}:pairs.")
+    if path not in EMBEDDED:
+        raise UserError(f"{path} is no table of an embedded world; there are {', '.join(EMBEDDED)}.")
     try:
-        return str(asset_path(f"{world}/pairs"))
+        return str(asset_path(EMBEDDED[path]))
     except FileNotFoundError as error:
         raise UserError(f"{path} is not here: {error}") from error
 

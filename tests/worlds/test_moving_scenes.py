@@ -149,5 +149,5 @@ def test_missing_assets_name_the_script_that_makes_them():
         asset_path("moving/nothing")
     with pytest.raises(UserError, match=r"unknown embedded weights 'moving:bas'.*moving:base"):
         locate("moving:bas", what="a diffusers model", fetch=Path)
-    with pytest.raises(UserError, match=r"not a table of the moving world.*moving:pairs"):
+    with pytest.raises(UserError, match=r"moving:pair is no table of an embedded world.*moving:guided"):
         read_table("moving:pair", "train", [])

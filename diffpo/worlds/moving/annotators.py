@@ -19,7 +19,7 @@ noise. Nobody here is real.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp
+from math import tanh
 
 import numpy as np
 import torch
@@ -103,7 +103,7 @@ def label(difference: float, threshold: float, generator: torch.Generator) -> in
     u, flip = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
     if abs(difference) <= threshold:
         return 0
-    prefers_0 = u < 1 / (1 + exp(-difference / max(threshold, 1e-9)))
+    prefers_0 = u < 0.5 + 0.5 * tanh(0.5 * difference / max(threshold, 1e-9))  # a sigmoid
     return 1 if prefers_0 != (flip < FLIP_RATE) else -1
 
 
