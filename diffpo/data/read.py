@@ -38,7 +38,8 @@ EMBEDDED = {
 FORMS = (
     "a Hub id (owner/name), a folder written by `datasets` save_to_disk, a parquet file, folder or glob, a .jsonl, "
     ".json, .csv or .tsv table (image paths relative to the table), a folder holding metadata.jsonl, metadata.csv or "
-    "metadata.parquet, or a table of an embedded world such as shapes:pairs; `diffpo data import` makes one of tars, folders of images and other layouts"
+    "metadata.parquet, or a table of an embedded world such as shapes:pairs; `diffpo data import` makes one of tars, "
+    "folders of images and other layouts"
 )
 TEXTS = (
     *("prompt", "chosen_prompt", "rejected_prompt", "caption", "caption_0", "caption_1", "user_id"),
