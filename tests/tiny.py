@@ -11,12 +11,19 @@ ensure_torchvision()
 
 from diffusers import (  # noqa: E402
     AutoencoderKL,
+    AutoencoderKLCogVideoX,
+    AutoencoderKLLTXVideo,
     AutoencoderKLWan,
+    CogVideoXDDIMScheduler,
+    CogVideoXPipeline,
+    CogVideoXTransformer3DModel,
     DDIMScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    LTXPipeline,
+    LTXVideoTransformer3DModel,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
     SD3Transformer2DModel,
@@ -233,6 +240,79 @@ def wan():
     )
 
 
+def cogvideox():
+    t5 = T5Config(vocab_size=128, d_model=WIDTH, d_ff=32, d_kv=8, num_layers=1, num_heads=2)
+    return CogVideoXPipeline(
+        tokenizer=t5_tokenizer(),
+        text_encoder=T5EncoderModel(t5),
+        vae=AutoencoderKLCogVideoX(
+            down_block_types=("CogVideoXDownBlock3D",) * 4,
+            up_block_types=("CogVideoXUpBlock3D",) * 4,
+            block_out_channels=(8,) * 4,
+            latent_channels=4,
+            layers_per_block=1,
+            norm_num_groups=2,
+            scaling_factor=0.7,
+        ),
+        transformer=CogVideoXTransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=16,
+            in_channels=4,
+            out_channels=4,
+            time_embed_dim=8,
+            text_embed_dim=WIDTH,
+            num_layers=2,
+            sample_width=8,
+            sample_height=8,
+            sample_frames=9,
+            use_rotary_positional_embeddings=True,
+        ),
+        scheduler=CogVideoXDDIMScheduler(
+            snr_shift_scale=3.0,
+            rescale_betas_zero_snr=True,
+            prediction_type="v_prediction",
+            timestep_spacing="trailing",
+            clip_sample=False,
+        ),
+    )
+
+
+def ltx():
+    t5 = T5Config(vocab_size=128, d_model=WIDTH, d_ff=32, d_kv=8, num_layers=1, num_heads=2)
+    vae = AutoencoderKLLTXVideo(
+        latent_channels=8,
+        block_out_channels=(8,) * 4,
+        decoder_block_out_channels=(8,) * 4,
+        layers_per_block=(1,) * 5,
+        decoder_layers_per_block=(1,) * 5,
+        scaling_factor=0.8,
+    )
+    vae.latents_mean += torch.linspace(-1, 1, 8)
+    vae.latents_std *= torch.linspace(0.5, 2, 8)
+    return LTXPipeline(
+        tokenizer=t5_tokenizer(),
+        text_encoder=T5EncoderModel(t5),
+        vae=vae,
+        transformer=LTXVideoTransformer3DModel(
+            in_channels=8,
+            out_channels=8,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            cross_attention_dim=16,
+            num_layers=2,
+            caption_channels=WIDTH,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True,
+            base_shift=0.95,
+            max_shift=2.05,
+            base_image_seq_len=1024,
+            max_image_seq_len=4096,
+            shift_terminal=0.1,
+        ),
+    )
+
+
 PIPELINES = {
     "sd15": lambda: sd("epsilon"),
     "sd2": lambda: sd("v_prediction"),
@@ -241,9 +321,15 @@ PIPELINES = {
     "pixart": pixart,
     "flux": flux,
     "wan": wan,
+    "cogvideox": cogvideox,
+    "ltx": ltx,
 }
 """Every family and parametrisation that diffpo trains, by the name of its best-known model."""
-CLIPS = {"wan": {"num_frames": 5, "height": 16, "width": 16}}
+CLIPS = {
+    "wan": {"num_frames": 5, "height": 16, "width": 16},
+    "cogvideox": {"num_frames": 9, "height": 32, "width": 32},
+    "ltx": {"num_frames": 9, "height": 64, "width": 64},
+}
 """Pipelines that make clips, and what plain diffusers is told to make a small one."""
 IMAGES = [name for name in PIPELINES if name not in CLIPS]
 TUNED = [(name, tuning) for tuning in ("full", "lora") for name in PIPELINES]

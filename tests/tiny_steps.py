@@ -40,6 +40,8 @@ class Facts:
     """What plain diffusers is told besides, to make something small without guidance."""
     negative: bool = True
     """Whether its sampler takes a negative prompt."""
+    frames_first: bool = False
+    """Whether its network takes `[b f c h w]`."""
     large: bool = False
     """Whether its own size is too large for a test."""
 
@@ -57,6 +59,8 @@ FACTS = {
     ),
     "flux": Facts(family="flux", pooled=24, multiple=4, cut=((16, 3), (512, 0)), negative=False, large=True),
     "wan": Facts(family="wan", latent=(4, 3, 4, 4), masked=True, single=True, multiple=16, cut=((512, 0),)),
+    "cogvideox": Facts(family="cogvideox", latent=(4, 3, 4, 4), multiple=16, cut=((226, 1),), frames_first=True),
+    "ltx": Facts(family="ltx", latent=(8, 2, 2, 2), masked=True, multiple=32, cut=((128, 1),)),
 }
 
 

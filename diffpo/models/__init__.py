@@ -5,7 +5,9 @@ from diffpo.compat import ensure_torchvision
 ensure_torchvision()
 
 from diffpo.models.base import Denoiser  # noqa: E402
+from diffpo.models.cogvideox import CogVideoX  # noqa: E402
 from diffpo.models.flux import Flux  # noqa: E402
+from diffpo.models.ltx import LTX  # noqa: E402
 from diffpo.models.pixart import PixArt  # noqa: E402
 from diffpo.models.sd3 import SD3  # noqa: E402
 from diffpo.models.sdxl import SDXL  # noqa: E402
@@ -19,6 +21,8 @@ FAMILIES: dict[str, type[Denoiser]] = {
     "pixart": PixArt,
     "flux": Flux,
     "wan": Wan,
+    "cogvideox": CogVideoX,
+    "ltx": LTX,
 }
 
 

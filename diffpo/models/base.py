@@ -123,8 +123,13 @@ class Denoiser(ABC):
         return 2 ** (len(vae["block_out_channels"]) - 1), 1
 
     @classmethod
-    def check_frames(cls, count: int, vae: Mapping[str, Any]) -> None:
+    def check_frames(cls, count: int, vae: Mapping[str, Any], network: Mapping[str, Any] | None = None) -> None:
         """Check a clip's length: one frame, and beyond that whole multiples of the VAE's temporal factor.
+
+        Args:
+            count: Frames.
+            vae: The VAE's configuration.
+            network: The network's, where it is to be trained on the clip; samplers round more than training can.
 
         Raises:
             UserError: The family takes no clips, or none of this length.
@@ -260,8 +265,13 @@ def _with_room(compiled: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return compiled(*args, **kwargs)
 
 
-def discrete_process(scheduler: Mapping[str, Any], time: Time) -> DiscreteProcess:
-    """Build the process of a DDPM-type scheduler from its own float32 `alphas_cumprod`.
+def discrete_process(scheduler: Mapping[str, Any], time: Time, table: Any = None) -> DiscreteProcess:
+    """Build the process of a DDPM-type scheduler from its own `alphas_cumprod`.
+
+    Args:
+        scheduler: Its configuration.
+        time: How training times are drawn.
+        table: The class that makes the table of the configuration; None: DDPMScheduler, in float32.
 
     Raises:
         UserError: The scheduler predicts something other than epsilon or v.
@@ -276,7 +286,7 @@ def discrete_process(scheduler: Mapping[str, Any], time: Time) -> DiscreteProces
         )
     return DiscreteProcess(
         prediction=names[kind],
-        alphas_cumprod=DDPMScheduler.from_config(scheduler).alphas_cumprod,
+        alphas_cumprod=(table or DDPMScheduler).from_config(scheduler).alphas_cumprod,
         offset=int(scheduler.get("steps_offset", 0)),
         clean_abar=1.0 if scheduler.get("set_alpha_to_one", True) else None,
         time=time,

@@ -65,7 +65,7 @@ class Encoders:
         Raises:
             UserError: The family takes no clips of this length.
         """
-        self.family.check_frames(frames.shape[1], self.vae)
+        self.family.check_frames(frames.shape[1], self.vae, self._base.config(self._base.component))
         vae = self.pipeline.vae
         mean, std = self.family.encode_media(self.pipeline, frames[None].to(vae.device, vae.dtype))
         std = torch.zeros_like(mean) if std is None else std

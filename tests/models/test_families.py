@@ -50,6 +50,8 @@ def laid_out(denoiser, name, x):
     """What a network is given or answers, as `[b c f h w]`."""
     if isinstance(denoiser, Packed):
         return denoiser.unpack(x, (1, *FACTS[name].latent))
+    if FACTS[name].frames_first:
+        return x.transpose(1, 2)
     return x if name in CLIPS else x.unsqueeze(2)
 
 
