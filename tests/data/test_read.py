@@ -209,7 +209,7 @@ def test_errors_say_what_was_found_and_what_is_allowed(records, jsonl, tmp_path)
     expect("holds no table: found nothing", Pairs(path=str(tmp_path / "folder")))
     expect("No file matches", Pairs(path=str(tmp_path / "*.none")))
     expect("`chosen` holds list<.*; allowed are image features", Pairs(path=jsonl([MESSAGES], "messages.jsonl")))
-    expect("it has one: shapes:pairs", Pairs(path="shapes:circles"))
+    expect("there are shapes:pairs", Pairs(path="shapes:circles"))
 
 
 def test_missing_columns_name_the_layout_that_fits(records, jsonl):
