@@ -97,7 +97,7 @@ def _caption(table: Table, side: str, captioner: Captioner) -> list[str | None]:
 
     def ask(asked: list[Asked]) -> list[str]:
         draws = [_draw(one.key) for one in asked]
-        return captioner.caption([one.image for one in asked], [one.prompt for one in asked], draws)
+        return captioner.caption([one.media.first for one in asked], [one.prompt for one in asked], draws)
 
     recipe, batch = captioner.provenance, captioner.batch
     answers = ask_of_images("captions", "text", recipe, table, (side,), ask, batch, f"Captioning {side}")[side]

@@ -18,16 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL.Image import Image
 
 from diffpo.curate.write import Target
 from diffpo.data.contents import read_contents
 from diffpo.data.records import Source, Table
 from diffpo.data.splits import load_splits
-from diffpo.disk.ahead import WORKERS, ahead, groups
+from diffpo.disk.ahead import AHEAD, WORKERS, ahead
 from diffpo.disk.lock import sole_writer
 from diffpo.disk.rows import Row, RowStore, digest, key_at
-from diffpo.media.frames import BrokenImage, decode
+from diffpo.media.frames import BrokenImage, Clip, decode_whole
 
 ROWS_PER_FILE = 64
 """A kill costs so many values at most: a caption may take seconds."""
@@ -54,14 +53,15 @@ def writing(
 
 @dataclass(frozen=True)
 class Asked:
-    """An image of a table about which something is asked."""
+    """An image or a clip of a table about which something is asked."""
 
     row: int
     side: str
     prompt: str
     key: bytes
     """The hash of image and prompt."""
-    image: Image | BrokenImage
+    media: Clip | BrokenImage
+    """All frames of a clip; of an animation, which stands for a picture, the first one."""
 
 
 def ask_of_images(
@@ -91,18 +91,19 @@ def ask_of_images(
     def read(place: int) -> Asked:
         row, number = divmod(place, len(sides))
         try:
-            image = decode(table.cell(row, sides[number]))
+            media = decode_whole(table.cell(row, sides[number]))
         except BrokenImage as error:
-            image = error
-        return Asked(row, sides[number], prompts[row], key_at(keys, place), image)
+            media = error
+        return Asked(row, sides[number], prompts[row], key_at(keys, place), media)
 
     def compute(some: Sequence[int]) -> Iterator[dict[str, Any]]:
-        for group in groups(ahead(read, some, workers=WORKERS, depth=batch + WORKERS), batch):
-            good = [asked for asked in group if not isinstance(asked.image, BrokenImage)]
+        asking = ahead(read, some, workers=WORKERS, depth=batch + WORKERS, weigh=_bytes)
+        for group in _groups(asking, batch):
+            good = [asked for asked in group if not isinstance(asked.media, BrokenImage)]
             given = iter(ask(good) if good else [])
             for asked in group:
-                broken = isinstance(asked.image, BrokenImage)
-                yield {"broken": str(asked.image)} if broken else {name: next(given)}
+                broken = isinstance(asked.media, BrokenImage)
+                yield {"broken": str(asked.media)} if broken else {name: next(given)}
 
     answers: dict[str, list[Any]] = {side: [] for side in sides}
     for place, value in enumerate(compute_values(kind, recipe, keys, compute, title)):
@@ -110,6 +111,22 @@ def ask_of_images(
         known = {"broken": contents[number].unreadable[row]} if value is None else value
         answers[sides[number]].append(known[name] if name in known else BrokenImage(known["broken"]))
     return answers
+
+
+def _bytes(asked: Asked) -> int:
+    return 0 if isinstance(asked.media, BrokenImage) else asked.media.nbytes
+
+
+def _groups(asking: Iterable[Asked], batch: int) -> Iterator[list[Asked]]:
+    """Cut into groups of `batch` images, or of fewer clips where they take more memory together than `AHEAD`."""
+    group: list[Asked] = []
+    for asked in asking:
+        group.append(asked)
+        if len(group) == batch or sum(map(_bytes, group)) > AHEAD:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def compute_values(

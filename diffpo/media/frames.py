@@ -71,6 +71,11 @@ class Clip:
         """The first frame: the picture, where a picture is wanted."""
         return self.frames[0]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that its pixels take."""
+        return 3 * len(self.frames) * self.first.width * self.first.height
+
     def some(self, count: int) -> tuple[Image, ...]:
         """At most `count` frames, spread evenly from the first to the last."""
         last = len(self.frames) - 1
@@ -97,13 +102,23 @@ def decode_clip(source: Any, frames: int | None = None, fps: float | None = None
             frames, or so many that they are too large together.
     """
     with open_footage(source) as footage:
-        if frames == 1:
-            return Clip(tuple(footage.frames([0])))
-        numbers = footage.choose(frames, fps)
-        check_kept(len(numbers), *footage.size)
-        pictures = tuple(footage.frames(numbers))
-        with breaking():
-            return Clip(pictures, fps or footage.timeline.fps if len(pictures) > 1 else None)
+        return _decode(footage, frames, fps)
+
+
+def _decode(footage: Footage, frames: int | None, fps: float | None) -> Clip:
+    if frames == 1:
+        return Clip(tuple(footage.frames([0])))
+    numbers = footage.choose(frames, fps)
+    check_kept(len(numbers), *footage.size)
+    pictures = tuple(footage.frames(numbers))
+    with breaking():
+        return Clip(pictures, fps or footage.timeline.fps if len(pictures) > 1 else None)
+
+
+def decode_whole(source: Any) -> Clip:
+    """Decode all frames of a clip; of an animation, which may stand for a picture, the first. See `decode_clip`."""
+    with open_footage(source) as footage:
+        return _decode(footage, None if footage.moving else 1, None)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from diffpo.curate.labels import Labelling
 from diffpo.curate.score import score_pairs
 from diffpo.data import Pairs
 from diffpo.errors import UserError
-from diffpo.scorers import ShapesUtility
+from diffpo.scorers import Scorer, ShapesUtility
 
 
 class Told:
@@ -30,6 +30,8 @@ class Told:
     def __init__(self, scores, name="told"):
         self.name, self.scores, self.asked = name, scores, 0
         self.provenance = {"scorer": name, "scores": str(scores)}
+
+    judge = Scorer.judge
 
     def score(self, images, prompts):
         self.asked += len(images)

@@ -15,6 +15,7 @@ from diffpo.curate.score import score_pairs
 from diffpo.data import Pairs, PickAPic, check_requires, load_splits
 from diffpo.errors import UserError
 from diffpo.media.frames import decode
+from diffpo.scorers import Scorer
 
 SHAPES = PickAPic(path="shapes:pairs", validation_split="validation", limit=6)
 COSINE = "pickscore,path=shapes:pickscore,scale=cosine,device=cpu"
@@ -28,6 +29,8 @@ class Brightness:
     def __init__(self, fail_at: int | None = None, nan_for: str | None = None, version: int = 1):
         self.provenance = {"scorer": self.name, "version": version}
         self.fail_at, self.nan_for, self.images, self.calls = fail_at, nan_for, 0, []
+
+    judge = Scorer.judge
 
     def score(self, images, prompts):
         if self.fail_at is not None and self.images + len(images) > self.fail_at:

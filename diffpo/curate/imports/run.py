@@ -7,6 +7,7 @@ Every file is written whole or not at all, into `.FOLDER.unfinished`, which gets
 that was killed loses at most one file, and the same command continues.
 """
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import pyarrow
-from datasets import Features, Image, Value
+from datasets import Features, Image, Value, Video
 from pyarrow import parquet
 
 from diffpo.core.block import Block
@@ -28,7 +29,7 @@ from diffpo.disk.files import write_file
 from diffpo.disk.lock import sole_writer
 from diffpo.disk.progress import track
 from diffpo.errors import UserError
-from diffpo.media.frames import BrokenImage, decode, read_bytes
+from diffpo.media.frames import BrokenImage, look, open_footage, read_bytes
 
 ABOUT = "import.json"
 NOTE = b"diffpo"
@@ -115,7 +116,7 @@ def import_table(source: str, out: Path, options: ImportOptions) -> ImportReport
 def _write_parts(source: str, found: Inventory, out: Path, options: ImportOptions) -> ImportReport:
     names = [f"train-{i:05d}-of-{len(found.parts):05d}.parquet" for i in range(len(found.parts))]
     folder, report = _place(out, names), ImportReport(unpaired=found.unpaired)
-    schema = _schema(found.columns, options)
+    schema = _schema(found, options)
     settings = repr((options.ties, options.labels, options.images, found.columns))
     for part, name in zip(track(found.parts, "Importing", len(names)), names, strict=True):
         path, identity = folder / name, identity_of(settings, part.identity)
@@ -176,12 +177,22 @@ def _read_note(path: Path, identity: str) -> dict[str, Any]:
     return note["counts"]
 
 
-def _schema(columns: tuple[str, ...], options: ImportOptions) -> pyarrow.Schema:
+def _schema(found: Inventory, options: ImportOptions) -> pyarrow.Schema:
     graded = options.labels == "soft" or options.ties == "keep"
-    features = {"prompt": Value("string"), "chosen": Image(), "rejected": Image()}
+    kind = Video if _are_clips(found) else Image
+    features = {"prompt": Value("string"), "chosen": kind(), "rejected": kind()}
     features |= {"preference": Value("float64")} if graded else {}
-    features |= {name: Value("int64" if name.endswith("_seed") else "string") for name in columns}
+    features |= {name: Value("int64" if name.endswith("_seed") else "string") for name in found.columns}
     return Features(features).arrow_schema
+
+
+def _are_clips(found: Inventory) -> bool:
+    """Whether the first pair is one of clips: both are kept alike, but other programs want to know what a column is."""
+    first = next(iter(found.parts[0].read()), None)
+    for side in first.sides if first else ():
+        with contextlib.suppress(BrokenImage), open_footage(side.image) as footage:
+            return footage.moving
+    return False
 
 
 def _write_part(file: BinaryIO, *, part: Part, schema: pyarrow.Schema, options: ImportOptions, identity: str) -> None:
@@ -239,12 +250,12 @@ def _cell(image: Any, options: ImportOptions) -> dict[str, Any]:
             raise UserError(
                 "--images link needs images that are files of their own; these are inside a tar or a table."
             )
-        decode(path)
+        look(path)
         return {"bytes": None, "path": path}
     if content is None and path is not None:
         try:
             content = read_bytes(path)
         except OSError as error:
             raise BrokenImage(error.strerror or str(error)) from error
-    decode(content)
+    look(content)
     return {"bytes": content, "path": None if path is None else Path(path).name}

@@ -1,0 +1,59 @@
+"""Tables of clips: imported from folders and tars, scored frame by frame, broken ones named."""
+
+import io
+import json
+import tarfile
+
+import datasets
+import pytest
+import torch
+from real_clips import number_of, ramp, video
+
+from diffpo.curate.imports.run import ImportOptions, import_table
+from diffpo.curate.score import score_pairs
+from diffpo.data import Pairs
+from diffpo.scorers import Scorer
+
+
+class Number(Scorer):
+    """Scores a frame of a ramp by its number."""
+
+    name, about, scale, origin = "number", "which frame it is", "frames", "this test"
+
+    @property
+    def _found(self):
+        return {}
+
+    def score(self, images, prompts):
+        return torch.tensor([float(number_of(image)) for image in images])
+
+
+@pytest.mark.parametrize("images", ["embed", "link"])
+def test_twin_folders_of_clips_become_a_table(tmp_path, images):
+    for side, frames in (("w", ramp(5)), ("l", ramp(3))):
+        (tmp_path / "pairs" / side).mkdir(parents=True)
+        (tmp_path / "pairs" / side / "cat.mp4").write_bytes(video(frames))
+        (tmp_path / "pairs" / side / "dog.webm").write_bytes(video(frames, kind="webm", codec="libvpx-vp9"))
+        (tmp_path / "pairs" / side / "cut.mp4").write_bytes(video(frames)[:-200])
+    for name in ("cat", "dog", "cut"):
+        (tmp_path / "pairs" / f"{name}.txt").write_text(f"a {name}")
+    report = import_table(str(tmp_path / "pairs"), tmp_path / "table", ImportOptions(images=images))
+    assert (report.pairs, len(report.broken)) == (2, 1) and "cut.mp4" in report.broken[0][1]
+    rows = datasets.load_dataset("parquet", data_files=str(tmp_path / "table" / "*.parquet"), split="train")
+    assert isinstance(rows.features["chosen"], datasets.Video)
+    scored = score_pairs(Pairs(path=str(tmp_path / "table"), resolution=16), Number(), tmp_path / "scored")
+    assert scored.splits["train"].scores.tolist() == [[2.0, 1.0], [2.0, 1.0]]  # means of 0 to 4, and of 0 to 2
+    again = score_pairs(Pairs(path=str(tmp_path / "scored"), resolution=16), Number(), tmp_path / "again")
+    assert again.splits["train"].scores.tolist() == [[2.0, 1.0], [2.0, 1.0]]
+
+
+def test_tars_of_clips_become_a_table(tmp_path):
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        files = {"a.chosen.mp4": video(ramp(5)), "a.rejected.mp4": video(ramp(5)), "a.txt": b"a cat"}
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    assert import_table(str(tmp_path / "0.tar"), tmp_path / "table", ImportOptions()).pairs == 1
+    about = json.loads((tmp_path / "table" / "import.json").read_text())
+    assert about["report"]["pairs"] == 1
