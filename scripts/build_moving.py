@@ -30,7 +30,7 @@ from shapes_builder.building import Plan, note, replace_folder, run_in_float32  
 from diffpo.worlds.moving.scenes import SPLITS, sample_prompts  # noqa: E402
 
 STAGES = ("vae", "base", "measure", "pairs", "prompts")
-PROMPTS = {"train": 300, "validation": 48, "heldout": 52}
+PROMPTS = {"train": 300, "validation": 48, "heldout": 61}
 
 
 def main() -> None:
@@ -55,9 +55,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--vae-steps", type=int, default=3200, help="of 6 clips")
+    parser.add_argument("--vae-steps", type=int, nargs=2, default=(3300, 2000), help="of 6 clips, in two rounds")
     parser.add_argument("--clips", type=int, default=10_240, help="clips whose latents the transformer is trained on")
-    parser.add_argument("--base-steps", type=int, default=8000, help="of 32 clips")
+    parser.add_argument("--base-steps", type=int, default=5000, help="of 32 clips")
     parser.add_argument("--measured-clips", type=int, default=200, help="clips that the base model is measured on")
     parser.add_argument("--pairs", type=int, nargs=2, default=(400, 48), help="of each kind: train, validation")
     return parser.parse_args()
@@ -65,8 +65,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def vae(args: argparse.Namespace) -> None:
     """Train the VAE, write it to the work folder, measure its round trip."""
-    plan = Plan(args.vae_steps, learning_rate=2e-3, ema=0.998, seed=args.seed)
-    model = train_vae.train_vae(plan, 6, args.work, args.device).cpu()
+    first = Plan(args.vae_steps[0], learning_rate=2e-3, ema=0.998, seed=args.seed)
+    second = Plan(args.vae_steps[1], learning_rate=1.5e-3, ema=0.998, seed=args.seed + 1)
+    model = train_vae.train_vae(first, second, 6, args.work, args.device).cpu()
     replace_folder(args.work / "vae", model.save_pretrained)
     note(args.work, "vae", measure_vae(model))
 

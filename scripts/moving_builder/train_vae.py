@@ -1,7 +1,7 @@
 """Trains the VAE of the moving world on rendered train-split clips, drawn afresh at every step.
 
-The loss is that of the shapes world's VAE, frame by frame. The decoder always sees latents with a tenth of their own
-deviation in noise: so much a transformer may leave in them, and no channel can hide what matters in small numbers.
+The loss is that of the shapes world's VAE, frame by frame. In the second round the decoder sees latents with a tenth of
+their own deviation in noise: so much a transformer may leave in them.
 
 diffusers runs a Wan VAE frame group by frame group, with a cache between them. `encode` and `decode` here run it on the
 whole clip at once, which is the same function (a test compares them) and nearly twice as fast in training.
@@ -9,6 +9,7 @@ whole clip at once, which is the same function (a test compares them) and nearly
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from types import MethodType
 from typing import TYPE_CHECKING
@@ -31,27 +32,34 @@ MEASURED = 512  # clips from which the latents' statistics are taken
 POSTERIOR_STD = 0.03  # of each channel's deviation, in the finished VAE
 
 
-def train_vae(plan: Plan, batch_size: int, work: Path, device: str) -> AutoencoderKLWan:
-    """Train (or continue), decorrelate the latents, return the VAE with its EMA weights and the latents' statistics."""
-    torch.manual_seed(plan.seed)  # diffusers initialises from the global generator
+def train_vae(first: Plan, second: Plan, batch_size: int, work: Path, device: str) -> AutoencoderKLWan:
+    """Train (or continue) in two rounds, decorrelate the latents after each, return the VAE with its EMA weights.
+
+    The first round has no noise but the posterior's own: while the channels are nearly copies of each other, noise in
+    each of them would hide all that tells them apart, which is where shapes are.
+    """
+    torch.manual_seed(first.seed)  # diffusers initialises from the global generator
     vae = channels_last(make_vae().to(device))
     run_at_once(vae)
+    for name, plan, noise, floor in (("vae", first, 0.0, 0.0), ("vae2", second, DECODER_NOISE, DECODER_NOISE**2)):
+        train(name, vae, partial(_loss, vae, batch_size, noise, device), plan, work)
+        decorrelate(vae, device, plan.seed, floor)
+        channels_last(vae)
+    return plain(vae).eval()
 
-    def loss(generator: torch.Generator) -> dict[str, Tensor]:
-        clips = training_clips(batch_size, generator).to(device, memory_format=torch.channels_last_3d)
-        mean, log_variance = encode(vae, clips).chunk(2, dim=1)
-        variance = log_variance.clamp(-20, 10).exp()
-        kl = 0.5 * (mean.square() + variance - 1 - log_variance).mean()
-        spread = DECODER_NOISE * mean.detach().std(dim=(0, 2, 3, 4), keepdim=True)
-        noise = torch.randn(mean.shape, generator=generator).to(device)
-        decoded = decode(vae, mean + (variance + spread.square()).sqrt() * noise)
-        terms = reconstruction_terms(frames(decoded), frames(clips))
-        return {"loss": terms["fine"] + terms["coarse"] + KL_WEIGHT * kl, **terms, "kl": kl}
 
-    train("vae", vae, loss, plan, work)
-    vae = channels_last(plain(vae).to(device))
-    decorrelate(vae, device, plan.seed)
-    return vae.eval()
+def _loss(
+    vae: AutoencoderKLWan, batch_size: int, noise: float, device: str, generator: torch.Generator
+) -> dict[str, Tensor]:
+    clips = training_clips(batch_size, generator).to(device, memory_format=torch.channels_last_3d)
+    mean, log_variance = encode(vae, clips).chunk(2, dim=1)
+    variance = log_variance.clamp(-20, 10).exp()
+    kl = 0.5 * (mean.square() + variance - 1 - log_variance).mean()
+    spread = noise * mean.detach().std(dim=(0, 2, 3, 4), keepdim=True)
+    drawn = torch.randn(mean.shape, generator=generator).to(device)
+    decoded = decode(vae, mean + (variance + spread.square()).sqrt() * drawn)
+    terms = reconstruction_terms(frames(decoded), frames(clips))
+    return {"loss": terms["fine"] + terms["coarse"] + KL_WEIGHT * kl, **terms, "kl": kl}
 
 
 def training_clips(n: int, generator: torch.Generator) -> Tensor:
@@ -68,19 +76,25 @@ def frames(clips: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def decorrelate(vae: AutoencoderKLWan, device: str, seed: int) -> None:
+def decorrelate(vae: AutoencoderKLWan, device: str, seed: int, floor: float) -> None:
     """Make the latents' channels nearly uncorrelated, and note each one's mean and deviation in the config.
 
     Training leaves channels that are nearly copies of each other, and what tells them apart would drown in diffusion's
     noise. The encoder ends and the decoder begins with a 1x1x1 convolution: a linear map of the channels goes into the
-    one, its inverse into the other, so that what the VAE does to a clip stays the same. Directions that vary less than
-    the decoder's noise tell nothing; they are not blown up to the size of the others.
+    one, its inverse into the other, so that what the VAE does to a clip stays the same.
+
+    Args:
+        vae: It runs at once; it is changed in place.
+        device: Where it is.
+        seed: Chooses the clips that are looked at.
+        floor: Is added to the variance of each direction, in shares of a channel's: directions that vary less than the
+            decoder's noise tell nothing, and are not to be blown up to the size of the others.
     """
     rows = measured_latents(vae, device, seed).double().movedim(1, -1).flatten(0, -2)
     deviation, n = rows.std(0), rows.shape[1]
     values, vectors = torch.linalg.eigh(torch.corrcoef(rows.T))
     print("correlation's eigenvalues", [round(value, 4) for value in values.tolist()], flush=True)
-    forward = deviation[:, None] * ((vectors / (values + DECODER_NOISE**2).sqrt()) @ vectors.T) / deviation
+    forward = deviation[:, None] * ((vectors / (values + floor).sqrt()) @ vectors.T) / deviation
     encoder, decoder = vae.quant_conv, vae.post_quant_conv  # rows 0..n-1 of the encoder's are means, then log variances
     matrix = encoder.weight[:n].flatten(1).double()
     encoder.weight[:n] = (forward @ matrix).float().view_as(encoder.weight[:n])
@@ -99,7 +113,7 @@ def measured_latents(vae: AutoencoderKLWan, device: str, seed: int) -> Tensor:
     generator = step_generator(seed + 1, 0)
     clips = sample_clips(sample_specs("train", MEASURED, generator), generator, BASE_STYLE)
     batches = (render_batch(clips[i : i + 32]) * 2 - 1 for i in range(0, len(clips), 32))
-    return torch.cat([vae.encode(batch.to(device)).latent_dist.mean for batch in batches])
+    return torch.cat([encode(vae, batch.to(device)).chunk(2, dim=1)[0] for batch in batches])
 
 
 def statistics(vae: AutoencoderKLWan) -> tuple[Tensor, Tensor]:
@@ -132,8 +146,8 @@ def run_at_once(vae: AutoencoderKLWan) -> None:
 
 
 def plain(vae: AutoencoderKLWan) -> AutoencoderKLWan:
-    """A VAE with the same weights that runs as diffusers runs it."""
-    fresh = make_vae()
+    """A VAE with the same weights and statistics that runs as diffusers runs it."""
+    fresh = type(vae).from_config(vae.config)
     fresh.load_state_dict(vae.state_dict())
     return fresh
 

@@ -29,7 +29,7 @@ def worth(pictures, annotator="eve"):
 def test_a_fault_costs_its_own_segment_only(annotator):
     pictures = render(CLIP)
     right = worth(pictures, annotator)
-    pictures[5:7] = render(replace(CLIP, spec=replace(SPEC, shape="cross")))[5:7]
+    pictures[5:7] = render(replace(CLIP, spec=replace(SPEC, shape="bar")))[5:7]
     wrong = worth(pictures, annotator)
     assert wrong.segments[:2] == right.segments[:2]
     assert wrong.segments[2] < right.segments[2] - 1

@@ -62,7 +62,7 @@ def test_all_forms_of_a_clip_are_the_same():
 
 @pytest.mark.parametrize(
     ("word", "other"),
-    [("color", "yellow"), ("shape", "cross"), ("direction", "left"), ("direction", "up"), ("background", "light")],
+    [("color", "yellow"), ("shape", "bar"), ("direction", "left"), ("direction", "up"), ("background", "light")],
 )
 def test_one_wrong_word_fails_exactly_that(word, other):
     attributes = verify(render(CLIP), replace(SPEC, **{word: other}).caption).attributes
@@ -111,7 +111,7 @@ def test_a_second_object_is_one_too_many():
     ("fault", "change"),
     [
         ("color", lambda clip: replace(clip, spec=replace(clip.spec, color="purple"))),
-        ("shape", lambda clip: replace(clip, spec=replace(clip.spec, shape="cross"), size=5.5)),
+        ("shape", lambda clip: replace(clip, spec=replace(clip.spec, shape="bar"), size=5.5)),
     ],
 )
 def test_a_change_of_the_object_is_found_in_its_segment(fault, change):

@@ -3,7 +3,7 @@
 A caption names a coloured shape, where it moves, perhaps how fast, and a background:
 
     a red circle moving left slowly on a light background
-    a blue cross moving up on a dark background
+    a blue bar moving up on a dark background
 
 `ClipSpec` is what the caption says, `Clip` adds what it leaves open: size, place, colour tone and, where no word for it
 stands, speed. That is where preference training can take motion away without making one caption wrong. The caption
@@ -32,7 +32,7 @@ SEGMENT_SECONDS = FRAMES / FPS / SEGMENTS  # 0.28125, the `data.segment_seconds`
 MIDDLE = (FRAMES - 1) / 2  # the frame in which a shape is at its clip's place
 MARGIN = 0.5  # pixels kept free at the border
 
-SHAPES = ("circle", "triangle", "cross")
+SHAPES = ("circle", "triangle", "bar")
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 """Unit steps to the right and downwards."""
 SPEEDS = {"slowly": (0.6, 0.9), "": (0.6, 1.9), "fast": (1.5, 1.9)}

@@ -62,6 +62,8 @@ def signed_distance(shape: str, dx: np.ndarray, dy: np.ndarray, size: float) -> 
         return np.maximum(dy, np.abs(dx) * _COS30 - 0.5 * dy) - 0.65 * size
     if shape == "cross":
         return np.minimum(_box(dx, dy, 1.1 * size, 0.38 * size), _box(dx, dy, 0.38 * size, 1.1 * size))
+    if shape == "bar":  # of the moving world
+        return _box(dx, dy, 1.3 * size, 0.6 * size)
     raise ValueError(f"unknown shape {shape!r}; choose one of {list(SHAPES)}")
 
 

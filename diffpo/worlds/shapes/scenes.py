@@ -35,6 +35,7 @@ EXTENTS = {
     "square": (0.9, 0.9, 0.9),
     "triangle": (1.126, 1.3, 0.65),
     "cross": (1.1, 1.1, 1.1),
+    "bar": (1.3, 0.6, 0.6),  # of the moving world
 }
 
 Split = Literal["train", "validation", "heldout"]

@@ -28,7 +28,13 @@ MIN_PLAIN = 0.8  # share of the background pixels that must be close to their me
 PLAIN_TOLERANCE = 0.12
 
 # Area of each shape of size 1, to turn an area into the size of its template.
-UNIT_AREA = {"circle": np.pi, "square": 3.24, "triangle": 0.75 * 3**0.5 * 1.69, "cross": 2 * 2.2 * 0.76 - 0.76**2}
+UNIT_AREA = {
+    "circle": np.pi,
+    "square": 3.24,
+    "triangle": 0.75 * 3**0.5 * 1.69,
+    "cross": 2 * 2.2 * 0.76 - 0.76**2,
+    "bar": 3.12,
+}
 
 ImageLike = Image.Image | np.ndarray | torch.Tensor
 
