@@ -10,22 +10,30 @@ from diffpo.compat import ensure_torchvision
 ensure_torchvision()
 
 from diffusers import (  # noqa: E402
+    AutoencoderDC,
     AutoencoderKL,
     AutoencoderKLCogVideoX,
     AutoencoderKLLTXVideo,
+    AutoencoderKLQwenImage,
     AutoencoderKLWan,
     CogVideoXDDIMScheduler,
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
     DDIMScheduler,
+    DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
     LTXPipeline,
     LTXVideoTransformer3DModel,
+    PixArtAlphaPipeline,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
+    SanaPipeline,
+    SanaTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -34,43 +42,30 @@ from diffusers import (  # noqa: E402
     UniPCMultistepScheduler,
     WanPipeline,
     WanTransformer3DModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
+)
+from tiny_texts import (  # noqa: E402
+    WIDTH,
+    clip_config,
+    clip_tokenizer,
+    gemma,
+    gemma_tokenizer,
+    qwen3,
+    qwen_tokenizer,
+    qwen_vl,
+    t5,
+    t5_tokenizer,
 )
 from transformers import (  # noqa: E402
-    CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
-    CLIPTokenizer,
-    T5Config,
-    T5EncoderModel,
-    T5TokenizerFast,
+    Qwen3Model,
     UMT5Config,
     UMT5EncoderModel,
 )
 
-WIDTH = 24
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-
-
-def clip_tokenizer() -> CLIPTokenizer:
-    symbols = [chr(c) for c in range(33, 127)]
-    vocab = [*symbols, *(f"{s}</w>" for s in symbols), "<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(vocab={token: i for i, token in enumerate(vocab)}, merges=[], model_max_length=16)
-
-
-def clip_config(**more) -> CLIPTextConfig:
-    size = len(clip_tokenizer())
-    ids = {"bos_token_id": size - 2, "eos_token_id": size - 1, "pad_token_id": size - 1}
-    return CLIPTextConfig(
-        vocab_size=size,
-        hidden_size=WIDTH,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=16,
-        projection_dim=WIDTH,
-        **ids,
-        **more,
-    )
 
 
 def vae(channels: int = 4, **more) -> AutoencoderKL:
@@ -134,18 +129,12 @@ def sdxl():
     )
 
 
-def t5_tokenizer() -> T5TokenizerFast:
-    pieces = ["<pad>", "</s>", "<unk>", "▁", *(chr(c) for c in range(33, 127))]
-    return T5TokenizerFast(vocab=[(piece, -float(i)) for i, piece in enumerate(pieces)], extra_ids=0)
-
-
 def sd3():
-    t5 = T5Config(vocab_size=128, d_model=2 * WIDTH, d_ff=32, d_kv=8, num_layers=1, num_heads=2)
     return StableDiffusion3Pipeline(
         vae=vae(8, scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False),
         text_encoder=CLIPTextModelWithProjection(clip_config()),
         text_encoder_2=CLIPTextModelWithProjection(clip_config()),
-        text_encoder_3=T5EncoderModel(t5),
+        text_encoder_3=t5(2 * WIDTH),
         tokenizer=clip_tokenizer(),
         tokenizer_2=clip_tokenizer(),
         tokenizer_3=t5_tokenizer(),
@@ -166,11 +155,10 @@ def sd3():
     )
 
 
-def pixart():
-    t5 = T5Config(vocab_size=128, d_model=WIDTH, d_ff=32, d_kv=8, num_layers=1, num_heads=2)
-    return PixArtSigmaPipeline(
+def pixart(kind=PixArtSigmaPipeline):
+    return kind(
         tokenizer=t5_tokenizer(),
-        text_encoder=T5EncoderModel(t5),
+        text_encoder=t5(),
         vae=vae(scaling_factor=0.13025),
         transformer=PixArtTransformer2DModel(
             sample_size=32,  # the smallest whose list of resolutions the pipeline has
@@ -187,12 +175,11 @@ def pixart():
 
 
 def flux():
-    t5 = T5Config(vocab_size=128, d_model=WIDTH, d_ff=32, d_kv=8, num_layers=1, num_heads=2)
     return FluxPipeline(
         vae=vae(scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False),
         text_encoder=CLIPTextModel(clip_config()),
         tokenizer=clip_tokenizer(),
-        text_encoder_2=T5EncoderModel(t5),
+        text_encoder_2=t5(),
         tokenizer_2=t5_tokenizer(),
         transformer=FluxTransformer2DModel(
             in_channels=16,
@@ -209,11 +196,87 @@ def flux():
     )
 
 
+def qwen_image():
+    return QwenImagePipeline(
+        vae=AutoencoderKLQwenImage(
+            base_dim=8,
+            z_dim=4,
+            dim_mult=[1, 1, 1, 1],
+            num_res_blocks=1,
+            temperal_downsample=[False, True, True],
+            latents_mean=[-0.7, 0.1, 0.0, 0.5],
+            latents_std=[2.8, 1.4, 0.9, 0.5],
+        ),
+        text_encoder=qwen_vl(),
+        tokenizer=qwen_tokenizer(),
+        transformer=QwenImageTransformer2DModel(
+            in_channels=16,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=WIDTH,
+            axes_dims_rope=(8, 4, 4),
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+    )
+
+
+def sana():
+    levels = {"block_types": ("ResBlock", "EfficientViTBlock"), "block_out_channels": (8, 8)}
+    levels |= {"qkv_multiscales": ((), (5,)), "layers_per_block": (1, 1)}
+    return SanaPipeline(
+        tokenizer=gemma_tokenizer(),
+        text_encoder=gemma(),
+        vae=AutoencoderDC(
+            latent_channels=4,
+            attention_head_dim=2,
+            downsample_block_type="conv",
+            upsample_block_type="interpolate",
+            scaling_factor=0.41407,
+            **{f"{half}_{name}": value for half in ("encoder", "decoder") for name, value in levels.items()},
+        ),
+        transformer=SanaTransformer2DModel(
+            in_channels=4,
+            out_channels=4,
+            num_layers=1,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            num_cross_attention_heads=2,
+            cross_attention_head_dim=8,
+            cross_attention_dim=16,
+            caption_channels=WIDTH,
+            sample_size=32,
+            timestep_scale=0.5,
+        ),
+        scheduler=DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+    )
+
+
+def z_image():
+    return ZImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae(scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=qwen3(Qwen3Model),
+        tokenizer=qwen_tokenizer(),
+        transformer=ZImageTransformer2DModel(
+            in_channels=4,
+            dim=32,
+            n_layers=2,
+            n_refiner_layers=1,
+            n_heads=2,
+            n_kv_heads=2,
+            cap_feat_dim=WIDTH,
+            axes_dims=[8, 4, 4],
+            axes_lens=[1024, 32, 32],
+        ),
+    )
+
+
 def wan():
-    umt5 = UMT5Config(vocab_size=128, d_model=WIDTH, d_ff=32, d_kv=8, num_layers=1, num_heads=2)
     return WanPipeline(
         tokenizer=t5_tokenizer(),
-        text_encoder=UMT5EncoderModel(umt5),
+        text_encoder=t5(WIDTH, UMT5EncoderModel, UMT5Config),
         vae=AutoencoderKLWan(
             base_dim=3,
             z_dim=4,
@@ -241,10 +304,9 @@ def wan():
 
 
 def cogvideox():
-    t5 = T5Config(vocab_size=128, d_model=WIDTH, d_ff=32, d_kv=8, num_layers=1, num_heads=2)
     return CogVideoXPipeline(
         tokenizer=t5_tokenizer(),
-        text_encoder=T5EncoderModel(t5),
+        text_encoder=t5(),
         vae=AutoencoderKLCogVideoX(
             down_block_types=("CogVideoXDownBlock3D",) * 4,
             up_block_types=("CogVideoXUpBlock3D",) * 4,
@@ -278,7 +340,6 @@ def cogvideox():
 
 
 def ltx():
-    t5 = T5Config(vocab_size=128, d_model=WIDTH, d_ff=32, d_kv=8, num_layers=1, num_heads=2)
     vae = AutoencoderKLLTXVideo(
         latent_channels=8,
         block_out_channels=(8,) * 4,
@@ -291,7 +352,7 @@ def ltx():
     vae.latents_std *= torch.linspace(0.5, 2, 8)
     return LTXPipeline(
         tokenizer=t5_tokenizer(),
-        text_encoder=T5EncoderModel(t5),
+        text_encoder=t5(),
         vae=vae,
         transformer=LTXVideoTransformer3DModel(
             in_channels=8,
@@ -319,7 +380,11 @@ PIPELINES = {
     "sdxl": sdxl,
     "sd3": sd3,
     "pixart": pixart,
+    "pixart-alpha": lambda: pixart(PixArtAlphaPipeline),
     "flux": flux,
+    "qwen-image": qwen_image,
+    "sana": sana,
+    "z-image": z_image,
     "wan": wan,
     "cogvideox": cogvideox,
     "ltx": ltx,

@@ -38,10 +38,18 @@ class Facts:
     """Tokens that it reads, and how many of the prompts of 14, 15, 100 and 300 letters are longer."""
     call: tuple[tuple[str, Any], ...] = ()
     """What plain diffusers is told besides, to make something small without guidance."""
+    guided: tuple[tuple[str, Any], ...] = (("guidance_scale", 3.0),)
+    """What plain diffusers is told where diffpo is told a guidance of 3."""
     negative: bool = True
     """Whether its sampler takes a negative prompt."""
     frames_first: bool = False
     """Whether its network takes `[b f c h w]`."""
+    unit: float | None = None
+    """What its network is told at sigma = 1, where its configuration changes the family's own."""
+    backwards: bool = False
+    """Whether its network counts from noise to data: it is told 1 - t, and answers x0 - eps."""
+    unheard: tuple[str, ...] = ()
+    """Modules of the last block, the second one, that have no say in the answer."""
     large: bool = False
     """Whether its own size is too large for a test."""
 
@@ -53,11 +61,52 @@ FACTS = {
     "sd15": Facts(family="unet"),
     "sd2": Facts(family="unet"),
     "sdxl": Facts(family="sdxl", text=48, pooled=24, sized=True, call=tuple(SIZE.items())),
-    "sd3": Facts(family="sd3", latent=(8, 1, 8, 8), text=48, pooled=48, multiple=4, cut=((16, 3), (256, 1))),
+    "sd3": Facts(
+        family="sd3",
+        latent=(8, 1, 8, 8),
+        text=48,
+        pooled=48,
+        multiple=4,
+        cut=((16, 3), (256, 1)),
+        unheard=("add_q_proj",),
+    ),
     "pixart": Facts(
         family="pixart", masked=True, multiple=4, cut=((300, 1),), call=(("use_resolution_binning", False),)
     ),
+    "pixart-alpha": Facts(
+        family="pixart-alpha", masked=True, multiple=4, cut=((120, 1),), call=(("use_resolution_binning", False),)
+    ),
     "flux": Facts(family="flux", pooled=24, multiple=4, cut=((16, 3), (512, 0)), negative=False, large=True),
+    "qwen-image": Facts(
+        family="qwen-image",
+        latent=(4, 1, 2, 2),
+        masked=True,
+        single=True,
+        multiple=16,
+        cut=((1024, 0),),
+        large=True,
+        call=(("guidance_scale", None), ("true_cfg_scale", 1.0)),
+        guided=(("guidance_scale", None), ("true_cfg_scale", 3.0)),
+        unheard=("to_add_out", "txt_mlp", "add_q_proj", "norm_added_q"),
+    ),
+    "sana": Facts(
+        family="sana",
+        unit=500.0,
+        masked=True,
+        cut=((300, 1),),
+        large=True,
+        call=(("use_resolution_binning", False), ("height", 32), ("width", 32)),
+    ),
+    "z-image": Facts(
+        family="z-image",
+        masked=True,
+        single=True,
+        multiple=4,
+        cut=((512, 0),),
+        large=True,
+        backwards=True,
+        call=(("guidance_scale", 0.0),),
+    ),
     "wan": Facts(family="wan", latent=(4, 3, 4, 4), masked=True, single=True, multiple=16, cut=((512, 0),)),
     "cogvideox": Facts(family="cogvideox", latent=(4, 3, 4, 4), multiple=16, cut=((226, 1),), frames_first=True),
     "ltx": Facts(family="ltx", latent=(8, 2, 2, 2), masked=True, multiple=32, cut=((128, 1),)),
@@ -80,6 +129,12 @@ def side(name: str, row: int, which: str, dtype: torch.dtype) -> tuple[torch.Ten
         mask if facts.masked else None,
         extra={"size": sizes} if facts.sized else {},
     )
+
+
+def is_unheard(name: str, parameter: str) -> bool:
+    """Whether a parameter has no say in the answer: what the last block makes of the text may go nowhere."""
+    last = parameter.startswith("transformer_blocks.1.")
+    return last and any(f".{module}." in parameter for module in FACTS[name].unheard)
 
 
 def near(name: str, rtol: float, atol: float) -> dict[str, float]:

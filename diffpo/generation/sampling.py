@@ -18,6 +18,7 @@ from diffpo.errors import UserError
 from diffpo.generation.settings import Sampler
 from diffpo.media.frames import Clip
 from diffpo.models import Denoiser, family_of
+from diffpo.models.base import Asked
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -43,19 +44,24 @@ def sample_clips(
     assert len(prompts) == len(seeds), (len(prompts), len(seeds))
     family = family_of(type(pipeline).__name__)
     plan = plan_clips(family, {} if family is None else pipeline.vae.config, sampler)
-    arguments = {} if sampler.size is None else {"height": sampler.size[0], "width": sampler.size[1]}
     pipeline.set_progress_bar_config(disable=True)
     clips: list[Clip] = []
     with _undisturbed(pipeline):
         for rows in groups(zip(prompts, seeds, strict=True), sampler.batch):
-            negative = None if sampler.negative_prompt is None else [sampler.negative_prompt] * len(rows)
+            asked = Asked(
+                rows=len(rows),
+                guidance=sampler.guidance,
+                negative=sampler.negative_prompt,
+                frames=plan.frames,
+                fps=plan.fps,
+                size=sampler.size,
+            )
             result = pipeline(
                 prompt=[prompt for prompt, _ in rows],
                 num_inference_steps=sampler.steps,
                 generator=[torch.Generator("cpu").manual_seed(seed) for _, seed in rows],
                 output_type="np",
-                **arguments,
-                **(family or Denoiser).sampling(sampler.guidance, negative, plan.frames, plan.fps),
+                **(family or Denoiser).sampling(asked),
             )
             made = result.frames if "frames" in result else result.images[:, None]
             _check_made(made, plan.frames, sampler.size)

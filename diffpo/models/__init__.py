@@ -8,18 +8,25 @@ from diffpo.models.base import Denoiser  # noqa: E402
 from diffpo.models.cogvideox import CogVideoX  # noqa: E402
 from diffpo.models.flux import Flux  # noqa: E402
 from diffpo.models.ltx import LTX  # noqa: E402
-from diffpo.models.pixart import PixArt  # noqa: E402
+from diffpo.models.pixart import PixArt, PixArtAlpha  # noqa: E402
+from diffpo.models.qwenimage import QwenImage  # noqa: E402
+from diffpo.models.sana import Sana  # noqa: E402
 from diffpo.models.sd3 import SD3  # noqa: E402
 from diffpo.models.sdxl import SDXL  # noqa: E402
 from diffpo.models.unet import UNet  # noqa: E402
 from diffpo.models.wan import Wan  # noqa: E402
+from diffpo.models.zimage import ZImage  # noqa: E402
 
 FAMILIES: dict[str, type[Denoiser]] = {
     "unet": UNet,
     "sdxl": SDXL,
     "sd3": SD3,
     "pixart": PixArt,
+    "pixart-alpha": PixArtAlpha,
     "flux": Flux,
+    "qwen-image": QwenImage,
+    "sana": Sana,
+    "z-image": ZImage,
     "wan": Wan,
     "cogvideox": CogVideoX,
     "ltx": LTX,

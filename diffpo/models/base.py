@@ -7,7 +7,7 @@ normalisation of latents. What is written here is what most families do.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -38,6 +38,34 @@ class Width:
     """Part -> the key in its configuration; several are added up."""
     taken: Callable[[Mapping[str, Any]], int]
     """What the network's configuration says."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is asked of a pipeline that samples."""
+
+    rows: int
+    """Images or clips at a time."""
+    guidance: float
+    """Guidance scale, as the pipeline counts it."""
+    negative: str | None
+    """What to guide away from."""
+    frames: int
+    """Of each clip; an image has one."""
+    fps: float | None
+    """Of clips."""
+    size: tuple[int, int] | None
+    """Height and width in pixels; None: the pipeline's own."""
+
+    @property
+    def usual(self) -> dict[str, Any]:
+        """What most pipelines of images are told of it, by their names for it."""
+        told: dict[str, Any] = {"guidance_scale": self.guidance}
+        if self.negative is not None:
+            told["negative_prompt"] = [self.negative] * self.rows
+        if self.size is not None:
+            told["height"], told["width"] = self.size
+        return told
 
 
 class Denoiser(ABC):
@@ -96,6 +124,14 @@ class Denoiser(ABC):
     @abstractmethod
     def predict(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """Answer z `[b c f h w]` at time t `[b]` in the process's own parametrisation, `[b c f h w]`."""
+
+    @classmethod
+    def unheard(cls, network: Mapping[str, Any]) -> tuple[str, ...]:
+        """Beginnings of the names of parameters that change no answer, which are not trained.
+
+        A last block may make something of the text that nothing reads. Data parallelism would wait for its gradients.
+        """
+        return ()
 
     @classmethod
     def check_index(cls, index: Mapping[str, Any]) -> None:
@@ -172,21 +208,13 @@ class Denoiser(ABC):
         return images_only(lambda x: vae.decode(x.to(vae.dtype), return_dict=False)[0], latent)
 
     @classmethod
-    def sampling(
-        cls, guidance: float, negative: Sequence[str] | None, frames: int, fps: float | None
-    ) -> dict[str, Any]:
-        """What the pipeline is told beside prompts, size, steps and noise.
+    def sampling(cls, asked: Asked) -> dict[str, Any]:
+        """What the pipeline is told beside prompts, steps and noise, by its names for it.
 
-        Args:
-            guidance: Classifier-free guidance scale.
-            negative: What to guide away from, prompt by prompt.
-            frames: Of each clip; an image has one.
-            fps: Of clips.
+        Raises:
+            UserError: It cannot do what is asked.
         """
-        told: dict[str, Any] = {"guidance_scale": guidance}
-        if negative is not None:
-            told["negative_prompt"] = list(negative)
-        return told if cls.most_frames == 1 else told | {"num_frames": frames}
+        return asked.usual if cls.most_frames == 1 else asked.usual | {"num_frames": asked.frames}
 
     @staticmethod
     def save_lora(pipeline: Any, component: str, folder: Path, layers: dict[str, Tensor], config: dict) -> None:

@@ -57,6 +57,12 @@ class Flow(Denoiser):
         return (self.unit * t).to(z.device, torch.promote_types(self.dtype, torch.float32))
 
 
+def channel_statistics(vae: Mapping[str, Any], like: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of a VAE's latents, `[1 c 1 1 1]` each, from its configuration."""
+    mean, std = (torch.tensor(vae[name]).reshape(1, -1, 1, 1, 1) for name in ("latents_mean", "latents_std"))
+    return mean.to(like.device), std.to(like.device)
+
+
 def _shift_by_size(scheduler: Mapping[str, Any], tokens: Callable[[Sequence[int]], int], shape: Sequence[int]) -> float:
     """The shift for latents `[c f h w]`; what a configuration leaves out is as in FlowMatchEulerDiscreteScheduler."""
     base, most = scheduler.get("base_shift", 0.5), scheduler.get("max_shift", 1.15)

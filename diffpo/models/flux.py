@@ -3,7 +3,7 @@
 T5's padding is attended to. How far times are shifted grows with the picture.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from operator import itemgetter
 from typing import Any, ClassVar
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffpo.core.types import Condition
 from diffpo.errors import UserError
-from diffpo.models.base import Width
+from diffpo.models.base import Asked, Width
 from diffpo.models.packed import Packed, grid
 
 
@@ -48,9 +48,7 @@ class Flux(Packed):
         return {"text": text[0], "pooled": pooled[0]}
 
     @classmethod
-    def sampling(
-        cls, guidance: float, negative: Sequence[str] | None, frames: int, fps: float | None
-    ) -> dict[str, Any]:
-        if negative is not None:
+    def sampling(cls, asked: Asked) -> dict[str, Any]:
+        if asked.negative is not None:
             raise UserError("FLUX.1 has guidance built in, and no negative prompt: leave negative_prompt out.")
-        return {"guidance_scale": guidance}
+        return asked.usual

@@ -4,14 +4,14 @@ The VAE is causal and deep: eight frames and 32 x 32 pixels become one token. Po
 so that the rate of a clip counts. How far times are shifted grows with the clip.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from operator import itemgetter
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from diffpo.core.types import Condition
-from diffpo.models.base import Width
+from diffpo.models.base import Asked, Width
 from diffpo.models.packed import Packed
 
 
@@ -73,10 +73,8 @@ class LTX(Packed):
         return vae.decode(latent, clean, return_dict=False)[0]
 
     @classmethod
-    def sampling(
-        cls, guidance: float, negative: Sequence[str] | None, frames: int, fps: float | None
-    ) -> dict[str, Any]:
-        return super().sampling(guidance, negative, frames, fps) | {"frame_rate": fps or cls.fps}
+    def sampling(cls, asked: Asked) -> dict[str, Any]:
+        return super().sampling(asked) | {"frame_rate": asked.fps or cls.fps}
 
 
 def _statistics(vae: Any) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
-"""PixArt-Sigma (arXiv:2403.04692): a diffusion transformer that attends to T5's states, epsilon, integer times.
+"""PixArt-Sigma (arXiv:2403.04692) and -alpha (arXiv:2310.00426): transformers that attend to T5's states, epsilon.
 
-Its network answers twice the latents' channels: epsilon, and a variance that was learned beside it and is not trained
-here.
+Times are integers. Alpha for 1024 pixels is also told each picture's size. The network answers twice the latents'
+channels: epsilon, and a variance that was learned beside it and is not trained here.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ class PixArt(Denoiser):
     def predict(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
         assert cond.mask is not None, "PixArt conditions carry a mask: T5's padding is not attended to"
         t, text, mask = t.to(z.device), cond.text.to(self.dtype), cond.mask.to(z.device)
-        sizes = {"resolution": None, "aspect_ratio": None}  # PixArt-alpha at 1024 pixels is told them, Sigma is not
+        sizes = self.sizes(cond)
         return images_only(
             lambda x: self.network(
                 x,
@@ -42,8 +42,26 @@ class PixArt(Denoiser):
             z.to(self.dtype),
         )
 
+    def sizes(self, cond: Condition) -> dict[str, Any]:
+        """What the network is told of the pictures' sizes: nothing."""
+        return {"resolution": None, "aspect_ratio": None}
+
     @staticmethod
     def encode_prompt(pipeline: Any, prompt: str, network: Mapping[str, Any]) -> dict[str, Tensor]:
         """T5's states, and which of them belong to the prompt."""
         text, mask, _, _ = pipeline.encode_prompt(prompt, do_classifier_free_guidance=False, device=pipeline.device)
         return {"text": text[0], "mask": mask[0].bool()}
+
+
+class PixArtAlpha(PixArt):
+    """`PixArtAlphaPipeline`'s transformer: shorter texts, and sizes in the model for 1024 pixels."""
+
+    pipelines = ("PixArtAlphaPipeline",)
+    token_limits: ClassVar = {"tokenizer": 120}
+
+    def sizes(self, cond: Condition) -> dict[str, Any]:
+        """Height and width `[b 2]` that a picture is brought to, and their ratio `[b 1]`, as the pipeline says them."""
+        if self.config["sample_size"] != 128:
+            return super().sizes(cond)
+        resolution = cond.extra["size"][:, 4:].to(cond.text.device, self.dtype)
+        return {"resolution": resolution, "aspect_ratio": resolution[:, :1] / resolution[:, 1:]}

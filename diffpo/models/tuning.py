@@ -103,7 +103,8 @@ class Full(Tuning):
 
     def prepare(self, network: nn.Module, family: type[Denoiser], dtype: torch.dtype) -> None:
         cast(network, dtype)
-        network.requires_grad_(True)
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(not name.startswith(family.unheard(network.config)))
 
     def reference(self, policy: Denoiser, dtype: torch.dtype) -> Reference:
         return frozen_copy(policy, dtype)
@@ -156,10 +157,12 @@ class LoRA(Tuning):
             self._add(network, family)
         else:
             self._continue(network, family, self.lora)
+        unheard = family.unheard(network.config)
         for name, parameter in network.named_parameters():
             if ".lora_" in name:
                 parameter.data = parameter.data.to(dtype)
-            parameter.requires_grad_(".lora_" in name and f".{REFERENCE_ADAPTER}." not in name)
+            trained = ".lora_" in name and f".{REFERENCE_ADAPTER}." not in name and not name.startswith(unheard)
+            parameter.requires_grad_(trained)
 
     def reference(self, policy: Denoiser, dtype: torch.dtype) -> Reference:
         return AdapterReference(policy)
@@ -184,6 +187,7 @@ class LoRA(Tuning):
             lora_alpha=self.rank if self.alpha is None else self.alpha,
             lora_dropout=self.dropout,
             target_modules=list(self.targets or family.lora_targets),
+            exclude_modules=list(family.unheard(network.config)) or None,
             init_lora_weights="gaussian" if self.init == "gaussian" else True,
         )
         try:

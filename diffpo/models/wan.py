@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 from diffpo.core.types import Condition
 from diffpo.errors import UserError
 from diffpo.models.base import Width
-from diffpo.models.flow import Flow
+from diffpo.models.flow import Flow, channel_statistics
 
 
 class Wan(Flow):
@@ -64,18 +64,12 @@ class Wan(Flow):
     @staticmethod
     def encode_media(pipeline: Any, frames: Tensor) -> tuple[Tensor, None]:
         """The posterior's mode; the VAE reads four frames at a time, so that memory does not grow with the clip."""
-        mean, std = _statistics(pipeline.vae.config)
+        mean, std = channel_statistics(pipeline.vae.config, frames)
         mode = pipeline.vae.encode(frames).latent_dist.mode().float()
-        return (mode - mean.to(mode)) / std.to(mode), None
+        return (mode - mean) / std, None
 
     @staticmethod
     def decode_media(pipeline: Any, latent: Tensor) -> Tensor:
         vae = pipeline.vae
-        mean, std = _statistics(vae.config)
-        return vae.decode((latent * std.to(latent) + mean.to(latent)).to(vae.dtype), return_dict=False)[0]
-
-
-def _statistics(vae: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of the latents, `[1 c 1 1 1]` each."""
-    mean, std = (torch.tensor(vae[name]).reshape(1, -1, 1, 1, 1) for name in ("latents_mean", "latents_std"))
-    return mean, std
+        mean, std = channel_statistics(vae.config, latent)
+        return vae.decode((latent * std + mean).to(vae.dtype), return_dict=False)[0]

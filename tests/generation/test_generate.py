@@ -114,14 +114,15 @@ def test_every_family(name, tmp_path):
     pipeline = DiffusionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     negative = {"negative_prompt": "blue"} if facts.negative else {}
-    size = {"size": (32, 48)} if facts.large else {}
+    size = {"size": (32, 64)} if facts.large else {}
     generate(options(folder, seeds=(5,), **negative, **size), PROMPTS[:1], tmp_path / "out")
-    told = {"generator": torch.Generator("cpu").manual_seed(5), "num_inference_steps": 3, "guidance_scale": 3.0}
-    told |= negative | ({"height": 32, "width": 48} if facts.large else {})
+    told = {"generator": torch.Generator("cpu").manual_seed(5), "num_inference_steps": 3, **dict(facts.guided)}
+    told |= negative | ({"height": 32, "width": 64} if facts.large else {})
+    told |= {key: value for key, value in facts.call if key == "use_resolution_binning" and facts.large}
     expected = pipeline(PROMPTS[0], **told).images[0]
     np.testing.assert_array_equal(pixels(tmp_path / "out", read_media(tmp_path / "out"))[0], np.asarray(expected))
-    images = sample_clips(pipeline, PROMPTS[:2], [0, 1], Sampler(steps=1, guidance=3.0, size=(32, 16), **negative))
-    assert [image.first.size for image in images] == [(16, 32)] * 2
+    images = sample_clips(pipeline, PROMPTS[:2], [0, 1], Sampler(steps=1, guidance=3.0, size=(64, 32), **negative))
+    assert [image.first.size for image in images] == [(32, 64)] * 2
 
 
 @pytest.mark.parametrize("name", CLIPS)

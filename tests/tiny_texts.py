@@ -1,0 +1,101 @@
+"""Tokenizers with a letter per token and small random text encoders, of the classes that pipelines have."""
+
+from diffpo.compat import ensure_torchvision
+
+ensure_torchvision()
+
+from transformers import (  # noqa: E402
+    CLIPTextConfig,
+    CLIPTokenizer,
+    Gemma2Config,
+    Gemma2Model,
+    GemmaTokenizer,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
+
+WIDTH = 24
+LETTERS = [chr(c) for c in range(33, 127)]
+
+
+def clip_tokenizer() -> CLIPTokenizer:
+    vocab = [*LETTERS, *(f"{s}</w>" for s in LETTERS), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={token: i for i, token in enumerate(vocab)}, merges=[], model_max_length=16)
+
+
+def clip_config(**more) -> CLIPTextConfig:
+    size = len(clip_tokenizer())
+    ids = {"bos_token_id": size - 2, "eos_token_id": size - 1, "pad_token_id": size - 1}
+    return CLIPTextConfig(
+        vocab_size=size,
+        hidden_size=WIDTH,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        projection_dim=WIDTH,
+        **ids,
+        **more,
+    )
+
+
+def t5_tokenizer() -> T5TokenizerFast:
+    pieces = ["<pad>", "</s>", "<unk>", "▁", *LETTERS]
+    return T5TokenizerFast(vocab=[(piece, -float(i)) for i, piece in enumerate(pieces)], extra_ids=0)
+
+
+def t5(width: int = WIDTH, encoder: type = T5EncoderModel, config: type = T5Config):
+    return encoder(config(vocab_size=128, d_model=width, d_ff=32, d_kv=8, num_layers=1, num_heads=2))
+
+
+MARKS = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def qwen_tokenizer() -> Qwen2Tokenizer:
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    vocab = {c: i for i, c in enumerate([*bytes_to_unicode().values(), "<|endoftext|>", *MARKS])}
+    tokenizer = Qwen2Tokenizer(vocab=vocab, merges=[], additional_special_tokens=MARKS, model_max_length=2048)
+    tokenizer.chat_template = CHAT
+    return tokenizer
+
+
+def qwen3(kind: type):
+    sizes = {"hidden_size": WIDTH, "intermediate_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+    heads = {"num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 2048}
+    return kind(Qwen3Config(vocab_size=300, **sizes, **heads))
+
+
+def qwen_vl():
+    """Qwen2.5-VL, which Qwen-Image reads prompts with."""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    text = {
+        **{"hidden_size": WIDTH, "intermediate_size": 16, "num_hidden_layers": 2, "vocab_size": 300},
+        **{"num_attention_heads": 2, "num_key_value_heads": 2, "rope_theta": 1e6},
+        "rope_scaling": {"mrope_section": [2, 2, 2], "rope_type": "default", "type": "default"},
+        **{"pad_token_id": 256, "bos_token_id": 257, "eos_token_id": 258},
+    }
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": WIDTH}
+    marks = ("vision_start", "vision_end", "image", "video")
+    ids = {f"{mark}_token_id": 259 + i for i, mark in enumerate(marks)}
+    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids))
+
+
+def gemma_tokenizer() -> GemmaTokenizer:
+    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", *LETTERS]
+    return GemmaTokenizer(
+        vocab={piece: i for i, piece in enumerate(pieces)}, merges=[], add_bos_token=True, model_max_length=1024
+    )
+
+
+def gemma():
+    sizes = {"hidden_size": WIDTH, "intermediate_size": 32, "num_hidden_layers": 2, "vocab_size": 128}
+    return Gemma2Model(Gemma2Config(num_attention_heads=2, num_key_value_heads=2, head_dim=8, **sizes))
