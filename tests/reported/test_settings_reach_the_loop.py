@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from dataclasses import fields, replace
@@ -14,7 +15,6 @@ from runs import World, difference, forget_accelerator, metrics
 from safetensors.torch import load_file
 
 from diffpo.config.run import Train
-from diffpo.core.terms import Terms
 from diffpo.core.types import Rng
 from diffpo.methods import METHODS, TwoSidedMethod
 
@@ -266,21 +266,16 @@ def test_one_line_for_every_so_many_updates(world):
     assert [line["step"] for line in lines] == [2, 3], "the last one always"
 
 
-class Ties(METHODS["dpo"]):
-    """Diffusion-DPO on labels that are all ties."""
-
-    def terms(self, batch):
-        none = torch.empty(0, dtype=torch.int64)
-        return Terms(none, torch.empty(0, batch.shape[1]), torch.empty(0))
-
-
 def test_an_update_without_a_term_is_a_loss_of_zero(world):
     """And moves nothing: no number is NaN, and a term is not missed in silence."""
     from diffpo.training.alerts import Alerts
     from diffpo.training.train import evaluate, update
 
-    learner, updates, held_out = prepare(world, **{"train.weight_decay": 0.0})
-    learner.config = replace(learner.config, method=Ties())
+    rows = [json.loads(line) for line in (world.folder / "pairs" / "pairs.jsonl").read_text().splitlines()]
+    ties = "\n".join(json.dumps(row | {"segments": [0]}) for row in rows)
+    (world.folder / "pairs" / "ties.jsonl").write_text(ties)
+    dense = {"data.path": "ties.jsonl", "method.dense": "frame", "method.guard": 0.6, "train.weight_decay": 0.0}
+    learner, updates, held_out = prepare(world, **dense)
     before = {name: p.clone() for name, p in trained(learner).items()}
     alerts, said = Alerts(), []
     for done, batches in enumerate(updates):

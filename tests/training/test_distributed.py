@@ -116,6 +116,13 @@ def test_eight_micro_batches_are_one_batch(world, done, case):
     a, b = (world.folder / f"{case}-{how}" for how in ("8", "1x8"))
     assert difference(weights(a), weights(b)) < 1e-10
     assert difference(weights(a), start(world, case)) > 1e-6  # something was learned
+    assert_told_alike(b, a)
+
+
+def assert_told_alike(run, other):
+    """All that is logged but the clock is averaged over the same terms."""
+    for line, expected in zip(metrics(run), metrics(other), strict=True):
+        assert line == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
 def start(world, case):
@@ -132,6 +139,7 @@ def test_two_processes_are_one(world, done, case):
     run = world.folder / f"{case}-2x4"
     assert pairs_per_update(run) == 8  # of which a process takes 4: there were two
     assert difference(weights(run), weights(world.folder / f"{case}-8")) < 1e-10
+    assert_told_alike(run, world.folder / f"{case}-8")
 
 
 def test_the_average_is_that_of_one_process(world, done):
