@@ -145,7 +145,8 @@ def prepare_data(
         encodings = encode(config, accelerator, table, encoders)
         frames, labels = encodings.targets[:, 0], None
         if config.method.reads_segments:
-            labels = SegmentLabels(table, frames, config.data, encoders.latent_frames, encodings.fps)
+            held, fps = encoders.latent_frames, encodings.fps
+            labels = SegmentLabels(table, frames, config.data, encoders.rule, held, fps)
         dropout = config.data.caption_dropout if table is splits.train else 0.0
         seed, sides = config.train.seed, config.method.sides
         loaders.append(PairLoader(table, encodings, seed=seed, caption_dropout=dropout, sides=sides, labels=labels))

@@ -30,7 +30,7 @@ def loader(encoder):
             cache.fill()
             encodings = cache.open()
         held, frames = partial(causal_frames, factor=4), encodings.targets[:, 0]
-        labels = SegmentLabels(table, frames, source, held, None) if segments else None
+        labels = SegmentLabels(table, frames, source, encoder.rule, held, None) if segments else None
         return PairLoader(table, encodings, seed=4, caption_dropout=dropout, sides=sides, labels=labels)
 
     return make

@@ -9,14 +9,15 @@ from diffpo.core.segments import causal_frames
 from diffpo.data import Pairs, load_splits
 from diffpo.data.segments import SegmentLabels
 from diffpo.errors import UserError
+from diffpo.media.footage import FrameRule
 
 
 @pytest.fixture
 def labels(records, jsonl):
-    def make(segments, frames, **more):
+    def make(segments, lengths, most=None, **more):
         source = Pairs(path=jsonl(records(len(segments), segments=segments.__getitem__)), **more)
         held = partial(causal_frames, factor=4)
-        return SegmentLabels(load_splits(source).train, np.array(frames), source, held, 8.0)
+        return SegmentLabels(load_splits(source).train, np.array(lengths), source, FrameRule(4, most), held, 8.0)
 
     return make
 
@@ -46,7 +47,7 @@ def test_a_number_of_labels_that_does_not_fit_is_named(labels):
     with pytest.raises(UserError) as caught:
         labels(SEGMENTS, [17, 33, 1, 9])
     told = str(caught.value)
-    assert "2 rows have another number: row 1 has 2 for 33 frames at 8 per second, which is 4 or 5; row 3 has 3" in told
+    assert "2 rows have another number: row 1 has 2 for 33 frames at 8 per second, which is 4 to 5; row 3 has 3" in told
     assert "data.segment_seconds" in told
     labels(SEGMENTS, [17, 17, 1, 0])
     with pytest.raises(UserError, match=r"row 0 has 2 for an image, which is 1"):
@@ -56,3 +57,17 @@ def test_a_number_of_labels_that_does_not_fit_is_named(labels):
 def test_many_wrong_rows_are_counted(labels):
     with pytest.raises(UserError, match=r"12 rows have another number: .*row 7 has 1 .*; and 4 more\. Are"):
         labels([[1]] * 12, [17] * 12)
+
+
+def test_what_makes_no_length_that_the_model_takes_may_have_a_label(labels):
+    """At 8 frames per second, 17 frames are 2 segments; 3 more, which the model does not take, begin a third one."""
+    assert labels([[1, 1, -1]], [17]).rows([0]).tolist() == [[1, 1, 1, 1, 1]]
+    with pytest.raises(UserError, match="row 0 has 4 for 17 frames at 8 per second, which is 2 to 3"):
+        labels([[1, -1, 1, 1]], [17])
+
+
+@pytest.mark.parametrize("cut", [{"frames": 17}, {"unequal": "trim"}, {"most": 17}], ids=lambda cut: next(iter(cut)))
+def test_clips_that_are_cut_have_labels_for_what_is_left_out(labels, cut):
+    assert labels([[1, -1, 1, 1]], [17], **cut).rows([0]).tolist() == [[1, 1, 1, -1, -1]]
+    with pytest.raises(UserError, match="row 0 has 1 for 17 frames at 8 per second, which is at least 2"):
+        labels([[1]], [17], **cut)
