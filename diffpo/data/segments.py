@@ -1,5 +1,6 @@
 """A table's labels of segments as labels of latent frames, for methods that read them (`method.dense`)."""
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 
@@ -12,6 +13,7 @@ from diffpo.data.records import Source, Table
 from diffpo.errors import UserError
 from diffpo.media.footage import FrameRule
 
+log = logging.getLogger(__name__)
 NAMED = 8
 """Rows that a message names."""
 
@@ -44,6 +46,11 @@ class SegmentLabels:
         self._table, self._frames, self._source = table, frames, source
         self._rule, self._held, self._fps = rule, held, fps
         self._check()
+        if source.ties == "drop" and table.counts.ties:
+            log.warning(
+                f"{table.path}: {table.counts.ties} pairs that are ties as a whole were left out, whatever their "
+                "segments say: data.ties=keep learns from those, too."
+            )
 
     def _check(self) -> None:
         from pyarrow import compute

@@ -14,8 +14,8 @@ from diffpo.media.footage import FrameRule
 
 @pytest.fixture
 def labels(records, jsonl):
-    def make(segments, lengths, most=None, **more):
-        source = Pairs(path=jsonl(records(len(segments), segments=segments.__getitem__)), **more)
+    def make(segments, lengths, most=None, columns=None, **more):
+        source = Pairs(path=jsonl(records(len(segments), segments=segments.__getitem__, **(columns or {}))), **more)
         held = partial(causal_frames, factor=4)
         return SegmentLabels(load_splits(source).train, np.array(lengths), source, FrameRule(4, most), held, 8.0)
 
@@ -71,3 +71,12 @@ def test_clips_that_are_cut_have_labels_for_what_is_left_out(labels, cut):
     assert labels([[1, -1, 1, 1]], [17], **cut).rows([0]).tolist() == [[1, 1, 1, -1, -1]]
     with pytest.raises(UserError, match="row 0 has 1 for 17 frames at 8 per second, which is at least 2"):
         labels([[1]], [17], **cut)
+
+
+def test_ties_as_a_whole_are_not_left_out_in_silence(labels, caplog):
+    columns = {"preference": [0.5, 1.0].__getitem__}
+    assert labels([[1, -1], [1, 1]], [17], columns=columns).rows([0]).tolist() == [[1] * 5]
+    assert "1 pairs that are ties as a whole were left out" in caplog.text and "data.ties=keep" in caplog.text
+    caplog.clear()
+    assert labels([[1, -1], [1, 1]], [17, 17], columns=columns, ties="keep").rows([0]).tolist() == [[1, 1, 1, -1, -1]]
+    assert not caplog.records

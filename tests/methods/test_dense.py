@@ -13,7 +13,7 @@ from tiny_steps import draws, moved, pair_batch, swapped
 from diffpo.core.inversion import Inversion
 from diffpo.core.step import preference_step
 from diffpo.core.types import Denoised, Pair, StepOutput
-from diffpo.methods import METHODS, TwoSidedMethod
+from diffpo.methods import METHODS, PairwiseMethod, TwoSidedMethod
 
 TWO_SIDED = [name for name, cls in METHODS.items() if issubclass(cls, TwoSidedMethod)]
 DENSE = ("frame", "segment", "joint")
@@ -65,6 +65,23 @@ def test_the_worked_example():
     assert told["rewards/accuracies"].item() == 2, "two of the three labels are met"
     assert told["rewards/margins"].item() == pytest.approx(1.5)
     assert told["error/chosen"].item() == pytest.approx(1.0), "of the better side: 0, 1 and 0"
+
+
+def test_the_pseudo_code_and_equation_7():
+    """The loss of an update as the paper's appendix writes it, and its eq. 7 with a sum over the 3 frames of each clip.
+
+    Errors are means over channels, height and width; l is 1, -1 or 0; s = M - R is a cost.
+    """
+    beta, (policy, reference) = 0.7, (clips(seed, len(LABELS)) for seed in (0, 1))
+    costs = [(side.error - other.error).detach() for side, other in zip(policy, reference, strict=True)]
+    inside = -0.5 * beta * LABELS.double() * (costs[0] - costs[1])
+    dense = METHODS["densedpo"](beta=beta)
+    loss = dense.loss(policy, reference, labelled(LABELS)).loss.sum() / dense.count(labelled(LABELS)).sum()
+    assert loss.item() == pytest.approx(-torch.nn.functional.logsigmoid(inside[LABELS != 0]).mean().item(), rel=1e-12)
+    joint = METHODS["dpo"](beta=3 * beta, dense="joint")
+    found = joint.loss(policy, reference, labelled(LABELS)).loss
+    expected = -torch.nn.functional.logsigmoid(inside.sum(1)) * LABELS.any(1)
+    torch.testing.assert_close(found.detach(), expected, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("more", MORE.values(), ids=MORE)
@@ -154,12 +171,14 @@ def test_labels_of_frames_stand_in_the_place_of_the_pairs(name):
 @pytest.mark.parametrize("inversion", [None, Inversion(steps=3, renoise=1)], ids=["noise", "inversion"])
 @pytest.mark.parametrize("name", TWO_SIDED)
 def test_everything_together(pipelines, name, inversion):
-    """Two captions, inversion, guard, anchor and labels of frames at once: pairs of images, one of them labelled -1.
+    """Two captions, inversion, guard, anchor, Flow-DPO's weights, labels of frames: of images, one labelled -1.
 
     That one is the pair with exchanged sides, and the tie leaves the others as they were.
     """
     models, more = moved(pipelines("sd3")), {"inversion": inversion, "guard": 0.6, "sft_weight": 0.3}
     scale = {} if name == "mapo" else {"beta": 50.0}
+    if issubclass(METHODS[name], PairwiseMethod):
+        scale["flow_weight"] = "squared"
     pairs = pair_batch("sd3", [0, 1, 2], torch.float64)
     dense = METHODS[name](dense="frame", **scale, **more)
     models = models if dense.needs_reference else (models[0], None)
