@@ -10,9 +10,11 @@ from diffpo.compat import ensure_torchvision
 ensure_torchvision()
 
 from diffusers import (  # noqa: E402
+    AnimateDiffPipeline,
     AutoencoderDC,
     AutoencoderKL,
     AutoencoderKLCogVideoX,
+    AutoencoderKLHunyuanVideo,
     AutoencoderKLLTXVideo,
     AutoencoderKLQwenImage,
     AutoencoderKLWan,
@@ -25,6 +27,8 @@ from diffusers import (  # noqa: E402
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    HunyuanVideoPipeline,
+    HunyuanVideoTransformer3DModel,
     LTXPipeline,
     LTXVideoTransformer3DModel,
     PixArtAlphaPipeline,
@@ -39,6 +43,7 @@ from diffusers import (  # noqa: E402
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    UNetMotionModel,
     UniPCMultistepScheduler,
     WanPipeline,
     WanTransformer3DModel,
@@ -51,6 +56,8 @@ from tiny_texts import (  # noqa: E402
     clip_tokenizer,
     gemma,
     gemma_tokenizer,
+    llama,
+    llama_tokenizer,
     qwen3,
     qwen_tokenizer,
     qwen_vl,
@@ -374,6 +381,59 @@ def ltx():
     )
 
 
+def hunyuanvideo():
+    return HunyuanVideoPipeline(
+        text_encoder=llama(),
+        tokenizer=llama_tokenizer(),
+        text_encoder_2=CLIPTextModel(clip_config(max_position_embeddings=77)),
+        tokenizer_2=clip_tokenizer(),
+        vae=AutoencoderKLHunyuanVideo(
+            latent_channels=4,
+            block_out_channels=(8,) * 4,
+            down_block_types=("HunyuanVideoDownBlock3D",) * 4,
+            up_block_types=("HunyuanVideoUpBlock3D",) * 4,
+            layers_per_block=1,
+            norm_num_groups=4,
+        ),
+        transformer=HunyuanVideoTransformer3DModel(
+            in_channels=4,
+            out_channels=4,
+            num_attention_heads=2,
+            attention_head_dim=10,
+            num_layers=1,
+            num_single_layers=1,
+            num_refiner_layers=1,
+            text_embed_dim=WIDTH,
+            pooled_projection_dim=WIDTH,
+            rope_axes_dim=(2, 4, 4),
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0),
+    )
+
+
+def animatediff():
+    return AnimateDiffPipeline(
+        vae=vae(),
+        text_encoder=CLIPTextModel(clip_config()),
+        tokenizer=clip_tokenizer(),
+        unet=UNetMotionModel(
+            sample_size=8,
+            down_block_types=("CrossAttnDownBlockMotion",),
+            up_block_types=("CrossAttnUpBlockMotion",),
+            block_out_channels=(8,),
+            layers_per_block=1,
+            norm_num_groups=4,
+            cross_attention_dim=WIDTH,
+            num_attention_heads=2,
+            motion_num_attention_heads=2,
+            motion_max_seq_length=8,
+            use_motion_mid_block=False,
+        ),
+        motion_adapter=None,
+        scheduler=DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="linear", clip_sample=False),
+    )
+
+
 PIPELINES = {
     "sd15": lambda: sd("epsilon"),
     "sd2": lambda: sd("v_prediction"),
@@ -388,12 +448,16 @@ PIPELINES = {
     "wan": wan,
     "cogvideox": cogvideox,
     "ltx": ltx,
+    "hunyuanvideo": hunyuanvideo,
+    "animatediff": animatediff,
 }
 """Every family and parametrisation that diffpo trains, by the name of its best-known model."""
 CLIPS = {
     "wan": {"num_frames": 5, "height": 16, "width": 16},
     "cogvideox": {"num_frames": 9, "height": 32, "width": 32},
     "ltx": {"num_frames": 9, "height": 64, "width": 64},
+    "hunyuanvideo": {"num_frames": 5, "height": 16, "width": 16},
+    "animatediff": {"num_frames": 3, "height": 16, "width": 16},
 }
 """Pipelines that make clips, and what plain diffusers is told to make a small one."""
 IMAGES = [name for name in PIPELINES if name not in CLIPS]

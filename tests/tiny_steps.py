@@ -32,6 +32,8 @@ class Facts:
     """Whether the network is told the six sizes."""
     single: bool = False
     """Whether the network computes some of its parts in single precision, even where its weights have double."""
+    strided: bool = False
+    """Whether its texts lie in memory so that torch multiplies them otherwise where a weight wants a gradient."""
     multiple: int = 2
     """What sides in pixels must be divisible by."""
     cut: tuple[tuple[int, int], ...] = ((16, 3),)
@@ -69,6 +71,7 @@ FACTS = {
         multiple=4,
         cut=((16, 3), (256, 1)),
         unheard=("add_q_proj",),
+        strided=True,
     ),
     "pixart": Facts(
         family="pixart", masked=True, multiple=4, cut=((300, 1),), call=(("use_resolution_binning", False),)
@@ -110,6 +113,17 @@ FACTS = {
     "wan": Facts(family="wan", latent=(4, 3, 4, 4), masked=True, single=True, multiple=16, cut=((512, 0),)),
     "cogvideox": Facts(family="cogvideox", latent=(4, 3, 4, 4), multiple=16, cut=((226, 1),), frames_first=True),
     "ltx": Facts(family="ltx", latent=(8, 2, 2, 2), masked=True, multiple=32, cut=((128, 1),)),
+    "hunyuanvideo": Facts(
+        family="hunyuanvideo",
+        latent=(4, 3, 4, 4),
+        pooled=24,
+        masked=True,
+        multiple=16,
+        cut=((77, 2), (256, 1)),
+        negative=False,
+        strided=True,
+    ),
+    "animatediff": Facts(family="animatediff", latent=(4, 3, 4, 4)),
 }
 
 

@@ -1,5 +1,7 @@
 """Tokenizers with a letter per token and small random text encoders, of the classes that pipelines have."""
 
+from itertools import pairwise
+
 from diffpo.compat import ensure_torchvision
 
 ensure_torchvision()
@@ -10,6 +12,8 @@ from transformers import (  # noqa: E402
     Gemma2Config,
     Gemma2Model,
     GemmaTokenizer,
+    LlamaConfig,
+    LlamaModel,
     Qwen2Tokenizer,
     Qwen3Config,
     T5Config,
@@ -35,10 +39,9 @@ def clip_config(**more) -> CLIPTextConfig:
         intermediate_size=32,
         num_hidden_layers=2,
         num_attention_heads=2,
-        max_position_embeddings=16,
         projection_dim=WIDTH,
         **ids,
-        **more,
+        **{"max_position_embeddings": 16, **more},
     )
 
 
@@ -65,6 +68,22 @@ def qwen_tokenizer() -> Qwen2Tokenizer:
     tokenizer = Qwen2Tokenizer(vocab=vocab, merges=[], additional_special_tokens=MARKS, model_max_length=2048)
     tokenizer.chat_template = CHAT
     return tokenizer
+
+
+def llama_tokenizer() -> Qwen2Tokenizer:
+    """HunyuanVideo's pipeline takes the first 95 tokens off: its instruction is as many here."""
+    from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
+
+    before, after = DEFAULT_PROMPT_TEMPLATE["template"].split("{}")
+    cuts = [len(before) * i // 95 for i in range(96)]
+    tokenizer = qwen_tokenizer()
+    tokenizer.add_tokens([before[a:b] for a, b in pairwise(cuts)] + [after], special_tokens=True)
+    return tokenizer
+
+
+def llama():
+    sizes = {"hidden_size": WIDTH, "intermediate_size": 16, "num_hidden_layers": 3, "vocab_size": 400}
+    return LlamaModel(LlamaConfig(num_attention_heads=2, num_key_value_heads=2, **sizes))
 
 
 def qwen3(kind: type):

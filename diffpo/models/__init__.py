@@ -4,9 +4,11 @@ from diffpo.compat import ensure_torchvision
 
 ensure_torchvision()
 
+from diffpo.models.animatediff import AnimateDiff  # noqa: E402
 from diffpo.models.base import Denoiser  # noqa: E402
 from diffpo.models.cogvideox import CogVideoX  # noqa: E402
 from diffpo.models.flux import Flux  # noqa: E402
+from diffpo.models.hunyuanvideo import HunyuanVideo  # noqa: E402
 from diffpo.models.ltx import LTX  # noqa: E402
 from diffpo.models.pixart import PixArt, PixArtAlpha  # noqa: E402
 from diffpo.models.qwenimage import QwenImage  # noqa: E402
@@ -30,6 +32,8 @@ FAMILIES: dict[str, type[Denoiser]] = {
     "wan": Wan,
     "cogvideox": CogVideoX,
     "ltx": LTX,
+    "hunyuanvideo": HunyuanVideo,
+    "animatediff": AnimateDiff,
 }
 
 

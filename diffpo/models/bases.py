@@ -13,6 +13,9 @@ from diffpo.models import FAMILIES, Denoiser, family_of
 from diffpo.models.base import SCHEDULER_NAMES
 from diffpo.models.pipelines import find_denoiser, find_pipeline, named_parts, network_class, read_json
 
+UNUSED = ("feature_extractor", "image_encoder", "motion_adapter")
+"""Parts of pipelines that neither encode nor denoise. (A motion adapter's weights are in the network.)"""
+
 
 @dataclass(frozen=True)
 class BaseModel:
@@ -44,7 +47,7 @@ class BaseModel:
     @property
     def encoders(self) -> tuple[str, ...]:
         """Names of the parts that decide an encoding: VAE, text encoders, tokenizers."""
-        others = (*self.family.components, "scheduler", "safety_checker", "feature_extractor", "image_encoder")
+        others = (*self.family.components, "scheduler", "safety_checker", *UNUSED)
         return tuple(name for name in named_parts(self.index) if name not in others)
 
     def part(self, name: str) -> Path:

@@ -18,11 +18,9 @@ from torch import Tensor
 from diffpo.core.types import DTYPES
 from diffpo.disk import weights
 from diffpo.media.footage import FrameRule
-from diffpo.models.bases import BaseModel
+from diffpo.models.bases import UNUSED, BaseModel
 from diffpo.models.pipelines import load_network, load_parts, part_dtype
 from diffpo.models.tuning import Tuning
-
-UNUSED = ("feature_extractor", "image_encoder")
 
 
 class Encoders:

@@ -56,6 +56,12 @@ class Flow(Denoiser):
         """The time `[b]` in the network's unit, in float32 at least: half precision would move it."""
         return (self.unit * t).to(z.device, torch.promote_types(self.dtype, torch.float32))
 
+    def told_guidance(self, z: Tensor) -> Tensor | None:
+        """The guidance `[b]` that a distilled network is told, in its unit; None for another one."""
+        if not self.config.get("guidance_embeds"):
+            return None
+        return torch.full((len(z),), self.unit * self.guidance, device=z.device)
+
 
 def channel_statistics(vae: Mapping[str, Any], like: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and deviation of a VAE's latents, `[1 c 1 1 1]` each, from its configuration."""

@@ -43,12 +43,6 @@ class Packed(Flow):
         tokens = tokens.reshape(b, f, h // p, w // p, c, p, p)
         return tokens.permute(0, 4, 1, 2, 5, 3, 6).reshape(b, c, f, h, w)
 
-    def told_guidance(self, z: Tensor) -> Tensor | None:
-        """The guidance `[b]` that a distilled network is told; None for another one."""
-        if not self.config.get("guidance_embeds"):
-            return None
-        return torch.full((len(z),), self.guidance, device=z.device)
-
 
 def grid(*sizes: int, axes: int, like: Tensor) -> Tensor:
     """Positions in a grid, the last axis fastest, in the last of `axes` columns: `[n axes]`, with zeros before them."""

@@ -11,7 +11,7 @@ from diffpo.compat import ensure_torchvision
 
 ensure_torchvision()
 
-from diffusers import CogVideoXTransformer3DModel, DiffusionPipeline, LTXPipeline  # noqa: E402
+from diffusers import AutoencoderKL, CogVideoXTransformer3DModel, DiffusionPipeline, LTXPipeline  # noqa: E402
 
 from diffpo.errors import UserError  # noqa: E402
 from diffpo.models import FAMILIES  # noqa: E402
@@ -31,8 +31,10 @@ def test_a_clip_becomes_the_latents_that_its_pipeline_decodes(pipelines, name):
     assert mean.shape[1:] == ((shape[1] - 1) // time + 1, shape[2] // space, shape[3] // space)
     assert mean.shape[0] == FACTS[name].latent[0] and not std.any()
     pipeline = DiffusionPipeline.from_pretrained(pipelines(name))
+    frames = clip.transpose(0, 1) if type(pipeline.vae) is AutoencoderKL else clip[None]  # one by one, or as a clip
     with torch.no_grad():
-        expected = pipeline.vae.decode(pipeline.vae.encode(clip[None]).latent_dist.mode()).sample
+        expected = pipeline.vae.decode(pipeline.vae.encode(frames).latent_dist.mode()).sample
+        expected = expected.transpose(0, 1)[None] if type(pipeline.vae) is AutoencoderKL else expected
         ours = encoders.family.decode_media(pipeline, mean[None])
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
     image = encoders.encode_media(clip[:, :1])[0]
@@ -102,3 +104,26 @@ def test_ltx_packs_and_normalises_as_its_pipeline(pipelines):
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(ours, mode, atol=0.1)
     assert torch.equal(FAMILIES["ltx"].pack(ours), LTXPipeline._pack_latents(ours))
+
+
+def test_animatediff_needs_motion_modules_and_knows_so_many_frames(pipelines):
+    family = FAMILIES["animatediff"]
+    with pytest.raises(UserError, match="its unet is a UNet2DConditionModel, without motion modules"):
+        family.check_index({"unet": ["diffusers", "UNet2DConditionModel"]})
+    vae = find_base(str(pipelines("animatediff"))).config("vae")
+    family.check_frames(16, vae, {"motion_max_seq_length": 16})
+    with pytest.raises(UserError, match="know 16 frames; it was given a clip of 17"):
+        family.check_frames(17, vae, {"motion_max_seq_length": 16})
+    with pytest.raises(UserError, match="takes at most 32 frames; it was given a clip of 33"):
+        family.check_frames(33, vae)
+
+
+def test_animatediffs_picture_has_a_posterior_and_its_clips_have_modes(pipelines):
+    encoders = Encoders(Full(path=str(pipelines("animatediff"))), "cpu")
+    clip = 2 * torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) - 1
+    mean, std = encoders.encode_media(clip)
+    assert not std.any()
+    for i in range(3):
+        picture, spread = encoders.encode_media(clip[:, [i]])
+        torch.testing.assert_close(mean[:, [i]], picture, rtol=1e-5, atol=1e-5)
+        assert spread.min() > 0
