@@ -29,6 +29,7 @@ COMMANDS = {
 }
 DATA = {
     "inspect": pairs.inspect_table,
+    "show": pairs.show_table,
     "import": pairs.import_pairs,
     "build": pairs.build_table,
     "score": pairs.score_table,

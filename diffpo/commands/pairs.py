@@ -37,6 +37,26 @@ def inspect_table(target: Target, split: Split = None, columns: Columns = None) 
     Console().print(render(report, {name: method.requires for name, method in METHODS.items()}))
 
 
+def show_table(
+    target: Target,
+    out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("pairs.html"),
+    pairs: Annotated[int, typer.Option(help="How many pairs.", min=1)] = 12,
+    shuffle: Annotated[
+        int | None, typer.Option(help="Draw pairs at random with this seed, not the first ones.", min=0)
+    ] = None,
+    split: Split = None,
+    columns: Columns = None,
+) -> None:
+    """Write one self-contained HTML file of some pairs, images or clips, with the labels of their segments."""
+    from diffpo.commands.show import show_pairs
+
+    quiet()
+    written = listed(out)
+    for what in show_pairs(find_source(target, split, columns=columns), out, pairs, shuffle):
+        print(f"left out: {what}")
+    say(f"wrote {written}", f"open {out} in a browser")
+
+
 def import_pairs(
     source: Annotated[str, typer.Argument(help="A folder of images, tars, or a list: see --layout.")],
     out: Annotated[Path, typer.Option(help="The folder to write.")],

@@ -87,7 +87,9 @@ class Evidence:
         by_model = {label: {scorer for scorer, model in self._rows if model == label} for label in labels}
         known = dict.fromkeys(name for place in self.scored for name in place.table.scorers)
         common = [HUMAN] if self.votes.votes else []
-        common += [name for name in known if all(name in names for names in by_model.values())]
+        scored = [name for name in known if all(name in names for names in by_model.values())]
+        motion = [name for name in scored if self._measures_motion(name, labels)]
+        common += [name for name in scored if name not in motion] + motion  # no headline: more motion is not better
         unknown = [name for name in wanted or () if name not in common]
         if unknown or not common:
             has = "; ".join(f"{label} has {', '.join(sorted(names)) or 'none'}" for label, names in by_model.items())
@@ -96,6 +98,15 @@ class Evidence:
                 "Run `diffpo score` on each."
             )
         return list(wanted or common)
+
+    def of_motion(self, labels: Sequence[str]) -> str | None:
+        """The first scorer of motion that judged all these models, if there is one."""
+        shared = (name for name in self.scored[0].table.scorers if all((name, label) in self._rows for label in labels))
+        return next((name for name in shared if self._measures_motion(name, labels)), None)
+
+    def _measures_motion(self, scorer: str, labels: Sequence[str]) -> bool:
+        records = (self.of_model[label].table.provenance.get(scorer, {}) for label in labels)
+        return all(record.get("measures") == "motion" for record in records)
 
     def compared(self, scorer: str, model: str, other: str) -> bool:
         """Whether a scorer has both models: only votes may lack a pair."""

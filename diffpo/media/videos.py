@@ -46,6 +46,9 @@ EXACT = 128
 QUALITY = "12"
 """The constant rate factor of larger ones: what is lost cannot be seen."""
 
+PREVIEW_RATE = "1500k"
+"""Bits per second of a preview."""
+
 
 def container_of(head: bytes) -> str | None:
     """Name the container of a video by its first 12 bytes, as FFmpeg calls it; None if it is none."""
@@ -208,27 +211,35 @@ def write_mp4(frames: Sequence[Image], fps: float) -> bytes:
     Clips up to `EXACT` pixels, and those of odd sides, are kept without loss, as RGB; others as browsers and players
     have them (4:2:0, BT.709).
     """
+    width, height = frames[0].size
+    if max(width, height) <= EXACT or width % 2 or height % 2:
+        return _write(frames, fps, "libx264rgb", "rgb24", {"qp": "0"})
+    return _write(frames, fps, "libx264", "yuv420p", {"crf": QUALITY})
+
+
+def write_preview(frames: Sequence[Image], fps: float) -> bytes:
+    """Write frames of even sides as a small mp4 that every browser plays, of at most `PREVIEW_RATE` in the mean."""
+    rate = {"maxrate": PREVIEW_RATE, "bufsize": PREVIEW_RATE}
+    return _write(frames, fps, "libx264", "yuv420p", {"crf": "18", **rate})
+
+
+def _write(frames: Sequence[Image], fps: float, codec: str, pixels: str, options: dict[str, str]) -> bytes:
     import av
     import numpy as np
     from av.video.reformatter import ColorRange, Colorspace
 
-    width, height = frames[0].size
-    exact = max(width, height) <= EXACT or width % 2 or height % 2
-    file = io.BytesIO()
+    file, subsampled = io.BytesIO(), pixels == "yuv420p"
     with av.open(file, "w", format="mp4") as container:
-        rate = Fraction(fps).limit_denominator(1001)
-        codec, options = ("libx264rgb", {"qp": "0"}) if exact else ("libx264", {"crf": QUALITY})
-        stream = container.add_stream(codec, rate=rate, options=options | {"preset": "medium"})
-        stream.width, stream.height, stream.pix_fmt = width, height, "rgb24" if exact else "yuv420p"
-        stream.codec_context.thread_count = 1
-        if not exact:
-            stream.codec_context.colorspace, stream.codec_context.color_range = 1, ColorRange.MPEG
+        stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options)
+        stream.width, stream.height = frames[0].size
+        stream.pix_fmt, stream.codec_context.thread_count = pixels, 1
+        if subsampled:
+            stream.codec_context.colorspace, stream.codec_context.color_range = Colorspace.ITU709, ColorRange.MPEG
         for frame in frames:
             picture = av.VideoFrame.from_ndarray(np.asarray(frame), format="rgb24")
-            if not exact:
-                picture = picture.reformat(
-                    format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
-                )
+            if subsampled:
+                how = {"dst_colorspace": Colorspace.ITU709, "dst_color_range": ColorRange.MPEG}
+                picture = picture.reformat(format=pixels, **how)
             container.mux(stream.encode(picture))
         container.mux(stream.encode())
     return file.getvalue()

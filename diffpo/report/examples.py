@@ -4,30 +4,18 @@ One random order is drawn for a report. Its first prompts are shown; for a categ
 Wins and losses are chosen in the same way from the order of the gains.
 """
 
-import base64
-import io
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from diffpo.compare.evidence import Evidence
 from diffpo.compare.numbers import number
 from diffpo.compare.pairing import Key
 from diffpo.media.folder import home_of, open_clip
-from diffpo.media.frames import Clip
-from diffpo.media.sheet import fit
+from diffpo.report.embed import data_uri
 from diffpo.scorers.scores import ScoreRow
 
-LARGEST_EDGE = 448
-"""Pixels; larger images are embedded at this size."""
-TINY = 128
-"""Images up to this size are embedded exactly."""
-MOST_FRAMES = 32
-"""Of a clip; longer ones are embedded with fewer frames per second."""
-FPS = 8
-"""Frames per second of clips that do not say."""
 CATEGORY_IMAGES = 600
 """About how many images may be added so that every category has some; each has one example at least."""
 
@@ -42,11 +30,18 @@ class Picture:
     file: str
     score: str
     best: bool
+    motion: str = ""
+    """How much it moves, where that was scored."""
 
     @property
     def tiny(self) -> bool:
         """Whether its pixels are to be shown as squares."""
         return self.source.startswith("data:image/png")
+
+    @property
+    def moving(self) -> bool:
+        """Whether it is a clip."""
+        return self.source.startswith("data:video/")
 
 
 @dataclass(frozen=True)
@@ -60,6 +55,15 @@ class Example:
     overall: bool
     """Whether it is shown when no category is chosen."""
     pictures: tuple[Picture, ...]
+    segments: tuple[int, ...] = ()
+    """Labels of equal parts of two clips: 1 where the last one is better, -1 where the first one is, 0 a tie."""
+    note: str = ""
+    """What is said in place of the seed."""
+
+    @property
+    def moving(self) -> bool:
+        """Whether there is a clip."""
+        return any(picture.moving for picture in self.pictures)
 
 
 @dataclass(frozen=True)
@@ -71,11 +75,20 @@ class Section:
     groups: dict[str, tuple[Example, ...]]
     """By label, which is empty where a section has one group only."""
 
+    @property
+    def all(self) -> list[Example]:
+        """The examples of all groups."""
+        return [example for group in self.groups.values() for example in group]
+
 
 class Gallery:
     """The images of some models and their scores by one scorer; each image is read once."""
 
     def __init__(self, evidence: Evidence, models: Sequence[str], scorer: str, categories: Mapping[str, str]):
+        """Find the images; of clips, also how much they move, by the first scorer of motion that judged all models."""
+        self.motion = evidence.of_motion(models)
+        moves = evidence.images(self.motion, models) if self.motion else [{} for _ in models]
+        self._motion = dict(zip(models, moves, strict=True))
         self.models, self.scorer, self.categories = tuple(models), scorer, categories
         self._homes = {label: home_of(evidence.of_model[label].path) for label in models}
         self._rows = dict(zip(models, evidence.images(scorer, models), strict=True))
@@ -127,11 +140,23 @@ class Gallery:
         rows = {label: self._rows[label][key] for label in models}
         lowest, *_, best = sorted(row.score for row in rows.values())
         pictures = [
-            Picture(label, self._source(row), row.file, number(row.score), row.score == best > lowest)
+            Picture(
+                label,
+                self._source(row),
+                row.file,
+                number(row.score),
+                best=row.score == best > lowest,
+                motion=self._moves(label, key),
+            )
             for label, row in rows.items()
         ]
         seed = None if any(row.seed is None for row in rows.values()) else key[1]
         return Example(prompt=key[0], seed=seed, category=category, overall=overall, pictures=tuple(pictures))
+
+    def _moves(self, label: str, key: Key) -> str:
+        """How much a clip moves, as far as that was scored."""
+        row = self._motion[label].get(key)
+        return "" if row is None or row.frames == 1 else number(row.score)
 
     def _source(self, row: ScoreRow) -> str:
         key = (row.model, row.file)
@@ -146,17 +171,3 @@ class Gallery:
             return 0
         images = len(self.models) + 2 * (len(self.models) - 1)  # of one random example and half a win and a loss
         return max(1, min(4, CATEGORY_IMAGES // (len(names) * images)))
-
-
-def data_uri(clip: Clip) -> str:
-    """A clip as text that browsers play: small ones exactly, as PNG; large ones reduced, as WebP."""
-    frames = [fit(frame, LARGEST_EDGE) if max(frame.size) > LARGEST_EDGE else frame for frame in clip.some(MOST_FRAMES)]
-    tiny = max(frames[0].size) <= TINY
-    how: dict[str, Any] = {"format": "PNG", "optimize": True} if tiny else {"format": "WEBP", "quality": 85}
-    if len(frames) > 1:
-        seconds = len(clip.frames) / (clip.fps or FPS)
-        milliseconds = round(1000 * seconds / len(frames))
-        how |= {"save_all": True, "append_images": frames[1:], "duration": milliseconds, "loop": 0}
-    buffer = io.BytesIO()
-    frames[0].save(buffer, **how)
-    return f"data:image/{'png' if tiny else 'webp'};base64,{base64.b64encode(buffer.getvalue()).decode()}"

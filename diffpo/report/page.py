@@ -20,7 +20,7 @@ from markupsafe import Markup
 from diffpo import __version__
 from diffpo.compare.evidence import Evidence, read_evidence
 from diffpo.compare.numbers import number, p_value, percent, points, signed
-from diffpo.compare.result import Comparison, Tournament
+from diffpo.compare.result import Comparison, ScorerResult, Tournament
 from diffpo.compare.stats import USUAL
 from diffpo.compare.votes import HUMAN
 from diffpo.disk.files import check_output, write_file
@@ -82,13 +82,14 @@ def write_report(
     scorers = [result.scorer for result in found.rankings or comparisons[0].results if result.scorer != HUMAN]
     evidence = read_evidence(folders) if folders else Evidence(())
     known = evidence.categories() if categories is None else categories
-    script = _resource("report.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    gallery = Gallery(evidence, models, scorers[0], known) if scorers else None
+    sections = gallery.sections(examples, extremes, seed) if gallery else []
+    summary, motionless = summary_of(found), gallery is not None and gallery.motion is None
     curves = [(path.name, draw_panels(read_metrics(path), str(i))) for i, path in enumerate(runs)]
     page = PAGES.get_template("report.html.j2").render(
         title=title or (f"{models[1]} against {models[0]}" if len(models) == 2 else f"{len(models)} models compared"),
         models=models,
-        summary=summary_of(found),
+        summary=summary,
         comparisons=comparisons,
         level=comparisons[0].level if comparisons else USUAL.level,
         scorers=by_scorer(comparisons),
@@ -96,13 +97,13 @@ def write_report(
         rankings=[(ranking, *elo_axis(ranking)) for ranking in found.rankings],
         distributions=[distribution_of(evidence, models, scorer) for scorer in scorers],
         categories=list(category_tables(comparisons)),
-        sections=Gallery(evidence, models, scorers[0], known).sections(examples, extremes, seed) if scorers else [],
+        sections=sections,
+        motion=_motion_of(comparisons, summary.model),
+        unmeasured=motionless and any(example.moving for section in sections for example in section.all),
         runs=[(name if len(runs) > 1 else "", panels) for name, panels in curves if panels],
         facts=_facts(evidence, models, comparisons),
         provenance=_provenance(evidence, comparisons, runs),
-        style=Markup(_resource("report.css")),
-        script=Markup(script),
-        policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
+        **closed_page(),
         plot=PLOT,
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         version=__version__,
@@ -110,6 +111,21 @@ def write_report(
     out.parent.mkdir(parents=True, exist_ok=True)
     write_file(out, page)
     return out
+
+
+def closed_page() -> dict[str, str]:
+    """The style and the script of a page, and the policy that lets nothing else in."""
+    script = _resource("report.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    allowed = "img-src data:; media-src data:; style-src 'unsafe-inline'"
+    policy = f"default-src 'none'; {allowed}; script-src 'sha256-{digest}'"
+    return {"style": Markup(_resource("report.css")), "script": Markup(script), "policy": policy}
+
+
+def _motion_of(comparisons: Sequence[Comparison], model: str) -> ScorerResult | None:
+    """What the first scorer of motion says of a model."""
+    results = (result for comparison in comparisons if comparison.model == model for result in comparison.results)
+    return next((result for result in results if result.provenance.get("measures") == "motion"), None)
 
 
 def _resource(name: str) -> str:

@@ -1,5 +1,5 @@
 "use strict";
-// Enlarging images, and showing one category. Without it everything can still be read.
+// Enlarging images, playing clips in step, and showing one category. Without it everything can still be read.
 (() => {
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
   const viewer = document.getElementById("viewer");
@@ -10,12 +10,19 @@
   function show(index) {
     place = (index + shown.length) % shown.length;
     const button = shown[place];
-    const image = button.querySelector("img");
-    const large = viewer.querySelector("img");
+    const small = button.querySelector("img, video");
     const caption = button.closest("figure").querySelector("figcaption");
-    large.src = image.src;
-    large.alt = image.alt;
-    large.className = image.className;
+    for (const large of all("img, video", viewer)) {
+      large.hidden = large.tagName !== small.tagName;
+      if (large.hidden) {
+        large.removeAttribute("src");
+      } else {
+        large.src = small.src;
+        large.className = small.className;
+        if (small.tagName === "IMG") large.alt = small.alt;
+        else large.play().catch(() => {});
+      }
+    }
     said("label").textContent = button.dataset.label;
     said("score").textContent = button.dataset.score;
     said("prompt").textContent = caption.querySelector(".text").textContent;
@@ -41,7 +48,72 @@
     }
   });
   viewer.addEventListener("click", (event) => event.target === viewer && viewer.close());
-  viewer.addEventListener("close", () => shown[place].focus());
+  viewer.addEventListener("close", () => {
+    viewer.querySelector("video").pause();
+    shown[place].focus();
+  });
+
+  // The clips of a figure follow one clock: they start, stop, jump and begin again together.
+  const LATE = 0.08;  // seconds that a clip may be off the clock
+
+  function player(figure) {
+    const clips = all("video", figure);
+    const button = figure.querySelector(".play");
+    const slider = figure.querySelector(".track input");
+    let time = 0;
+    let before = null;  // when the clock was read last; null while it stands
+    let wanted = !matchMedia("(prefers-reduced-motion: reduce)").matches;
+
+    const length = () => Math.max(...clips.map((clip) => clip.duration || 0));
+
+    function place(clip) {
+      clip.currentTime = Math.min(time, Math.max(0, (clip.duration || 0) - 0.001));
+    }
+
+    function tick(now) {
+      if (before === null) return;
+      time += (now - before) / 1000;
+      before = now;
+      const seconds = length();
+      if (seconds && time >= seconds) {
+        time = 0;
+        clips.forEach(place);
+      }
+      for (const clip of clips) {
+        if (Math.abs(clip.currentTime - time) > LATE && time < clip.duration) place(clip);
+        if (clip.paused && time < clip.duration) clip.play().catch(() => {});
+      }
+      slider.value = seconds ? time / seconds : 0;
+      requestAnimationFrame(tick);
+    }
+
+    function run(going) {
+      if (going === (before !== null)) return;
+      button.classList.toggle("playing", going);
+      button.setAttribute("aria-label", going ? "Pause" : "Play");
+      before = going ? performance.now() : null;
+      if (going) {
+        requestAnimationFrame(tick);
+      } else {
+        clips.forEach((clip) => clip.pause());
+        clips.forEach(place);
+      }
+    }
+
+    button.addEventListener("click", () => {
+      wanted = before === null;
+      run(wanted);
+    });
+    slider.addEventListener("input", () => {
+      wanted = false;
+      run(false);
+      time = slider.value * length();
+      clips.forEach(place);
+    });
+    new IntersectionObserver(([entry]) => run(wanted && entry.isIntersecting)).observe(figure);
+  }
+
+  all(".example.moving").forEach(player);
 
   const select = document.getElementById("category");
 

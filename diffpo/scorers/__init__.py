@@ -3,6 +3,7 @@
 from diffpo.scorers.aesthetic import AestheticV1, AestheticV2
 from diffpo.scorers.base import Scorer as Scorer
 from diffpo.scorers.clip import Clip
+from diffpo.scorers.frame_change import FrameChange
 from diffpo.scorers.hps import HPSv2, HPSv21
 from diffpo.scorers.hpsv3 import HPSv3
 from diffpo.scorers.imagereward import ImageReward
@@ -22,4 +23,5 @@ SCORERS: dict[str, type[Scorer]] = {
     "imagereward": ImageReward,
     "mps": MPS,
     "hpsv3": HPSv3,
+    "frame-change": FrameChange,
 }

@@ -48,6 +48,8 @@ class Scorer(Block, ABC):
     """What is measured, for a reader of the report."""
     scale: ClassVar[str]
     """What a score is counted in; for some scorers this is an option."""
+    measures: ClassVar[str] = "quality"
+    """`motion`: more is not better, and a report shows it beside the quality of clips."""
     takes_frames: ClassVar[bool] = False
     """Whether it looks at the frames of a clip together. The others judge a clip by the mean score of its frames."""
 
@@ -58,7 +60,8 @@ class Scorer(Block, ABC):
         Raises:
             UserError: If the weights cannot be found.
         """
-        return {"scorer": self.name, "about": self.about, **self._found, "scale": self.scale}
+        known = {"scorer": self.name, "about": self.about, **self._found, "scale": self.scale}
+        return known if self.measures == "quality" else known | {"measures": self.measures}
 
     @property
     @abstractmethod

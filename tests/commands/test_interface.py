@@ -76,6 +76,7 @@ def words(world: World) -> dict[str, list[str]]:
         "data perturb": f"data perturb {place}/caption --perturber shapes --preset hybrid --out {place}/perturb",
         "data weight": f"data weight {place}/data-score --by lambda --out {place}/weigh",
         "data agreement": f"data agreement shapes:pairs --limit 9 --scorer shapes --out {place}/agreement.json",
+        "data show": f"data show shapes:pairs --pairs 2 --out {place}/show.html",
         "data import": f"data import {place}/twins --out {place}/import",
     }
     return {name: line.split() for name, line in lines.items()}

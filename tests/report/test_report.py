@@ -18,7 +18,7 @@ from diffpo.compare.numbers import points
 from diffpo.errors import UserError
 from diffpo.media.frames import Clip
 from diffpo.report.curves import MAX_POINTS, PANELS, draw_panels, moving_average, read_metrics, thin
-from diffpo.report.examples import data_uri
+from diffpo.report.embed import data_uri
 from diffpo.report.page import write_report
 
 EVIL = '<script>alert("x")</script> & </title><img src=x onerror=alert(1)> {{ 7 * 7 }} \' "'

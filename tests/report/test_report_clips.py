@@ -8,16 +8,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image, ImageSequence
+from PIL import Image
 
 from diffpo.compare.compare import Judging, compare
 from diffpo.compare.stats import Resampling
 from diffpo.errors import UserError
 from diffpo.media.folder import Media, write_manifest
-from diffpo.media.frames import Clip, encode
-from diffpo.report.examples import LARGEST_EDGE, MOST_FRAMES, data_uri
+from diffpo.media.frames import Clip, decode_clip, encode
+from diffpo.report.embed import LARGEST_EDGE, MOST_FRAMES, data_uri
 from diffpo.report.page import write_report
-from diffpo.scorers.scores import ScoreRow, ScoreTable, write_scores
+from diffpo.scorers.frame_change import FrameChange
+from diffpo.scorers.scores import ScoreRow, ScoreTable, score_folder, write_scores
 
 QUICK = Judging(resampling=Resampling(resamples=50))
 
@@ -52,33 +53,48 @@ def folders(tmp_path):
     return made
 
 
-def test_small_clips_are_exact_and_play():
-    uri = data_uri(clip(4, fps=5.0))
-    with opened(uri) as image:
-        assert image.n_frames == 4 and image.format == "PNG"
-        frames = [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(image)]
-        assert image.info["duration"] == 200 and image.info["loop"] == 0
-    assert all(np.array_equal(found, frame) for found, frame in zip(frames, clip(4).frames, strict=True))
+def film(uri):
+    """The clip in a data URI."""
+    return decode_clip(base64.b64decode(uri.partition("data:video/mp4;base64,")[2]))
+
+
+def test_small_clips_are_enlarged_by_a_whole_factor():
+    shown = film(data_uri(clip(4, fps=5.0)))
+    assert (len(shown.frames), shown.fps, shown.first.size) == (4, 5, (256, 256))
+    for found, frame in zip(shown.frames, clip(4).frames, strict=True):
+        centres = np.asarray(found, float)[8::16, 8::16]
+        assert np.abs(centres - np.asarray(frame)).mean() < 6
 
 
 def test_large_clips_are_reduced_and_long_ones_keep_their_time():
-    with opened(data_uri(clip(100, edge=130, fps=20.0))) as image:
-        assert (image.format, image.n_frames) == ("WEBP", MOST_FRAMES)
-        durations = []
-        for i in range(image.n_frames):
-            image.seek(i)
-            image.load()
-            durations.append(image.info["duration"])
-        assert sum(durations) == pytest.approx(5000, abs=50)
-    with opened(data_uri(clip(2, edge=600))) as image:
-        assert image.size == (LARGEST_EDGE, LARGEST_EDGE) and image.n_frames == 2
+    shown = film(data_uri(Clip(clip(5, edge=130).frames * 50, 25.0)))
+    assert (len(shown.frames), shown.fps) == (MOST_FRAMES, pytest.approx(24))
+    assert film(data_uri(clip(2, edge=601))).first.size == (LARGEST_EDGE, LARGEST_EDGE)
+    assert len(data_uri(clip(48, edge=448, fps=8.0))) < 6 * 190_000 * 4 / 3 * 1.5, "noise for six seconds"
 
 
 def test_a_report_of_clips(folders, tmp_path):
     html = write_report(tmp_path / "r.html", compare(folders, judging=QUICK), folders).read_text()
-    shown = re.findall(r'<img src="(data:[^"]+)"', html)
+    shown = re.findall(r'<video src="(data:[^"]+)"', html)
     assert len(shown) == 2 * (3 + 3), "three at random, three wins"
-    assert {opened(uri).n_frames for uri in shown} == {4}
+    assert {len(film(uri).frames) for uri in shown} == {4}
+    assert html.count('class="player"') == 6 and "How much these clips move was not scored" in html
+
+
+def test_motion_stands_beside_quality(folders, tmp_path):
+    for folder in folders:
+        score_folder(folder, [FrameChange()])
+    found = compare(folders, judging=QUICK)
+    assert [result.scorer for result in found.comparisons[0].results] == ["x", "frame-change"]
+    html = write_report(tmp_path / "r.html", found, folders).read_text()
+    assert "motion (frame-change) of two, against one" in html and "was not scored" not in html
+    assert html.count('<span class="motion">') == 12
+
+
+def test_the_change_from_frame_to_frame_is_counted_in_per_cent():
+    levels = [Image.new("RGB", (4, 4), (level,) * 3) for level in (0, 51, 51, 0)]
+    assert FrameChange().judge([levels, levels[:1], levels[1:3]], ["x"] * 3).tolist() == pytest.approx([40 / 3, 0, 0])
+    assert FrameChange().provenance["measures"] == "motion"
 
 
 def test_a_picture_of_several_frames_is_shown_as_it_was_judged(folders, tmp_path):

@@ -36,6 +36,10 @@ LEARNED = {
 OPTIONS = "dtype=bfloat16,device=cpu,batch=2"
 
 
+CODE = {"shapes", "shapes-utility", "frame-change"}
+"""Those that have no weights."""
+
+
 @pytest.fixture
 def weights(tmp_path):
     """A folder with all that scorers look for beside their weights, and weights of another kind."""
@@ -68,7 +72,7 @@ def test_without_network_the_message_names_the_file_and_the_local_way(spec, miss
 
 
 def test_every_scorer_with_weights_is_in_these_tests(weights):
-    learned = set(SCORERS) - {"shapes", "shapes-utility"}
+    learned = set(SCORERS) - CODE
     assert {spec.partition(",")[0] for spec in LEARNED} == set(specs(weights)) == learned
 
 
@@ -157,7 +161,7 @@ PLACES = {"path", "file", "model", "architecture", "processor", "tokenizer", "ba
 
 def test_every_option_that_decides_a_score_is_in_the_provenance(weights):
     """Kept scores are of the same provenance: an option that it lacks would be given the scores of another."""
-    made = specs(weights) | {"shapes": "shapes", "shapes-utility": "shapes-utility"}
+    made = specs(weights) | {name: name for name in CODE}
     for name, scorer in SCORERS.items():
         first = make_scorer(made[name])
         for field in fields(scorer):
