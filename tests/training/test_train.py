@@ -330,8 +330,8 @@ def test_bad_input_gets_a_clear_message(world, changes, told):
 def test_a_folder_that_is_no_model_and_a_family_that_is_not_supported(world, tmp_path):
     with pytest.raises(UserError, match=r"has no model_index\.json"):
         world.train("bad", {"model.path": str(tmp_path)}, fresh=True)
-    (tmp_path / "model_index.json").write_text('{"_class_name": "KandinskyPipeline"}')
-    with pytest.raises(UserError, match="KandinskyPipeline, which diffpo does not train; supported are StableDiffusion"):
+    (tmp_path / "model_index.json").write_text('{"_class_name": "KolorsPipeline"}')
+    with pytest.raises(UserError, match="KolorsPipeline, which diffpo does not train; supported are StableDiffusion"):
         world.train("bad", {"model.path": str(tmp_path)}, fresh=True)
 
 
