@@ -25,7 +25,7 @@ from diffpo.config.run import Config
 from diffpo.disk.files import UNFINISHED, discard, sweep, write_file, write_json, writing
 from diffpo.disk.lock import sole_writer
 from diffpo.disk.plain import read_saved
-from diffpo.errors import UserError
+from diffpo.errors import ConfigError, UserError
 from diffpo.training.checkpoint import differences, flatten, newest, updates_done
 from diffpo.training.processes import by_the_first
 
@@ -150,16 +150,28 @@ def check_places(folder: Path) -> None:
 
 
 def changes(folder: Path, tree: dict[str, Any]) -> dict[str, list[Any]]:
-    """Find the settings that are not as a run's `config.yaml` says, each with its old and its new value."""
+    """Find the settings that are not as a run's `config.yaml` says, each with its old and its new value.
+
+    Settings that did not exist when the run began have their default there: what nobody could set has not changed.
+    """
     file = folder / "config.yaml"
     try:
-        old, new = flatten(read_saved(file)), flatten(tree)
+        old, new = flatten(_completed(read_saved(file))), flatten(tree)
     except (ValueError, AttributeError) as error:
         raise UserError(
             f"{file} cannot be read ({error}), so nobody knows which run this is. Bring it back, give another folder "
             "with train.output=..., or begin anew in this one with --fresh"
         ) from error
     return differences(old, new)
+
+
+def _completed(tree: dict[str, Any]) -> dict[str, Any]:
+    """A saved tree with the settings that came later; as it stands where it no longer makes a config."""
+    kept = {key: value for key, value in tree.items() if key != EFFECTIVE}
+    try:
+        return tree | Config.build(kept).to_dict()
+    except ConfigError:
+        return tree
 
 
 def _allowed_changes(folder: Path, tree: dict[str, Any]) -> dict[str, list[Any]]:

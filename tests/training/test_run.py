@@ -113,6 +113,18 @@ def test_what_may_not(claimed, changes, processes, told):
     assert history(folder) == []
 
 
+def test_settings_that_came_after_a_run_began_have_their_defaults_there(claimed):
+    """A run of an earlier version goes on, unless the new setting is used."""
+    file = claimed() / "config.yaml"
+    tree = yaml.safe_load(file.read_text())
+    assert tree["train"].pop("ema") == 0.0 and tree["data"].pop("caption_dropout") == 0.1
+    file.write_text(yaml.safe_dump(tree))
+    with pytest.raises(UserError, match=r"train\.ema: 0\.0 there, 0\.9 now"):
+        claimed({"train.ema": 0.9})
+    claimed()
+    assert history(file.parent) == []
+
+
 def test_a_start_that_learned_nothing_may_be_changed_and_nothing_is_removed(claimed):
     folder = claimed(learned=False)
     (folder / "samples").mkdir()
