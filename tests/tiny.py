@@ -280,22 +280,24 @@ def z_image():
     )
 
 
-def wan():
+def wan(channels=4, **more):
+    mean, std = torch.linspace(-0.7, 0.5, channels).tolist(), torch.linspace(2.8, 0.5, channels).tolist()
     return WanPipeline(
         tokenizer=t5_tokenizer(),
         text_encoder=t5(WIDTH, UMT5EncoderModel, UMT5Config),
         vae=AutoencoderKLWan(
             base_dim=3,
-            z_dim=4,
+            z_dim=channels,
             dim_mult=[1, 1, 1, 1],
             num_res_blocks=1,
             temperal_downsample=[False, True, True],
-            latents_mean=[-0.7, 0.1, 0.0, 0.5],
-            latents_std=[2.8, 1.4, 0.9, 0.5],
+            latents_mean=mean,
+            latents_std=std,
+            **more,
         ),
         transformer=WanTransformer3DModel(
-            in_channels=4,
-            out_channels=4,
+            in_channels=channels,
+            out_channels=channels,
             num_attention_heads=2,
             attention_head_dim=12,
             text_dim=WIDTH,
@@ -304,10 +306,14 @@ def wan():
             num_layers=2,
             rope_max_seq_len=32,
         ),
-        scheduler=UniPCMultistepScheduler(
-            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0, num_train_timesteps=1000
-        ),
+        scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+        expand_timesteps=bool(more),
     )
+
+
+def wan_5b():
+    sizes = {"in_channels": 12, "out_channels": 12, "patch_size": 2, "scale_factor_spatial": 16}
+    return wan(6, is_residual=True, **sizes)
 
 
 def cogvideox():
@@ -446,6 +452,7 @@ PIPELINES = {
     "sana": sana,
     "z-image": z_image,
     "wan": wan,
+    "wan-5b": wan_5b,
     "cogvideox": cogvideox,
     "ltx": ltx,
     "hunyuanvideo": hunyuanvideo,
@@ -454,6 +461,7 @@ PIPELINES = {
 """Every family and parametrisation that diffpo trains, by the name of its best-known model."""
 CLIPS = {
     "wan": {"num_frames": 5, "height": 16, "width": 16},
+    "wan-5b": {"num_frames": 5, "height": 32, "width": 32},
     "cogvideox": {"num_frames": 9, "height": 32, "width": 32},
     "ltx": {"num_frames": 9, "height": 64, "width": 64},
     "hunyuanvideo": {"num_frames": 5, "height": 16, "width": 16},

@@ -111,6 +111,7 @@ FACTS = {
         call=(("guidance_scale", 0.0),),
     ),
     "wan": Facts(family="wan", latent=(4, 3, 4, 4), masked=True, single=True, multiple=16, cut=((512, 0),)),
+    "wan-5b": Facts(family="wan-5b", latent=(6, 3, 4, 4), masked=True, single=True, multiple=32, cut=((512, 0),)),
     "cogvideox": Facts(family="cogvideox", latent=(4, 3, 4, 4), multiple=16, cut=((226, 1),), frames_first=True),
     "ltx": Facts(family="ltx", latent=(8, 2, 2, 2), masked=True, multiple=32, cut=((128, 1),)),
     "hunyuanvideo": Facts(

@@ -42,7 +42,7 @@ def sample_clips(
             length.
     """
     assert len(prompts) == len(seeds), (len(prompts), len(seeds))
-    family = family_of(type(pipeline).__name__)
+    family = family_of({**pipeline.config, "_class_name": type(pipeline).__name__})
     plan = plan_clips(family, {} if family is None else pipeline.vae.config, sampler)
     pipeline.set_progress_bar_config(disable=True)
     clips: list[Clip] = []

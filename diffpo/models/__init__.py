@@ -1,5 +1,8 @@
 """Families of models by name. A new one is a file here and a line in `FAMILIES`."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from diffpo.compat import ensure_torchvision
 
 ensure_torchvision()
@@ -16,7 +19,7 @@ from diffpo.models.sana import Sana  # noqa: E402
 from diffpo.models.sd3 import SD3  # noqa: E402
 from diffpo.models.sdxl import SDXL  # noqa: E402
 from diffpo.models.unet import UNet  # noqa: E402
-from diffpo.models.wan import Wan  # noqa: E402
+from diffpo.models.wan import Wan, Wan22Small  # noqa: E402
 from diffpo.models.zimage import ZImage  # noqa: E402
 
 FAMILIES: dict[str, type[Denoiser]] = {
@@ -30,6 +33,7 @@ FAMILIES: dict[str, type[Denoiser]] = {
     "sana": Sana,
     "z-image": ZImage,
     "wan": Wan,
+    "wan-5b": Wan22Small,
     "cogvideox": CogVideoX,
     "ltx": LTX,
     "hunyuanvideo": HunyuanVideo,
@@ -37,9 +41,9 @@ FAMILIES: dict[str, type[Denoiser]] = {
 }
 
 
-def family_of(pipeline: str) -> type[Denoiser] | None:
-    """The family that reads a diffusers pipeline, by the name of its class; None: diffpo does not train it."""
-    return next((family for family in FAMILIES.values() if pipeline in family.pipelines), None)
+def family_of(index: Mapping[str, Any]) -> type[Denoiser] | None:
+    """The family that reads a diffusers pipeline, by its `model_index.json`; None: diffpo does not train it."""
+    return next((family for family in FAMILIES.values() if family.reads(index)), None)
 
 
 __all__ = ["FAMILIES", "Denoiser", "family_of"]

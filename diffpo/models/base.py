@@ -126,6 +126,11 @@ class Denoiser(ABC):
         """Answer z `[b c f h w]` at time t `[b]` in the process's own parametrisation, `[b c f h w]`."""
 
     @classmethod
+    def reads(cls, index: Mapping[str, Any]) -> bool:
+        """Whether this is the family of a pipeline, from its `model_index.json`."""
+        return index.get("_class_name") in cls.pipelines
+
+    @classmethod
     def unheard(cls, network: Mapping[str, Any]) -> tuple[str, ...]:
         """Beginnings of the names of parameters that change no answer, which are not trained.
 

@@ -74,9 +74,9 @@ def find_base(path: str, *, vae: str | None = None, denoiser: str | None = None)
     """
     folder = find_pipeline(path).path
     index = read_json(folder / "model_index.json")
-    family = family_of(name := index.get("_class_name"))
+    family, name = family_of(index), index.get("_class_name")
     if family is None:
-        known = ", ".join(p for other in FAMILIES.values() for p in other.pipelines)
+        known = ", ".join(dict.fromkeys(p for other in FAMILIES.values() for p in other.pipelines))
         raise UserError(f"{path} is a {name}, which diffpo does not train; supported are {known}")
     family.check_index(index)
     replaced = {}

@@ -47,7 +47,7 @@ class Model:
     @property
     def family(self) -> type[Denoiser] | None:
         """The base's family; None: one that diffpo does not train, and may sample from all the same."""
-        return family_of(self.index.get("_class_name", ""))
+        return family_of(self.index)
 
     @property
     def vae(self) -> dict[str, Any]:
@@ -201,7 +201,7 @@ def _pipeline_class(index: dict[str, Any]) -> Any:
 
 def part_dtype(index: dict[str, Any], part: str, dtype: torch.dtype) -> torch.dtype:
     """The dtype of a pipeline's part where its networks have `dtype`: some families keep their VAE in float32."""
-    family = family_of(index.get("_class_name", ""))
+    family = family_of(index)
     whole = family is not None and part in family.whole_parts
     return torch.promote_types(dtype, torch.float32) if whole else dtype
 

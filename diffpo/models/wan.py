@@ -1,4 +1,4 @@
-"""Wan 2.1 (arXiv:2503.20314): a video transformer trained by rectified flow; the network's time is 1000 sigma.
+"""Wan 2.1 (arXiv:2503.20314) and 2.2's 5B: a video transformer trained by rectified flow; its time is 1000 sigma.
 
 The text is UMT5's states, and zeros up to 512 tokens, to which the network attends. The VAE is causal: its first latent
 frame is the first frame, each further one is four frames.
@@ -34,12 +34,16 @@ class Wan(Flow):
     token_limits: ClassVar = {"tokenizer": 512}  # the pipeline's max_sequence_length
 
     @classmethod
+    def reads(cls, index: Mapping[str, Any]) -> bool:
+        return super().reads(index) and not index.get("expand_timesteps")
+
+    @classmethod
     def check_index(cls, index: Mapping[str, Any]) -> None:
         super().check_index(index)
-        if index.get("expand_timesteps") or any(index.get("transformer_2") or ()):
+        if any(index.get("transformer_2") or ()):
             raise UserError(
-                "this is a Wan 2.2 model (two experts, or a time for each token), which diffpo does not train; give a "
-                "Wan 2.1 text-to-video model, such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+                "this is a Wan 2.2 model of two experts, which diffpo does not train; give one of a single network, "
+                "such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers or Wan-AI/Wan2.2-TI2V-5B-Diffusers"
             )
 
     def predict(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
@@ -73,3 +77,19 @@ class Wan(Flow):
         vae = pipeline.vae
         mean, std = channel_statistics(vae.config, latent)
         return vae.decode((latent * std + mean).to(vae.dtype), return_dict=False)[0]
+
+
+class Wan22Small(Wan):
+    """Wan 2.2's 5B, with a VAE that makes 16 x 16 pixels a latent cell.
+
+    The pipeline tells its network a time for each token. Where a clip is made of a text alone they are all one, and the
+    network makes the same of that one time for the whole clip, which it is told here.
+    """
+
+    usual_frames = 121
+    fps = 24.0
+    sides = 32
+
+    @classmethod
+    def reads(cls, index: Mapping[str, Any]) -> bool:
+        return index.get("_class_name") in cls.pipelines and bool(index.get("expand_timesteps"))

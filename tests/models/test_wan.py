@@ -25,11 +25,13 @@ from diffpo.errors import UserError  # noqa: E402
 from diffpo.generation.generate import generate  # noqa: E402
 from diffpo.generation.settings import GenerateOptions  # noqa: E402
 from diffpo.media.folder import open_clip, read_media, read_settings  # noqa: E402
+from diffpo.models import FAMILIES  # noqa: E402
 from diffpo.models.bases import find_base  # noqa: E402
 from diffpo.models.encoders import Encoders  # noqa: E402
 from diffpo.models.pipelines import find_model, open_pipeline  # noqa: E402
 from diffpo.models.tuning import Full  # noqa: E402
 
+MEAN, STD = torch.linspace(-0.7, 0.5, 4).tolist(), torch.linspace(2.8, 0.5, 4).tolist()
 PROMPT = "a red circle moves left"
 
 
@@ -79,7 +81,7 @@ def test_the_latents_are_the_mode_normalised_channel_by_channel(pipelines):
     with torch.no_grad():
         mode = pipeline.vae.encode(clip[None]).latent_dist.mode()[0]
         decoded = pipeline.vae.decode(mode[None]).sample
-    for channel, (centre, spread) in enumerate(zip((-0.7, 0.1, 0.0, 0.5), (2.8, 1.4, 0.9, 0.5), strict=True)):
+    for channel, (centre, spread) in enumerate(zip(MEAN, STD, strict=True)):
         torch.testing.assert_close(mean[channel], (mode[channel] - centre) / spread, rtol=1e-5, atol=1e-6)
     with torch.no_grad():
         ours = find_base(str(pipelines("wan"))).family.decode_media(pipeline, mean[None])
@@ -160,15 +162,19 @@ def test_half_precision_leaves_what_diffusers_keeps_whole(pipelines):
             assert denoiser.predict(batch.latent.chosen, t, batch.cond.chosen).isfinite().all()
 
 
-def test_wan_22_is_refused(pipelines, tmp_path):
+def test_the_members_of_the_family_are_told_apart(pipelines, tmp_path):
+    """By the pipeline's flag and by its second network; two experts are refused."""
+    for name, rate, frames in (("wan", 16, 81), ("wan-5b", 24, 121)):
+        family = find_base(str(pipelines(name))).family
+        assert family is FAMILIES[name] and (family.fps, family.usual_frames) == (rate, frames)
     folder = shutil.copytree(pipelines("wan"), tmp_path / "wan")
     file = folder / "model_index.json"
-    index = json.loads(file.read_text())
-    for change in ({"expand_timesteps": True}, {"transformer_2": ["diffusers", "WanTransformer3DModel"]}):
-        file.write_text(json.dumps(index | change))
-        (folder / "transformer_2").mkdir(exist_ok=True)
-        with pytest.raises(UserError, match=r"this is a Wan 2\.2 model .* give a Wan 2\.1 text-to-video model"):
-            find_base(str(folder))
+    file.write_text(
+        json.dumps(json.loads(file.read_text()) | {"transformer_2": ["diffusers", "WanTransformer3DModel"]})
+    )
+    (folder / "transformer_2").mkdir()
+    with pytest.raises(UserError, match=r"a Wan 2\.2 model of two experts.* give one of a single network"):
+        find_base(str(folder))
 
 
 def test_it_trains(lora, full):
