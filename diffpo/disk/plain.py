@@ -111,6 +111,8 @@ class _Values:
             return self._mapping(node, depth)
         if isinstance(node, yaml.SequenceNode):
             return [self.of(child, depth + 1) for child in node.value]
+        if half := next((each for each in node.value if "\ud800" <= each <= "\udfff"), None):
+            raise self._refusal(node, f": {half!a} is half of a character", "; write the character itself")
         return None if node.style is None and node.value in NULLS else node.value
 
     def _mapping(self, node: yaml.MappingNode, depth: int) -> dict[str, Any]:

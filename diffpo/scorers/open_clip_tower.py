@@ -91,7 +91,7 @@ def _spec(
     }
 
     def load(dtype: str, device: str) -> Tower:
-        network, state = _build(config, label), read_state(weights.path)
+        state, network = read_state(weights.path), _build(config, label)  # a bad file is refused before gigabytes
         if any(name.startswith("text.") for name in network.state_dict()):
             from open_clip.model import convert_to_custom_text_state_dict
 

@@ -62,7 +62,7 @@ def _change(rng: random.Random, tree: dict[str, Any]) -> str:
             continue
         break
     kind = rng.choice(("value", "value", "value", "delete", "rename", "add"))
-    if key == COSTLY and kind == "delete":
+    if key.lower() == COSTLY and kind == "delete":
         kind = "value"
     if kind == "value":
         node[key] = rng.choice(VALUES)

@@ -49,6 +49,9 @@ REFUSED = {
     "Latin-1": ("model: {name: é}".encode("latin-1"), "is not UTF-8 (line 1)"),
     "UTF-16": (HEAD.encode("utf-16"), "is not UTF-8 (line 1)"),
     "a control character": ("a: \x07", "is no YAML"),
+    "half of a character": ('train: {output: "\\uDC00"}', r"'\udc00' is half of a character (line 1); write the"),
+    "half of a character in a list": ('a:\n- "x\\uD83D"', r"'\ud83d' is half of a character (line 2); write the"),
+    "half of a character in a key": ('"\\uD83D": 1', r"'\ud83d' is half of a character (line 1); write the"),
 }
 
 

@@ -139,6 +139,16 @@ def test_a_pickle_is_not_opened(tmp_path):
         tiny(tmp_path / "text.pt").score(*DOT)
 
 
+def test_a_bad_file_is_refused_before_the_network_takes_gigabytes(tmp_path, monkeypatch):
+    def built(*_):
+        raise AssertionError("the network was built first")
+
+    monkeypatch.setattr("diffpo.scorers.open_clip_tower._build", built)
+    torch.save({"state_dict": torch.nn.Linear(2, 2)}, tmp_path / "whole.pt")
+    with pytest.raises(UserError, match="not opened"):
+        tiny(tmp_path / "whole.pt").score(*DOT)
+
+
 def test_several_files_need_a_choice(tmp_path):
     for name in ("a.pt", "b.pt"):
         shutil.copy(HPS, tmp_path / name)
