@@ -14,6 +14,7 @@ from diffusers import (  # noqa: E402
     AutoencoderDC,
     AutoencoderKL,
     AutoencoderKLCogVideoX,
+    AutoencoderKLFlux2,
     AutoencoderKLHunyuanVideo,
     AutoencoderKLLTXVideo,
     AutoencoderKLQwenImage,
@@ -25,6 +26,9 @@ from diffusers import (  # noqa: E402
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Pipeline,
+    Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
     HunyuanVideoPipeline,
@@ -58,6 +62,7 @@ from tiny_texts import (  # noqa: E402
     gemma_tokenizer,
     llama,
     llama_tokenizer,
+    mistral,
     qwen3,
     qwen_tokenizer,
     qwen_vl,
@@ -67,6 +72,7 @@ from tiny_texts import (  # noqa: E402
 from transformers import (  # noqa: E402
     CLIPTextModel,
     CLIPTextModelWithProjection,
+    Qwen3ForCausalLM,
     Qwen3Model,
     UMT5Config,
     UMT5EncoderModel,
@@ -198,6 +204,38 @@ def flux():
             pooled_projection_dim=WIDTH,
             guidance_embeds=True,
             axes_dims_rope=(4, 4, 8),
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+    )
+
+
+def flux2(kind=Flux2Pipeline):
+    text_encoder = mistral(8, 30) if kind is Flux2Pipeline else qwen3(Qwen3ForCausalLM, 8, 28)
+    vae = AutoencoderKLFlux2(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=16,
+        layers_per_block=1,
+    )
+    vae.bn.running_mean += torch.linspace(-1, 1, 16)
+    vae.bn.running_var *= torch.linspace(0.5, 2, 16)
+    return kind(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=qwen_tokenizer(),
+        transformer=Flux2Transformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=24,
+            timestep_guidance_channels=32,
+            axes_dims_rope=(4, 4, 4, 4),
+            guidance_embeds=kind is Flux2Pipeline,
         ),
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
     )
@@ -448,6 +486,8 @@ PIPELINES = {
     "pixart": pixart,
     "pixart-alpha": lambda: pixart(PixArtAlphaPipeline),
     "flux": flux,
+    "flux2": flux2,
+    "flux2-klein": lambda: flux2(Flux2KleinPipeline),
     "qwen-image": qwen_image,
     "sana": sana,
     "z-image": z_image,

@@ -80,6 +80,24 @@ FACTS = {
         family="pixart-alpha", masked=True, multiple=4, cut=((120, 1),), call=(("use_resolution_binning", False),)
     ),
     "flux": Facts(family="flux", pooled=24, multiple=4, cut=((16, 3), (512, 0)), negative=False, large=True),
+    "flux2": Facts(
+        family="flux2",
+        latent=(16, 1, 4, 4),
+        multiple=4,
+        cut=((512, 0),),
+        negative=False,
+        large=True,
+        strided=True,
+    ),
+    "flux2-klein": Facts(
+        family="flux2-klein",
+        latent=(16, 1, 4, 4),
+        multiple=4,
+        cut=((512, 0),),
+        negative=False,
+        large=True,
+        strided=True,
+    ),
     "qwen-image": Facts(
         family="qwen-image",
         latent=(4, 1, 2, 2),

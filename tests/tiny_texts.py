@@ -56,7 +56,9 @@ def t5(width: int = WIDTH, encoder: type = T5EncoderModel, config: type = T5Conf
 
 MARKS = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 CHAT = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m['content'] is string %}{{ m['content'] }}{% else %}{{ m['content'][0]['text'] }}{% endif %}<|im_end|>\n"
+    "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
@@ -86,8 +88,8 @@ def llama():
     return LlamaModel(LlamaConfig(num_attention_heads=2, num_key_value_heads=2, **sizes))
 
 
-def qwen3(kind: type):
-    sizes = {"hidden_size": WIDTH, "intermediate_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+def qwen3(kind: type, width: int = WIDTH, layers: int = 3):
+    sizes = {"hidden_size": width, "intermediate_size": 16, "num_hidden_layers": layers, "num_attention_heads": 2}
     heads = {"num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 2048}
     return kind(Qwen3Config(vocab_size=300, **sizes, **heads))
 
@@ -106,6 +108,23 @@ def qwen_vl():
     marks = ("vision_start", "vision_end", "image", "video")
     ids = {f"{mark}_token_id": 259 + i for i, mark in enumerate(marks)}
     return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids))
+
+
+def mistral(width: int, layers: int):
+    """Mistral 3, which FLUX.2 reads prompts with."""
+    from transformers import Mistral3Config, Mistral3ForConditionalGeneration
+
+    text = {
+        **{"model_type": "mistral", "vocab_size": 300, "hidden_size": width, "intermediate_size": 16, "head_dim": 8},
+        **{"num_attention_heads": 2, "num_key_value_heads": 2, "num_hidden_layers": layers},
+        **{"sliding_window": None, "pad_token_id": 256},
+    }
+    vision = {
+        **{"model_type": "pixtral", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1},
+        **{"num_attention_heads": 2, "image_size": 30, "patch_size": 6, "num_channels": 3},
+    }
+    config = Mistral3Config(text_config=text, vision_config=vision, image_token_index=261)
+    return Mistral3ForConditionalGeneration(config)
 
 
 def gemma_tokenizer() -> GemmaTokenizer:

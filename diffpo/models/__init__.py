@@ -11,6 +11,7 @@ from diffpo.models.animatediff import AnimateDiff  # noqa: E402
 from diffpo.models.base import Denoiser  # noqa: E402
 from diffpo.models.cogvideox import CogVideoX  # noqa: E402
 from diffpo.models.flux import Flux  # noqa: E402
+from diffpo.models.flux2 import Flux2, Flux2Klein  # noqa: E402
 from diffpo.models.hunyuanvideo import HunyuanVideo  # noqa: E402
 from diffpo.models.ltx import LTX  # noqa: E402
 from diffpo.models.pixart import PixArt, PixArtAlpha  # noqa: E402
@@ -29,6 +30,8 @@ FAMILIES: dict[str, type[Denoiser]] = {
     "pixart": PixArt,
     "pixart-alpha": PixArtAlpha,
     "flux": Flux,
+    "flux2": Flux2,
+    "flux2-klein": Flux2Klein,
     "qwen-image": QwenImage,
     "sana": Sana,
     "z-image": ZImage,

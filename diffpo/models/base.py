@@ -35,7 +35,7 @@ class Width:
 
     what: str
     given: dict[str, str]
-    """Part -> the key in its configuration; several are added up."""
+    """Part -> the key in its configuration, with dots between levels; several are added up."""
     taken: Callable[[Mapping[str, Any]], int]
     """What the network's configuration says."""
 

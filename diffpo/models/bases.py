@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,10 @@ def find_base(path: str, *, vae: str | None = None, denoiser: str | None = None)
     if family is None:
         known = ", ".join(dict.fromkeys(p for other in FAMILIES.values() for p in other.pipelines))
         raise UserError(f"{path} is a {name}, which diffpo does not train; supported are {known}")
-    family.check_index(index)
+    try:
+        family.check_index(index)
+    except UserError as error:
+        raise UserError(f"{path} cannot be trained: {error}") from error
     replaced = {}
     if vae is not None:
         fetch = partial(weights.snapshot, what="a VAE", patterns=("*.json", "*.safetensors"), probe="config.json")
@@ -101,7 +105,8 @@ def _check_widths(base: BaseModel) -> None:
     network = base.config(base.component)
     for width in (base.family.latent_channels, *base.family.widths):
         try:
-            given = sum(base.config(part)[key] for part, key in width.given.items() if part in base.encoders)
+            parts = {part: key.split(".") for part, key in width.given.items() if part in base.encoders}
+            given = sum(reduce(getitem, keys, base.config(part)) for part, keys in parts.items())
             taken = width.taken(network)
         except (KeyError, TypeError):  # an older configuration leaves it out
             continue

@@ -89,8 +89,9 @@ class Encoders:
     def count_cut(self, prompts: Sequence[str]) -> dict[int, int]:
         """Count the prompts that are longer than a text encoder reads: tokens that it reads -> prompts cut there."""
         cut: dict[int, set[int]] = {}
-        for name, tokenizer in self.pipeline.components.items():
-            if name.startswith("tokenizer") and tokenizer is not None:
+        for name, part in self.pipeline.components.items():
+            if name.startswith("tokenizer") and part is not None:
+                tokenizer = vars(part).get("tokenizer", part)  # a processor holds one
                 limit = self.family.token_limits.get(name, tokenizer.model_max_length)
                 tokens = tokenizer(list(prompts), verbose=False).input_ids
                 cut.setdefault(limit, set()).update(i for i, ids in enumerate(tokens) if len(ids) > limit)

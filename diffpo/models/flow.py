@@ -9,7 +9,7 @@ the more tokens a picture or clip has (arXiv:2403.03206, section 5.3.2):
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -43,7 +43,7 @@ class Flow(Denoiser):
                 "prediction_type=flow_prediction into scheduler/scheduler_config.json"
             )
         if scheduler.get("use_dynamic_shifting"):
-            return FlowProcess(shift=partial(_shift_by_size, dict(scheduler), cls.tokens), time=time)
+            return FlowProcess(shift=partial(_shift_by_size, cls, dict(scheduler)), time=time)
         return FlowProcess(shift=float(scheduler.get("flow_shift", scheduler.get("shift", 1.0))), time=time)
 
     @classmethod
@@ -51,6 +51,13 @@ class Flow(Denoiser):
         """Tokens that the network makes of latents `[c f h w]`."""
         _, frames, height, width = shape
         return frames * (height // cls.patch) * (width // cls.patch)
+
+    @classmethod
+    def mu(cls, scheduler: Mapping[str, Any], tokens: int) -> float:
+        """How far times are shifted for so many tokens; defaults are those of FlowMatchEulerDiscreteScheduler."""
+        base, most = scheduler.get("base_shift", 0.5), scheduler.get("max_shift", 1.15)
+        start, end = scheduler.get("base_image_seq_len", 256), scheduler.get("max_image_seq_len", 4096)
+        return base + (most - base) * (tokens - start) / (end - start)
 
     def told(self, t: Tensor, z: Tensor) -> Tensor:
         """The time `[b]` in the network's unit, in float32 at least: half precision would move it."""
@@ -69,9 +76,7 @@ def channel_statistics(vae: Mapping[str, Any], like: Tensor) -> tuple[Tensor, Te
     return mean.to(like.device), std.to(like.device)
 
 
-def _shift_by_size(scheduler: Mapping[str, Any], tokens: Callable[[Sequence[int]], int], shape: Sequence[int]) -> float:
-    """The shift for latents `[c f h w]`; what a configuration leaves out is as in FlowMatchEulerDiscreteScheduler."""
-    base, most = scheduler.get("base_shift", 0.5), scheduler.get("max_shift", 1.15)
-    start, end = scheduler.get("base_image_seq_len", 256), scheduler.get("max_image_seq_len", 4096)
-    mu = base + (most - base) * (tokens(shape) - start) / (end - start)
+def _shift_by_size(family: type[Flow], scheduler: Mapping[str, Any], shape: Sequence[int]) -> float:
+    """The shift for latents `[c f h w]`."""
+    mu = family.mu(scheduler, family.tokens(shape))
     return mu if scheduler.get("time_shift_type") == "linear" else math.exp(mu)

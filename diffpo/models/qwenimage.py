@@ -26,7 +26,7 @@ class QwenImage(Packed):
     unit = 1.0
     sides = 16
     latent_channels = Width("latent channels", {"vae": "z_dim"}, lambda network: network["in_channels"] // 4)
-    widths = (Width("text width", {"text_encoder": "hidden_size"}, itemgetter("joint_attention_dim")),)
+    widths = (Width("text width", {"text_encoder": "text_config.hidden_size"}, itemgetter("joint_attention_dim")),)
     token_limits: ClassVar = {"tokenizer": 1024}  # of the prompt; the pipeline puts it into a template
 
     def arguments(self, z: Tensor, cond: Condition) -> dict[str, Any]:

@@ -119,7 +119,7 @@ def test_every_family(name, tmp_path):
     told = {"generator": torch.Generator("cpu").manual_seed(5), "num_inference_steps": 3, **dict(facts.guided)}
     told |= negative | ({"height": 32, "width": 64} if facts.large else {})
     told |= {key: value for key, value in facts.call if key == "use_resolution_binning" and facts.large}
-    expected = pipeline(PROMPTS[0], **told).images[0]
+    expected = pipeline(prompt=PROMPTS[0], **told).images[0]
     np.testing.assert_array_equal(pixels(tmp_path / "out", read_media(tmp_path / "out"))[0], np.asarray(expected))
     images = sample_clips(pipeline, PROMPTS[:2], [0, 1], Sampler(steps=1, guidance=3.0, size=(64, 32), **negative))
     assert [image.first.size for image in images] == [(32, 64)] * 2

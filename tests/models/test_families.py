@@ -42,7 +42,7 @@ def overhear(folder, prompt: str, **more) -> list[tuple[torch.Tensor, torch.Tens
     network.register_forward_hook(listen, with_kwargs=True)
     generator = torch.Generator().manual_seed(0)
     how = {"num_inference_steps": 3, "guidance_scale": 1.0, "height": 16, "width": 16, "output_type": "latent"}
-    pipeline(prompt, generator=generator, **how | more)
+    pipeline(prompt=prompt, generator=generator, **how | more)
     return heard
 
 

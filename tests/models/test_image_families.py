@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from tiny_steps import make, pair_batch
@@ -104,3 +106,26 @@ def test_texts_of_any_length_stand_in_one_batch(pipelines, name):
         for i, cond in enumerate(conds):
             alone = denoiser.predict(z[i : i + 1], t[i : i + 1], cond)
             torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_flux2s_latents_are_normalised_patches(pipelines):
+    """Four cells a token, with the batch norm's running statistics; positions and shift as in the pipeline."""
+    from diffusers import Flux2Pipeline
+    from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
+
+    pipeline = DiffusionPipeline.from_pretrained(pipelines("flux2"))
+    frames = 2 * torch.rand(1, 3, 1, 16, 24, generator=torch.Generator().manual_seed(0)) - 1
+    with torch.no_grad():
+        mean, std = FAMILIES["flux2"].encode_media(pipeline, frames)
+        expected = pipeline._encode_vae_image(frames.squeeze(2), None)
+    torch.testing.assert_close(mean.squeeze(2), expected, rtol=1e-5, atol=1e-5)
+    assert mean.shape == std.shape == (1, 16, 1, 4, 6) and std.min() > 0
+    denoiser, _ = make(pipelines("flux2"), "full")
+    cond = pair_batch("flux2", [0]).cond.chosen
+    told = denoiser.arguments(mean, cond)
+    assert torch.equal(told["img_ids"], Flux2Pipeline._prepare_latent_ids(mean.squeeze(2))[0].float())
+    assert torch.equal(told["txt_ids"], Flux2Pipeline._prepare_text_ids(cond.text)[0].float())
+    assert torch.equal(denoiser.pack(mean), Flux2Pipeline._pack_latents(mean.squeeze(2)))
+    for side in (32, 80):
+        shift = denoiser.process.shift((16, 1, side, side))
+        assert shift == pytest.approx(math.exp(compute_empirical_mu(side * side, 50)))
