@@ -57,7 +57,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vae-steps", type=int, nargs=2, default=(3300, 2000), help="of 6 clips, in two rounds")
     parser.add_argument("--clips", type=int, default=10_240, help="clips whose latents the transformer is trained on")
-    parser.add_argument("--base-steps", type=int, default=5000, help="of 32 clips")
+    parser.add_argument(
+        "--base-steps", type=int, default=860, help="of 32 clips; many more make it too good for the gate"
+    )
     parser.add_argument("--measured-clips", type=int, default=200, help="clips that the base model is measured on")
     parser.add_argument("--pairs", type=int, nargs=2, default=(400, 48), help="of each kind: train, validation")
     return parser.parse_args()
@@ -75,7 +77,7 @@ def vae(args: argparse.Namespace) -> None:
 def base(args: argparse.Namespace) -> None:
     """Train transformer and text encoder on cached latents, then write the pipeline."""
     cache = train_base.cache_latents(load_vae(args), args.clips, args.seed, args.work, args.device)
-    plan = Plan(args.base_steps, learning_rate=1.5e-3, warmup=200, ema=0.999, seed=args.seed)
+    plan = Plan(args.base_steps, learning_rate=1.5e-3, warmup=200, ema=0.999, seed=args.seed, horizon=5000)
     train_base.train_base(train_base.make_base(args.seed), cache, plan, 32, args.work, args.device)
     export_pipeline(args)
 

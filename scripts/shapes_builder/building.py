@@ -32,6 +32,8 @@ class Plan:
     weight_decay: float = 0.01
     save_minutes: float = 2.0
     log_every: int = 50
+    horizon: int | None = None
+    """Steps over which the learning rate falls; None is `steps`."""
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
@@ -43,7 +45,7 @@ def learning_rate(plan: Plan, step: int) -> float:
     """Linear warm-up, then half a cosine down to 1 % of the peak."""
     if step < plan.warmup:
         return plan.learning_rate * (step + 1) / plan.warmup
-    progress = min(1.0, (step - plan.warmup) / max(1, plan.steps - plan.warmup))
+    progress = min(1.0, (step - plan.warmup) / max(1, (plan.horizon or plan.steps) - plan.warmup))
     return plan.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 

@@ -58,6 +58,13 @@ def test_a_missing_checkpoint_says_what_makes_it(tmp_path):
         load_average("m", torch.nn.Linear(1, 1), tmp_path)
 
 
+def test_a_run_can_stop_long_before_its_learning_rate_has_fallen():
+    short, long = (
+        Plan(steps=steps, learning_rate=1.0, warmup=10, horizon=horizon) for steps, horizon in ((20, 100), (100, None))
+    )
+    assert [learning_rate(short, step) for step in range(20)] == [learning_rate(long, step) for step in range(20)]
+
+
 def test_the_learning_rate_warms_up_and_decays():
     plan = Plan(steps=100, learning_rate=1.0, warmup=10)
     assert learning_rate(plan, 0) == pytest.approx(0.1)
