@@ -1,6 +1,7 @@
 """Small random models of the real classes, one for each family, saved as the folders that `from_pretrained` reads."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -318,8 +319,20 @@ def z_image():
     )
 
 
-def wan(channels=4, **more):
+def wan(channels=4, boundary=None, **more):
     mean, std = torch.linspace(-0.7, 0.5, channels).tolist(), torch.linspace(2.8, 0.5, channels).tolist()
+    network = partial(
+        WanTransformer3DModel,
+        in_channels=channels,
+        out_channels=channels,
+        num_attention_heads=2,
+        attention_head_dim=12,
+        text_dim=WIDTH,
+        freq_dim=32,
+        ffn_dim=32,
+        num_layers=2,
+        rope_max_seq_len=32,
+    )
     return WanPipeline(
         tokenizer=t5_tokenizer(),
         text_encoder=t5(WIDTH, UMT5EncoderModel, UMT5Config),
@@ -333,17 +346,9 @@ def wan(channels=4, **more):
             latents_std=std,
             **more,
         ),
-        transformer=WanTransformer3DModel(
-            in_channels=channels,
-            out_channels=channels,
-            num_attention_heads=2,
-            attention_head_dim=12,
-            text_dim=WIDTH,
-            freq_dim=32,
-            ffn_dim=32,
-            num_layers=2,
-            rope_max_seq_len=32,
-        ),
+        transformer=network(),
+        transformer_2=network() if boundary else None,
+        boundary_ratio=boundary,
         scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
         expand_timesteps=bool(more),
     )
@@ -493,6 +498,7 @@ PIPELINES = {
     "z-image": z_image,
     "wan": wan,
     "wan-5b": wan_5b,
+    "wan-a14b": lambda: wan(boundary=0.5),
     "cogvideox": cogvideox,
     "ltx": ltx,
     "hunyuanvideo": hunyuanvideo,
@@ -502,6 +508,7 @@ PIPELINES = {
 CLIPS = {
     "wan": {"num_frames": 5, "height": 16, "width": 16},
     "wan-5b": {"num_frames": 5, "height": 32, "width": 32},
+    "wan-a14b": {"num_frames": 5, "height": 16, "width": 16},
     "cogvideox": {"num_frames": 9, "height": 32, "width": 32},
     "ltx": {"num_frames": 9, "height": 64, "width": 64},
     "hunyuanvideo": {"num_frames": 5, "height": 16, "width": 16},

@@ -7,6 +7,7 @@ import torch
 
 from diffpo.core.types import Condition, Pair, PairBatch, Rng
 from diffpo.models.base import Denoiser
+from diffpo.models.bases import find_base
 from diffpo.models.load import load
 from diffpo.models.reference import Reference
 from diffpo.models.tuning import MODELS
@@ -130,6 +131,7 @@ FACTS = {
     ),
     "wan": Facts(family="wan", latent=(4, 3, 4, 4), masked=True, single=True, multiple=16, cut=((512, 0),)),
     "wan-5b": Facts(family="wan-5b", latent=(6, 3, 4, 4), masked=True, single=True, multiple=32, cut=((512, 0),)),
+    "wan-a14b": Facts(family="wan-a14b", latent=(4, 3, 4, 4), masked=True, single=True, multiple=16, cut=((512, 0),)),
     "cogvideox": Facts(family="cogvideox", latent=(4, 3, 4, 4), multiple=16, cut=((226, 1),), frames_first=True),
     "ltx": Facts(family="ltx", latent=(8, 2, 2, 2), masked=True, multiple=32, cut=((128, 1),)),
     "hunyuanvideo": Facts(
@@ -200,6 +202,7 @@ def make(folder, tuning: str, precision: torch.dtype = torch.float32, **more) ->
     with torch.random.fork_rng():
         torch.manual_seed(0)
         more = {"rank": 2, **more} if tuning == "lora" else more
+        more = {"expert": "high", **more} if find_base(str(folder)).family.experts else more
         return load(MODELS[tuning](path=str(folder), **more), precision, True)
 
 

@@ -147,6 +147,11 @@ class Config(Document):
             )
         if method.cached_inversion is not None and not data.cache:
             clashes.append("method.inversion.cache: lies beside the encodings, so it needs data.cache=true")
+        if model.expert == "high" and getattr(method, "inversion", None) is not None:
+            clashes.append(
+                "method.inversion: walks through all noise levels up to a time, of which the expert for high noise "
+                "knows the last ones only; set method.inversion=null, or model.expert=low"
+            )
         if method.needs_reference and getattr(model, "dropout", 0.0) > 0:
             clashes.append("model.dropout: must be 0 for a method with a reference, which would see another network")
         return clashes

@@ -25,6 +25,8 @@ from diffpo.core.types import Condition
 from diffpo.errors import UserError
 from diffpo.models.peft_folder import load_peft_folder, save_peft_folder
 
+LORA_FILE = "pytorch_lora_weights.safetensors"
+"""What diffusers calls an adapter's file."""
 SCHEDULER_NAMES = {"eps": "epsilon", "v": "v_prediction"}
 """What diffusers' schedulers call our parametrisations of discrete models."""
 
@@ -99,6 +101,8 @@ class Denoiser(ABC):
     """The pipeline's own check: sides in pixels must be divisible by this, whatever the VAE and the patch."""
     whole_parts: ClassVar[tuple[str, ...]] = ()
     """Parts of the pipeline that sample in float32, whatever the dtype of the others."""
+    experts: ClassVar[dict[str, type[Denoiser]]] = {}
+    """Families of the networks of a pipeline that has one for high and one for low noise, `high` and `low`."""
     token_limits: ClassVar[dict[str, int]] = {}
     """Tokens that the pipeline reads of a prompt, by its name for the tokenizer; others read the tokenizer's own."""
 
@@ -149,6 +153,11 @@ class Denoiser(ABC):
     @abstractmethod
     def make_process(scheduler: Mapping[str, Any], time: Time) -> NoiseProcess:
         """Read the noise process out of a pipeline's scheduler configuration."""
+
+    @classmethod
+    def within(cls, process: NoiseProcess, index: Mapping[str, Any]) -> NoiseProcess:
+        """Keep the times that the network is for, by its pipeline's `model_index.json`: all, but for experts."""
+        return process
 
     @staticmethod
     @abstractmethod
@@ -220,6 +229,11 @@ class Denoiser(ABC):
             UserError: It cannot do what is asked.
         """
         return asked.usual if cls.most_frames == 1 else asked.usual | {"num_frames": asked.frames}
+
+    @staticmethod
+    def lora_file(folder: Path) -> Path:
+        """Where an export holds its adapter."""
+        return folder / LORA_FILE
 
     @staticmethod
     def save_lora(pipeline: Any, component: str, folder: Path, layers: dict[str, Tensor], config: dict) -> None:

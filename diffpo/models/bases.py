@@ -12,7 +12,7 @@ from diffpo.disk import weights
 from diffpo.errors import UserError
 from diffpo.models import FAMILIES, Denoiser, family_of
 from diffpo.models.base import SCHEDULER_NAMES
-from diffpo.models.pipelines import find_denoiser, find_pipeline, named_parts, network_class, read_json
+from diffpo.models.pipelines import NETWORKS, find_denoiser, find_pipeline, named_parts, network_class, read_json
 
 UNUSED = ("feature_extractor", "image_encoder", "motion_adapter")
 """Parts of pipelines that neither encode nor denoise. (A motion adapter's weights are in the network.)"""
@@ -48,7 +48,7 @@ class BaseModel:
     @property
     def encoders(self) -> tuple[str, ...]:
         """Names of the parts that decide an encoding: VAE, text encoders, tokenizers."""
-        others = (*self.family.components, "scheduler", "safety_checker", *UNUSED)
+        others = (*NETWORKS, "scheduler", "safety_checker", *UNUSED)
         return tuple(name for name in named_parts(self.index) if name not in others)
 
     def part(self, name: str) -> Path:
@@ -65,10 +65,12 @@ class BaseModel:
         return config if prediction is None else config | {"prediction_type": SCHEDULER_NAMES[prediction]}
 
 
-def find_base(path: str, *, vae: str | None = None, denoiser: str | None = None) -> BaseModel:
+def find_base(
+    path: str, *, vae: str | None = None, denoiser: str | None = None, expert: str | None = None
+) -> BaseModel:
     """Find a base model, with the VAE and the network that replace its own, and recognise its family.
 
-    Nothing is loaded. `path`, `vae` and `denoiser` are as in the config's `model` block.
+    Nothing is loaded. `path`, `vae`, `denoiser` and `expert` are as in the config's `model` block.
 
     Raises:
         UserError: Something is not there, the family is not supported, or the parts do not fit together.
@@ -79,6 +81,9 @@ def find_base(path: str, *, vae: str | None = None, denoiser: str | None = None)
     if family is None:
         known = ", ".join(dict.fromkeys(p for other in FAMILIES.values() for p in other.pipelines))
         raise UserError(f"{path} is a {name}, which diffpo does not train; supported are {known}")
+    if expert is not None and not family.experts:
+        raise UserError(f"model.expert is {expert}, but a {name} like {path} has one network: leave model.expert out")
+    family = family.experts.get(expert or "", family)
     try:
         family.check_index(index)
     except UserError as error:

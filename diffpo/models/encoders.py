@@ -19,7 +19,7 @@ from diffpo.core.types import DTYPES
 from diffpo.disk import weights
 from diffpo.media.footage import FrameRule
 from diffpo.models.bases import UNUSED, BaseModel
-from diffpo.models.pipelines import load_network, load_parts, part_dtype
+from diffpo.models.pipelines import NETWORKS, load_network, load_parts, named_parts, part_dtype
 from diffpo.models.tuning import Tuning
 
 
@@ -42,7 +42,7 @@ class Encoders:
     def pipeline(self) -> Any:
         """The diffusers pipeline, without its denoiser; a `UserError` where files are broken."""
         base, dtype = self._base, DTYPES[self._tuning.encoder_dtype]
-        parts = dict.fromkeys(name for name in base.index if name in (*base.family.components, *UNUSED))
+        parts = dict.fromkeys(name for name in base.index if name in (*NETWORKS, *UNUSED))
         if "vae" in base.replaced:
             parts["vae"] = load_network(base.part("vae"), part_dtype(base.index, "vae", dtype))
         pipeline = load_parts(base.folder, dtype, parts, told="cannot load the VAE and text encoders of")
@@ -110,11 +110,15 @@ class Encoders:
             for part, (home, own) in zip(parts, before, strict=True):
                 part.to(home, own)
 
-    def with_denoiser(self, network: torch.nn.Module) -> Any:
+    def with_denoiser(self, network: Any) -> Any:
         """Put a network of the family beside the encoders: a pipeline that makes images or clips."""
         parts = self.pipeline.components
         flags = {k: v for k, v in self.pipeline.config.items() if k not in parts and not k.startswith("_")}
-        return type(self.pipeline)(**flags, **parts | {self._base.component: network})
+        networks = {self._base.component: network}
+        for name in named_parts(self._base.index):
+            if name in NETWORKS and name not in networks:  # the other one of two experts
+                networks[name] = load_network(self._base.part(name), network.dtype).to(network.device)
+        return type(self.pipeline)(**flags, **parts | networks)
 
 
 def fingerprint(base: BaseModel, tuning: Tuning) -> str:

@@ -20,10 +20,10 @@ def load(tuning: Tuning, dtype: torch.dtype, needs_reference: bool) -> tuple[Den
     Raises:
         UserError: Files are missing or broken, or a setting does not fit the model.
     """
-    base = tuning.find()
+    base = tuning.find_trained()
     family, frozen = base.family, DTYPES[tuning.dtype] if tuning.dtype else dtype
     network = load_network(base.part(base.component), dtype if tuning.trains_base else frozen)
-    process = family.make_process(base.scheduler(tuning.prediction), tuning.time)
+    process = family.within(family.make_process(base.scheduler(tuning.prediction), tuning.time), base.index)
     if tuning.prediction not in (None, process.prediction):
         raise UserError(
             f"model.prediction is {tuning.prediction}, but a {base.pipeline} predicts {process.prediction} and nothing "

@@ -49,7 +49,8 @@ def load_peft_folder(network: nn.Module, folder: Path, adapter: str) -> None:
     from peft import LoraConfig, PeftConfig, inject_adapter_in_model
     from peft.utils import set_peft_model_state_dict
 
-    config = PeftConfig.from_pretrained(str(folder))
+    said = PeftConfig.check_kwargs(**PeftConfig.from_json_file(str(folder / CONFIG_FILE)))
+    config = PeftConfig.from_peft_type(**said)
     if not isinstance(config, LoraConfig):
         raise ValueError(f"{folder / CONFIG_FILE} describes a {config.peft_type}, no LoRA")
     tensors = {name.removeprefix(_PREFIX): x for name, x in load_file(folder / TENSORS_FILE).items()}

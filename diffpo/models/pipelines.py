@@ -15,17 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from diffpo.disk.weights import BROKEN, Weights, hub_errors, locate, reason, snapshot
+from diffpo.disk.weights import BROKEN, Weights, fingerprint, hub_errors, locate, reason, snapshot
 from diffpo.errors import UserError
 from diffpo.models import Denoiser, family_of
+from diffpo.models.base import LORA_FILE
 from diffpo.models.peft_folder import CONFIG_FILE, is_peft_folder, load_peft_folder
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-LORA_FILE = "pytorch_lora_weights.safetensors"
-NETWORKS = ("unet", "transformer")
-"""What a pipeline calls the network that denoises."""
+NETWORKS = ("unet", "transformer", "transformer_2")
+"""What a pipeline calls the networks that denoise."""
+SECOND = "transformer_2"
+"""The network for low noise, of pipelines that have one for high noise beside it."""
 _INDEX = "model_index.json"
 _FP16 = "fp16"
 _A_MODEL = "a diffusers model"
@@ -133,10 +135,8 @@ def find_tuned(spec: str) -> tuple[str, Path]:
     if root.is_file():
         return "lora", root
     for folder in (root / "final", root):
-        if (folder / LORA_FILE).is_file():
-            return "lora", folder / LORA_FILE
-        if is_peft_folder(folder):
-            return "lora", folder
+        if adapter := _lora_in(folder):
+            return "lora", adapter
         for name in (*NETWORKS, "."):
             config = folder / name / "config.json"
             if config.is_file() and "_class_name" in read_json(config):
@@ -153,7 +153,7 @@ def open_pipeline(model: Model, *, dtype: torch.dtype, device: str) -> Diffusion
     Raises:
         UserError: If diffusers cannot read the files, or the tuned weights do not fit the base.
     """
-    tuned = {} if model.denoiser is None else {_component(model): load_network(model.denoiser.path, dtype)}
+    tuned = {name: load_network(folder, dtype) for name, folder in _tuned_networks(model).items()}
     # Networks and adapters are initialised at random before their weights are read.
     with torch.random.fork_rng(devices=[]):
         pipeline = load_parts(model.base.path, dtype, tuned, told="diffusers cannot load")
@@ -206,36 +206,60 @@ def part_dtype(index: dict[str, Any], part: str, dtype: torch.dtype) -> torch.dt
     return torch.promote_types(dtype, torch.float32) if whole else dtype
 
 
+def _lora_in(folder: Path) -> Path | None:
+    """The adapter in a folder: its file, that of an expert for low noise, or itself in PEFT's format."""
+    files = [file for file in (folder / LORA_FILE, folder / SECOND / LORA_FILE) if file.is_file()]
+    return files[0] if files else folder if is_peft_folder(folder) else None
+
+
+def _with_second(path: Path, second: Path) -> Weights:
+    """Tuned weights, and those of the expert for low noise where they lie beside them."""
+    return Weights(path, f"blake2b:{fingerprint(path)}+{fingerprint(second)}") if second.exists() else Weights(path)
+
+
 def _load_lora(pipeline: DiffusionPipeline, path: Path) -> None:
     from diffusers.loaders.lora_base import LoraBaseMixin
 
+    files = [path, path.parent / SECOND / path.name]
     try:
         if path.is_dir():
             network = next(getattr(pipeline, name) for name in NETWORKS if name in pipeline.components)
             return load_peft_folder(network, path, "default")
         if not isinstance(pipeline, LoraBaseMixin):
             raise UserError(f"{type(pipeline).__name__} reads no LoRA file; give {path} as PEFT's folder.")
-        pipeline.load_lora_weights(str(path.parent), weight_name=path.name)
+        for file in (file for file in files if file.is_file()):
+            second = file.parent.name == SECOND
+            if second and pipeline.components.get(SECOND) is None:
+                raise UserError(
+                    f"the LoRA {file} is of an expert for low noise, which {type(pipeline).__name__} lacks."
+                )
+            where = {"load_into_transformer_2": True} if second else {}
+            pipeline.load_lora_weights(str(file.parent), weight_name=file.name, **where)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise UserError(f"the LoRA {path} does not fit {type(pipeline).__name__}: {error}") from error
     if not any(pipeline.get_list_adapters().values()):  # diffusers only logs this
         raise UserError(f"the LoRA {path} has no weight that fits {type(pipeline).__name__}: it would change nothing.")
 
 
-def _component(model: Model) -> str:
-    """Name of the base's part that the tuned denoiser replaces: the one of the same class."""
-    assert model.denoiser is not None
-    kind = network_class(read_json(model.denoiser.path / "config.json"))
+def _tuned_networks(model: Model) -> dict[str, Path]:
+    """Folders of the networks that replace the base's own of the same class, an expert for low noise included."""
+    if model.denoiser is None:
+        return {}
+    folder = model.denoiser.path
+    kind = network_class(read_json(folder / "config.json"))
     own = {name: model.base.path / name / "config.json" for name in NETWORKS}
     own = {name: network_class(read_json(file)) for name, file in own.items() if file.is_file()}
-    for name, other in own.items():
-        if other is kind:
-            return name
-    held = ", ".join(f"{name} {other.__name__}" for name, other in own.items())
-    raise UserError(
-        f"{model.denoiser.path} is a {kind.__name__}, but {model.base.path} has {held or 'no denoiser'}. "
-        "Give the base that it was tuned from."
-    )
+    fitting = [name for name, other in own.items() if other is kind]
+    if not fitting:
+        held = ", ".join(f"{name} {other.__name__}" for name, other in own.items())
+        raise UserError(
+            f"{folder} is a {kind.__name__}, but {model.base.path} has {held or 'no denoiser'}. "
+            "Give the base that it was tuned from."
+        )
+    name = folder.name if folder.name in fitting else fitting[0]
+    beside = folder.parent / SECOND
+    both = name == folder.name != SECOND and SECOND in fitting and (beside / "config.json").is_file()
+    return {name: folder} | ({SECOND: beside} if both else {})
 
 
 def load_network(folder: Path, dtype: torch.dtype) -> Any:
@@ -295,12 +319,12 @@ def find_lora(spec: str) -> Weights:
     fetch = partial(snapshot, what="a LoRA", patterns=("*.safetensors", CONFIG_FILE), probe="*.safetensors")
     found = locate(spec, what="a LoRA", fetch=fetch)
     if found.path.is_file():
-        return Weights(found.path.parent) if is_peft_folder(found.path.parent) else found
+        if is_peft_folder(found.path.parent):
+            return Weights(found.path.parent)
+        return _with_second(found.path, found.path.parent / SECOND / LORA_FILE)
     for folder in (found.path / "final", found.path):
-        if (folder / LORA_FILE).is_file():
-            return Weights(folder / LORA_FILE)
-        if is_peft_folder(folder):
-            return Weights(folder)
+        if adapter := _lora_in(folder):
+            return _with_second(adapter, adapter.parent / SECOND / LORA_FILE)
     files = sorted(found.path.glob("*.safetensors"))
     if len(files) != 1:
         held = f"several: {', '.join(f.name for f in files)}" if files else "none"
@@ -316,7 +340,7 @@ def find_denoiser(spec: str) -> Weights:
     kind, folder = find_tuned(str(found.path))
     if kind != "denoiser":
         raise UserError(f"{spec} holds a LoRA, not a denoiser: give it as lora.")
-    return Weights(folder)
+    return _with_second(folder, folder.parent / SECOND) if folder.name == NETWORKS[1] else Weights(folder)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -49,6 +50,11 @@ class Tuning(Block, ABC):
     trains what is then used as the unconditional half of guidance."""
     prediction: Literal["eps", "v"] | None = None
     """What the network predicts, where the scheduler's file is wrong about it. Default: what that file says."""
+    expert: Literal["high", "low"] | None = None
+    """Which network is trained of a model that has two, for high and for low noise: each on its own range of times, in
+    a run of its own."""
+    beside: Place | None = None
+    """A run that trained the other expert: the export holds both."""
     guidance: Guidance | None = None
     """What a network that was distilled with guidance is told while it trains, policy and reference alike. Default: 1,
     the data's own velocity; the value that one samples with trains what is then looked at."""
@@ -65,13 +71,29 @@ class Tuning(Block, ABC):
         Raises:
             UserError: Something is not there, or does not fit.
         """
-        base = find_base(self.path, vae=self.vae, denoiser=self.denoiser)
+        base = find_base(self.path, vae=self.vae, denoiser=self.denoiser, expert=self.expert)
+        if self.beside is not None:
+            self.other_expert(base)
         if self.guidance is not None and not base.config(base.component).get("guidance_embeds"):
             raise UserError(
                 f"model.guidance is {self.guidance}, but the {base.component} of {self.path} was not distilled with "
                 "guidance: leave model.guidance out"
             )
         self.check(base)
+        return base
+
+    def find_trained(self) -> BaseModel:
+        """Do as `find`, for training: of a model that has two networks, one must be named.
+
+        Raises:
+            UserError: None is named, or what `find` raises.
+        """
+        base = self.find()
+        if base.family.experts and self.expert is None:
+            raise UserError(
+                f"{self.path} has two networks, for high and for low noise: say model.expert=high or low, and train "
+                "the other one in a second run"
+            )
         return base
 
     @abstractmethod
@@ -89,6 +111,34 @@ class Tuning(Block, ABC):
     @abstractmethod
     def save(self, folder: Path, base: BaseModel, network: Any, weights: dict[str, Tensor]) -> None:
         """Export whole `weights`, named as in the bare `network`, as plain diffusers reads them."""
+
+    @abstractmethod
+    def expert_file(self, family: type[Denoiser], folder: Path) -> Path:
+        """Where an export in `folder` holds what was tuned of a family: a file, or a folder."""
+
+    def other_expert(self, base: BaseModel) -> tuple[type[Denoiser], Path]:
+        """The other expert's family, and what `beside` holds of it.
+
+        Raises:
+            UserError: It holds nothing of it, or there is no other expert.
+        """
+        others = [family for family in base.family.experts.values() if family is not base.family]
+        for folder in (Path(str(self.beside)).expanduser() / "final", Path(str(self.beside)).expanduser()):
+            for family in others:
+                if (file := self.expert_file(family, folder)).exists():
+                    return family, file
+        raise UserError(
+            f"model.beside is {self.beside}, which holds no {'full network' if self.trains_base else 'LoRA'} of the "
+            "other expert: give the run that trained it in the same way, or leave model.beside out"
+        )
+
+    def copy_other(self, folder: Path, base: BaseModel) -> None:
+        """Put the other expert, where there is one, into an export."""
+        if self.beside is not None:
+            family, file = self.other_expert(base)
+            place = self.expert_file(family, folder)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            (shutil.copytree if file.is_dir() else shutil.copyfile)(file, place)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +167,10 @@ class Full(Tuning):
         buffers = {name: x.cpu() for name, x in network.named_buffers() if name in plain.state_dict()}
         plain.load_state_dict(weights | buffers, assign=True)
         plain.save_pretrained(folder / base.component)
+        self.copy_other(folder, base)
+
+    def expert_file(self, family: type[Denoiser], folder: Path) -> Path:
+        return folder / family.components[0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,8 +230,12 @@ class LoRA(Tuning):
         said = network.peft_config["default"].to_dict()
         config = {key: sorted(value) if isinstance(value, set) else value for key, value in said.items()}
         base.family.save_lora(getattr(diffusers, base.pipeline), base.component, folder, layers, config)
-        for file in folder.glob("*.safetensors"):
+        for file in folder.rglob("*.safetensors"):
             _sort_header(file)
+        self.copy_other(folder, base)
+
+    def expert_file(self, family: type[Denoiser], folder: Path) -> Path:
+        return family.lora_file(folder)
 
     def _add(self, network: Any, family: type[Denoiser]) -> None:
         from peft import LoraConfig, inject_adapter_in_model

@@ -1,20 +1,22 @@
-"""Wan 2.1 (arXiv:2503.20314) and 2.2's 5B: a video transformer trained by rectified flow; its time is 1000 sigma.
+"""Wan 2.1 (arXiv:2503.20314) and 2.2: a video transformer trained by rectified flow; its time is 1000 sigma.
 
 The text is UMT5's states, and zeros up to 512 tokens, to which the network attends. The VAE is causal: its first latent
 frame is the first frame, each further one is four frames.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from operator import itemgetter
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from diffpo.core.process import NoiseProcess
 from diffpo.core.types import Condition
-from diffpo.errors import UserError
-from diffpo.models.base import Width
+from diffpo.models.base import LORA_FILE, Width
 from diffpo.models.flow import Flow, channel_statistics
 
 
@@ -22,6 +24,8 @@ class Wan(Flow):
     """`WanPipeline`'s transformer."""
 
     pipelines = ("WanPipeline",)
+    told_apart_by: ClassVar[tuple[bool, bool]] = (False, False)
+    """Whether the pipeline has two networks, and whether it tells a time for each token."""
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
     blocks = ("WanTransformerBlock",)
     latent_channels = Width("latent channels", {"vae": "z_dim"}, itemgetter("in_channels"))
@@ -35,16 +39,8 @@ class Wan(Flow):
 
     @classmethod
     def reads(cls, index: Mapping[str, Any]) -> bool:
-        return super().reads(index) and not index.get("expand_timesteps")
-
-    @classmethod
-    def check_index(cls, index: Mapping[str, Any]) -> None:
-        super().check_index(index)
-        if any(index.get("transformer_2") or ()):
-            raise UserError(
-                "this is a Wan 2.2 model of two experts, which diffpo does not train; give one of a single network, "
-                "such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers or Wan-AI/Wan2.2-TI2V-5B-Diffusers"
-            )
+        experts, small = any(index.get("transformer_2") or ()), bool(index.get("expand_timesteps"))
+        return super().reads(index) and (experts, small) == cls.told_apart_by
 
     def predict(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
         assert cond.mask is not None, "Wan conditions carry a mask: beyond the prompt the text is zero"
@@ -86,10 +82,56 @@ class Wan22Small(Wan):
     network makes the same of that one time for the whole clip, which it is told here.
     """
 
+    told_apart_by = (False, True)
     usual_frames = 121
     fps = 24.0
     sides = 32
 
+
+class Wan22High(Wan):
+    """The one of Wan 2.2's two networks of 14 thousand million weights that samples while there is much noise."""
+
+    told_apart_by = (True, False)
+
     @classmethod
-    def reads(cls, index: Mapping[str, Any]) -> bool:
-        return index.get("_class_name") in cls.pipelines and bool(index.get("expand_timesteps"))
+    def within(cls, process: NoiseProcess, index: Mapping[str, Any]) -> NoiseProcess:
+        """Times from the boundary on: drawn before they are shifted, from the boundary's place there."""
+        return _between(process, _before_shift(process, index["boundary_ratio"]), 1.0)
+
+
+class Wan22Low(Wan22High):
+    """The one that goes on when little noise is left; diffusers reads its adapter beside the other's."""
+
+    components = ("transformer_2",)
+
+    @classmethod
+    def within(cls, process: NoiseProcess, index: Mapping[str, Any]) -> NoiseProcess:
+        return _between(process, 0.0, _before_shift(process, index["boundary_ratio"]))
+
+    @staticmethod
+    def lora_file(folder: Path) -> Path:
+        return folder / "transformer_2" / LORA_FILE
+
+    @staticmethod
+    def save_lora(pipeline: Any, component: str, folder: Path, layers: dict[str, Tensor], config: dict) -> None:
+        """Named as the first network's: `load_lora_weights(..., load_into_transformer_2=True)` says which one it is."""
+        Wan.save_lora(pipeline, "transformer", folder / component, layers, config)
+
+    @staticmethod
+    def load_lora(network: Any, component: str, path: Path, adapter: str) -> None:
+        Wan.load_lora(network, "transformer", path, adapter)
+
+
+Wan22High.experts = Wan22Low.experts = {"high": Wan22High, "low": Wan22Low}
+
+
+def _before_shift(process: NoiseProcess, sigma: float) -> float:
+    """The time that is shifted to a noise level."""
+    shift = process.time.shift or process.shift
+    return sigma / (shift - (shift - 1) * sigma)
+
+
+def _between(process: NoiseProcess, low: float, high: float) -> NoiseProcess:
+    """Draw times in a part of the range; what the config says of low and high is of that part."""
+    time, span = process.time, high - low
+    return replace(process, time=replace(time, low=low + span * time.low, high=low + span * time.high))

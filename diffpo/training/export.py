@@ -38,7 +38,7 @@ def export(config: Config, accelerator: Accelerator, policy: Denoiser, folder: P
 
     def write() -> None:
         check_finite({"weights": weights}, config.train.steps, config)
-        base = find_base(config.model.path)
+        base = find_base(config.model.path, expert=config.model.expert)
         network: Any = accelerator.unwrap_model(policy.network)
         kept = others(folder, "final")
         grid = max((folder / "samples").glob("step-*.png"), default=None)

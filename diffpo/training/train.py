@@ -126,6 +126,7 @@ def prepare_data(
     config: Config, accelerator: Accelerator
 ) -> tuple[Schedule, PairLoader, PairLoader | None, Encoders | None]:
     """Read the tables and encode them; the encoders are let go unless something still needs them."""
+    config.model.find_trained()
     splits = load_splits(config.data)
     tables = [splits.train]
     if splits.validation is not None and config.train.eval_every:
