@@ -1,6 +1,6 @@
 """Builds the moving world: VAE, base pipeline, pair table, prompt lists.
 
-    python scripts/build_moving.py                    # everything: about an hour on one idle CPU core
+    python scripts/build_moving.py                    # everything: about half an hour on one idle CPU core
     python scripts/build_moving.py --stage base       # one stage; it needs those before it
 
 Every stage is resumable: the same command continues after a kill. Checkpoints go to --work, results to --output. What
@@ -55,13 +55,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--vae-steps", type=int, nargs=2, default=(3300, 2000), help="of 6 clips, in two rounds")
+    parser.add_argument("--vae-steps", type=int, nargs=2, default=(3300, 1850), help="of 6 clips, in two rounds")
     parser.add_argument("--clips", type=int, default=10_240, help="clips whose latents the transformer is trained on")
-    parser.add_argument(
-        "--base-steps", type=int, default=860, help="of 32 clips; many more make it too good for the gate"
-    )
+    parser.add_argument("--base-steps", type=int, default=860, help="of 32 clips; after many more it passes too often")
     parser.add_argument("--measured-clips", type=int, default=200, help="clips that the base model is measured on")
-    parser.add_argument("--pairs", type=int, nargs=2, default=(400, 48), help="of each kind: train, validation")
+    parser.add_argument("--pairs", type=int, nargs=2, default=(400, 50), help="of each kind: train, validation")
     return parser.parse_args()
 
 

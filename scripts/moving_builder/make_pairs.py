@@ -11,6 +11,7 @@ and for wholes and segments. Two clips that tie as wholes keep their segments' l
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -19,11 +20,10 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from shapes_builder.building import step_generator
 from torch import Tensor
 
-from diffpo.media.frames import Clip, decode_clip, encode
+from diffpo.media.frames import decode_clip
 from diffpo.worlds.moving.annotators import ANNOTATORS, Judgement, assess, label, tie_threshold
 from diffpo.worlds.moving.render import render_batch, to_uint8
 from diffpo.worlds.moving.scenes import (
@@ -83,7 +83,7 @@ def make_clips(pipeline: WanPipeline, jobs: Sequence[Job], work: Path) -> list[t
     made: list[tuple[bytes, bytes]] = []
     for start in range(0, len(jobs), BATCH):
         batch = jobs[start : start + BATCH]
-        paths = [[work / f"{job.kind}-{seed}.png" for seed in job.seeds] for job in batch]
+        paths = [[work / f"{job.kind}-{seed}.mp4" for seed in job.seeds] for job in batch]
         if not all(path.exists() for pair in paths for path in pair):
             clips = make[batch[0].kind](pipeline, batch)
             for path, clip in zip((path for pair in paths for path in pair), clips, strict=True):
@@ -150,8 +150,18 @@ def write_table(rows: Sequence[dict], path: Path, split: Split) -> None:
 
 
 def to_bytes(clip: np.ndarray) -> bytes:
-    """An animated PNG, without loss."""
-    return encode(Clip(tuple(Image.fromarray(frame) for frame in clip), FPS))
+    """An mp4 in RGB: a quarter of a PNG's size, off by 1.4 of 255 levels in the mean, 0.07 in units of the latents."""
+    import av
+
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264rgb", rate=FPS, options={"qp": "20", "preset": "veryslow"})
+        stream.height, stream.width = clip.shape[1:3]
+        stream.pix_fmt, stream.codec_context.thread_count = "rgb24", 1
+        for frame in clip:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return file.getvalue()
 
 
 def from_bytes(data: bytes) -> np.ndarray:
