@@ -41,7 +41,7 @@ class TinyEncoder:
         if self.images == self.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
         self.images += 1
-        posterior = self.vae.encode(frames.transpose(0, 1)).latent_dist
+        posterior = self.vae.encode(frames.float().div(127.5).sub(1.0).transpose(0, 1)).latent_dist
         return posterior.mean.transpose(0, 1), posterior.std.transpose(0, 1)
 
     def encode_prompt(self, prompt):

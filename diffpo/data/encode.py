@@ -53,7 +53,7 @@ class Encoder(Protocol):
         ...
 
     def encode_media(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation, each `[c f h w]` float32, of `frames` `[3 f h w]` in [-1, 1]."""
+        """Return mean and standard deviation, each `[c f h w]` float32, of `frames` `[3 f h w]` uint8."""
         ...
 
     def encode_prompt(self, prompt: str) -> dict[str, Tensor]:

@@ -62,8 +62,8 @@ class Prepared:
 
     @property
     def frames(self) -> Tensor:
-        """`[3 f h w]` float32 in [-1, 1]."""
-        return torch.from_numpy(self.pixels.transpose(3, 0, 1, 2).astype(np.float32, order="C") / 127.5 - 1.0)
+        """`[3 f h w]` uint8: a view."""
+        return torch.from_numpy(self.pixels).permute(3, 0, 1, 2)
 
 
 def draw_window(source: Source, seed: int, index: int) -> Window:

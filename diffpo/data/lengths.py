@@ -59,18 +59,15 @@ def check_frames(source: Source, rule: FrameRule) -> None:
         UserError: It does not.
     """
     asked = source.frames
-    if asked is None or asked == 1:
+    if asked is None or asked == rule.most == 1:
         return
     if rule.most == 1:
         raise UserError(f"data.frames={asked}, but this model takes images: leave it out, or use a model of clips.")
     below = rule.below(asked)
     if below != asked:
-        above = below + rule.step
-        nearest = f"{below} or {above}" if rule.most is None or above <= rule.most else f"{below}"
-        longest = "" if rule.most is None else f", {rule.most} at most"
-        raise UserError(
-            f"data.frames={asked} does not fit this model: it takes k * {rule.step} + 1 frames{longest}. Use {nearest}."
-        )
+        near = [below, below + rule.step] if below else [rule.first]
+        nearest = " or ".join(str(count) for count in near if count and rule.below(count) == count)
+        raise UserError(f"data.frames={asked} does not fit this model: it takes {rule}. Use {nearest}.")
 
 
 def read_lengths(
@@ -103,15 +100,11 @@ def read_lengths(
     for side, found in contents.items():
         counted = _count(table, side, found, fps, home, shown)
         for row, frames in counted.items():
-            if isinstance(frames, str):
-                dropped.setdefault(row, describe_broken_image(side, table.cell(row, side), frames))
-            elif source.frames is None:
-                own[side][row] = rule.below(frames)
-            elif frames < source.frames:
-                few = f"it has {frames} frames at {fps:g} per second where data.frames={source.frames} are wanted"
-                dropped.setdefault(row, describe_broken_image(side, table.cell(row, side), few))
+            taken = _take(frames, source, rule, fps)
+            if isinstance(taken, str):
+                dropped.setdefault(row, describe_broken_image(side, table.cell(row, side), taken))
             else:
-                own[side][row] = source.frames
+                own[side][row] = taken
         if shown and source.frames is None:
             _tell_cut([n for n in counted.values() if isinstance(n, int)], rule, f"{table.path}, {side}")
     together = np.stack([*own.values()])
@@ -157,16 +150,25 @@ def _measure(cell: object, fps: float | None) -> dict[str, int | str]:
         return {"broken": str(error)}
 
 
+def _take(counted: int | str, source: Source, rule: FrameRule, fps: float | None) -> int | str:
+    """How many frames to take of a clip, or why it cannot be used."""
+    if isinstance(counted, str):
+        return counted
+    taken, wanted = rule.below(counted), f"the model takes {rule}"
+    if source.frames is not None:
+        taken, wanted = source.frames * (source.frames <= counted), f"data.frames={source.frames} are wanted"
+    return taken or f"it has {counted} frames at {fps:g} per second where {wanted}"
+
+
 def _tell_cut(counts: Sequence[int], rule: FrameRule, what: str) -> None:
     """Say which lengths the model does not take, and what is taken of them."""
-    cut = Counter((count, rule.below(count)) for count in counts if rule.below(count) != count)
+    cut = Counter((count, rule.below(count)) for count in counts if rule.below(count) not in (0, count))
     if cut:
         named = ", ".join(f"{count} to {below} ({clips})" for (count, below), clips in cut.most_common(NAMED))
         more = f", and {len(cut) - NAMED} other lengths" if len(cut) > NAMED else ""
-        longest = "" if rule.most is None else f", {rule.most} at most"
         log.warning(
-            f"{what}: {cut.total()} of {len(counts)} clips have lengths that the model does not take (k * {rule.step} "
-            f"+ 1 frames{longest}); their last frames are left out. Frames (clips): {named}{more}."
+            f"{what}: {cut.total()} of {len(counts)} clips have lengths that the model does not take ({rule}); "
+            f"their last frames are left out. Frames (clips): {named}{more}."
         )
 
 

@@ -70,16 +70,23 @@ class FrameRule:
     """What clips a model takes."""
 
     step: int = 1
-    """Lengths are k * step + 1 frames."""
+    """Lengths are k * step + first frames, k from 0 on."""
     most: int | None = 1
     """The longest one; None: any. 1: the model takes images."""
     fps: float | None = None
     """Frames per second that the model was made for; None: it takes images."""
+    first: int = 1
+    """The shortest one."""
 
     def below(self, count: int) -> int:
-        """The longest clip that the model takes, of `count` frames at most."""
+        """The longest clip that the model takes, of `count` frames at most; 0: there is none."""
         count = count if self.most is None else min(count, self.most)
-        return count - (count - 1) % self.step
+        return 0 if count < self.first else count - (count - self.first) % self.step
+
+    def __str__(self) -> str:
+        """Say it in words."""
+        longest = "" if self.most is None else f", {self.most} at most"
+        return f"k * {self.step} + {self.first} frames{longest}"
 
 
 class Footage(ABC):

@@ -4,6 +4,7 @@ The VAE is one of pictures: each frame has latents of its own.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from diffpo.core.types import Condition
 from diffpo.errors import UserError
+from diffpo.media.footage import FrameRule
 from diffpo.models.base import Denoiser
 from diffpo.models.unet import UNet
 
@@ -31,6 +33,11 @@ class AnimateDiff(UNet):
                 f"its unet is a {index['unet'][1]}, without motion modules: load it with its motion adapter as an "
                 "AnimateDiffPipeline, and give the folder that its save_pretrained writes"
             )
+
+    @classmethod
+    def frame_rule(cls, vae: Mapping[str, Any], network: Mapping[str, Any]) -> FrameRule:
+        known = network.get("motion_max_seq_length", cls.most_frames)
+        return replace(super().frame_rule(vae, network), most=min(cls.most_frames, known))
 
     @classmethod
     def check_frames(cls, count: int, vae: Mapping[str, Any], network: Mapping[str, Any] | None = None) -> None:

@@ -7,7 +7,7 @@ normalisation of latents. What is written here is what most families do.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -23,6 +23,7 @@ from diffpo.core.process import DiscreteProcess, NoiseProcess, Time
 from diffpo.core.segments import causal_frames
 from diffpo.core.types import Condition
 from diffpo.errors import UserError
+from diffpo.media.footage import FrameRule
 from diffpo.models.peft_folder import load_peft_folder, save_peft_folder
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -196,6 +197,11 @@ class Denoiser(ABC):
             )
 
     @classmethod
+    def frame_rule(cls, vae: Mapping[str, Any], network: Mapping[str, Any]) -> FrameRule:
+        """Say which clips it is trained on, from the configurations of its VAE and its network: see `check_frames`."""
+        return FrameRule(cls.factors(vae)[1], cls.most_frames, cls.fps)
+
+    @classmethod
     def latent_frames(cls, count: int, vae: Mapping[str, Any]) -> list[range]:
         """Say which frames of a clip of `count` frames each latent frame holds: here, as in a causal VAE."""
         return causal_frames(count, cls.factors(vae)[1])
@@ -213,6 +219,16 @@ class Denoiser(ABC):
         shift, scale = vae.config.shift_factor or 0.0, vae.config.scaling_factor
         mean, std = (x.float().unsqueeze(2) for x in (posterior.mean, posterior.std))
         return (mean - shift) * scale, std * scale
+
+    @classmethod
+    def pieces(cls, count: int) -> list[range]:
+        """Which frames of a clip of `count` the VAE reads at a time: here all."""
+        return [range(count)]
+
+    @classmethod
+    def encode_pieces(cls, pipeline: Any, pieces: Iterator[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Do what `encode_media` does, given the frames of `pieces` one piece after the other."""
+        return cls.encode_media(pipeline, torch.cat([*pieces], dim=2))
 
     @staticmethod
     def decode_media(pipeline: Any, latent: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ scheduler's own table says both. 2b has sine positions, 5b and 1.5 rotate, and 1
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from operator import itemgetter
 from typing import Any, ClassVar
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from diffpo.core.process import NoiseProcess, Time
 from diffpo.core.types import Condition
 from diffpo.errors import UserError
+from diffpo.media.footage import FrameRule
 from diffpo.models.base import Denoiser, Width, discrete_process
 
 
@@ -82,6 +84,11 @@ class CogVideoX(Denoiser):
     @staticmethod
     def factors(vae: Mapping[str, Any]) -> tuple[int, int]:
         return 2 ** (len(vae["block_out_channels"]) - 1), int(vae.get("temporal_compression_ratio", 4))
+
+    @classmethod
+    def frame_rule(cls, vae: Mapping[str, Any], network: Mapping[str, Any]) -> FrameRule:
+        rule, temporal = super().frame_rule(vae, network), cls.factors(vae)[1]
+        return replace(rule, step=2 * temporal, first=temporal + 1) if network.get("patch_size_t") else rule
 
     @classmethod
     def check_frames(cls, count: int, vae: Mapping[str, Any], network: Mapping[str, Any] | None = None) -> None:

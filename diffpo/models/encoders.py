@@ -17,7 +17,7 @@ from torch import Tensor
 
 from diffpo.core.types import DTYPES
 from diffpo.disk import weights
-from diffpo.media.footage import FrameRule
+from diffpo.models.base import Denoiser
 from diffpo.models.bases import UNUSED, BaseModel
 from diffpo.models.pipelines import NETWORKS, load_network, load_parts, named_parts, part_dtype
 from diffpo.models.tuning import Tuning
@@ -35,7 +35,8 @@ class Encoders:
         self.fingerprint = fingerprint(self._base, tuning)
         self.multiple = self.family.multiple(self.vae)
         """Image sides in pixels must be divisible by this."""
-        self.rule = FrameRule(self.family.factors(self.vae)[1], self.family.most_frames, self.family.fps)
+        self._network = self._base.config(self._base.component)
+        self.rule = self.family.frame_rule(self.vae, self._network)
         """Which clips it takes."""
 
     @cached_property
@@ -55,7 +56,10 @@ class Encoders:
 
     @torch.no_grad()
     def encode_media(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode frames `[3 f h w]` in [-1, 1] to the moments of their posterior, normalised for the denoiser.
+        """Encode frames to the moments of their posterior, normalised for the denoiser.
+
+        Args:
+            frames: `[3 f h w]`: uint8, or floats in [-1, 1].
 
         Returns:
             Mean and standard deviation, each `[c f' h' w']` float32 on the CPU; a deterministic VAE's deviation is 0.
@@ -63,9 +67,8 @@ class Encoders:
         Raises:
             UserError: The family takes no clips of this length.
         """
-        self.family.check_frames(frames.shape[1], self.vae, self._base.config(self._base.component))
-        vae = self.pipeline.vae
-        mean, std = self.family.encode_media(self.pipeline, frames[None].to(vae.device, vae.dtype))
+        self.family.check_frames(frames.shape[1], self.vae, self._network)
+        mean, std = encode_frames(self.family, self.pipeline, frames)
         std = torch.zeros_like(mean) if std is None else std
         return mean[0].float().cpu(), std[0].float().cpu()
 
@@ -119,6 +122,18 @@ class Encoders:
             if name in NETWORKS and name not in networks:  # the other one of two experts
                 networks[name] = load_network(self._base.part(name), network.dtype).to(network.device)
         return type(self.pipeline)(**flags, **parts | networks)
+
+
+def encode_frames(family: type[Denoiser], pipeline: Any, frames: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Encode `[3 f h w]` as many frames at a time as the VAE reads; returns what `family.encode_media` does."""
+    vae = pipeline.vae
+    parts = (frames[None, :, part.start : part.stop] for part in family.pieces(frames.shape[1]))
+    return family.encode_pieces(pipeline, (_scaled(part).to(vae.device, vae.dtype) for part in parts))
+
+
+def _scaled(frames: Tensor) -> Tensor:
+    """Bring pixels to [-1, 1]; floats are there already."""
+    return frames if frames.is_floating_point() else frames.float().div_(127.5).sub_(1.0)
 
 
 def fingerprint(base: BaseModel, tuning: Tuning) -> str:

@@ -4,7 +4,7 @@ The text is UMT5's states, and zeros up to 512 tokens, to which the network atte
 frame is the first frame, each further one is four frames.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
@@ -63,10 +63,34 @@ class Wan(Flow):
 
     @staticmethod
     def encode_media(pipeline: Any, frames: Tensor) -> tuple[Tensor, None]:
-        """The posterior's mode; the VAE reads four frames at a time, so that memory does not grow with the clip."""
-        mean, std = channel_statistics(pipeline.vae.config, frames)
-        mode = pipeline.vae.encode(frames).latent_dist.mode().float()
+        """The posterior's mode."""
+        return Wan._normalised(pipeline, pipeline.vae.encode(frames).latent_dist.mode())
+
+    @staticmethod
+    def _normalised(pipeline: Any, mode: Tensor) -> tuple[Tensor, None]:
+        mode = mode.float()
+        mean, std = channel_statistics(pipeline.vae.config, mode)
         return (mode - mean) / std, None
+
+    @classmethod
+    def pieces(cls, count: int) -> list[range]:
+        """The first frame, and then four at a time, as the causal VAE reads them itself."""
+        return [range(1), *(range(start, start + 4) for start in range(1, count, 4))]
+
+    @classmethod
+    def encode_pieces(cls, pipeline: Any, pieces: Iterator[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """What `vae.encode` does of the whole clip, which need not be there at once: memory grows with a piece.
+
+        Between pieces the VAE keeps the last frames of each of its layers.
+        """
+        vae = pipeline.vae
+        if vae.config.patch_size is not None or vae.use_tiling:
+            return super().encode_pieces(pipeline, pieces)
+        vae.clear_cache()
+        encoded = [vae.encoder(piece, feat_cache=vae._enc_feat_map, feat_idx=[0]) for piece in pieces]
+        moments = vae.quant_conv(torch.cat(encoded, dim=2))
+        vae.clear_cache()
+        return cls._normalised(pipeline, moments.chunk(2, dim=1)[0])
 
     @staticmethod
     def decode_media(pipeline: Any, latent: Tensor) -> Tensor:

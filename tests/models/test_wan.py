@@ -27,7 +27,7 @@ from diffpo.generation.settings import GenerateOptions  # noqa: E402
 from diffpo.media.folder import open_clip, read_media, read_settings  # noqa: E402
 from diffpo.models import FAMILIES  # noqa: E402
 from diffpo.models.bases import find_base  # noqa: E402
-from diffpo.models.encoders import Encoders  # noqa: E402
+from diffpo.models.encoders import Encoders, _scaled  # noqa: E402
 from diffpo.models.pipelines import find_model, open_pipeline  # noqa: E402
 from diffpo.models.tuning import Full  # noqa: E402
 
@@ -267,3 +267,18 @@ def test_the_vae_samples_in_single_precision(tmp_path):
     parts = Encoders(Full(path=str(folder), encoder_dtype="bfloat16"), "cpu").pipeline
     assert parts.vae.dtype == torch.float32 and parts.text_encoder.dtype == torch.bfloat16
     assert parts.transformer is None, "encoding does not load the network"
+
+
+def test_pieces_are_what_the_vae_reads_of_the_whole_clip(pipelines):
+    """Pixels that are scaled and handed over four frames at a time give the latents of `vae.encode`, bit for bit."""
+    encoders = Encoders(Full(path=str(pipelines("wan"))), "cpu")
+    pixels = torch.randint(0, 256, (3, 13, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert [*map(len, encoders.family.pieces(13))] == [1, 4, 4, 4]
+    scaled = torch.from_numpy(pixels.numpy().astype("float32") / 127.5 - 1.0)
+    with torch.no_grad():
+        whole, _ = encoders.family.encode_media(encoders.pipeline, scaled[None])
+    for _ in range(2):
+        assert torch.equal(encoders.encode_media(pixels)[0], whole[0])
+    assert torch.equal(encoders.encode_media(scaled)[0], whole[0])
+    every = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(_scaled(every), torch.from_numpy(every.numpy().astype("float32") / 127.5 - 1.0))
