@@ -1,13 +1,19 @@
 """Optimizers and learning-rate schedules by name, all from maintained libraries."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from diffpo.compat import ensure_torchvision
-from diffpo.config.run import Train
 from diffpo.errors import UserError
+
+if TYPE_CHECKING:  # the benchmark uses this file on machines without pydantic
+    from diffpo.config.run import Train
 
 
 def make_optimizer(train: Train, parameters: list[nn.Parameter]) -> Optimizer:
