@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from diffpo.config.blocks import Named, default_of, make
+from diffpo.config.blocks import Named, default_of, make, parse_spec
 from diffpo.core.block import FINITE, Range, hints_of
+from diffpo.disk.plain import read_file
 from diffpo.errors import UserError
 
 if TYPE_CHECKING:
@@ -40,6 +42,31 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         return tuple(range(int(first), int(last) + 1)) if sign else tuple(int(part) for part in text.split(","))
     except ValueError as error:
         raise UserError(f"seeds are {text!r}; write 0,1,2 or a range such as 0-3") from error
+
+
+def parse_range(text: str, what: str) -> tuple[float, float]:
+    """Read LOW..HIGH, or one number for both."""
+    low, _, high = text.partition("..")
+    try:
+        return float(low), float(high or low)
+    except ValueError as error:
+        raise UserError(f"{what} is {text!r}; write LOW..HIGH, such as 0.65..0.8, or one number.") from error
+
+
+def read_block(text: str | None, taken: Mapping[str, Any], block: type, what: str) -> dict[str, Any]:
+    """Read the keys of a block, `key=value,...` or a YAML file of them, beside those that other options give."""
+    if text is None:
+        return {}
+    if text.endswith((".yaml", ".yml")):
+        found = read_file(Path(text))
+    else:
+        found = parse_spec(f"{what},{text}", Named({what: block}, what))
+        del found["name"]
+    if not isinstance(found, dict):
+        raise UserError(f"{what} {text} should hold keys with values, such as steps: 40.")
+    if twice := sorted(taken.keys() & found.keys()):
+        raise UserError(f"{what} sets {', '.join(twice)}, for which there are options or arguments: give it there.")
+    return found
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

@@ -34,7 +34,7 @@ from diffpo.errors import UserError
 from diffpo.generation.processes import make_state, quiet_console
 from diffpo.generation.sampling import Plan, plan_clips, sample_clips
 from diffpo.generation.settings import GenerateOptions, hash_of
-from diffpo.generation.work import Draw, Work, fill
+from diffpo.generation.work import LATENTS, Draw, Work, fill
 from diffpo.media.folder import MANIFEST, SCORES, SETTINGS, Media, read_manifest, read_settings
 from diffpo.media.prompts import PROMPTS, PromptSet
 from diffpo.models.pipelines import Model, find_model, open_pipeline
@@ -157,15 +157,42 @@ def generate(
     out = Path(out)
     request = Request.of(options, label)
     media = request.media(prompts, lambda number, _, seed: f"{number:06d}-s{seed}")  # refused before it is begun
+    settings = request.describe(prompts)
+    return fill_folder(
+        out, "diffpo generate", settings, lambda: request.work(out, prompts, media), fresh=fresh, console=console
+    )
+
+
+def fill_folder(
+    out: Path,
+    command: str,
+    settings: dict[str, Any],
+    look: Callable[[], Work],
+    *,
+    added: Sequence[str] = (),
+    fresh: bool = False,
+    console: Console | None = None,
+) -> Work:
+    """Make a media folder, or what is missing of it; see `generate`.
+
+    Args:
+        out: The folder.
+        command: What makes it, for messages.
+        settings: How it is made.
+        look: Sees what it is to hold, and what is missing.
+        added: Names of files that the command adds to the media.
+        fresh: Remove what an earlier call made first.
+        console: Where to show progress; standard error by default.
+    """
     state = make_state()
     console = console or quiet_console(state)
-    with sole_writer(out, "diffpo generate") if state.is_main_process else nullcontext():
-        anew = _check_folder(out, request.describe(prompts), fresh)
+    with sole_writer(out, command) if state.is_main_process else nullcontext():
+        anew = _check_folder(out, settings, fresh, command)
         state.wait_for_everyone()  # nobody writes while another one looks
         if anew and state.is_main_process:
-            _clear(out)
+            _clear(out, added)
         state.wait_for_everyone()
-        work = request.work(out, prompts, media)
+        work = look()
         if work.missing:
             console.print(f"safety checker {NO_SAFETY_CHECKER}", style="dim", highlight=False)
         fill([work], state, console)
@@ -198,12 +225,12 @@ def key_of(settings: dict[str, Any]) -> str:
     return hash_of(json.dumps(decisive, sort_keys=True), 4)
 
 
-def _check_folder(out: Path, settings: dict[str, Any], fresh: bool) -> bool:
+def _check_folder(out: Path, settings: dict[str, Any], fresh: bool, command: str) -> bool:
     """Make sure that what is in a folder is the same work, begun earlier; returns whether it is to be cleared."""
     earlier = read_settings(out)
     if not {"label", "weights", "prompts_hash"} <= earlier.keys():
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UserError(f"{out} holds other files and no {SETTINGS} of `diffpo generate`. Use another folder.")
+            raise UserError(f"{out} holds other files and no {SETTINGS} of `{command}`. Use another folder.")
         return False
     if fresh or not _images(out):  # without an image nothing is lost: a mistake may just be mended
         return True
@@ -222,8 +249,8 @@ def _images(out: Path) -> set[str]:
     return {path.name for path in out.iterdir() if re.fullmatch(r"\d{6,}-s\d+\.(png|mp4)", path.name)}
 
 
-def _clear(out: Path) -> None:
-    """Remove what the manifest lists and what `score` adds; the settings last, so that a kill leaves them behind."""
+def _clear(out: Path, added: Sequence[str]) -> None:
+    """Remove what the manifest lists and what was added; the settings last, so that a kill leaves them behind."""
     listed: set[str] = set()
     with suppress(UserError):  # a manifest that is damaged or not there lists nothing
         listed = {item.file for item in read_manifest(out)}
@@ -232,5 +259,6 @@ def _clear(out: Path) -> None:
             f"{out} holds images that its {MANIFEST} does not list, such as {min(strange)}. Remove them yourself, or "
             "use another folder."
         )
-    for name in (*sorted(listed), SCORES, PROMPTS, MANIFEST, SETTINGS):
+    latents = [Path(name).with_suffix(LATENTS).name for name in sorted(listed)]
+    for name in (*added, *sorted(listed), *latents, SCORES, PROMPTS, MANIFEST, SETTINGS):
         remove(out / name)

@@ -42,32 +42,52 @@ def sample_clips(
             length.
     """
     assert len(prompts) == len(seeds), (len(prompts), len(seeds))
-    family = family_of({**pipeline.config, "_class_name": type(pipeline).__name__})
+    family = find_family(pipeline)
     plan = plan_clips(family, {} if family is None else pipeline.vae.config, sampler)
     pipeline.set_progress_bar_config(disable=True)
     clips: list[Clip] = []
-    with _undisturbed(pipeline):
+    with undisturbed(pipeline):
         for rows in groups(zip(prompts, seeds, strict=True), sampler.batch):
-            asked = Asked(
-                rows=len(rows),
-                guidance=sampler.guidance,
-                negative=sampler.negative_prompt,
-                frames=plan.frames,
-                fps=plan.fps,
-                size=sampler.size,
-            )
-            result = pipeline(
-                prompt=[prompt for prompt, _ in rows],
-                num_inference_steps=sampler.steps,
-                generator=[torch.Generator("cpu").manual_seed(seed) for _, seed in rows],
-                output_type="np",
-                **(family or Denoiser).sampling(asked),
-            )
-            made = result.frames if "frames" in result else result.images[:, None]
-            _check_made(made, plan.frames, sampler.size)
-            for frames in (made * 255).round().astype(np.uint8):
-                clips.append(Clip(tuple(map(Image.fromarray, frames)), plan.fps))
+            clips += call_pipeline(pipeline, rows, plan, sampler, {})
     return clips
+
+
+def call_pipeline(
+    pipeline: DiffusionPipeline,
+    rows: Sequence[tuple[str, int]],
+    plan: Plan,
+    sampler: Sampler,
+    told: Mapping[str, Any],
+) -> list[Clip]:
+    """Call a pipeline once, for a prompt and a seed per clip; `told` is what it is told besides.
+
+    Raises:
+        UserError: A clip comes out as not-a-number, or as another size or length.
+    """
+    asked = Asked(
+        rows=len(rows),
+        guidance=sampler.guidance,
+        negative=sampler.negative_prompt,
+        frames=plan.frames,
+        fps=plan.fps,
+        size=sampler.size,
+    )
+    result = pipeline(
+        prompt=[prompt for prompt, _ in rows],
+        num_inference_steps=sampler.steps,
+        generator=[torch.Generator("cpu").manual_seed(seed) for _, seed in rows],
+        output_type="np",
+        **(find_family(pipeline) or Denoiser).sampling(asked),
+        **told,
+    )
+    made = result.frames if "frames" in result else result.images[:, None]
+    _check_made(made, plan.frames, sampler.size)
+    return [Clip(tuple(map(Image.fromarray, frames)), plan.fps) for frames in (made * 255).round().astype(np.uint8)]
+
+
+def find_family(pipeline: DiffusionPipeline) -> type[Denoiser] | None:
+    """The family of a pipeline in memory; None: one that diffpo does not train."""
+    return family_of({**pipeline.config, "_class_name": type(pipeline).__name__})
 
 
 @dataclass(frozen=True)
@@ -129,7 +149,7 @@ def _check_made(made: NDArray[np.float32], frames: int, size: tuple[int, int] | 
 
 
 @contextmanager
-def _undisturbed(pipeline: DiffusionPipeline) -> Iterator[None]:
+def undisturbed(pipeline: DiffusionPipeline) -> Iterator[None]:
     """Sample without gradients and dropout, and leave modes and random state as they were."""
     networks = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
     modes = [(module, module.training) for network in networks for module in network.modules()]

@@ -246,6 +246,16 @@ class Denoiser(ABC):
         """
         return asked.usual if cls.most_frames == 1 else asked.usual | {"num_frames": asked.frames}
 
+    @classmethod
+    def to_sampler(cls, latent: Tensor) -> Tensor:
+        """Latents `[b c f h w]` as the pipeline holds them while it samples."""
+        return latent.squeeze(2) if cls.most_frames == 1 else latent
+
+    @classmethod
+    def from_sampler(cls, held: Tensor, sizes: tuple[int, int, int]) -> Tensor:
+        """What the pipeline holds while it samples as latents `[b c f h w]`, whose f, h and w are given."""
+        return held.unsqueeze(2) if cls.most_frames == 1 else held
+
     @staticmethod
     def lora_file(folder: Path) -> Path:
         """Where an export holds its adapter."""

@@ -112,6 +112,14 @@ class CogVideoX(Denoiser):
         """The posterior's mode; the VAE reads eight frames at a time."""
         return pipeline.vae.encode(frames).latent_dist.mode().float() * pipeline.vae.config.scaling_factor, None
 
+    @classmethod
+    def to_sampler(cls, latent: Tensor) -> Tensor:
+        return latent.transpose(1, 2)
+
+    @classmethod
+    def from_sampler(cls, held: Tensor, sizes: tuple[int, int, int]) -> Tensor:
+        return held.transpose(1, 2)
+
     @staticmethod
     def decode_media(pipeline: Any, latent: Tensor) -> Tensor:
         vae = pipeline.vae

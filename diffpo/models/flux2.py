@@ -77,6 +77,10 @@ class Flux2(Packed):
         return images_only(lambda x: pipeline.vae.decode(x, return_dict=False)[0], cells)
 
     @classmethod
+    def to_sampler(cls, latent: Tensor) -> Tensor:
+        return latent.squeeze(2)  # the pipeline packs them itself
+
+    @classmethod
     def sampling(cls, asked: Asked) -> dict[str, Any]:
         if asked.negative is not None:
             raise UserError("FLUX.2's pipelines take no negative prompt: leave negative_prompt out.")

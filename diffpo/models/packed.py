@@ -28,6 +28,14 @@ class Packed(Flow):
         """What the network is told besides tokens and time, for z `[b c f h w]`."""
 
     @classmethod
+    def to_sampler(cls, latent: Tensor) -> Tensor:
+        return cls.pack(latent)
+
+    @classmethod
+    def from_sampler(cls, held: Tensor, sizes: tuple[int, int, int]) -> Tensor:
+        return cls.unpack(held, (len(held), -1, *sizes))
+
+    @classmethod
     def pack(cls, z: Tensor) -> Tensor:
         """Latents `[b c f h w]` as tokens."""
         p = cls.patch

@@ -78,6 +78,8 @@ def words(world: World) -> dict[str, list[str]]:
         "data agreement": f"data agreement shapes:pairs --limit 9 --scorer shapes --out {place}/agreement.json",
         "data show": f"data show shapes:pairs --pairs 2 --out {place}/show.html",
         "data import": f"data import {place}/twins --out {place}/import",
+        "data video-pairs": f"data video-pairs {place}/sd15 {place}/twins/w --out {place}/video-pairs --sampling"
+        " steps=2,guidance=1,size=[16,16]",
     }
     return {name: line.split() for name, line in lines.items()}
 

@@ -1,0 +1,50 @@
+"""The commands `diffpo data ...` that make pairs of clips, and label their segments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diffpo.commands.shared import Fresh, quiet, say
+
+
+def video_pairs(
+    model: Annotated[str, typer.Argument(help="A diffusers folder, a Hub id, or moving:base.", show_default=False)],
+    clips: Annotated[
+        Path,
+        typer.Argument(help="Real clips with captions: a folder, or a table of paths and prompts.", show_default=False),
+    ],
+    out: Annotated[Path, typer.Option(help="The folder of the clips and their table.")],
+    eta: Annotated[
+        str, typer.Option(help="Noise level that both clips of a pair begin at: LOW..HIGH, or 1 for independent ones.")
+    ] = "0.65..0.8",
+    seeds: Annotated[str, typer.Option(help="The seeds of the two clips.")] = "0,1",
+    sampling: Annotated[
+        str | None,
+        typer.Option(help="How to sample: steps=40,guidance=8,frames=81,size=[480, 832], or a YAML file of such keys."),
+    ] = None,
+    tuned: Annotated[str | None, typer.Option(help="A run of diffpo train, or its final/.")] = None,
+    fresh: Fresh = False,
+) -> None:
+    """Make two clips of each real clip, from one noise level by two seeds; the same command continues after a kill."""
+    from diffpo.config.blocks import make
+    from diffpo.config.options import parse_range, parse_seeds, read_block
+
+    quiet()
+    from diffpo.curate.video_pairs import ADDED, TABLE, write_video_pairs
+    from diffpo.generation.processes import make_state
+    from diffpo.generation.video_pairs import VideoPairOptions, make_video_pairs
+
+    given = {"model": model, "tuned": tuned, "seeds": parse_seeds(seeds), "eta": parse_range(eta, "eta")}
+    options = make(VideoPairOptions, given | read_block(sampling, given, VideoPairOptions, "sampling"), "video-pairs")
+    done = make_video_pairs(options, clips, out, added=ADDED, fresh=fresh)
+    if make_state().is_main_process:
+        recipe = {"settings": done.work.settings, "left out": done.left_out}
+        write_video_pairs(out, [pair.row for pair in done.pairs], recipe)
+    left = f"; {len(done.left_out)} real clips are left out" if done.left_out else ""
+    say(
+        f"wrote {len(done.pairs)} pairs to {out}/{TABLE} ({done.work.reused} clips were there){left}",
+        f"diffpo data segments {out} --labeller chat,path=MODEL --out {out}-labelled",
+    )
