@@ -68,7 +68,7 @@ ROOMS = {
         never="datasets diffpo.methods diffpo.models diffpo.core.objectives diffpo.core.noising diffpo.core.inversion"
         " diffpo.scorers diffpo.compare diffpo.report diffpo.benchmarks diffpo.curate",
         except_for="diffpo.models.base diffpo.models.Denoiser diffpo.models.load diffpo.models.reference"
-        " diffpo.models.bases diffpo.models.tuning diffpo.models.encoders diffpo.models.pipelines"
+        " diffpo.models.bases diffpo.models.tuning diffpo.models.encoders diffpo.models.finding"
         " diffpo.models.peft_folder diffpo.core.inversion.trajectory diffpo.core.inversion.Inversion",
         asks_names=False,
     ),

@@ -31,7 +31,7 @@ from diffpo.generation.processes import forget_settings, make_state, quiet_conso
 from diffpo.generation.settings import GenerateOptions
 from diffpo.generation.work import fill
 from diffpo.media.prompts import load_prompts
-from diffpo.models.pipelines import find_model
+from diffpo.models.finding import find_model
 from diffpo.report.grid import write_grid
 from diffpo.report.page import write_report
 from diffpo.scorers.scores import score_folder, score_share

@@ -37,7 +37,8 @@ from diffpo.generation.settings import GenerateOptions, hash_of
 from diffpo.generation.work import LATENTS, Draw, Work, fill
 from diffpo.media.folder import MANIFEST, SCORES, SETTINGS, Media, read_manifest, read_settings
 from diffpo.media.prompts import PROMPTS, PromptSet
-from diffpo.models.pipelines import Model, find_model, open_pipeline
+from diffpo.models.finding import Model, find_model
+from diffpo.models.pipelines import open_pipeline
 
 if TYPE_CHECKING:
     from rich.console import Console

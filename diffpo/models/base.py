@@ -9,21 +9,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
-from itertools import chain
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from diffpo.core.process import DiscreteProcess, NoiseProcess, Time
 from diffpo.core.segments import causal_frames
 from diffpo.core.types import Condition
 from diffpo.errors import UserError
 from diffpo.media.footage import FrameRule
+from diffpo.models.networks import compile_blocks, largest_among_shards
 from diffpo.models.peft_folder import load_peft_folder, save_peft_folder
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -288,10 +286,7 @@ class Denoiser(ABC):
 
     def compile(self) -> None:
         """Compile the repeated blocks in place: blocks of one class, size and input share a graph."""
-        for module in self.network.modules():
-            if type(module).__name__ in self.blocks:
-                module.compile()
-                module._compiled_call_impl = partial(_with_room, module._compiled_call_impl)
+        compile_blocks(self.network, self.blocks)
 
     def lockstep(self, n: int) -> int:
         """Return the largest n over the processes among which the network is sharded, or n where it is whole.
@@ -299,43 +294,12 @@ class Denoiser(ABC):
         Each call of a sharded network gathers its parameters from all processes: one that called less often would leave
         the others waiting for ever.
         """
-        parameter = next(self.network.parameters())
-        if not isinstance(parameter, DTensor):
-            return n
-        most = torch.tensor(n, device=parameter.device)
-        torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
-        return int(most)
+        return largest_among_shards(self.network, n)
 
     @classmethod
     def multiple(cls, vae: Mapping[str, Any]) -> int:
         """What sides in pixels must be divisible by: a patch of latents, from the VAE's configuration."""
         return cls.factors(vae)[0] * cls.patch
-
-
-def cast(network: Any, dtype: torch.dtype) -> None:
-    """Cast a network's floating values in place; what diffusers keeps in float32 stays at least that."""
-    kept = network._keep_in_fp32_modules or ()
-    for name, value in chain(network.named_parameters(), network.named_buffers()):
-        if value.is_floating_point():
-            whole = any(part in name for part in kept)
-            value.data = value.data.to(torch.promote_types(dtype, torch.float32) if whole else dtype)
-
-
-GRAPHS = 512
-"""Graphs that torch may keep for a class of blocks: more than any network has kinds of blocks, times batch sizes."""
-
-
-def _with_room(compiled: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call a compiled block where torch keeps enough graphs.
-
-    All blocks of a class share one code object, for which torch keeps 8 graphs; what needs a ninth it runs uncompiled,
-    for good. A UNet has more kinds of blocks than that. The limit belongs to the thread, and gradient checkpointing
-    recomputes in threads of its own, so it is raised where the block is called.
-    """
-    config = torch._dynamo.config
-    if config.cache_size_limit < GRAPHS:
-        config.cache_size_limit = config.accumulated_cache_size_limit = GRAPHS
-    return compiled(*args, **kwargs)
 
 
 def discrete_process(scheduler: Mapping[str, Any], time: Time, table: Any = None) -> DiscreteProcess:

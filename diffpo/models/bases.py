@@ -12,7 +12,8 @@ from diffpo.disk import weights
 from diffpo.errors import UserError
 from diffpo.models import FAMILIES, Denoiser, family_of
 from diffpo.models.base import SCHEDULER_NAMES
-from diffpo.models.pipelines import NETWORKS, find_denoiser, find_pipeline, named_parts, network_class, read_json
+from diffpo.models.finding import NETWORKS, find_denoiser, find_pipeline, named_parts, read_json
+from diffpo.models.pipelines import network_class
 
 UNUSED = ("feature_extractor", "image_encoder", "motion_adapter")
 """Parts of pipelines that neither encode nor denoise. (A motion adapter's weights are in the network.)"""

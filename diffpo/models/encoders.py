@@ -19,7 +19,8 @@ from diffpo.core.types import DTYPES
 from diffpo.disk import weights
 from diffpo.models.base import Denoiser
 from diffpo.models.bases import UNUSED, BaseModel
-from diffpo.models.pipelines import NETWORKS, load_network, load_parts, named_parts, part_dtype
+from diffpo.models.finding import NETWORKS, named_parts
+from diffpo.models.pipelines import load_network, load_parts, part_dtype
 from diffpo.models.tuning import Tuning
 
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from diffpo.core.process import NoiseProcess
 from diffpo.core.types import Condition
-from diffpo.models.base import Denoiser, cast
+from diffpo.models.base import Denoiser
+from diffpo.models.networks import cast
 
 REFERENCE_ADAPTER = "reference"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import warnings
 from abc import ABC, abstractmethod
@@ -11,17 +10,17 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from diffpo.core.block import Block, Guidance, Place, Positive, Range, Sharing
 from diffpo.core.process import Time
 from diffpo.core.types import DtypeName
 from diffpo.errors import UserError
-from diffpo.models.base import Denoiser, cast
+from diffpo.models.adapter_files import adapter_shapes, sort_header
+from diffpo.models.base import Denoiser
 from diffpo.models.bases import BaseModel, find_base
-from diffpo.models.peft_folder import TENSORS_FILE
-from diffpo.models.pipelines import find_lora
+from diffpo.models.finding import find_lora
+from diffpo.models.networks import cast
 from diffpo.models.reference import REFERENCE_ADAPTER, AdapterReference, Reference, frozen_copy
 
 
@@ -231,7 +230,7 @@ class LoRA(Tuning):
         config = {key: sorted(value) if isinstance(value, set) else value for key, value in said.items()}
         base.family.save_lora(getattr(diffusers, base.pipeline), base.component, folder, layers, config)
         for file in folder.rglob("*.safetensors"):
-            _sort_header(file)
+            sort_header(file)
         self.copy_other(folder, base)
 
     def expert_file(self, family: type[Denoiser], folder: Path) -> Path:
@@ -273,7 +272,7 @@ class LoRA(Tuning):
                 layer.set_adapter("default")
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"the adapter {path} does not fit a {type(network).__name__}: {error}") from error
-        used, held = len(get_peft_model_state_dict(network, adapter_name="default")), len(_lora_shapes(found))
+        used, held = len(get_peft_model_state_dict(network, adapter_name="default")), len(adapter_shapes(found))
         if used != held:
             raise UserError(
                 f"the adapter {path} does not fit a {type(network).__name__}: it holds {held} tensors, of which the "
@@ -282,7 +281,7 @@ class LoRA(Tuning):
 
     def _check_file(self, file: Path, component: str) -> None:
         """Refuse an adapter that would be used in part only, or against the settings."""
-        shapes = _lora_shapes(file)
+        shapes = adapter_shapes(file)
         others = sorted({name.partition(".")[0] for name in shapes} - {component})
         if others and any(name.startswith(f"{component}.") for name in shapes):
             raise UserError(
@@ -305,27 +304,6 @@ class LoRA(Tuning):
 
 
 DEFAULT_RANK = 16
-
-
-def _lora_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of an adapter's tensors; only the header of its file is read."""
-    file = path / TENSORS_FILE if path.is_dir() else path
-    try:
-        with safe_open(file, "pt") as tensors:
-            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"the adapter {file} cannot be read: {error}") from error
-
-
-def _sort_header(file: Path) -> None:
-    """Put what a safetensors file says of itself into alphabetic order: safetensors writes it in a random one."""
-    content = file.read_bytes()
-    end = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(content[8:end])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    assert len(text) <= end - 8, "the same words take the same room"
-    file.write_bytes(content[:8] + text.ljust(end - 8) + content[end:])
 
 
 MODELS: dict[str, type[Tuning]] = {"full": Full, "lora": LoRA}

@@ -16,8 +16,8 @@ from diffpo.config.run import Config
 from diffpo.core.types import DTYPES
 from diffpo.errors import UserError
 from diffpo.models.base import Denoiser
+from diffpo.models.finding import find_model
 from diffpo.models.load import load
-from diffpo.models.pipelines import find_model
 from diffpo.models.reference import Reference
 from diffpo.training import checkpoint
 from diffpo.training.average import Average

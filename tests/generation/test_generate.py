@@ -27,7 +27,7 @@ from diffpo.generation.settings import GenerateOptions, Sampler
 from diffpo.media.folder import open_clip, read_media, read_settings
 from diffpo.media.prompts import PromptSet
 from diffpo.models import FAMILIES
-from diffpo.models.pipelines import find_model, find_tuned
+from diffpo.models.finding import find_model, find_tuned
 
 PROMPTS = ["a red circle", "a blue square", "a green cross"]
 

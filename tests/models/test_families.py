@@ -123,6 +123,14 @@ def test_large_sizes_survive_half_precision(pipelines):
 
 
 @pytest.mark.parametrize("name", PIPELINES)
+def test_the_blocks_that_are_compiled_are_there(pipelines, name):
+    """Every class that the family names is one of its network's."""
+    denoiser, _ = make(pipelines(name), "full")
+    blocks = [m for m in denoiser.network.modules() if type(m).__name__ in denoiser.blocks]
+    assert {type(block).__name__ for block in blocks} == set(denoiser.blocks)
+
+
+@pytest.mark.parametrize("name", PIPELINES)
 def test_every_row_has_its_own_time(pipelines, name):
     """Eight rows at eight times, in float64, are eight batches of one; and the time matters."""
     denoiser, _ = moved(pipelines(name))

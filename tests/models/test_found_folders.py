@@ -20,7 +20,8 @@ from diffusers import DiffusionPipeline  # noqa: E402
 from diffpo.core.process import FlowProcess  # noqa: E402
 from diffpo.errors import UserError  # noqa: E402
 from diffpo.models.encoders import Encoders  # noqa: E402
-from diffpo.models.pipelines import find_model, find_pipeline, open_pipeline, variant  # noqa: E402
+from diffpo.models.finding import find_model, find_pipeline  # noqa: E402
+from diffpo.models.pipelines import open_pipeline, variant  # noqa: E402
 from diffpo.models.tuning import Full  # noqa: E402
 
 

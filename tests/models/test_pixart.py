@@ -17,7 +17,8 @@ ensure_torchvision()
 from diffusers import DiffusionPipeline, PixArtTransformer2DModel  # noqa: E402
 
 from diffpo.errors import UserError  # noqa: E402
-from diffpo.models.pipelines import find_model, open_pipeline  # noqa: E402
+from diffpo.models.finding import find_model  # noqa: E402
+from diffpo.models.pipelines import open_pipeline  # noqa: E402
 from diffpo.models.tuning import Full  # noqa: E402
 
 ADAPTER = {"model.name": "lora", "method.name": "dpo", "train.steps": 2, "train.batch": 3}

@@ -13,9 +13,10 @@ from tiny_steps import FACTS, ask, is_unheard, make, move, pair_batch
 from diffpo.config.blocks import make as build
 from diffpo.errors import UserError
 from diffpo.models import FAMILIES
+from diffpo.models.base import LORA_FILE
 from diffpo.models.bases import find_base
+from diffpo.models.finding import find_lora
 from diffpo.models.peft_folder import CONFIG_FILE, TENSORS_FILE
-from diffpo.models.pipelines import LORA_FILE, find_lora
 from diffpo.models.tuning import MODELS
 
 

@@ -28,7 +28,8 @@ from diffpo.media.folder import open_clip, read_media, read_settings  # noqa: E4
 from diffpo.models import FAMILIES  # noqa: E402
 from diffpo.models.bases import find_base  # noqa: E402
 from diffpo.models.encoders import Encoders, _scaled  # noqa: E402
-from diffpo.models.pipelines import find_model, open_pipeline  # noqa: E402
+from diffpo.models.finding import find_model  # noqa: E402
+from diffpo.models.pipelines import open_pipeline  # noqa: E402
 from diffpo.models.tuning import Full  # noqa: E402
 
 MEAN, STD = torch.linspace(-0.7, 0.5, 4).tolist(), torch.linspace(2.8, 0.5, 4).tolist()

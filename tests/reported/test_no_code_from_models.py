@@ -13,8 +13,9 @@ import torch
 
 from diffpo.errors import UserError
 from diffpo.models.encoders import Encoders
+from diffpo.models.finding import find_model
 from diffpo.models.load import load
-from diffpo.models.pipelines import find_model, open_pipeline
+from diffpo.models.pipelines import open_pipeline
 from diffpo.models.tuning import Full
 
 ROOT = Path(__file__).parents[2]

@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 from tiny_steps import make, move
 
 from diffpo.errors import UserError
+from diffpo.models.base import LORA_FILE
 from diffpo.models.bases import find_base
-from diffpo.models.pipelines import LORA_FILE
 from diffpo.models.tuning import LoRA
 
 

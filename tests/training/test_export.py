@@ -17,8 +17,8 @@ from safetensors import safe_open
 
 from diffpo.disk.published import published
 from diffpo.errors import UserError
+from diffpo.models.base import LORA_FILE
 from diffpo.models.bases import find_base
-from diffpo.models.pipelines import LORA_FILE
 from diffpo.models.tuning import LoRA
 from diffpo.training.export import export, is_hub_id
 from diffpo.training.processes import make_accelerator
