@@ -96,4 +96,4 @@ def make_tokenizer() -> T5TokenizerFast:
 
     pieces = ["<pad>", "</s>", "<unk>", "▁", *string.ascii_letters, *string.digits, *string.punctuation]
     vocabulary = [(piece, -10.0) for piece in pieces] + [(f"▁{word}", -1.0) for word in WORDS]
-    return T5TokenizerFast(vocab=vocabulary, extra_ids=0, model_max_length=MAX_TOKENS)
+    return T5TokenizerFast(vocab=vocabulary, extra_ids=0, model_max_length=SHORT_PADDING)
