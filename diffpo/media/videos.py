@@ -25,6 +25,7 @@ from diffpo.media.pictures import to_rgb
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
+    from av.video.reformatter import VideoReformatter
     from PIL.Image import Image
 
 CODECS = frozenset(
@@ -134,12 +135,16 @@ class Video(Footage):
             self._opened.pop().close()
 
     def _decode(self, numbers: Sequence[int]) -> Iterator[Image]:
+        from av.video.reformatter import VideoReformatter
+        from PIL.Image import Transpose
+
         times = self._times[0]
         if (numbers[-1] + 1) * self._pixels > LARGEST_DECODED:
             raise BrokenImage(f"too long: {numbers[-1] + 1} frames of {self._pixels / 1e6:.1f} million pixels")
         stream = self._open()
         decoded, ratio = stream.container.decode(stream), stream.sample_aspect_ratio
-        shown, following = None, next(decoded, None)
+        converter = VideoReformatter()  # one for all frames: each would keep tables of its own
+        shown, following, turn = None, next(decoded, None), None
         for number in numbers:
             while following is not None and following.pts <= times[number]:
                 shown, following = following, next(decoded, None)
@@ -148,7 +153,9 @@ class Video(Footage):
             if shown.is_corrupt:
                 raise BrokenImage(f"it is damaged at frame {number}")
             with in_turn(self._pixels):
-                image = _as_shown(shown, ratio)
+                turn = _turn(shown) if turn is None else turn
+                image = _as_shown(shown, ratio, converter)
+                image = image.transpose(Transpose[turn]) if turn else image
             yield image
 
 
@@ -165,8 +172,8 @@ _TURNS = {
 """What a display matrix (a, b, c, d), of which x' = a x + c y and y' = b x + d y, does to a picture."""
 
 
-def _as_shown(frame: VideoFrame, ratio: Fraction | None) -> Image:
-    """Convert a frame to RGB, square its pixels and turn it."""
+def _as_shown(frame: VideoFrame, ratio: Fraction | None, converter: VideoReformatter) -> Image:
+    """Convert a frame to RGB and square its pixels."""
     from av.video.reformatter import ColorRange, Colorspace, Interpolation
     from PIL import Image
 
@@ -182,27 +189,29 @@ def _as_shown(frame: VideoFrame, ratio: Fraction | None) -> Image:
         how["dst_color_range"] = ColorRange.JPEG
         fine = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
         how["interpolation"] = fine | Interpolation.FULL_CHR_H_INP
-    image = to_rgb(Image.fromarray(frame.to_ndarray(format=kind, **how)))
+    image = to_rgb(Image.fromarray(converter.reformat(frame, format=kind, **how).to_ndarray()))
     if ratio and ratio > 0 and ratio != 1:
         width = max(1, round(image.width * ratio))
         check_size(width, image.height)
         image = image.resize((width, image.height), Image.Resampling.LANCZOS)
-    turn = _TURNS.get(_matrix(frame))
-    return image.transpose(Image.Transpose[turn]) if turn else image
+    return image
 
 
 _MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}
 """FFmpeg's numbers of colour matrices in files (AVCOL_SPC) -> in its scaler (SWS_CS)."""
 
 
-def _matrix(frame: VideoFrame) -> tuple[int, ...]:
-    """The signs of a, b, c and d of a frame's display matrix."""
+def _turn(frame: VideoFrame) -> str:
+    """How Pillow turns a frame as its display matrix says; empty where it stays.
+
+    It is asked of the first frame alone: one that was asked refers to itself, and stays in memory for a while.
+    """
     from av.sidedata.sidedata import Type
 
     with suppress(KeyError):
         numbers = struct.unpack("=9i", bytes(frame.side_data[Type.DISPLAYMATRIX]))
-        return tuple((n > 0) - (n < 0) for n in (numbers[0], numbers[1], numbers[3], numbers[4]))
-    return (1, 0, 0, 1)
+        return _TURNS.get(tuple((n > 0) - (n < 0) for n in (numbers[0], numbers[1], numbers[3], numbers[4])), "")
+    return ""
 
 
 def write_mp4(frames: Sequence[Image], fps: float) -> bytes:

@@ -1,8 +1,10 @@
 """Video files: any rate becomes the one asked for, what is turned is turned, colours are right, damage is named."""
 
+import gc
 import io
 import os
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -121,8 +123,6 @@ def test_untagged_colours_follow_the_size():
 
 
 def _untagged(frame, matrix):
-    import av
-
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=8, options=LOSSLESS)
@@ -150,8 +150,6 @@ def test_a_file_that_was_cut_off_is_broken(tmp_path):
 
 def index_first(data, folder):
     """An mp4 as it is put on the web, whose index comes before the frames."""
-    import av
-
     with av.open(io.BytesIO(data)) as old, av.open(f"{folder}/f.mp4", "w", options={"movflags": "faststart"}) as new:
         stream = new.add_stream_from_template(old.streams.video[0])
         for packet in old.demux(video=0):
@@ -210,6 +208,24 @@ def test_files_are_closed(tmp_path):
         with pytest.raises(BrokenImage):
             decode_clip(tmp_path / "b.mp4")
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_decoded_frames_are_let_go_at_once():
+    """Not when Python looks for circles: memory grows with what is kept of a clip, not with what is decoded."""
+
+    def alive():
+        return sum(type(held) is av.VideoFrame for held in gc.get_objects())
+
+    gc.collect()
+    before, most = alive(), 0
+    gc.disable()
+    try:
+        with open_footage(video(ramp(24), options={"bf": "0"}, turned=90)) as footage:
+            for _ in footage.frames(range(24)):
+                most = max(most, alive() - before)
+    finally:
+        gc.enable()
+    assert 1 <= most <= 5
 
 
 def test_small_clips_are_written_without_loss():

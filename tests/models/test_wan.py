@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import weakref
 
 import numpy as np
 import pytest
@@ -283,3 +284,19 @@ def test_pieces_are_what_the_vae_reads_of_the_whole_clip(pipelines):
     assert torch.equal(encoders.encode_media(scaled)[0], whole[0])
     every = torch.arange(256, dtype=torch.uint8)
     assert torch.equal(_scaled(every), torch.from_numpy(every.numpy().astype("float32") / 127.5 - 1.0))
+
+
+def test_one_piece_of_a_clip_is_in_memory_at_a_time(pipelines):
+    encoders, alive, most = Encoders(Full(path=str(pipelines("wan"))), "cpu"), weakref.WeakSet(), []
+
+    def pieces():
+        for part in encoders.family.pieces(41):
+            piece = torch.zeros(1, 3, len(part), 16, 16)
+            alive.add(piece)
+            most.append(len(alive))
+            yield piece
+            del piece
+
+    with torch.no_grad():
+        encoders.family.encode_pieces(encoders.pipeline, pieces())
+    assert len(most) == 11 and max(most) <= 2
