@@ -7,6 +7,7 @@ from diffpo.scorers.frame_change import FrameChange
 from diffpo.scorers.hps import HPSv2, HPSv21
 from diffpo.scorers.hpsv3 import HPSv3
 from diffpo.scorers.imagereward import ImageReward
+from diffpo.scorers.moving import MovingMotion, MovingVerifier
 from diffpo.scorers.mps import MPS
 from diffpo.scorers.pickscore import PickScore
 from diffpo.scorers.shapes import ShapesUtility, ShapesVerifier
@@ -24,4 +25,6 @@ SCORERS: dict[str, type[Scorer]] = {
     "mps": MPS,
     "hpsv3": HPSv3,
     "frame-change": FrameChange,
+    "moving": MovingVerifier,
+    "moving-motion": MovingMotion,
 }

@@ -36,7 +36,7 @@ LEARNED = {
 OPTIONS = "dtype=bfloat16,device=cpu,batch=2"
 
 
-CODE = {"shapes", "shapes-utility", "frame-change"}
+CODE = {"shapes", "shapes-utility", "frame-change", "moving", "moving-motion"}
 """Those that have no weights."""
 
 
