@@ -13,7 +13,7 @@ import typer
 import yaml
 from runs import ROOT
 
-from diffpo.captioners import CAPTIONERS, PERTURBERS
+from diffpo.captioners import CAPTIONERS, LABELLERS, PERTURBERS
 from diffpo.commands.app import app
 from diffpo.config.evaluation import load_evaluation
 from diffpo.config.options import from_spec, make_scorer
@@ -29,6 +29,7 @@ SPECS = {
     "-s": make_scorer,
     "--by": lambda spec: from_spec(spec, WEIGHTINGS, "weighting"),
     "--captioner": lambda spec: from_spec(spec, CAPTIONERS, "captioner"),
+    "--labeller": lambda spec: from_spec(spec, LABELLERS, "labeller"),
     "--perturber": lambda spec: from_spec(spec, PERTURBERS, "perturber"),
 }
 OTHERS = ("pip", "source", "hf", "torchrun")

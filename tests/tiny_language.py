@@ -36,7 +36,8 @@ SIZES = {
 }
 IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 CHAT = """{% for m in messages %}{{ m['role'] }}: {% if m['content'] is string %}{{ m['content'] }}{% else %}\
-{% for c in m['content'] %}{% if c['type'] == 'image' %}IMAGE{% else %}{{ c['text'] }}{% endif %}{% endfor %}{% endif %}
+{% for c in m['content'] %}{% if c['type'] == 'image' %}IMAGE{% elif c['type'] == 'video' %}VIDEO{% else %}\
+{{ c['text'] }}{% endif %}{% endfor %}{% endif %}
 {% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"""
 
 
@@ -110,10 +111,11 @@ def qwen2_vl(folder: Path) -> None:
     )
     Qwen2VLForConditionalGeneration(config).save_pretrained(folder)
     chat = CHAT.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>")
+    chat = chat.replace("VIDEO", "<|vision_start|><|video_pad|><|vision_end|>")
     images = Qwen2VLImageProcessor(patch_size=4, min_pixels=64, max_pixels=1024)
     from transformers import Qwen2VLVideoProcessor
 
-    Qwen2VLProcessor(images, words, Qwen2VLVideoProcessor(), chat_template=chat).save_pretrained(folder)
+    Qwen2VLProcessor(images, words, Qwen2VLVideoProcessor(patch_size=4), chat_template=chat).save_pretrained(folder)
 
 
 def llama(folder: Path) -> None:

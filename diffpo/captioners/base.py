@@ -1,4 +1,4 @@
-"""What captioners and perturbers are: frozen sets of options that turn images, or captions, into captions."""
+"""What captioners, perturbers and labellers are: frozen sets of options that write captions, or compare clips."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -7,9 +7,12 @@ from typing import Any, ClassVar, Literal
 
 from PIL.Image import Image
 
+from diffpo.core.block import FramesPerSecond
 from diffpo.scorers.base import Batched
 
 Level = Literal["weak", "medium", "strong"]
+Verdict = Literal["first", "second", "tie"]
+"""Which of two clips is better."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,3 +61,55 @@ class Perturber(Writer, ABC):
     @abstractmethod
     def perturb(self, captions: Sequence[str], keys: Sequence[int]) -> list[str]:
         """Rewrite each caption, none of which is empty; keys, result and errors are those of `Captioner.caption`."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The same stretch of two clips that were made for one prompt."""
+
+    prompt: str
+    first: tuple[Image, ...]
+    """Frames in the order of time, RGB."""
+    second: tuple[Image, ...]
+    key: int
+    """Together with the options all that random draws depend on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labeller(Batched, ABC):
+    """Says which of two clips is better in a segment."""
+
+    name: ClassVar[str]
+    """As in `LABELLERS`, and in the provenance of tables."""
+
+    fps: FramesPerSecond = 8.0
+    """Frames that are looked at, per second of each clip. 8 is DenseDPO's."""
+
+    @property
+    @abstractmethod
+    def provenance(self) -> dict[str, Any]:
+        """What decides an answer, known without loading weights; a `UserError` where they cannot be found."""
+
+    @property
+    def rule(self) -> dict[str, Any]:
+        """What decides, besides, how `verdict` reads it."""
+        return {}
+
+    @abstractmethod
+    def ask(self, segments: Sequence[Segment]) -> list[list[Any]]:
+        """Compare the clips of each segment.
+
+        Returns:
+            For each segment all that was answered, as plain JSON values: kept, shown to people, and read by `verdict`.
+
+        Raises:
+            UserError: Nothing can be asked.
+        """
+
+    @abstractmethod
+    def verdict(self, answers: Sequence[Any]) -> Verdict | None:
+        """Read what `ask` gave for a segment; None: it is nothing that answers the question."""
+
+    @abstractmethod
+    def cost(self, segments: int, frames: int) -> str:
+        """Say roughly what asking about so many segments, whose two clips have so many frames together, takes."""

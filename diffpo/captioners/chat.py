@@ -8,7 +8,7 @@ prompt, and captions of the image alone. It used LLaVA-v1.6-34B and Emu2; mean l
 18 without.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal
@@ -46,8 +46,11 @@ class ChatModel(LanguageModel):
     reading: ClassVar[Mapping[str, Any]]
     """What the reader's `apply_chat_template` is told besides."""
 
-    def answer(self, told: Sequence[Any], keys: Sequence[int]) -> list[str]:
-        """Write what the model answers to each content of a message; the key of each decides its draws."""
+    def answer(self, told: Sequence[Any], keys: Sequence[int], words: Sequence[str] = ()) -> list[str]:
+        """Write what the model answers to each content of a message, as it comes.
+
+        The key of each content decides its draws. Where there are `words`, the answer is one of them.
+        """
         inputs = self._reader.apply_chat_template(
             [[{"role": "user", "content": content}] for content in told],
             add_generation_prompt=True,
@@ -57,8 +60,10 @@ class ChatModel(LanguageModel):
             **self.reading,
         )
         tokenizer = getattr(self._reader, "tokenizer", self._reader)
-        tokens = self.generate(inputs, keys, tokenizer.pad_token_id)[:, inputs["input_ids"].shape[1] :]
-        return [tidy(text) for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+        length = inputs["input_ids"].shape[1]
+        allowed = _one_of(tokenizer, words, length) if words else None
+        tokens = self.generate(inputs, keys, tokenizer.pad_token_id, allowed)[:, length:]
+        return tokenizer.batch_decode(tokens, skip_special_tokens=True)
 
     @cached_property
     def _reader(self) -> Any:
@@ -111,7 +116,8 @@ class ImageTextCaptioner(ChatModel, Captioner):
     def caption(self, images: Sequence[Image], prompts: Sequence[str], keys: Sequence[int]) -> list[str]:
         told = [self._instruction.replace("{prompt}", prompt) for prompt in prompts]
         pairs = zip(images, told, strict=True)
-        return self.answer([[{"type": "image", "image": i}, {"type": "text", "text": t}] for i, t in pairs], keys)
+        asked = [[{"type": "image", "image": i}, {"type": "text", "text": t}] for i, t in pairs]
+        return list(map(tidy, self.answer(asked, keys)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,4 +144,17 @@ class Instruct(ChatModel, Perturber):
         return {"perturber": self.name, "level": self.level, "instruction": self._told, **self.model_provenance}
 
     def perturb(self, captions: Sequence[str], keys: Sequence[int]) -> list[str]:
-        return self.answer([self._told.replace("{caption}", caption) for caption in captions], keys)
+        asked = [self._told.replace("{caption}", caption) for caption in captions]
+        return list(map(tidy, self.answer(asked, keys)))
+
+
+def _one_of(tokenizer: Any, words: Sequence[str], start: int) -> Callable[[int, Any], list[int]]:
+    """Say which tokens may follow so that what is written from the place `start` on is one of `words`."""
+    ends = [[*tokenizer(word, add_special_tokens=False).input_ids, tokenizer.eos_token_id] for word in words]
+
+    def allowed(_row: int, tokens: Any) -> list[int]:
+        written = tokens[start:].tolist()
+        following = {end[len(written)] for end in ends if end[: len(written)] == written and len(end) > len(written)}
+        return sorted(following) or [tokenizer.eos_token_id]  # a row that has ended waits for the others
+
+    return allowed

@@ -9,7 +9,7 @@ noise comes from a CPU generator of its own, so draws do not depend on the rest 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -66,13 +66,23 @@ class LanguageModel(OnDevice):
         """The network, frozen, on its device."""
         return load_network(self.weights.path, self.kind, self.what, dtype=self.dtype, device=self.device)
 
-    def generate(self, inputs: Mapping[str, Tensor], keys: Sequence[int], pad_token_id: int | None) -> Tensor:
-        """Continue each row of `inputs` by tokens `[n ...]`; what is drawn depends on its key alone."""
+    def generate(
+        self,
+        inputs: Mapping[str, Tensor],
+        keys: Sequence[int],
+        pad_token_id: int | None,
+        allowed: Callable[[int, Tensor], list[int]] | None = None,
+    ) -> Tensor:
+        """Continue each row of `inputs` by tokens `[n ...]`; what is drawn depends on its key alone.
+
+        `allowed` says which tokens may follow those of a row; None: any.
+        """
         model = self.model
         on_device = {x: t.to(model.device, model.dtype if t.is_floating_point() else None) for x, t in inputs.items()}
         return model.generate(
             **on_device,
             logits_processor=_processors(self, keys),
+            prefix_allowed_tokens_fn=allowed,
             do_sample=False,
             num_beams=1,
             max_new_tokens=self.max_new_tokens,

@@ -38,6 +38,7 @@ DATA = {
     "perturb": pairs.perturb_table,
     "weight": pairs.weigh_table,
     "video-pairs": video.video_pairs,
+    "segments": video.label_segments,
 }
 
 

@@ -7,6 +7,17 @@ from typing import Annotated
 
 import typer
 
+from diffpo.commands.pairs import (
+    Columns,
+    FreshTable,
+    Limit,
+    Out,
+    Split,
+    Target,
+    ValidationSplit,
+    find_source,
+    say_table,
+)
 from diffpo.commands.shared import Fresh, quiet, say
 
 
@@ -48,3 +59,56 @@ def video_pairs(
         f"wrote {len(done.pairs)} pairs to {out}/{TABLE} ({done.work.reused} clips were there){left}",
         f"diffpo data segments {out} --labeller chat,path=MODEL --out {out}-labelled",
     )
+
+
+def label_segments(
+    target: Target,
+    out: Out,
+    labeller: Annotated[
+        str | None,
+        typer.Option(
+            help="A vision-language model: chat,path=MODEL, or endpoint,url=http://localhost:8000/v1,model=NAME."
+        ),
+    ] = None,
+    scorer: Annotated[
+        str | None, typer.Option("--scorer", "-s", help="Or a scorer: the clip whose frames score higher is better.")
+    ] = None,
+    margin: Annotated[float, typer.Option(help="With --scorer: scores that differ by no more are a tie.")] = 0.0,
+    labels: Annotated[
+        Path | None, typer.Option(help="Or labels by hand: JSONL or CSV with chosen, rejected (or pair), segments.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="Length of a segment.")] = 1.0,
+    unequal: Annotated[str, typer.Option(help="Clips that last unequally long: refuse, drop or trim.")] = "refuse",
+    split: Split = None,
+    validation_split: ValidationSplit = None,
+    limit: Limit = None,
+    columns: Columns = None,
+    fresh: FreshTable = False,
+) -> None:
+    """Label each segment of pairs of clips; what was answered is written beside the table, and may be corrected."""
+    import dataclasses
+
+    from diffpo.captioners import LABELLERS
+    from diffpo.captioners.labellers import ScorerLabeller
+    from diffpo.config.blocks import make
+    from diffpo.config.options import from_spec, make_scorer
+    from diffpo.errors import UserError
+
+    if sum(one is not None for one in (labeller, scorer, labels)) != 1:
+        raise UserError("say who labels the segments: one of --labeller SPEC, --scorer SPEC and --labels FILE.")
+    if scorer is None and margin:
+        raise UserError("--margin goes with --scorer.")
+    quiet()
+    from diffpo.curate.segments import label_by_hand
+    from diffpo.curate.segments import label_segments as run
+
+    found = find_source(target, split, validation_split, limit, columns)
+    given = dataclasses.asdict(found) | {"segment_seconds": seconds, "unequal": unequal}
+    source = make(type(found), given, "segments")
+    if labels is not None:
+        done = label_by_hand(source, labels, out, fresh=fresh)
+    else:
+        made = make(ScorerLabeller, {"scorer": make_scorer(scorer), "margin": margin}, "segments") if scorer else None
+        done = run(source, made or from_spec(labeller, LABELLERS, "labeller"), out, fresh=fresh)
+    more = "" if seconds == 1 else f"\nsegments last {seconds:g} seconds: train with data.segment_seconds={seconds:g}"
+    say_table(done.files, f": {done}", target, "configs/wan21-densedpo.yaml", out, more)

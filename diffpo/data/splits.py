@@ -40,7 +40,8 @@ HOW_TO_GET = {
         ("chosen_prompt", "rejected_prompt"),
         "run `diffpo data caption {path} --captioner transformers,path=MODEL --out FOLDER`",
     ),
-    "segments": "add `segments` to the table, a list of -1, 0 and 1 per row, one label per second of its clips",
+    "segments": "run `diffpo data segments {path} --labeller chat,path=MODEL --out FOLDER` (docs/video.md), or add "
+    "`segments` yourself: a list of -1, 0 and 1 per row, one label per second of its clips",
 }
 
 

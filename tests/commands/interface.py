@@ -67,7 +67,7 @@ def of_block(block: type) -> dict[str, Any]:
 
 def interface() -> dict[str, Any]:
     """All of it."""
-    from diffpo.captioners import CAPTIONERS, PERTURBERS
+    from diffpo.captioners import CAPTIONERS, LABELLERS, PERTURBERS
     from diffpo.commands.app import app
     from diffpo.config.evaluation import Evaluation
     from diffpo.config.run import Sample, Train
@@ -78,7 +78,7 @@ def interface() -> dict[str, Any]:
     from diffpo.scorers import SCORERS
 
     tables = {"model": MODELS, "method": METHODS, "data": SOURCES, "scorer": SCORERS}
-    tables |= {"captioner": CAPTIONERS, "perturber": PERTURBERS, "weighting": WEIGHTINGS}
+    tables |= {"captioner": CAPTIONERS, "perturber": PERTURBERS, "labeller": LABELLERS, "weighting": WEIGHTINGS}
     found = every_command(typer.main.get_command(app))
     return {
         "commands": {" ".join(path): of_command(command) for path, command in sorted(found, key=lambda item: item[0])},
