@@ -2,6 +2,7 @@
 
 import math
 
+import build_moving
 import numpy as np
 import pytest
 import torch
@@ -19,8 +20,9 @@ from moving_builder.models import (
 )
 from moving_builder.train_base import SHORT, pad_once, tokens
 
+from diffpo.worlds.assets import asset_path
 from diffpo.worlds.moving.render import render, render_batch
-from diffpo.worlds.moving.scenes import all_captions, parse_caption, sample_clips
+from diffpo.worlds.moving.scenes import SPLITS, all_captions, parse_caption, sample_clips
 from diffpo.worlds.moving.verify import motion
 
 
@@ -165,3 +167,13 @@ def test_the_text_encoder_sees_one_caption_whatever_its_padding():
         read = tokenizer([all_captions()[5]], padding="max_length", max_length=length, return_tensors="pt")
         states.append(encoder(read.input_ids, read.attention_mask).last_hidden_state[0, :10])
     assert torch.allclose(*states, atol=1e-5)
+
+
+def test_the_build_script_writes_the_prompts_that_are_shipped(tmp_path, monkeypatch):
+    places = ["--work", str(tmp_path / "work"), "--output", str(tmp_path / "out")]
+    threads = ["--threads", str(torch.get_num_threads())]
+    monkeypatch.setattr("sys.argv", ["build_moving.py", "--stage", "prompts", *places, *threads])
+    build_moving.main()
+    for split in SPLITS:
+        made = tmp_path / "out" / "prompts" / f"{split}.txt"
+        assert made.read_bytes() == asset_path(f"moving/prompts/{split}.txt").read_bytes()
