@@ -20,6 +20,7 @@ from diffpo.captioners.base import Labeller, Segment, Verdict
 from diffpo.captioners.chat import ChatModel
 from diffpo.core.block import Count, NotNegative, Pixels, Place
 from diffpo.disk.ahead import groups
+from diffpo.media.frames import Clip
 from diffpo.scorers.base import Scorer
 from diffpo.scorers.loading import Kind
 
@@ -178,7 +179,7 @@ class ScorerLabeller(Labeller):
         return {"margin": self.margin}
 
     def ask(self, segments: Sequence[Segment]) -> list[list[float]]:
-        media = [clip for segment in segments for clip in (segment.first, segment.second)]
+        media = [Clip(tuple(side), self.fps) for segment in segments for side in (segment.first, segment.second)]
         prompts = [segment.prompt for segment in segments for _ in range(2)]
         scores = self.scorer.judge(media, prompts).tolist()
         return [scores[i : i + 2] for i in range(0, len(scores), 2)]

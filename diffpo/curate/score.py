@@ -107,7 +107,7 @@ def score_rows(table: Table, scorer: Scorer, batch: int) -> PairScores:
     """Score a table; what was scored before is read from the cache."""
 
     def ask(asked: list[Asked]) -> list[float]:
-        scores = scorer.judge([one.media.frames for one in asked], [one.prompt for one in asked]).double().tolist()
+        scores = scorer.judge([one.media for one in asked], [one.prompt for one in asked]).double().tolist()
         wrong = [
             f"row {table.origin[one.row]}, {one.side}: {score}"
             for one, score in zip(asked, scores, strict=True)

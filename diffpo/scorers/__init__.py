@@ -3,14 +3,17 @@
 from diffpo.scorers.aesthetic import AestheticV1, AestheticV2
 from diffpo.scorers.base import Scorer as Scorer
 from diffpo.scorers.clip import Clip
+from diffpo.scorers.consistency import BackgroundConsistency, SubjectConsistency
 from diffpo.scorers.frame_change import FrameChange
 from diffpo.scorers.hps import HPSv2, HPSv21
 from diffpo.scorers.hpsv3 import HPSv3
 from diffpo.scorers.imagereward import ImageReward
 from diffpo.scorers.moving import MovingMotion, MovingVerifier
 from diffpo.scorers.mps import MPS
+from diffpo.scorers.optical_flow import DynamicDegree, Motion
 from diffpo.scorers.pickscore import PickScore
 from diffpo.scorers.shapes import ShapesUtility, ShapesVerifier
+from diffpo.scorers.steadiness import Flicker, SmoothnessLinear
 
 SCORERS: dict[str, type[Scorer]] = {
     "shapes": ShapesVerifier,
@@ -27,4 +30,10 @@ SCORERS: dict[str, type[Scorer]] = {
     "frame-change": FrameChange,
     "moving": MovingVerifier,
     "moving-motion": MovingMotion,
+    "flicker": Flicker,
+    "smoothness-linear": SmoothnessLinear,
+    "subject-consistency": SubjectConsistency,
+    "background-consistency": BackgroundConsistency,
+    "motion": Motion,
+    "dynamic-degree": DynamicDegree,
 }

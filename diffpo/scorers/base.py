@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
+    from diffpo.media.frames import Clip
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batched(Block):
@@ -50,6 +52,8 @@ class Scorer(Block, ABC):
     """What a score is counted in; for some scorers this is an option."""
     measures: ClassVar[str] = "quality"
     """`motion`: more is not better, and a report shows it beside the quality of clips."""
+    reads_rate: ClassVar[bool] = False
+    """Whether a score depends on how many frames per second a clip has."""
     takes_frames: ClassVar[bool] = False
     """Whether it looks at the frames of a clip together. The others judge a clip by the mean score of its frames."""
 
@@ -84,22 +88,50 @@ class Scorer(Block, ABC):
                 image or prompt.
         """
 
-    def judge(self, media: Sequence[Sequence[Image]], prompts: Sequence[str]) -> Tensor:
-        """Score each medium, which is its frames (at least one, RGB), for its prompt; else as `score`.
+    def judge(self, media: Sequence[Clip], prompts: Sequence[str]) -> Tensor:
+        """Score each medium, which is a clip (an image is one of one frame), for its prompt; else as `score`.
 
         A scorer that takes frames overrides this. For the others the score of a clip is the mean over its frames.
         """
         import torch
 
-        pairs = [(frame, prompt) for medium, prompt in zip(media, prompts, strict=True) for frame in medium]
+        pairs = [(frame, prompt) for medium, prompt in zip(media, prompts, strict=True) for frame in medium.frames]
         scores = self.score([frame for frame, _ in pairs], [prompt for _, prompt in pairs])
-        parts = scores.split([len(medium) for medium in media])
+        parts = scores.split([len(medium.frames) for medium in media])
         return torch.stack([part.mean() for part in parts]) if parts else torch.zeros(0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkScorer(OnDevice, Scorer, ABC):
-    """A scorer that judges with a network."""
+class ClipScorer(Scorer, ABC):
+    """A scorer that looks at the frames of a clip together; it refuses what is too short, such as an image."""
+
+    takes_frames = True
+    least: ClassVar[int] = 2
+    """Frames that it needs."""
+
+    def score(self, images: Sequence[Image], prompts: Sequence[str]) -> Tensor:
+        from diffpo.media.frames import Clip
+
+        return self.judge([Clip((image,)) for image in images], prompts)
+
+    def judge(self, media: Sequence[Clip], prompts: Sequence[str]) -> Tensor:
+        import torch
+
+        for clip in media:
+            if len(clip.frames) < self.least:
+                one = "is an image" if len(clip.frames) == 1 else f"is one of {len(clip.frames)} frames"
+                raise UserError(f"{self.name} judges clips of at least {self.least} frames, and here {one}.")
+        with torch.no_grad():
+            return torch.tensor([self._judge_clip(clip) for clip in media], dtype=torch.float32)
+
+    @abstractmethod
+    def _judge_clip(self, clip: Clip) -> float:
+        """Score one clip, which is long enough."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithNetwork(OnDevice, Scorer, ABC):
+    """The options of a scorer that has a network."""
 
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Of weights and computation; half precision makes artificial ties."""
@@ -109,6 +141,11 @@ class NetworkScorer(OnDevice, Scorer, ABC):
     @property
     def provenance(self) -> dict[str, Any]:
         return super().provenance | {"dtype": self.dtype}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkScorer(WithNetwork, ABC):
+    """A scorer that judges images with a network."""
 
     def score(self, images: Sequence[Image], prompts: Sequence[str]) -> Tensor:
         import torch

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
+    from diffpo.media.frames import Clip
+
 
 @dataclass(frozen=True, kw_only=True)
 class FrameChange(Scorer):
@@ -38,10 +40,10 @@ class FrameChange(Scorer):
 
         return torch.zeros(len(images))
 
-    def judge(self, media: Sequence[Sequence[Image]], prompts: Sequence[str]) -> Tensor:
+    def judge(self, media: Sequence[Clip], prompts: Sequence[str]) -> Tensor:
         import torch
 
-        return torch.tensor([_change(frames) for frames in media], dtype=torch.float32)
+        return torch.tensor([_change(clip.frames) for clip in media], dtype=torch.float32)
 
 
 def _change(frames: Sequence[Image]) -> float:

@@ -38,6 +38,7 @@ _CONTENTS = {
     "model.diffusion_model.": "a Stable Diffusion checkpoint",
     "down_blocks.": "a UNet of diffusers",
     "transformer_blocks.": "a transformer of diffusers",
+    "fnet.": "a RAFT in its authors' layout",
     "layers.": "an aesthetic head",
 }
 """What a checkpoint is by a part of its names; the first that fits."""
@@ -50,6 +51,8 @@ class Kind(NamedTuple):
     """The class of transformers that loads it."""
     types: str
     """The `model_type` that it must have, or the table of transformers that lists them."""
+    spare: tuple[str, ...] = ()
+    """What the names of weights begin with that nobody asks for, so that they may be missing."""
 
 
 CLIP = Kind("AutoModel", "clip")
@@ -152,7 +155,7 @@ def load_network(folder: Path, kind: Kind, what: str, *, dtype: str, device: str
     check_kind(folder, kind, what)
     options = {"dtype": dtype, "output_loading_info": True, "weights_only": True}
     network, info = _from_pretrained(kind.auto, folder, what, options)
-    if missing := sorted(info["missing_keys"]):
+    if missing := sorted(name for name in info["missing_keys"] if not name.startswith(kind.spare)):
         raise UserError(f"{folder} is not whole: {len(missing)} weights are missing, {missing[0]} first.")
     return _frozen(network, None, device)
 

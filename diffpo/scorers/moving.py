@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffpo.disk.rows import digest
 from diffpo.errors import UserError
+from diffpo.media.frames import Clip
 from diffpo.scorers.base import Scorer
 
 if TYPE_CHECKING:
@@ -35,9 +36,9 @@ class MovingVerifier(Scorer):
         return {"weights": None, "code": _code()}
 
     def score(self, images: Sequence[Image], prompts: Sequence[str]) -> Tensor:
-        return self.judge([[image] for image in images], prompts)
+        return self.judge([Clip((image,)) for image in images], prompts)
 
-    def judge(self, media: Sequence[Sequence[Image]], prompts: Sequence[str]) -> Tensor:
+    def judge(self, media: Sequence[Clip], prompts: Sequence[str]) -> Tensor:
         from diffpo.worlds.moving.verify import verify
 
         return _scores(self.name, lambda clip, prompt: verify(clip, prompt).score, media, prompts)
@@ -59,23 +60,24 @@ class MovingMotion(Scorer):
         return {"weights": None, "code": _code()}
 
     def score(self, images: Sequence[Image], prompts: Sequence[str]) -> Tensor:
-        return self.judge([[image] for image in images], prompts)
+        return self.judge([Clip((image,)) for image in images], prompts)
 
-    def judge(self, media: Sequence[Sequence[Image]], prompts: Sequence[str]) -> Tensor:
+    def judge(self, media: Sequence[Clip], prompts: Sequence[str]) -> Tensor:
         from diffpo.worlds.moving.verify import motion
 
         return _scores(self.name, lambda clip, _: motion(clip), media, prompts)
 
 
 def _scores(
-    name: str, judge: Callable[[Sequence[Image], str], float], media: Sequence[Sequence[Image]], prompts: Sequence[str]
+    name: str, judge: Callable[[Sequence[Image], str], float], media: Sequence[Clip], prompts: Sequence[str]
 ) -> Tensor:
     import torch
 
     try:
-        return torch.tensor([judge(*pair) for pair in zip(media, prompts, strict=True)], dtype=torch.float32)
+        scores = [judge(clip.frames, prompt) for clip, prompt in zip(media, prompts, strict=True)]
     except ValueError as error:
         raise UserError(f"scorer {name} judges clips of the moving world only: {error}") from error
+    return torch.tensor(scores, dtype=torch.float32)
 
 
 @cache

@@ -225,19 +225,24 @@ def _judges(source: Path, media: Sequence[Media], scorers: Sequence[Scorer]) -> 
         raise UserError(f"each scorer can be asked once, got {asked}: a table holds one score of a scorer per image.")
     earlier, judges = _read_earlier(source), {}
     for scorer in scorers:
+        question = _prompt_and_rate if scorer.reads_rate else attrgetter("prompt")
         same = earlier.provenance.get(scorer.name) == provenance_of(scorer, media)
         known = {
-            key_of(row.digest, row.frames, row.prompt): Row({"score": row.score})
+            key_of(row.digest, row.frames, question(row)): Row({"score": row.score})
             for row in earlier.rows
             if same and row.scorer == scorer.name and row.digest
         }
         store = RowStore("scores", {"format": FORMAT, "scorer": scorer.provenance})
-        judges[scorer.name] = Judge(store, partial(_score, scorer), attrgetter("prompt"), known)
+        judges[scorer.name] = Judge(store, partial(_score, scorer), question, known)
     return judges
 
 
+def _prompt_and_rate(item: Media) -> str:
+    return f"{item.fps} frames per second: {item.prompt}"
+
+
 def _score(scorer: Scorer, clips: Sequence[Clip], media: Sequence[Media]) -> Iterator[Row]:
-    scores = scorer.judge([clip.frames for clip in clips], [item.prompt for item in media]).tolist()
+    scores = scorer.judge(clips, [item.prompt for item in media]).tolist()
     for item, score in zip(media, scores, strict=True):
         _check_number(score, scorer.name, Path(item.file))
         yield Row({"score": score})

@@ -93,7 +93,8 @@ def test_motion_stands_beside_quality(folders, tmp_path):
 
 def test_the_change_from_frame_to_frame_is_counted_in_per_cent():
     levels = [Image.new("RGB", (4, 4), (level,) * 3) for level in (0, 51, 51, 0)]
-    assert FrameChange().judge([levels, levels[:1], levels[1:3]], ["x"] * 3).tolist() == pytest.approx([40 / 3, 0, 0])
+    clips = [Clip(tuple(frames)) for frames in (levels, levels[:1], levels[1:3])]
+    assert FrameChange().judge(clips, ["x"] * 3).tolist() == pytest.approx([40 / 3, 0, 0])
     assert FrameChange().provenance["measures"] == "motion"
 
 

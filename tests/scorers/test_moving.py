@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from diffpo.errors import UserError
+from diffpo.media.frames import Clip
 from diffpo.scorers.moving import MovingMotion, MovingVerifier
 from diffpo.worlds.moving.render import render
 from diffpo.worlds.moving.scenes import parse_caption, sample_clips, sample_prompts
@@ -18,7 +19,7 @@ def truth():
     prompts = sample_prompts("heldout", 4)
     clips = sample_clips([parse_caption(p) for p in prompts], torch.Generator().manual_seed(0))
     clips = [replace(clip, speed=clip.speed / (1 + (i > 0))) for i, clip in enumerate(clips)]
-    return [[Image.fromarray(frame) for frame in render(clip)] for clip in clips], clips, prompts
+    return [Clip(tuple(map(Image.fromarray, render(clip)))) for clip in clips], clips, prompts
 
 
 def test_clips_are_judged_as_wholes(truth):
@@ -41,4 +42,4 @@ def test_what_is_not_of_this_world(scorer, truth):
     with pytest.raises(UserError, match=r"moving world only.*expected 9 RGB frames"):
         scorer.score([Image.new("RGB", (32, 32))], prompts[:1])
     with pytest.raises(UserError, match=r"moving world only.*expected 9 RGB frames"):
-        scorer.judge([media[0][:5]], prompts[:1])
+        scorer.judge([Clip(media[0].frames[:5])], prompts[:1])

@@ -31,12 +31,16 @@ LEARNED = {
     "imagereward": r"THUDM/ImageReward.*ImageReward\.pt",
     "mps": r"RE-N-Y/mpsv1.*model\.safetensors",
     "hpsv3": r"MizzenAI/HPSv3.*HPSv3\.safetensors",
+    "subject-consistency": r"facebook/dino-vitb16.*config\.json",
+    "background-consistency": r"openai/clip-vit-base-patch32.*config\.json",
+    "motion,path=someone/a-raft": r"someone/a-raft.*raft_large_C_T_V1-22a6c225\.pth",
+    "dynamic-degree,path=someone/a-raft": r"someone/a-raft.*raft_large_C_T_V1-22a6c225\.pth",
 }
 """Scorers with weights, and what the message says that nobody can fetch."""
 OPTIONS = "dtype=bfloat16,device=cpu,batch=2"
 
 
-CODE = {"shapes", "shapes-utility", "frame-change", "moving", "moving-motion"}
+CODE = {"shapes", "shapes-utility", "frame-change", "moving", "moving-motion", "flicker", "smoothness-linear"}
 """Those that have no weights."""
 
 
@@ -62,6 +66,10 @@ def specs(weights):
         "imagereward": f"imagereward,path={weights}",
         "mps": f"mps,path={weights},threshold=0.3",
         "hpsv3": f"hpsv3,path={weights}",
+        "subject-consistency": f"subject-consistency,path={weights.parent}",
+        "background-consistency": f"background-consistency,path={weights.parent}",
+        "motion": f"motion,path={weights}",
+        "dynamic-degree": f"dynamic-degree,path={weights}",
     }
 
 
@@ -96,6 +104,7 @@ def test_all_say_what_decides_a_score(weights):
 def test_weights_of_another_kind_are_named(weights):
     found = specs(weights)
     del found["hpsv3"]  # it reads its tokenizer first; see test_hpsv3
+    found = {name: spec for name, spec in found.items() if not SCORERS[name].takes_frames}  # see test_clip_scorers
     for name, spec in found.items():
         with pytest.raises(UserError, match="UNet of diffusers") as caught:
             make_scorer(spec).score([Image.new("RGB", (8, 8))], ["a"])
@@ -152,6 +161,8 @@ OTHERS = {
     "prefix": "A photo of ",
     "condition": "hands",
     "threshold": 0.25,
+    "network": "small",
+    "updates": 3,
     "annotator": next(iter(ANNOTATORS)),
 }
 """For each option that decides a score, a value that is not its default; `scale` of the aesthetics is `0-1`."""

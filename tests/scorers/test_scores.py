@@ -60,7 +60,7 @@ class Watching(Brightness):
     takes_frames = True
 
     def judge(self, media, prompts):
-        seen = [Brightness.score(self, frames, prompts * len(frames)) for frames in media]
+        seen = [Brightness.score(self, clip.frames, prompts * len(clip.frames)) for clip in media]
         return torch.stack([scores.max() - scores.min() for scores in seen])
 
 
