@@ -33,6 +33,7 @@ class TinyEncoder:
         self.letters = torch.randn(256, 6)
         torch.random.set_rng_state(state)
         self.fingerprint, self.multiple, self.rule = fingerprint, 4, rule
+        self.vae_fingerprint = "tiny VAE"
         self.kill_at, self.masked = kill_at, masked
         self.images = self.prompts = 0
 

@@ -26,6 +26,7 @@ from diffpo.data.encode import (
     Encodings,
     encode_frames,
     encode_text,
+    find_all_latents,
     has_captions,
     log_cut_captions,
 )
@@ -76,7 +77,9 @@ class EncodingCache:
         self.texts = RowStore("encodings", {"what": "texts", **same}, home)
         self._contents = {side: read_contents(table, side, home, shown=rank == 0) for side in sides}
         self._lengths = read_lengths(table, source, encoder.rule, self._contents, home, shown=rank == 0)
-        self._preparation = Preparation(source, encoder.multiple, encoder.rule, seed, self._sides, self._lengths)
+        self._latents = find_all_latents(table, self._contents, encoder)
+        lengths, latents = self._lengths, self._latents
+        self._preparation = Preparation(source, encoder.multiple, encoder.rule, seed, self._sides, lengths, latents)
         self._keys = {side: self._key_images(side) for side in sides}
         self._captioned = list(sides) if has_captions(table, sides) else [sides[0]]
         parts = (part for side in self._captioned for part in table.in_parts(table.captions, side))
@@ -89,6 +92,9 @@ class EncodingCache:
         for row in lengths.shortened(side).tolist():
             if keys[row]:
                 keys[row] = digest(key_at(keys, row), str(lengths.frames[row]))
+        for row in self._latents.get(side, {}):
+            if keys[row]:
+                keys[row] = digest(key_at(keys, row), "latents")
         return keys
 
     def _key_drawn(self, contents: Contents) -> np.ndarray:

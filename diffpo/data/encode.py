@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from diffpo.data.contents import read_contents
+from diffpo.data.contents import Contents, read_contents
 from diffpo.data.images import Preparation, Prepared
+from diffpo.data.latents import find_latents
 from diffpo.data.lengths import describe_broken_image, read_lengths
 from diffpo.disk.ahead import WORKERS, ahead
 from diffpo.disk.progress import track
@@ -52,6 +54,11 @@ class Encoder(Protocol):
         """Which clips it takes."""
         ...
 
+    @property
+    def vae_fingerprint(self) -> str:
+        """Identity of the files of the VAE alone, which made the latents that lie beside clips."""
+        ...
+
     def encode_media(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation, each `[c f h w]` float32, of `frames` `[3 f h w]` uint8."""
         ...
@@ -70,11 +77,20 @@ def encode_frames(prepared: Prepared, encoder: Encoder, source: Source) -> dict[
 
     Returns:
         `mean` and `std` `[c f h w]` in `cache_dtype`, and `size` `[6]` int64 (see `images.Prepared`). Of a clip there
-        is no `std`: its latents are the posterior's mode.
+        is no `std`: its latents are the posterior's mode, or what it was decoded from.
     """
+    if prepared.latent is not None:
+        return {"mean": _round(prepared.latent, source.cache_dtype, "a clip's latents"), "size": prepared.size}
     mean, std = (_round(x, source.cache_dtype, "an image") for x in encoder.encode_media(prepared.frames))
     moments = {"mean": mean, "std": std} if len(prepared.pixels) == 1 else {"mean": mean}
     return moments | {"size": prepared.size}
+
+
+def find_all_latents(table: Table, contents: Mapping[str, Contents], encoder: Encoder) -> dict[str, dict[int, Path]]:
+    """Find the latents that lie beside clips, by side and row; a model of images has none."""
+    if encoder.rule.most == 1:
+        return {}
+    return {side: find_latents(table, side, found, encoder.vae_fingerprint) for side, found in contents.items()}
 
 
 def encode_text(prompt: str, encoder: Encoder, source: Source) -> dict[str, Tensor]:
@@ -159,7 +175,8 @@ class LiveEncodings(Encodings):
             log_cut_captions(encoder.count_cut(sorted(captions)), len(captions), table.path)
         contents = {side: read_contents(table, side, shown=rank == 0) for side in sides}
         lengths = read_lengths(table, source, encoder.rule, contents, shown=rank == 0)
-        self._preparation = Preparation(source, encoder.multiple, encoder.rule, seed, self._sides, lengths)
+        latents = find_all_latents(table, contents, encoder)
+        self._preparation = Preparation(source, encoder.multiple, encoder.rule, seed, self._sides, lengths, latents)
         self.contents = {side: each.keys for side, each in contents.items()}
         self.broken, self.fps = dict(lengths.dropped), lengths.fps
         self.targets = np.zeros((len(table), 3), np.int32)

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from diffpo.core.types import Rng
+from diffpo.data.latents import read_latents
 from diffpo.errors import UserError
 from diffpo.media.frames import BrokenImage, open_footage
 
@@ -59,6 +61,9 @@ class Prepared:
     size: Tensor
     """`[6]` int64: original height and width, top and left of the crop in the resized (and flipped) image, target
     height and width."""
+
+    latent: Tensor | None = None
+    """`[c f h w]` what the clip was decoded from, where that is known and nothing of the clip was changed."""
 
     @property
     def frames(self) -> Tensor:
@@ -118,6 +123,8 @@ class Preparation:
     sides: Sequence[str]
     """Those that are used; the first one decides the size of both."""
     lengths: Lengths
+    latents: Mapping[str, Mapping[int, Path]] = field(default_factory=dict)
+    """By side and row, files of the latents that clips were decoded from."""
 
     def prepare(self, row: Mapping[str, Any], index: int, side: str) -> Prepared:
         """Decode and prepare one side of a row.
@@ -132,7 +139,10 @@ class Preparation:
             if self.rule.most == 1 and self.source.frames is None and footage.moving:
                 raise BrokenImage("it is a clip, and this model takes images: data.frames=1 takes the first frames")
             numbers = footage.choose(int(self.lengths.frames[index]), self.lengths.fps)
-            return prepare(footage.frames(numbers), len(numbers), target, window)
+            prepared = prepare(footage.frames(numbers), len(numbers), target, window)
+            file = self.latents.get(side, {}).get(index)
+            whole = numbers == list(range(footage.count)) and footage.size == target[::-1] and not window.flip
+        return replace(prepared, latent=read_latents(file)) if file is not None and whole else prepared
 
     @staticmethod
     def _size(cell: Any) -> tuple[int, int]:

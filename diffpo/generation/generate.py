@@ -34,8 +34,8 @@ from diffpo.errors import UserError
 from diffpo.generation.processes import make_state, quiet_console
 from diffpo.generation.sampling import Plan, plan_clips, sample_clips
 from diffpo.generation.settings import GenerateOptions, hash_of
-from diffpo.generation.work import LATENTS, Draw, Work, fill
-from diffpo.media.folder import MANIFEST, SCORES, SETTINGS, Media, read_manifest, read_settings
+from diffpo.generation.work import Draw, Work, fill
+from diffpo.media.folder import LATENTS, MANIFEST, SCORES, SETTINGS, Media, read_manifest, read_settings
 from diffpo.media.prompts import PROMPTS, PromptSet
 from diffpo.models.finding import Model, find_model
 from diffpo.models.pipelines import open_pipeline

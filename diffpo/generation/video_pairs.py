@@ -1,7 +1,7 @@
 """Two clips for each real clip, by two seeds from one noise level: `diffpo data video-pairs`.
 
     OUT/manifest.jsonl, settings.json, 000012-s3.mp4     a media folder, as `diffpo generate` makes it
-    OUT/000012-s3.safetensors                            the latents that the clip was decoded from
+    OUT/000012-s3.safetensors                            the latents that the clip was decoded from; see `data.latents`
 
 What a pair is made of depends on its own real clip, prompt and the settings alone: neither on the other clips nor on
 the number of processes.
@@ -28,13 +28,15 @@ from torch import Tensor
 from diffpo.core.block import Fraction
 from diffpo.disk.ahead import WORKERS, ahead
 from diffpo.disk.files import write_file
+from diffpo.disk.rows import digest
+from diffpo.disk.weights import fingerprint
 from diffpo.errors import UserError
 from diffpo.generation.generate import Request, fill_folder
 from diffpo.generation.guided import denoise_clip
 from diffpo.generation.settings import GenerateOptions, hash_of
-from diffpo.generation.work import LATENTS, Draw, Work
-from diffpo.media.folder import Media, home_of, read_media
-from diffpo.media.frames import BrokenImage, Clip, open_footage
+from diffpo.generation.work import Draw, Work
+from diffpo.media.folder import DECODED, LATENTS, Media, home_of, read_media
+from diffpo.media.frames import BrokenImage, Clip, encode, open_footage
 from diffpo.media.prompts import PromptSet
 from diffpo.models.pipelines import open_pipeline
 
@@ -191,6 +193,7 @@ def _open(request: Request, pairs: Sequence[VideoPair], out: Path) -> Draw:
     known = {(side.prompt, side.seed): (pair, side) for pair in pairs for side in pair.sides}
     family = model.family
     assert family is not None
+    vae = fingerprint(model.base.path / "vae")
     multiple = lcm(family.sides, family.multiple(model.vae))
 
     def draw(prompts: Sequence[str], seeds: Sequence[int]) -> list[Clip]:
@@ -200,8 +203,9 @@ def _open(request: Request, pairs: Sequence[VideoPair], out: Path) -> Draw:
             sampler = replace(options, size=(frames.shape[2], frames.shape[3]))
             # Both sides, even where one of them is there: what is in a batch decides the last bits.
             done = denoise_clip(pipeline, frames, pair.prompt, pair.eta, [side.seed for side in pair.sides], sampler)
-            for side, latent in zip(pair.sides, done.latents, strict=True):
-                write_file((out / side.file).with_suffix(LATENTS), save({"latent": latent.contiguous()}))
+            for side, latent, clip in zip(pair.sides, done.latents, done.clips, strict=True):
+                told = {DECODED: f"{vae} {digest(encode(clip, request.plan.suffix)).hex()}"}
+                write_file((out / side.file).with_suffix(LATENTS), save({"latent": latent.contiguous()}, told))
             made += [done.clips[pair.sides.index(side)] for _, side in group]
         return made
 

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
 Draw = Callable[[Sequence[str], Sequence[int]], Sequence[Clip]]
 """Prompts and seeds, one of each per image -> the images."""
-LATENTS = ".safetensors"
-"""Ending of the file of latents that may lie beside a clip."""
 _BATCH = ".batch-"
 
 

@@ -28,6 +28,10 @@ from diffpo.media.frames import BrokenImage, Clip, decode_clip, read_bytes
 MANIFEST = "manifest.jsonl"
 SETTINGS = "settings.json"
 SCORES = "scores.parquet"
+LATENTS = ".safetensors"
+"""Ending of the file beside a clip that holds the latents which it was decoded from."""
+DECODED = "decoded"
+"""The one entry of such a file's metadata: the hash of the VAE's files and that of the clip, with a space between."""
 LARGEST_SEED = 2**63 - 1
 """What the tables can keep."""
 

@@ -34,6 +34,7 @@ class Encoders:
         self.vae = self._base.config("vae")
         """The VAE's configuration."""
         self.fingerprint = fingerprint(self._base, tuning)
+        self.vae_fingerprint = weights.fingerprint(self._base.part("vae"))
         self.multiple = self.family.multiple(self.vae)
         """Image sides in pixels must be divisible by this."""
         self._network = self._base.config(self._base.component)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from typer.testing import CliRunner
 from diffpo.commands.app import app
 from diffpo.core.process import Time
 from diffpo.curate.inspect import guess_source
+from diffpo.curate.video_pairs import write_video_pairs
+from diffpo.data.cache import EncodingCache
+from diffpo.data.encode import LiveEncodings
 from diffpo.data.splits import load_table
 from diffpo.errors import UserError
 from diffpo.generation.generate import generate
@@ -27,6 +31,8 @@ from diffpo.generation.video_pairs import VideoPairOptions, make_video_pairs
 from diffpo.media.folder import read_manifest
 from diffpo.media.frames import decode_clip
 from diffpo.models import family_of
+from diffpo.models.encoders import Encoders
+from diffpo.models.tuning import MODELS
 
 SHIFTS = (3.0, 5.0, 5.66, 7.0)
 ETAS = (0.65, 0.75, 0.8)
@@ -248,3 +254,52 @@ def test_wrong_options_are_named(pipelines, real, tmp_path, option, value, told)
     line = ["data", "video-pairs", str(pipelines("wan")), str(real), "--out", str(tmp_path / "out"), option, value]
     with pytest.raises(UserError, match=told):
         CliRunner().invoke(app, line, catch_exceptions=False)
+
+
+class Counting(Encoders):
+    """A model's own encoders, which count the clips that they encode."""
+
+    count = 0
+
+    def encode_media(self, frames):
+        self.count += 1
+        return super().encode_media(frames)
+
+
+@pytest.mark.parametrize(
+    ("change", "encoded"),
+    [
+        (None, 0),
+        ("a clip was replaced", 1),
+        ("another VAE", 4),
+        ("scaled", 4),
+        ("shortened", 4),
+    ],
+)
+def test_training_takes_the_latents_that_were_kept(pipelines, real, tmp_path, monkeypatch, change, encoded):
+    """What the sampler ended with is what training reads, unless something else would be seen of the clip."""
+    monkeypatch.setenv("DIFFPO_CACHE", str(tmp_path / "cache"))
+    out, frames = tmp_path / "out", 9
+    pairs = make(pipelines, real, out, frames=frames, steps=2, size=(32, 32)).pairs
+    write_video_pairs(out, [pair.row for pair in pairs], {})
+    path = pipelines("wan")
+    if change == "a clip was replaced":
+        (out / pairs[0].sides[0].file).write_bytes(video(ramp(frames, 32, 32), fps=16.0))
+    elif change == "another VAE":
+        path = shutil.copytree(path, tmp_path / "other")
+        config = json.loads((path / "vae" / "config.json").read_text()) | {"clip_output": False}
+        (path / "vae" / "config.json").write_text(json.dumps(config))
+    source = replace(guess_source(str(out)), ties="keep", resolution=16 if change == "scaled" else 32)
+    source = replace(source, frames=5 if change == "shortened" else None)
+    table, encoders = load_table(source, str(out), "train"), Counting(MODELS["lora"](path=str(path)), "cpu")
+    cache = EncodingCache(table, source, encoders, seed=0)
+    cache.fill()
+    assert encoders.count == encoded
+    rows, live = cache.open(), LiveEncodings(table, source, encoders, seed=0)
+    for row, pair in enumerate(pairs):
+        found, again = rows.images(row), live.images(row)
+        assert found.keys() == again.keys() and all(torch.equal(found[name], again[name]) for name in found)
+        for name, side in zip(("chosen", "rejected"), pair.sides, strict=True):
+            kept = load_file(out / side.file.replace("mp4", "safetensors"))["latent"]
+            same = found[f"{name}_mean"].shape == kept.shape and torch.equal(found[f"{name}_mean"], kept)
+            assert same == (change is None or (change == "a clip was replaced" and (row, name) != (0, "chosen")))
