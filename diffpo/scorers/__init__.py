@@ -14,6 +14,7 @@ from diffpo.scorers.optical_flow import DynamicDegree, Motion
 from diffpo.scorers.pickscore import PickScore
 from diffpo.scorers.shapes import ShapesUtility, ShapesVerifier
 from diffpo.scorers.steadiness import Flicker, SmoothnessLinear
+from diffpo.scorers.videoreward import VideoReward
 
 SCORERS: dict[str, type[Scorer]] = {
     "shapes": ShapesVerifier,
@@ -36,4 +37,5 @@ SCORERS: dict[str, type[Scorer]] = {
     "background-consistency": BackgroundConsistency,
     "motion": Motion,
     "dynamic-degree": DynamicDegree,
+    "videoreward": VideoReward,
 }

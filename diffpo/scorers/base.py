@@ -122,11 +122,12 @@ class ClipScorer(Scorer, ABC):
                 one = "is an image" if len(clip.frames) == 1 else f"is one of {len(clip.frames)} frames"
                 raise UserError(f"{self.name} judges clips of at least {self.least} frames, and here {one}.")
         with torch.no_grad():
-            return torch.tensor([self._judge_clip(clip) for clip in media], dtype=torch.float32)
+            scores = [self._judge_clip(*pair) for pair in zip(media, prompts, strict=True)]
+        return torch.tensor(scores, dtype=torch.float32)
 
     @abstractmethod
-    def _judge_clip(self, clip: Clip) -> float:
-        """Score one clip, which is long enough."""
+    def _judge_clip(self, clip: Clip, prompt: str) -> float:
+        """Score one clip, which is long enough, for its prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,7 +58,7 @@ class _Consistency(ClipScorer, WithNetwork):
     def _network(self) -> Any:
         return load_network(self._weights.path, self.kind, self.what, dtype=self.dtype, device=self.device)
 
-    def _judge_clip(self, clip: Clip) -> float:
+    def _judge_clip(self, clip: Clip, prompt: str) -> float:
         import torch
 
         seen = []

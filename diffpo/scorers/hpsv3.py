@@ -115,9 +115,7 @@ class HPSv3(JointScorer):
     def _build(self, vocabulary: int) -> list[Any]:
         """Load the network in its dtype and the head in float32."""
         import torch
-        from accelerate import init_empty_weights
         from torch import nn
-        from transformers import Qwen2VLConfig, Qwen2VLModel
 
         path, dtype = self._weights.path, getattr(torch, self.dtype)
         state = read_state(path)
@@ -130,14 +128,8 @@ class HPSv3(JointScorer):
                 f"{path} knows {len(rows)} tokens, and the tokenizer in {self._base.path} has {vocabulary} with "
                 f"{REWARD}. Give base={HUB_BASE} or a local copy of it."
             )
-        config = Qwen2VLConfig.from_dict(read_json(self._base.path / "config.json"))
-        config.text_config.vocab_size = vocabulary
-        with init_empty_weights(include_buffers=False):  # 7 billion random numbers would take minutes
-            network = Qwen2VLModel(config)
-        for name, buffer in network.named_buffers():
-            if name.endswith("inv_freq"):
-                buffer.copy_(buffer.bfloat16())
-        width = config.text_config.hidden_size
+        network = empty_qwen2_vl(self._base.path, vocabulary)
+        width = network.config.text_config.hidden_size
         head = nn.Sequential(  # as the authors number it, with a dropout at 2
             *(nn.Linear(width, 1024), nn.ReLU(), nn.Identity(), nn.Linear(1024, 16), nn.ReLU(), nn.Linear(16, 2))
         )
@@ -146,14 +138,31 @@ class HPSv3(JointScorer):
         return [load_state(network, own, **how), load_state(head, rating, **how)]
 
 
-def conversation(prompt: str, patches: int, tokenizer: Any) -> str:
-    """What the network reads: the instruction with the prompt in it, behind room for the image's `patches`.
+def empty_qwen2_vl(folder: Path, vocabulary: int) -> Any:
+    """A Qwen2-VL as its folder's configuration says, without weights, for so many tokens; rotary speeds are rounded."""
+    from accelerate import init_empty_weights
+    from transformers import Qwen2VLConfig, Qwen2VLModel
+
+    config = Qwen2VLConfig.from_dict(read_json(folder / "config.json"))
+    config.text_config.vocab_size = vocabulary
+    with init_empty_weights(include_buffers=False):  # billions of random numbers would take minutes
+        network = Qwen2VLModel(config)
+    for name, buffer in network.named_buffers():
+        if name.endswith("inv_freq"):
+            buffer.copy_(buffer.bfloat16())
+    return network
+
+
+def conversation(
+    prompt: str, patches: int, tokenizer: Any, *, instruction: str = INSTRUCTION, pad: str = _IMAGE
+) -> str:
+    """What the network reads: the instruction with the prompt in it, behind room (`pad`) for the image's `patches`.
 
     Marks of the tokenizer in a prompt, such as `<|image_pad|>`, are taken out: they are no text.
     """
     for mark in tokenizer.get_added_vocab():
         prompt = prompt.replace(mark, " ")
-    return _CONVERSATION.format(image=_IMAGE * patches, text=INSTRUCTION.format(text_prompt=prompt))
+    return _CONVERSATION.format(image=pad * patches, text=instruction.replace("{text_prompt}", prompt))
 
 
 def split_state(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

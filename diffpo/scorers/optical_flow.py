@@ -111,7 +111,7 @@ class Motion(_ByFlow):
     about = "Mean length of the optical flow from frame to frame. It shows whether motion froze; more is not better."
     scale = "per cent of the short side, per frame"
 
-    def _judge_clip(self, clip: Clip) -> float:
+    def _judge_clip(self, clip: Clip, prompt: str) -> float:
         return 100 * self.flow_lengths(clip.frames).mean().item() / min(clip.first.size)
 
 
@@ -124,7 +124,7 @@ class DynamicDegree(_ByFlow):
     scale = "0 or 1"
     reads_rate = True
 
-    def _judge_clip(self, clip: Clip) -> float:
+    def _judge_clip(self, clip: Clip, prompt: str) -> float:
         frames = clip.frames[:: max(1, round((clip.fps or FPS) / 8))]
         if len(frames) < 2:
             raise UserError(f"{self.name} looks at 8 frames per second, and has one of a clip of {len(clip.frames)}.")

@@ -39,7 +39,7 @@ class Flicker(_Steadiness):
     name = "flicker"
     about = "VBench's temporal flickering: 1 is no change between frames. A clip that stands still is the best."
 
-    def _judge_clip(self, clip: Clip) -> float:
+    def _judge_clip(self, clip: Clip, prompt: str) -> float:
         frames = [np.asarray(frame, np.float32) for frame in clip.frames]
         return _sameness(pairwise(frames))
 
@@ -52,7 +52,7 @@ class SmoothnessLinear(_Steadiness):
     about = "How near every second frame is to the mean of its neighbours. A clip that stands still is the best."
     least = 3
 
-    def _judge_clip(self, clip: Clip) -> float:
+    def _judge_clip(self, clip: Clip, prompt: str) -> float:
         frames = [np.asarray(frame, np.float32) for frame in clip.frames]
         neighbours = ((before + after) / 2 for before, after in pairwise(frames[::2]))
         return _sameness(zip(frames[1::2], neighbours, strict=False))  # the last of an even number has one neighbour

@@ -33,6 +33,7 @@ LEARNED = {
     "hpsv3": r"MizzenAI/HPSv3.*HPSv3\.safetensors",
     "subject-consistency": r"facebook/dino-vitb16.*config\.json",
     "background-consistency": r"openai/clip-vit-base-patch32.*config\.json",
+    "videoreward": r"KwaiVGI/VideoReward.*checkpoint-11352/model\.pth",
     "motion,path=someone/a-raft": r"someone/a-raft.*raft_large_C_T_V1-22a6c225\.pth",
     "dynamic-degree,path=someone/a-raft": r"someone/a-raft.*raft_large_C_T_V1-22a6c225\.pth",
 }
@@ -49,7 +50,9 @@ def weights(tmp_path):
     """A folder with all that scorers look for beside their weights, and weights of another kind."""
     save_file({"down_blocks.0.weight": torch.zeros(1)}, tmp_path / "weights.safetensors")
     (tmp_path / "config.json").write_text('{"model_type": "clip"}')
-    for name in ("preprocessor_config.json", "vocab.txt"):
+    marks = " ".join(f"<|{aspect}_reward|>" for aspect in ("VQ", "MQ", "TA"))
+    (tmp_path / "read.txt").write_text("{text_prompt} " + marks)
+    for name in ("preprocessor_config.json", "vocab.txt", "model_config.json"):
         (tmp_path / name).write_text("{}")
     return tmp_path / "weights.safetensors"
 
@@ -69,6 +72,7 @@ def specs(weights):
         "subject-consistency": f"subject-consistency,path={weights.parent}",
         "background-consistency": f"background-consistency,path={weights.parent}",
         "motion": f"motion,path={weights}",
+        "videoreward": f"videoreward,path={weights.parent},base={weights.parent},instruction={weights.parent}/read.txt",
         "dynamic-degree": f"dynamic-degree,path={weights}",
     }
 
@@ -163,10 +167,23 @@ OTHERS = {
     "threshold": 0.25,
     "network": "small",
     "updates": 3,
+    "aspect": "MQ",
     "annotator": next(iter(ANNOTATORS)),
 }
 """For each option that decides a score, a value that is not its default; `scale` of the aesthetics is `0-1`."""
-PLACES = {"path", "file", "model", "architecture", "processor", "tokenizer", "base", "head", "clip", "library"}
+PLACES = {
+    "path",
+    "file",
+    "model",
+    "architecture",
+    "processor",
+    "tokenizer",
+    "base",
+    "instruction",
+    "head",
+    "clip",
+    "library",
+}
 """What says where parts are: it is the content that counts."""
 
 
