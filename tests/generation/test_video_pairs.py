@@ -12,7 +12,7 @@ import tiny
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanVideoToVideoPipeline
 from real_clips import ramp, video
-from runs import ROOT
+from runs import ROOT, launch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -303,3 +303,16 @@ def test_training_takes_the_latents_that_were_kept(pipelines, real, tmp_path, mo
             kept = load_file(out / side.file.replace("mp4", "safetensors"))["latent"]
             same = found[f"{name}_mean"].shape == kept.shape and torch.equal(found[f"{name}_mean"], kept)
             assert same == (change is None or (change == "a clip was replaced" and (row, name) != (0, "chosen")))
+
+
+@pytest.mark.slow
+def test_two_processes_make_what_one_makes_and_mistakes_exit_with_two(pipelines, real, tmp_path):
+    line = ["data", "video-pairs", str(pipelines("wan")), str(real), "--sampling", "steps=2,frames=5,device=cpu"]
+    told = {"argv": [*line, "--out", str(tmp_path / "two")], "processes": 2, "env": {"ACCELERATE_USE_CPU": "true"}}
+    wrong = {"argv": [*line, "--out", str(tmp_path / "two"), "--eta", "0.65,0.8"]}
+    two, refused = launch([told | {"seconds": 300}, wrong], tmp_path / "jobs.json")
+    assert two["code"] in (0, [0, 0]) and two["text"].count("wrote 2 pairs") == 1, two["text"]
+    assert refused["code"] == 2 and "write LOW..HIGH" in refused["text"]
+    make(pipelines, real, tmp_path / "one", steps=2, guidance=7.5)
+    for file in (tmp_path / "one").glob("*-s*.*"):
+        assert (tmp_path / "two" / file.name).read_bytes() == file.read_bytes(), file.name
