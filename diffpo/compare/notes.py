@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from statistics import fmean
 
 from diffpo.compare.evidence import Evidence
 from diffpo.compare.in_loop import runs_not_found
-from diffpo.compare.numbers import percent, points
+from diffpo.compare.numbers import number, percent, points
 from diffpo.compare.p_values import ALPHA, least_p_value
 from diffpo.compare.pairing import Mode
 from diffpo.compare.result import ScorerResult
@@ -31,6 +32,7 @@ def notes_on(
             f"The run that made {label} is not at {published(place)} any more: which scorers had a hand in it "
             "is not known. Name them with --used-in-training."
         )
+    yield from _on_motion(evidence, labels, [result.scorer for result in results])
     yield from _on_size(results[0])
     if mode == "best-of-n" and chosen_by is None:
         yield "Each scorer chose the best images itself, which rewards spread; name another one to choose by."
@@ -40,6 +42,25 @@ def notes_on(
             f"{len(results)} scorers were asked: a claim that names the best of them needs its p-value adjusted (Holm)."
         )
     yield from _on_sampling(evidence, labels)
+
+
+def _on_motion(evidence: Evidence, labels: tuple[str, str], names: Sequence[str]) -> Iterator[str]:
+    """Say of clips how much they move, or that this is not known: a win rate alone does not show that motion froze."""
+    judged = [rows for name in names for rows in evidence.images(name, labels)]
+    if all(row.frames == 1 for rows in judged for row in rows.values()):
+        return
+    scorer = evidence.of_motion(labels)
+    if scorer is None:
+        yield (
+            "How much these clips move was not scored. Training on preferences tends to freeze motion, and quality "
+            "alone does not show it: run `diffpo score` on each with `-s frame-change`, and compare again."
+        )
+        return
+    baseline, model = (number(fmean(row.score for row in rows.values())) for rows in evidence.images(scorer, labels))
+    yield (
+        f"Training on preferences tends to freeze motion. By {scorer}, clips of {labels[1]} move {model} and those of "
+        f"{labels[0]} {baseline}; more is not better."
+    )
 
 
 def _on_size(first: ScorerResult) -> Iterator[str]:

@@ -84,7 +84,8 @@ def write_report(
     known = evidence.categories() if categories is None else categories
     gallery = Gallery(evidence, models, scorers[0], known) if scorers else None
     sections = gallery.sections(examples, extremes, seed) if gallery else []
-    summary, motionless = summary_of(found), gallery is not None and gallery.motion is None
+    summary = summary_of(found)
+    motionless = not comparisons and gallery is not None and gallery.motion is None  # a comparison has a note of it
     curves = [(path.name, draw_panels(read_metrics(path), str(i))) for i, path in enumerate(runs)]
     page = PAGES.get_template("report.html.j2").render(
         title=title or (f"{models[1]} against {models[0]}" if len(models) == 2 else f"{len(models)} models compared"),
@@ -99,7 +100,9 @@ def write_report(
         categories=list(category_tables(comparisons)),
         sections=sections,
         motion=_motion_of(comparisons, summary.model),
-        unmeasured=motionless and any(example.moving for section in sections for example in section.all),
+        unmeasured=motionless
+        and not comparisons
+        and any(example.moving for section in sections for example in section.all),
         runs=[(name if len(runs) > 1 else "", panels) for name, panels in curves if panels],
         facts=_facts(evidence, models, comparisons),
         provenance=_provenance(evidence, comparisons, runs),

@@ -18,7 +18,7 @@ from diffpo.media.frames import Clip, decode_clip, encode
 from diffpo.report.embed import LARGEST_EDGE, MOST_FRAMES, data_uri
 from diffpo.report.page import write_report
 from diffpo.scorers.frame_change import FrameChange
-from diffpo.scorers.scores import ScoreRow, ScoreTable, score_folder, write_scores
+from diffpo.scorers.scores import ScoreRow, ScoreTable, read_scores, score_folder, write_scores
 
 QUICK = Judging(resampling=Resampling(resamples=50))
 
@@ -78,7 +78,7 @@ def test_a_report_of_clips(folders, tmp_path):
     shown = re.findall(r'<video src="(data:[^"]+)"', html)
     assert len(shown) == 2 * (3 + 3), "three at random, three wins"
     assert {len(film(uri).frames) for uri in shown} == {4}
-    assert html.count('class="player"') == 6 and "How much these clips move was not scored" in html
+    assert html.count('class="player"') == 6 and html.count("How much these clips move was not scored") == 1
 
 
 def test_motion_stands_beside_quality(folders, tmp_path):
@@ -89,6 +89,16 @@ def test_motion_stands_beside_quality(folders, tmp_path):
     html = write_report(tmp_path / "r.html", found, folders).read_text()
     assert "motion (frame-change) of two, against one" in html and "was not scored" not in html
     assert html.count('<span class="motion">') == 12
+    for asked in (None, ["x"]):
+        notes = " ".join(compare(folders, scorers=asked, judging=QUICK).comparisons[0].notes)
+        assert "tends to freeze motion. By frame-change, clips of two move" in notes, "asked for or not"
+
+
+def test_images_have_no_note_on_motion(folders):
+    for folder in folders:
+        table = read_scores(folder)
+        write_scores(folder / "scores.parquet", ScoreTable([replace(row, frames=1) for row in table.rows]))
+    assert "motion" not in " ".join(compare(folders, judging=QUICK).comparisons[0].notes)
 
 
 def test_the_change_from_frame_to_frame_is_counted_in_per_cent():
