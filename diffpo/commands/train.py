@@ -25,10 +25,13 @@ def train(
 
     folder = run(loaded, fresh=fresh, push=push)
     start = "" if loaded.model.denoiser is None or loaded.model.trains_base else f" --denoiser {loaded.model.denoiser}"
-    prompts = loaded.sample.prompts if isinstance(loaded.sample.prompts, str) else "PROMPTS.txt"
+    sample = loaded.sample
+    made = {"size": sample.size and "{}x{}".format(*sample.size), "frames": sample.frames, "fps": sample.fps}
+    how = "".join(f" --{name} {value}" for name, value in made.items() if value is not None)
+    prompts = sample.prompts if isinstance(sample.prompts, str) else "PROMPTS.txt"
     say(
         f"wrote {folder}/final, {folder}/metrics.jsonl",
-        f"diffpo generate {loaded.model.path}{start} --tuned {folder} --prompts {prompts} --out media/tuned",
+        f"diffpo generate {loaded.model.path}{start} --tuned {folder} --prompts {prompts}{how} --out media/tuned",
     )
 
 

@@ -62,7 +62,8 @@ def call_pipeline(
     """Call a pipeline once, for a prompt and a seed per clip; `told` is what it is told besides.
 
     Raises:
-        UserError: A clip comes out as not-a-number, or as another size or length.
+        UserError: A clip comes out as not-a-number, or as another size or length; or no size was asked for, and the
+            network cannot make the pipeline's own.
     """
     asked = Asked(
         rows=len(rows),
@@ -72,17 +73,37 @@ def call_pipeline(
         fps=plan.fps,
         size=sampler.size,
     )
-    result = pipeline(
-        prompt=[prompt for prompt, _ in rows],
-        num_inference_steps=sampler.steps,
-        generator=[torch.Generator("cpu").manual_seed(seed) for _, seed in rows],
-        output_type="np",
-        **(find_family(pipeline) or Denoiser).sampling(asked),
-        **told,
-    )
+    with _own_size(pipeline, sampler):
+        result = pipeline(
+            prompt=[prompt for prompt, _ in rows],
+            num_inference_steps=sampler.steps,
+            generator=[torch.Generator("cpu").manual_seed(seed) for _, seed in rows],
+            output_type="np",
+            **(find_family(pipeline) or Denoiser).sampling(asked),
+            **told,
+        )
     made = result.frames if "frames" in result else result.images[:, None]
     _check_made(made, plan.frames, sampler.size)
     return [Clip(tuple(map(Image.fromarray, frames)), plan.fps) for frames in (made * 255).round().astype(np.uint8)]
+
+
+@contextmanager
+def _own_size(pipeline: DiffusionPipeline, sampler: Sampler) -> Iterator[None]:
+    """Say what to do where no size is asked for, and the pipeline's own is not one for this network.
+
+    Pipelines of clips have a fixed size and length of their own, whatever network they hold.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        if sampler.size is not None:
+            raise
+        raise UserError(
+            f"a {type(pipeline).__name__} cannot make clips of its own size with this model ({error}). Give what the "
+            "model was trained on: --size HEIGHTxWIDTH, for clips --frames and --fps (in a config: size, frames, fps)"
+        ) from error
 
 
 def find_family(pipeline: DiffusionPipeline) -> type[Denoiser] | None:

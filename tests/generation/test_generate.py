@@ -142,6 +142,11 @@ def test_every_family_of_clips(name, tmp_path):
     np.testing.assert_array_equal(np.stack([np.asarray(f) for f in clip.frames]), (expected * 255).round())
 
 
+def test_a_size_that_is_the_pipelines_but_not_the_networks(tmp_path):
+    with pytest.raises(UserError, match=r"cannot make clips of its own size.* --size HEIGHTxWIDTH"):
+        generate(options("moving:base", steps=1, frames=9), PROMPTS[:1], tmp_path / "out")
+
+
 def test_the_batch_does_not_choose_the_noise(base, tmp_path):
     for batch in (1, 4):
         generate(options(base, batch=batch), PROMPTS, tmp_path / str(batch), label="x")

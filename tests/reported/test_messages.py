@@ -109,15 +109,21 @@ def world(tmp_path_factory):
 def test_the_next_lines_lead_from_a_run_to_a_report(world, run, monkeypatch, tmp_path):
     """Each command's next line is run as it stands, but for the scorer (the real one has to be downloaded)."""
     monkeypatch.chdir(tmp_path)
-    config = world.write("run", {"train.steps": 1, "sample.prompts": str(world.folder / "prompts.txt")})
+    sample = {"sample.prompts": str(world.folder / "prompts.txt"), "sample.size": [64, 64]}
+    config = world.write("run", sample | {"train.steps": 1})
     code, following, said = run(f"train {config}")
-    assert code == 0 and following.startswith("generate "), said
-    small = " --steps 1 --guidance 1 --size 64x64 --seeds 0,1"
+    assert code == 0 and following.startswith("generate ") and " --size 64x64 " in following, said
+    small = " --steps 1 --guidance 1 --seeds 0,1"
     code, following, said = run(following + small)
     assert code == 0 and following == "score media/tuned --scorer pickscore", said
     code, following, said = run("score media/tuned --scorer shapes")
     assert code == 0 and following == "compare media/tuned ANOTHER", said
-    assert run(f"generate {world.folder}/sd15 --prompts {world.folder}/prompts.txt --out media/base{small}")[0] == 0
+    assert (
+        run(f"generate {world.folder}/sd15 --prompts {world.folder}/prompts.txt --out media/base --size 64x64{small}")[
+            0
+        ]
+        == 0
+    )
     code, following, said = run("score media/base media/tuned --scorer shapes")
     assert code == 0 and following == "compare media/base media/tuned", said
     code, following, said = run(following)
