@@ -38,13 +38,17 @@ def train(
 def demo(
     output: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="Seed of the training.", min=0, max=2**63 - 1)] = 0,
-    prompts: Annotated[int, typer.Option(help="Held-out prompts to judge.", min=1)] = 200,
+    prompts: Annotated[
+        int | None,
+        typer.Option(help="Held-out prompts to judge: 200, of clips 61, unless given.", min=1, show_default=False),
+    ] = None,
+    video: Annotated[bool, typer.Option("--video", help="DenseDPO on clips of moving shapes.")] = False,
     fresh: Fresh = False,
 ) -> None:
     """Run it all on the embedded shapes world: train, generate, score, compare, report."""
     quiet()
-    from diffpo.commands.demo import run_demo
+    from diffpo.commands.demo import MOVING, SHAPES, run_demo
 
-    summary = run_demo(output, seed=seed, prompts=prompts, fresh=fresh)
+    summary = run_demo(output, MOVING if video else SHAPES, seed=seed, prompts=prompts, fresh=fresh)
     say(f"wrote {output}/summary.json, {output}/report.html", f"open {output}/report.html in a browser")
     print(f"win rate {summary['win_rate']:.3f} [{summary['ci_low']:.3f}, {summary['ci_high']:.3f}]")
