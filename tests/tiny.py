@@ -17,6 +17,7 @@ from diffusers import (  # noqa: E402
     AutoencoderKLCogVideoX,
     AutoencoderKLFlux2,
     AutoencoderKLHunyuanVideo,
+    AutoencoderKLHunyuanVideo15,
     AutoencoderKLLTXVideo,
     AutoencoderKLQwenImage,
     AutoencoderKLWan,
@@ -32,6 +33,8 @@ from diffusers import (  # noqa: E402
     Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
+    HunyuanVideo15Pipeline,
+    HunyuanVideo15Transformer3DModel,
     HunyuanVideoPipeline,
     HunyuanVideoTransformer3DModel,
     LTXPipeline,
@@ -55,22 +58,26 @@ from diffusers import (  # noqa: E402
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
+from diffusers.guiders import ClassifierFreeGuidance  # noqa: E402
 from tiny_texts import (  # noqa: E402
     WIDTH,
     clip_config,
     clip_tokenizer,
     gemma,
     gemma_tokenizer,
+    hunyuan_tokenizer,
     llama,
     llama_tokenizer,
     mistral,
     qwen3,
     qwen_tokenizer,
     qwen_vl,
+    qwen_vl_text,
     t5,
     t5_tokenizer,
 )
 from transformers import (  # noqa: E402
+    ByT5Tokenizer,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     Qwen3ForCausalLM,
@@ -460,6 +467,41 @@ def hunyuanvideo():
     )
 
 
+def hunyuanvideo15():
+    return HunyuanVideo15Pipeline(
+        text_encoder=qwen_vl_text(),
+        tokenizer=hunyuan_tokenizer(),
+        text_encoder_2=t5(2 * WIDTH, vocab=400),
+        tokenizer_2=ByT5Tokenizer(),
+        vae=AutoencoderKLHunyuanVideo15(
+            latent_channels=4,
+            block_out_channels=(16, 16),
+            layers_per_block=1,
+            spatial_compression_ratio=4,
+            temporal_compression_ratio=2,
+            downsample_match_channel=False,
+            upsample_match_channel=False,
+        ),
+        transformer=HunyuanVideo15Transformer3DModel(
+            in_channels=9,
+            out_channels=4,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            num_layers=2,
+            num_refiner_layers=1,
+            mlp_ratio=2.0,
+            text_embed_dim=WIDTH,
+            text_embed_2_dim=2 * WIDTH,
+            image_embed_dim=12,
+            rope_axes_dim=(2, 2, 4),
+            target_size=16,
+            task_type="t2v",
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=5.0),
+        guider=ClassifierFreeGuidance(guidance_scale=6.0),
+    )
+
+
 def animatediff():
     return AnimateDiffPipeline(
         vae=vae(),
@@ -502,6 +544,7 @@ PIPELINES = {
     "cogvideox": cogvideox,
     "ltx": ltx,
     "hunyuanvideo": hunyuanvideo,
+    "hunyuanvideo15": hunyuanvideo15,
     "animatediff": animatediff,
 }
 """Every family and parametrisation that diffpo trains, by the name of its best-known model."""
@@ -512,12 +555,21 @@ CLIPS = {
     "cogvideox": {"num_frames": 9, "height": 32, "width": 32},
     "ltx": {"num_frames": 9, "height": 64, "width": 64},
     "hunyuanvideo": {"num_frames": 5, "height": 16, "width": 16},
+    "hunyuanvideo15": {"num_frames": 5, "height": 16, "width": 16},
     "animatediff": {"num_frames": 3, "height": 16, "width": 16},
 }
 """Pipelines that make clips, and what plain diffusers is told to make a small one."""
 IMAGES = [name for name in PIPELINES if name not in CLIPS]
 TUNED = [(name, tuning) for tuning in ("full", "lora") for name in PIPELINES]
 """(pipeline, tuning): all of them go together."""
+
+
+def as_called(pipeline, how: dict) -> dict:
+    """What the call of plain diffusers is told; where a guider guides, it is replaced by one with the scale."""
+    if "guider" not in pipeline.components:
+        return how
+    pipeline.guider = pipeline.guider.new(guidance_scale=how["guidance_scale"])
+    return {name: value for name, value in how.items() if name != "guidance_scale"}
 
 
 def save_pipeline(name: str, folder: Path) -> Path:

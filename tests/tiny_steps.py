@@ -53,6 +53,10 @@ class Facts:
     """Whether its network counts from noise to data: it is told 1 - t, and answers x0 - eps."""
     unheard: tuple[str, ...] = ()
     """Modules of the last block, the second one, that have no say in the answer."""
+    silent: tuple[str, ...] = ()
+    """Modules before the blocks that have no say in it either."""
+    quoted: int = 0
+    """Width of the states of a second text; 0: none."""
     large: bool = False
     """Whether its own size is too large for a test."""
 
@@ -144,6 +148,17 @@ FACTS = {
         negative=False,
         strided=True,
     ),
+    "hunyuanvideo15": Facts(
+        family="hunyuanvideo15",
+        latent=(4, 3, 4, 4),
+        masked=True,
+        quoted=48,
+        multiple=4,
+        cut=((1000, 0),),
+        unheard=("to_add_out", "ff_context", "add_q_proj", "norm_added_q"),
+        silent=("image_embedder",),
+        strided=True,
+    ),
     "animatediff": Facts(family="animatediff", latent=(4, 3, 4, 4)),
 }
 
@@ -152,9 +167,9 @@ def side(name: str, row: int, which: str, dtype: torch.dtype) -> tuple[torch.Ten
     """One image or clip of row `row`: the same numbers in whatever batch it stands."""
     facts = FACTS[name]
     generator = torch.Generator().manual_seed(2 * row + (which == "rejected"))
-    latent, text, pool = (
+    latent, text, pool, quoted = (
         torch.randn(1, *shape, generator=generator).to(dtype)
-        for shape in (facts.latent, (TOKENS, facts.text), (facts.pooled,))
+        for shape in (facts.latent, (TOKENS, facts.text), (facts.pooled,), (TOKENS, facts.quoted))
     )
     sizes = torch.tensor([[512 + row, 640, 3, row, 512, 640]])
     mask = torch.arange(TOKENS)[None] < 2 + row % 3
@@ -162,14 +177,16 @@ def side(name: str, row: int, which: str, dtype: torch.dtype) -> tuple[torch.Ten
         text,
         pool if facts.pooled else None,
         mask if facts.masked else None,
-        extra={"size": sizes} if facts.sized else {},
+        extra=({"size": sizes} if facts.sized else {})
+        | ({"quoted": quoted, "quoted_mask": torch.arange(TOKENS)[None] < row % 3} if facts.quoted else {}),
     )
 
 
 def is_unheard(name: str, parameter: str) -> bool:
     """Whether a parameter has no say in the answer: what the last block makes of the text may go nowhere."""
     last = parameter.startswith("transformer_blocks.1.")
-    return last and any(f".{module}." in parameter for module in FACTS[name].unheard)
+    silent = parameter.startswith(FACTS[name].silent)
+    return silent or (last and any(f".{module}." in parameter for module in FACTS[name].unheard))
 
 
 def near(name: str, rtol: float, atol: float) -> dict[str, float]:

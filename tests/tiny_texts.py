@@ -50,8 +50,8 @@ def t5_tokenizer() -> T5TokenizerFast:
     return T5TokenizerFast(vocab=[(piece, -float(i)) for i, piece in enumerate(pieces)], extra_ids=0)
 
 
-def t5(width: int = WIDTH, encoder: type = T5EncoderModel, config: type = T5Config):
-    return encoder(config(vocab_size=128, d_model=width, d_ff=32, d_kv=8, num_layers=1, num_heads=2))
+def t5(width: int = WIDTH, encoder: type = T5EncoderModel, config: type = T5Config, vocab: int = 128):
+    return encoder(config(vocab_size=vocab, d_model=width, d_ff=32, d_kv=8, num_layers=1, num_heads=2))
 
 
 MARKS = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
@@ -81,6 +81,25 @@ def llama_tokenizer() -> Qwen2Tokenizer:
     tokenizer = qwen_tokenizer()
     tokenizer.add_tokens([before[a:b] for a, b in pairwise(cuts)] + [after], special_tokens=True)
     return tokenizer
+
+
+def hunyuan_tokenizer() -> Qwen2Tokenizer:
+    """HunyuanVideo 1.5's pipeline takes the first 108 tokens off: the instruction is as many letters here."""
+    tokenizer = qwen_tokenizer()
+    tokenizer.chat_template = "{{ 'i' * 108 }}{{ messages[-1]['content'] }}<|im_end|>"
+    return tokenizer
+
+
+def qwen_vl_text():
+    """The language model of Qwen2.5-VL, which HunyuanVideo 1.5 reads prompts with."""
+    from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLTextConfig
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLTextModel
+
+    sizes = {"hidden_size": WIDTH, "intermediate_size": 16, "num_hidden_layers": 3, "vocab_size": 300}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "rope_theta": 1e6}
+    rope = {"mrope_section": [2, 2, 2], "rope_type": "default", "type": "default"}
+    ids = {"pad_token_id": 256, "bos_token_id": 257, "eos_token_id": 258}
+    return Qwen2_5_VLTextModel(Qwen2_5_VLTextConfig(**sizes, **heads, rope_scaling=rope, **ids))
 
 
 def llama():

@@ -54,7 +54,9 @@ class Condition:
     mask: Tensor | None = None
     """`[b n]` true where `text` holds a token, for the families that mask."""
     extra: dict[str, Tensor] = field(default_factory=dict)
-    """Per-image values `[b ...]`, such as `size`: original height, width; crop top, left; target height, width."""
+    """Per-image values `[b ...]`, such as `size`: original height, width; crop top, left; target height, width.
+
+    A second stream of text states, and its mask, are here too."""
     user: Tensor | None = None
     """`[b n d]` user states; a reference never sees them."""
 

@@ -120,7 +120,7 @@ class PairLoader:
             if captions not in texts:
                 texts[captions] = Condition.cat([as_condition(self.encodings.text(caption)) for caption in captions])
             size = torch.stack([row[f"{side}_size"] for row in rows])
-            cond[side] = replace(texts[captions], extra={"size": size})
+            cond[side] = replace(texts[captions], extra=texts[captions].extra | {"size": size})
         return PairBatch(
             Pair(**latent),
             Pair(**cond),
@@ -170,8 +170,10 @@ def group_rows(encodings: Encodings) -> tuple[np.ndarray, ...]:
 
 
 def as_condition(states: dict[str, Tensor]) -> Condition:
-    """Make a prompt's text states a condition of one row, in float32."""
-    return Condition(**{name: (x.float() if x.is_floating_point() else x)[None] for name, x in states.items()})
+    """Make a prompt's text states a condition of one row, in float32; those that no field has are its `extra`."""
+    rows = {name: (x.float() if x.is_floating_point() else x)[None] for name, x in states.items()}
+    own = {name: rows.pop(name, None) for name in ("pooled", "mask")}
+    return Condition(rows.pop("text"), **own, extra=rows)
 
 
 def describe_broken(table: Table, broken: dict[int, str]) -> str:

@@ -73,13 +73,14 @@ def call_pipeline(
         fps=plan.fps,
         size=sampler.size,
     )
-    with _own_size(pipeline, sampler):
+    family = find_family(pipeline) or Denoiser
+    with _own_size(pipeline, sampler), family.guided(pipeline, sampler.guidance):
         result = pipeline(
             prompt=[prompt for prompt, _ in rows],
             num_inference_steps=sampler.steps,
             generator=[torch.Generator("cpu").manual_seed(seed) for _, seed in rows],
             output_type="np",
-            **(find_family(pipeline) or Denoiser).sampling(asked),
+            **family.sampling(asked),
             **told,
         )
     made = result.frames if "frames" in result else result.images[:, None]

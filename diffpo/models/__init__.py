@@ -13,6 +13,7 @@ from diffpo.models.cogvideox import CogVideoX  # noqa: E402
 from diffpo.models.flux import Flux  # noqa: E402
 from diffpo.models.flux2 import Flux2, Flux2Klein  # noqa: E402
 from diffpo.models.hunyuanvideo import HunyuanVideo  # noqa: E402
+from diffpo.models.hunyuanvideo15 import HunyuanVideo15  # noqa: E402
 from diffpo.models.ltx import LTX  # noqa: E402
 from diffpo.models.pixart import PixArt, PixArtAlpha  # noqa: E402
 from diffpo.models.qwenimage import QwenImage  # noqa: E402
@@ -41,6 +42,7 @@ FAMILIES: dict[str, type[Denoiser]] = {
     "cogvideox": CogVideoX,
     "ltx": LTX,
     "hunyuanvideo": HunyuanVideo,
+    "hunyuanvideo15": HunyuanVideo15,
     "animatediff": AnimateDiff,
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -102,8 +103,10 @@ class Denoiser(ABC):
     """Parts of the pipeline that sample in float32, whatever the dtype of the others."""
     experts: ClassVar[dict[str, type[Denoiser]]] = {}
     """Families of the networks of a pipeline that has one for high and one for low noise, `high` and `low`."""
-    token_limits: ClassVar[dict[str, int]] = {}
-    """Tokens that the pipeline reads of a prompt, by its name for the tokenizer; others read the tokenizer's own."""
+    token_limits: ClassVar[dict[str, int | None]] = {}
+    """Tokens that the pipeline reads of a prompt, by its name for the tokenizer; others read the tokenizer's own.
+
+    None: that tokenizer is given a part of the prompt, which is not counted."""
 
     def __init__(self, network: Any, process: NoiseProcess, guidance: float = 1.0):
         """Remember them. `network` is what accelerate wraps: the loop assigns the wrapped module back.
@@ -163,7 +166,8 @@ class Denoiser(ABC):
     def encode_prompt(pipeline: Any, prompt: str, network: Mapping[str, Any]) -> dict[str, Tensor]:
         """Encode one prompt: `text` `[n d]`, and whatever else the family is told; there is no batch axis.
 
-        A family that masks adds `mask` `[n]`, boolean, true where `text` holds a token.
+        A family that masks adds `mask` `[n]`, boolean, true where `text` holds a token. What is called neither that nor
+        `pooled` comes back in `Condition.extra`, and has the same shape for every prompt.
         """
 
     @staticmethod
@@ -243,6 +247,11 @@ class Denoiser(ABC):
             UserError: It cannot do what is asked.
         """
         return asked.usual if cls.most_frames == 1 else asked.usual | {"num_frames": asked.frames}
+
+    @classmethod
+    def guided(cls, pipeline: Any, scale: float) -> AbstractContextManager[None]:
+        """Tell a pipeline that samples its guidance, for as long, where `sampling` cannot: most calls take it."""
+        return nullcontext()
 
     @classmethod
     def to_sampler(cls, latent: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ class BaseModel:
     @property
     def encoders(self) -> tuple[str, ...]:
         """Names of the parts that decide an encoding: VAE, text encoders, tokenizers."""
-        others = (*NETWORKS, "scheduler", "safety_checker", *UNUSED)
+        others = (*NETWORKS, "scheduler", "guider", "safety_checker", *UNUSED)
         return tuple(name for name in named_parts(self.index) if name not in others)
 
     def part(self, name: str) -> Path:

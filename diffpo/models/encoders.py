@@ -98,6 +98,8 @@ class Encoders:
             if name.startswith("tokenizer") and part is not None:
                 tokenizer = vars(part).get("tokenizer", part)  # a processor holds one
                 limit = self.family.token_limits.get(name, tokenizer.model_max_length)
+                if limit is None:
+                    continue
                 tokens = tokenizer(list(prompts), verbose=False).input_ids
                 cut.setdefault(limit, set()).update(i for i, ids in enumerate(tokens) if len(ids) > limit)
         return {limit: len(rows) for limit, rows in cut.items()}

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from peft import LoraConfig, get_peft_model_state_dict
 from runs import launch
-from tiny import CLIPS, IMAGES, save_pipeline
+from tiny import CLIPS, IMAGES, as_called, save_pipeline
 from tiny_steps import FACTS
 
 from diffpo.disk.lock import sole_writer
@@ -134,7 +134,7 @@ def test_every_family_of_clips(name, tmp_path):
     pipeline = DiffusionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     told = {"generator": torch.Generator("cpu").manual_seed(5), "num_inference_steps": 2, "guidance_scale": 3.0}
-    expected = pipeline(PROMPTS[0], output_type="np", **told | how).frames[0]
+    expected = pipeline(PROMPTS[0], output_type="np", **as_called(pipeline, told | how)).frames[0]
     (item,) = read_media(tmp_path / "out")
     clip = open_clip(tmp_path / "out", item)
     assert len(clip.frames) == item.frames == how["num_frames"]
