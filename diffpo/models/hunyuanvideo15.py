@@ -72,8 +72,16 @@ class HunyuanVideo15(Flow):
         return {"text": own, "mask": held, "quoted": quoted[0], "quoted_mask": quoted_mask[0].bool()}
 
     factors = staticmethod(HunyuanVideo.factors)
-    encode_media = staticmethod(HunyuanVideo.encode_media)
-    decode_media = staticmethod(HunyuanVideo.decode_media)
+
+    @staticmethod
+    def encode_media(pipeline: Any, frames: Tensor) -> tuple[Tensor, None]:
+        with _one_by_one(pipeline.vae):
+            return HunyuanVideo.encode_media(pipeline, frames)
+
+    @staticmethod
+    def decode_media(pipeline: Any, latent: Tensor) -> Tensor:
+        with _one_by_one(pipeline.vae):
+            return HunyuanVideo.decode_media(pipeline, latent)
 
     @classmethod
     def sampling(cls, asked: Asked) -> dict[str, Any]:
@@ -88,6 +96,18 @@ class HunyuanVideo15(Flow):
         own = guider.guidance_scale
         guider.guidance_scale = scale
         try:
-            yield
+            with _one_by_one(pipeline.vae):
+                yield
         finally:
             guider.guidance_scale = own
+
+
+@contextmanager
+def _one_by_one(vae: Any) -> Iterator[None]:
+    """Let the VAE see one clip at a time: the mask of its attention has no axis for heads, and fits no second clip."""
+    before = vae.use_slicing
+    vae.use_slicing = True
+    try:
+        yield
+    finally:
+        vae.use_slicing = before

@@ -140,6 +140,8 @@ def test_every_family_of_clips(name, tmp_path):
     assert len(clip.frames) == item.frames == how["num_frames"]
     assert clip.fps == item.fps == FAMILIES[FACTS[name].family].fps
     np.testing.assert_array_equal(np.stack([np.asarray(f) for f in clip.frames]), (expected * 255).round())
+    sampler = Sampler(steps=2, guidance=3.0, frames=how["num_frames"], size=size)
+    assert len(sample_clips(pipeline, PROMPTS[:2], [0, 1], sampler)) == 2, "two at a time"
 
 
 def test_a_size_that_is_the_pipelines_but_not_the_networks(tmp_path):
