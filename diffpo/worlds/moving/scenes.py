@@ -13,7 +13,6 @@ A clip has nine frames in four segments. Segment 0 is frames 0 to 2, each furthe
 causal video autoencoder with temporal factor 2 keeps in its latent frames 0 and 1, 2, 3, 4.
 """
 
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +21,8 @@ from itertools import product
 
 import torch
 
-from diffpo.worlds.shapes.scenes import COLORS, EXTENTS, SPLITS, Split
+from diffpo.worlds.shapes.scenes import COLORS, EXTENTS
+from diffpo.worlds.splits import SPLITS, Split, draw_prompts, split_by_hash
 
 FRAME_SIZE = 32
 FRAMES = 9
@@ -142,8 +142,7 @@ def all_captions() -> tuple[str, ...]:
 def split_of(caption: str) -> Split:
     """The split a caption belongs to: 75 % train, 10 % validation, 15 % heldout, by hash."""
     key = parse_caption(caption).caption
-    bucket = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") % 100
-    return "train" if bucket < 75 else "validation" if bucket < 85 else "heldout"
+    return split_by_hash(key)
 
 
 @lru_cache(maxsize=3)
@@ -164,15 +163,7 @@ def sample_prompts(split: Split, n: int, seed: int = 0) -> list[str]:
     Raises:
         ValueError: If the split is unknown or `n` is negative.
     """
-    if n < 0:
-        raise ValueError(f"n must not be negative, got {n}")
-    captions = split_captions(split)
-    generator = torch.Generator().manual_seed(seed)
-    chosen: list[str] = []
-    while len(chosen) < n:
-        order = torch.randperm(len(captions), generator=generator).tolist()
-        chosen += [captions[i] for i in order[: n - len(chosen)]]
-    return chosen
+    return draw_prompts(split_captions(split), n, seed)
 
 
 def sample_specs(split: Split, n: int, generator: torch.Generator) -> list[ClipSpec]:

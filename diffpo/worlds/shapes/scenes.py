@@ -11,14 +11,12 @@ heldout.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
-from typing import Literal
 
-import torch
+from diffpo.worlds.splits import SPLITS, Split, draw_prompts, split_by_hash
 
 IMAGE_SIZE = 64
 HUES = {"red": 0.0, "yellow": 52.0, "green": 125.0, "cyan": 185.0, "blue": 232.0, "purple": 292.0}  # degrees
@@ -26,7 +24,6 @@ COLORS = tuple(HUES)
 SHAPES = ("circle", "square", "triangle", "cross")
 RELATIONS = ("left of", "right of", "above", "below")
 BACKGROUNDS = {"white": 0.96, "gray": 0.33, "black": 0.04}  # gray level
-SPLITS = ("train", "validation", "heldout")
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 # Half-width, reach upwards and reach downwards of each shape, per unit of size.
@@ -38,7 +35,6 @@ EXTENTS = {
     "bar": (1.3, 0.6, 0.6),  # of the moving world
 }
 
-Split = Literal["train", "validation", "heldout"]
 
 _GRAMMAR = "a {} {} {} a {} {} on a {} background"
 _WORDS = (COLORS, SHAPES, RELATIONS, COLORS, SHAPES, BACKGROUNDS)
@@ -129,8 +125,7 @@ def split_of(caption: str) -> Split:
     """
     spec = parse_caption(caption)
     key = min(spec.caption, spec.mirrored().caption)
-    bucket = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") % 100
-    return "train" if bucket < 75 else "validation" if bucket < 85 else "heldout"
+    return split_by_hash(key)
 
 
 @lru_cache(maxsize=3)
@@ -151,12 +146,4 @@ def sample_prompts(split: Split, n: int, seed: int = 0) -> list[str]:
     Raises:
         ValueError: If the split is unknown or `n` is negative.
     """
-    if n < 0:
-        raise ValueError(f"n must not be negative, got {n}")
-    captions = split_captions(split)
-    generator = torch.Generator().manual_seed(seed)
-    chosen: list[str] = []
-    while len(chosen) < n:
-        order = torch.randperm(len(captions), generator=generator).tolist()
-        chosen += [captions[i] for i in order[: n - len(chosen)]]
-    return chosen
+    return draw_prompts(split_captions(split), n, seed)
