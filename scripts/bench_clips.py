@@ -47,7 +47,7 @@ def measure(file: Path, frames: int, height: int, width: int, channels: int) -> 
         with open_footage(file) as footage, torch.no_grad():
             numbers = footage.choose(count, 16)
             pixels = prepare(footage.frames(numbers), count, (height, width), CENTRE)
-            encode_frames(Wan, SimpleNamespace(vae=vae), pixels.frames)
+            encode_frames(Wan, SimpleNamespace(vae=vae), pixels.frames[None])
         return pixels.pixels.nbytes
 
     encode(5)  # what libraries load and keep is there before

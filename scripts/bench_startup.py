@@ -23,6 +23,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from diffpo.media.footage import FrameRule
+
 PIXELS, ENCODER = 8, "bench"
 KEPT = []
 """What training would hold: its memory is counted."""
@@ -31,7 +33,8 @@ KEPT = []
 class Encoder:
     """The identity of an encoder; nothing is encoded with it."""
 
-    fingerprint, multiple = ENCODER, PIXELS
+    fingerprint, multiple, usual_batch = ENCODER, PIXELS, 1
+    rule = FrameRule()
 
 
 def source(folder: Path):

@@ -36,6 +36,7 @@ class TinyEncoder:
         self.vae_fingerprint = "tiny VAE"
         self.kill_at, self.masked = kill_at, masked
         self.images = self.prompts = 0
+        self.batches, self.usual_batch = [], 1
 
     @torch.no_grad()
     def encode_media(self, frames):
@@ -44,6 +45,17 @@ class TinyEncoder:
         self.images += 1
         posterior = self.vae.encode(frames.float().div(127.5).sub(1.0).transpose(0, 1)).latent_dist
         return posterior.mean.transpose(0, 1), posterior.std.transpose(0, 1)
+
+    def start_media(self, frames):
+        self.images += len(frames)
+        self.batches.append(len(frames))
+        with torch.no_grad():
+            pixels = torch.cat([x.float().div(127.5).sub(1.0).transpose(0, 1) for x in frames])
+            posterior = self.vae.encode(pixels).latent_dist
+        return lambda: [(mean[:, None], std[:, None]) for mean, std in zip(posterior.mean, posterior.std, strict=True)]
+
+    def encode_prompts(self, prompts):
+        return [self.encode_prompt(prompt) for prompt in prompts]
 
     def encode_prompt(self, prompt):
         self.prompts += 1

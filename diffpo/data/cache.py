@@ -12,7 +12,7 @@ from __future__ import annotations
 import struct
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,18 +24,15 @@ from diffpo.data.encode import (
     BOTH,
     Encoder,
     Encodings,
-    encode_frames,
-    encode_text,
     find_all_latents,
     has_captions,
     log_cut_captions,
 )
-from diffpo.data.images import Preparation, Prepared, draw_window, target_sizes
+from diffpo.data.encode_many import Decoding, decoded, encode_images, encode_texts
+from diffpo.data.images import Preparation, draw_window, target_sizes
 from diffpo.data.lengths import Lengths, describe_broken_image, read_lengths
-from diffpo.disk.ahead import WORKERS, ahead
 from diffpo.disk.rows import Row, RowStore, as_keys, digest, key_at
 from diffpo.errors import UserError
-from diffpo.media.frames import BrokenImage
 
 if TYPE_CHECKING:
     from diffpo.data.records import Source, Table
@@ -68,6 +65,9 @@ class EncodingCache:
         self._table, self._rows = table, table.rows.select_columns(list(sides))
         home = Path(source.cache_dir).expanduser() if source.cache_dir else None
         same = {"format": FORMAT, "encoder": encoder.fingerprint, "dtype": source.cache_dtype}
+        self._batch = source.encode_batch or encoder.usual_batch
+        if self._batch > 1:
+            same["together"] = True  # what is in a batch decides the last bits
         geometry = {name: getattr(source, name) for name in ("resolution", "buckets", "crop", "flip")}
         if encoder.rule.most != 1:
             geometry |= {"frames": source.frames, "fps": source.fps or encoder.rule.fps, "step": encoder.rule.step}
@@ -132,32 +132,22 @@ class EncodingCache:
                 continues.
         """
         share = {"rank": self._rank, "world": world}
-        self.media.fill(self.image_keys, self._encode_images, "Encoding images", **share)
+        places = [place for piece in self.media.pending(self.image_keys, **share) for place in piece]
+        with decoded(Decoding(self._preparation, self._rows), places, self._batch) as found:
+
+            def encode(piece: Sequence[int]) -> Iterator[Row]:
+                return encode_images(islice(found, len(piece)), self._encoder, self._source, self._batch)
+
+            self.media.fill(self.image_keys, encode, "Encoding images", **share)
         self.texts.fill(self.text_keys, self._encode_texts, "Encoding prompts", **share)
 
-    def _encode_images(self, places: Sequence[int]) -> Iterator[Row]:
-        """Encode images, which threads decode and crop a few ahead."""
-        for prepared in ahead(self._prepare, places, workers=WORKERS, depth=2 * WORKERS, weigh=_bytes):
-            if isinstance(prepared, BrokenImage):
-                yield Row({"broken": str(prepared)})
-            else:
-                target = list(prepared.pixels.shape[:3])
-                yield Row({"target": target}, encode_frames(prepared, self._encoder, self._source))
-
-    def _prepare(self, place: int) -> Prepared | BrokenImage:
-        index, number = divmod(place, len(self._sides))
-        try:
-            return self._preparation.prepare(self._rows[index], index, self._sides[number])
-        except BrokenImage as error:
-            return error
-
     def _encode_texts(self, places: Sequence[int]) -> Iterator[Row]:
-        """Encode captions, and note after how many tokens an encoder cuts them."""
-        for place in places:
-            side, row = divmod(place - 1, len(self._table))
-            text = self._table.captions(self._captioned[side], [row])[0].as_py() if place else ""
-            cut = [limit for limit, count in self._encoder.count_cut([text]).items() if count]
-            yield Row({"cut": cut}, encode_text(text, self._encoder, self._source))
+        return encode_texts(map(self._text_at, places), self._encoder, self._source, self._batch)
+
+    def _text_at(self, place: int) -> str:
+        """The text of a place in `text_keys`."""
+        side, row = divmod(place - 1, len(self._table))
+        return self._table.captions(self._captioned[side], [row])[0].as_py() if place else ""
 
     def open(self) -> CachedEncodings:
         """Read what all processes have encoded.
@@ -180,10 +170,6 @@ class EncodingCache:
                 cut.update(dict.fromkeys(kind["cut"], count))
             log_cut_captions(cut, len(different), self._table.path)
         return CachedEncodings(self._table, self.media, self.texts, self._keys, self._contents, self._lengths)
-
-
-def _bytes(prepared: Prepared | BrokenImage) -> int:
-    return 0 if isinstance(prepared, BrokenImage) else prepared.pixels.nbytes
 
 
 class CachedEncodings(Encodings):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
@@ -67,6 +67,19 @@ class Encoder(Protocol):
         """Return `text` `[n d]`, and if the family has them `pooled` `[d]` and `mask` `[n]`."""
         ...
 
+    @property
+    def usual_batch(self) -> int:
+        """How many images or prompts it takes together unless told: 1 where it is no faster with more."""
+        ...
+
+    def start_media(self, frames: Sequence[Tensor]) -> Callable[[], list[tuple[Tensor, Tensor]]]:
+        """Begin to encode several of one shape together; what comes out waits for them (see `encode_media`)."""
+        ...
+
+    def encode_prompts(self, prompts: Sequence[str]) -> list[dict[str, Tensor]]:
+        """Encode several prompts together (see `encode_prompt`)."""
+        ...
+
     def count_cut(self, prompts: Sequence[str]) -> dict[int, int]:
         """Count the prompts that are longer than a text encoder reads: tokens that it reads -> prompts cut there."""
         ...
@@ -81,9 +94,13 @@ def encode_frames(prepared: Prepared, encoder: Encoder, source: Source) -> dict[
     """
     if prepared.latent is not None:
         return {"mean": _round(prepared.latent, source.cache_dtype, "a clip's latents"), "size": prepared.size}
-    mean, std = (_round(x, source.cache_dtype, "an image") for x in encoder.encode_media(prepared.frames))
-    moments = {"mean": mean, "std": std} if len(prepared.pixels) == 1 else {"mean": mean}
-    return moments | {"size": prepared.size}
+    return moments(prepared, *encoder.encode_media(prepared.frames), source)
+
+
+def moments(prepared: Prepared, mean: Tensor, std: Tensor, source: Source) -> dict[str, Tensor]:
+    """What `encode_frames` returns, of what the encoder gave."""
+    both = {"mean": mean} if len(prepared.pixels) > 1 else {"mean": mean, "std": std}
+    return {name: _round(x, source.cache_dtype, "an image") for name, x in both.items()} | {"size": prepared.size}
 
 
 def find_all_latents(table: Table, contents: Mapping[str, Contents], encoder: Encoder) -> dict[str, dict[int, Path]]:
@@ -95,7 +112,11 @@ def find_all_latents(table: Table, contents: Mapping[str, Contents], encoder: En
 
 def encode_text(prompt: str, encoder: Encoder, source: Source) -> dict[str, Tensor]:
     """Encode a prompt: the encoder's states, floating ones in `cache_dtype`."""
-    states = encoder.encode_prompt(prompt)
+    return as_text(prompt, encoder.encode_prompt(prompt), source)
+
+
+def as_text(prompt: str, states: Mapping[str, Tensor], source: Source) -> dict[str, Tensor]:
+    """What `encode_text` returns, of what the encoder gave."""
     return {name: _round(x, source.cache_dtype, f"the prompt {prompt[:60]!r}") for name, x in states.items()}
 
 

@@ -70,6 +70,14 @@ class Prepared:
         """`[3 f h w]` uint8: a view."""
         return torch.from_numpy(self.pixels).permute(3, 0, 1, 2)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel between processes without tensors, which torch would lay into the little memory that they share."""
+        return _arrived, (self.pixels, self.size.tolist(), None if self.latent is None else self.latent.numpy())
+
+
+def _arrived(pixels: np.ndarray, size: list[int], latent: np.ndarray | None) -> Prepared:
+    return Prepared(pixels, torch.tensor(size), None if latent is None else torch.from_numpy(latent))
+
 
 def draw_window(source: Source, seed: int, index: int) -> Window:
     """Draw how the images of a row are flipped and cropped."""

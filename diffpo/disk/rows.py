@@ -22,12 +22,14 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow
 
+from diffpo.disk.ahead import behind
 from diffpo.disk.files import sweep, write_file, write_json
 from diffpo.disk.packing import KEY_BYTES, Row, unpack, write
 from diffpo.disk.progress import track
@@ -196,7 +198,7 @@ class RowStore:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        """Compute the missing rows of one process's share and keep them, with progress.
+        """Compute the missing rows of one process's share and keep them, with progress; another thread writes them.
 
         No collective is called: with several processes the caller waits for the others, and then calls `refresh`.
 
@@ -217,7 +219,7 @@ class RowStore:
         rows = itertools.chain.from_iterable(compute(piece) for piece in pieces)
         with contextlib.closing(track(rows, title, sum(map(len, pieces)), shown=rank == 0)) as computed:
             for piece in pieces:
-                self.add([key_at(keys, i) for i in piece], itertools.islice(computed, len(piece)))
+                behind(itertools.islice(computed, len(piece)), partial(self.add, [key_at(keys, i) for i in piece]))
         self.refresh()
 
     def add(self, keys: Sequence[bytes], rows: Iterable[Row]) -> None:

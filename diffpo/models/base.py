@@ -7,7 +7,7 @@ normalisation of latents. What is written here is what most families do.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from operator import itemgetter
@@ -169,6 +169,16 @@ class Denoiser(ABC):
         A family that masks adds `mask` `[n]`, boolean, true where `text` holds a token. What is called neither that nor
         `pooled` comes back in `Condition.extra`, and has the same shape for every prompt.
         """
+
+    @classmethod
+    def encode_prompts(
+        cls, pipeline: Any, prompts: Sequence[str], network: Mapping[str, Any]
+    ) -> list[dict[str, Tensor]]:
+        """Encode several prompts, each as `encode_prompt` does: here one by one, as padding that others need may tell.
+
+        A family whose texts are all padded to one length encodes them together.
+        """
+        return [cls.encode_prompt(pipeline, prompt, network) for prompt in prompts]
 
     @staticmethod
     def factors(vae: Mapping[str, Any]) -> tuple[int, int]:

@@ -1,13 +1,14 @@
-"""VAE and text encoders: frames to latent moments, a prompt to text states. Both are functions of one row.
+"""VAE and text encoders: frames to latent moments, a prompt to text states: each alone, or several together.
 
-Training never holds these: their results are cached (or made row by row, when the cache is off, by the very same
-functions). What differs between families stands in the families.
+Training never holds these: their results are cached (or made row by row, when the cache is off). Alone, an encoding is
+a function of its row to the bit. Together it is faster on a GPU, and agrees with that to 1e-4 in float32. What differs
+between families stands in the families.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -20,8 +21,12 @@ from diffpo.disk import weights
 from diffpo.models.base import Denoiser
 from diffpo.models.bases import UNUSED, BaseModel
 from diffpo.models.finding import NETWORKS, named_parts
+from diffpo.models.fitting import Fitting
 from diffpo.models.pipelines import load_network, load_parts, part_dtype
 from diffpo.models.tuning import Tuning
+
+GPU_BATCH, MOST = 16, 2**16
+"""Images or prompts that a GPU encodes together unless told, and that it tries at most."""
 
 
 class Encoders:
@@ -70,9 +75,56 @@ class Encoders:
             UserError: The family takes no clips of this length.
         """
         self.family.check_frames(frames.shape[1], self.vae, self._network)
-        mean, std = encode_frames(self.family, self.pipeline, frames)
+        mean, std = encode_frames(self.family, self.pipeline, frames[None])
         std = torch.zeros_like(mean) if std is None else std
         return mean[0].float().cpu(), std[0].float().cpu()
+
+    @property
+    def usual_batch(self) -> int:
+        """How many images or prompts are encoded together unless told."""
+        return GPU_BATCH if self._on_gpu else 1
+
+    @property
+    def _on_gpu(self) -> bool:
+        return torch.device(self._device).type == "cuda"
+
+    @torch.no_grad()
+    def start_media(self, frames: Sequence[Tensor]) -> Callable[[], list[tuple[Tensor, Tensor]]]:
+        """Begin to encode several images or clips of one shape together, fewer where memory does not hold them all.
+
+        Args:
+            frames: Of each, see `encode_media`.
+
+        Returns:
+            A function that waits until the device is done, and returns for each what `encode_media` does.
+        """
+        begun = self._fitting.run(self._begin, frames)
+
+        def wait() -> list[tuple[Tensor, Tensor]]:
+            for _, _, done in begun:
+                if done is not None:
+                    done.synchronize()
+            return [pair for mean, std, _ in begun for pair in zip(mean, std, strict=True)]
+
+        return wait
+
+    @cached_property
+    def _fitting(self) -> Fitting:
+        return Fitting(MOST)
+
+    def _begin(self, frames: Sequence[Tensor]) -> list[tuple[Tensor, Tensor, torch.cuda.Event | None]]:
+        """Begin to encode one batch: on a GPU its moments are on their way to the CPU, and arrive with the event."""
+        self.family.check_frames(frames[0].shape[1], self.vae, self._network)
+        together = torch.stack(list(frames))
+        together = together.pin_memory() if self._on_gpu else together
+        mean, std = encode_frames(self.family, self.pipeline, together)
+        std = torch.zeros_like(mean) if std is None else std
+        mean, std = (x.float().to("cpu", non_blocking=True) for x in (mean, std))
+        if not self._on_gpu:
+            return [(mean, std, None)]
+        done = torch.cuda.Event()
+        done.record()
+        return [(mean, std, done)]
 
     def latent_frames(self, count: int) -> list[range]:
         """Say which frames of a clip of `count` frames each latent frame holds."""
@@ -84,8 +136,16 @@ class Encoders:
 
         Floating values are float32; masks stay boolean. The empty prompt follows `model.empty_text`.
         """
-        network = self._base.config(self._base.component)
-        states = self.family.encode_prompt(self.pipeline, prompt, network)
+        return self._told(prompt, self.family.encode_prompt(self.pipeline, prompt, self._network))
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> list[dict[str, Tensor]]:
+        """Encode several prompts together where their family does; see `encode_prompt`."""
+        made = self._fitting.run(lambda some: self.family.encode_prompts(self.pipeline, some, self._network), prompts)
+        return [self._told(prompt, states) for prompt, states in zip(prompts, made, strict=True)]
+
+    def _told(self, prompt: str, states: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the denoiser is told of a prompt's states: on the CPU, in float32."""
         states = {name: x.float().cpu() if x.is_floating_point() else x.cpu() for name, x in states.items()}
         if not prompt and self._tuning.empty_text == "zeros":
             return {name: torch.zeros_like(x) if x.is_floating_point() else x for name, x in states.items()}
@@ -129,10 +189,11 @@ class Encoders:
 
 
 def encode_frames(family: type[Denoiser], pipeline: Any, frames: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Encode `[3 f h w]` as many frames at a time as the VAE reads; returns what `family.encode_media` does."""
+    """Encode `[b 3 f h w]` as many frames at a time as the VAE reads; returns what `family.encode_media` does."""
     vae = pipeline.vae
-    parts = (frames[None, :, part.start : part.stop] for part in family.pieces(frames.shape[1]))
-    return family.encode_pieces(pipeline, (_scaled(part).to(vae.device, vae.dtype) for part in parts))
+    parts = (frames[:, :, part.start : part.stop] for part in family.pieces(frames.shape[2]))
+    moved = (part.to(vae.device, non_blocking=True) for part in parts)
+    return family.encode_pieces(pipeline, (_scaled(part).to(vae.dtype) for part in moved))
 
 
 def _scaled(frames: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 T5's padding is attended to. How far times are shifted grows with the picture.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from typing import Any, ClassVar
 
@@ -44,8 +44,14 @@ class Flux(Packed):
     @staticmethod
     def encode_prompt(pipeline: Any, prompt: str, network: Mapping[str, Any]) -> dict[str, Tensor]:
         """T5's states, all 512 positions, and CLIP's pooled state."""
-        text, pooled, _ = pipeline.encode_prompt(prompt, None, max_sequence_length=512)
-        return {"text": text[0], "pooled": pooled[0]}
+        return Flux.encode_prompts(pipeline, [prompt], network)[0]
+
+    @classmethod
+    def encode_prompts(
+        cls, pipeline: Any, prompts: Sequence[str], network: Mapping[str, Any]
+    ) -> list[dict[str, Tensor]]:
+        texts, pooled, _ = pipeline.encode_prompt(list(prompts), None, max_sequence_length=512)
+        return [{"text": text, "pooled": one} for text, one in zip(texts, pooled, strict=True)]
 
     @classmethod
     def sampling(cls, asked: Asked) -> dict[str, Any]:

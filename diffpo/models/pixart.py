@@ -4,7 +4,7 @@ Times are integers. Alpha for 1024 pixels is also told each picture's size. The 
 channels: epsilon, and a variance that was learned beside it and is not trained here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from typing import Any, ClassVar
 
@@ -49,8 +49,15 @@ class PixArt(Denoiser):
     @staticmethod
     def encode_prompt(pipeline: Any, prompt: str, network: Mapping[str, Any]) -> dict[str, Tensor]:
         """T5's states, and which of them belong to the prompt."""
-        text, mask, _, _ = pipeline.encode_prompt(prompt, do_classifier_free_guidance=False, device=pipeline.device)
-        return {"text": text[0], "mask": mask[0].bool()}
+        return PixArt.encode_prompts(pipeline, [prompt], network)[0]
+
+    @classmethod
+    def encode_prompts(
+        cls, pipeline: Any, prompts: Sequence[str], network: Mapping[str, Any]
+    ) -> list[dict[str, Tensor]]:
+        how = {"do_classifier_free_guidance": False, "device": pipeline.device}
+        texts, masks, _, _ = pipeline.encode_prompt(list(prompts), **how)
+        return [{"text": text, "mask": mask.bool()} for text, mask in zip(texts, masks, strict=True)]
 
 
 class PixArtAlpha(PixArt):

@@ -1,6 +1,6 @@
 """Stable Diffusion 3 and 3.5: a diffusion transformer trained by rectified flow; the network's time is 1000 sigma."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from typing import Any, ClassVar
 
@@ -40,13 +40,21 @@ class SD3(Flow):
 
         Without T5, which many leave out for its size, zeros stand in its place: so do they when the pipeline samples.
         """
+        return SD3.encode_prompts(pipeline, [prompt], network)[0]
+
+    @classmethod
+    def encode_prompts(
+        cls, pipeline: Any, prompts: Sequence[str], network: Mapping[str, Any]
+    ) -> list[dict[str, Tensor]]:
+        prompts = list(prompts)
         if pipeline.text_encoder_3 is None:
-            clip = [pipeline._get_clip_prompt_embeds(prompt, clip_model_index=i) for i in (0, 1)]
-            text = torch.cat([states[0] for states, _ in clip], dim=-1)
-            whole = text.new_zeros(len(text) + SD3.token_limits["tokenizer_3"], network["joint_attention_dim"])
-            whole[: len(text), : text.shape[1]] = text
-            return {"text": whole, "pooled": torch.cat([pooled[0] for _, pooled in clip], dim=-1)}
-        text, _, pooled, _ = pipeline.encode_prompt(
-            prompt, prompt, prompt, device=pipeline.device, do_classifier_free_guidance=False
-        )
-        return {"text": text[0], "pooled": pooled[0]}
+            clip = [pipeline._get_clip_prompt_embeds(prompts, clip_model_index=i) for i in (0, 1)]
+            own = torch.cat([states for states, _ in clip], dim=-1)
+            length = own.shape[1] + SD3.token_limits["tokenizer_3"]
+            texts = own.new_zeros(len(own), length, network["joint_attention_dim"])
+            texts[:, : own.shape[1], : own.shape[2]] = own
+            pooled = torch.cat([pooled for _, pooled in clip], dim=-1)
+        else:
+            how = {"device": pipeline.device, "do_classifier_free_guidance": False}
+            texts, _, pooled, _ = pipeline.encode_prompt(prompts, prompts, prompts, **how)
+        return [{"text": text, "pooled": one} for text, one in zip(texts, pooled, strict=True)]

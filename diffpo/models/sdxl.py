@@ -1,6 +1,6 @@
 """Stable Diffusion XL: a UNet that is also told the pooled text state, and each image's original size and crop."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -43,5 +43,12 @@ class SDXL(UNet):
     @staticmethod
     def encode_prompt(pipeline: Any, prompt: str, network: Mapping[str, Any]) -> dict[str, Tensor]:
         """Penultimate states of both encoders side by side, and the second's pooled state."""
-        text, _, pooled, _ = pipeline.encode_prompt(prompt, device=pipeline.device, do_classifier_free_guidance=False)
-        return {"text": text[0], "pooled": pooled[0]}
+        return SDXL.encode_prompts(pipeline, [prompt], network)[0]
+
+    @classmethod
+    def encode_prompts(
+        cls, pipeline: Any, prompts: Sequence[str], network: Mapping[str, Any]
+    ) -> list[dict[str, Tensor]]:
+        how = {"device": pipeline.device, "do_classifier_free_guidance": False}
+        texts, _, pooled, _ = pipeline.encode_prompt(list(prompts), **how)
+        return [{"text": text, "pooled": one} for text, one in zip(texts, pooled, strict=True)]

@@ -1,6 +1,6 @@
 """Stable Diffusion 1.x and 2.x: a UNet with text cross-attention, epsilon or v, integer times."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -34,3 +34,10 @@ class UNet(Denoiser):
         """Last hidden states, all positions: the UNet attends to the padding too."""
         text, _ = pipeline.encode_prompt(prompt, pipeline.device, 1, False)
         return {"text": text[0]}
+
+    @classmethod
+    def encode_prompts(
+        cls, pipeline: Any, prompts: Sequence[str], network: Mapping[str, Any]
+    ) -> list[dict[str, Tensor]]:
+        texts, _ = pipeline.encode_prompt(list(prompts), pipeline.device, 1, False)
+        return [{"text": text} for text in texts]

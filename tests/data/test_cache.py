@@ -330,3 +330,30 @@ def test_captions_that_the_encoder_cuts_are_counted_once_per_run(records, jsonl,
 def test_captions_that_fit_are_not_spoken_of(table, caplog):
     filled(Pairs(path=table, resolution=8), TinyEncoder()).open()
     assert "longer" not in caplog.text
+
+
+@pytest.mark.parametrize("geometry", [{}, {"crop": "random", "flip": True, "buckets": True}], ids=["plain", "moving"])
+def test_encoded_together_agrees_and_is_kept_apart(records, jsonl, tmp_path, geometry):
+    """Sizes differ from row to row and one image is broken: each encoding stays in its place."""
+    path = jsonl(records(10, size=lambda i: [(24, 20), (20, 40), (48, 20)][i % 3]))
+    (tmp_path / "table/img/rejected5.png").write_bytes(b"no image")
+    source = Pairs(path=path, resolution=16, encode_batch=3, **geometry)
+    encoder = TinyEncoder()
+    made = filled(source, encoder)
+    together, alone = made.open(), filled(dataclasses.replace(source, encode_batch=1), TinyEncoder()).open()
+    assert max(encoder.batches) == 3 and encoder.images == 19
+    assert together.broken == alone.broken and (together.targets == alone.targets).all()
+    for i in set(range(10)) - {5}:
+        for name, x in alone.images(i).items():
+            torch.testing.assert_close(together.images(i)[name], x, rtol=1e-4, atol=1e-4)
+    assert made.media.recipe == filled(dataclasses.replace(source, encode_batch=2), TinyEncoder()).media.recipe
+    assert encoded(source) == (0, 0)
+    assert encoded(dataclasses.replace(source, encode_batch=None)) == (0, 0)  # the one by one above
+
+
+def test_processes_decode_the_same_pixels(table):
+    """Three pieces of work, a broken image among them; the processes end with their work."""
+    source = Pairs(path=table, resolution=16, workers=2, crop="random", flip=True)
+    assert encoded(source) == (19, 4)
+    assert same_encodings(source)
+    assert encoded(dataclasses.replace(source, workers=0)) == (0, 0), "how they were decoded is no setting of theirs"

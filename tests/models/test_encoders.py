@@ -18,6 +18,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline  # noqa: E402
 
 from diffpo.models.bases import find_base  # noqa: E402
 from diffpo.models.encoders import Encoders, fingerprint  # noqa: E402
+from diffpo.models.fitting import Fitting  # noqa: E402
 from diffpo.models.tuning import Full  # noqa: E402
 
 PROMPTS = ["a red circle", "", "word " * 40]
@@ -30,6 +31,44 @@ def encoders(folder, **more):
 
 def pixels(seed: int = 0, height: int = 16, width: int = 24) -> torch.Tensor:
     return 2 * torch.rand(3, height, width, generator=torch.Generator().manual_seed(seed)) - 1
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "sd3", "pixart", "flux", "sana", "flux2"])
+def test_several_together_are_what_each_is_alone(pipelines, name):
+    """Two images and four prompts in one call of each encoder, to 1e-4."""
+    ours = encoders(pipelines(name))
+    side = ours.multiple * 2
+    images = [pixels(seed, side, side).unsqueeze(1) for seed in (0, 1)]
+    for together, image in zip(ours.start_media(images)(), images, strict=True):
+        for ours_of, alone in zip(together, ours.encode_media(image), strict=True):
+            assert ours_of.shape == alone.shape and ours_of.dtype == torch.float32
+            torch.testing.assert_close(ours_of, alone, rtol=1e-4, atol=1e-4)
+    prompts = [*PROMPTS, "a blue square above a green ring"]
+    for together, prompt in zip(ours.encode_prompts(prompts), prompts, strict=True):
+        alone = ours.encode_prompt(prompt)
+        assert together.keys() == alone.keys()
+        for key, x in alone.items():
+            assert x.dtype == together[key].dtype
+            torch.testing.assert_close(together[key], x, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("holds", "tried"), [(8, [7]), (3, [7, 4, 2, 2, 2, 1])])
+def test_fewer_rows_are_tried_where_memory_is_full(holds, tried):
+    """7 rows do not fit, nor do 4: then two at a time; nothing is lost, doubled or done again."""
+    seen = []
+
+    def work(rows):
+        seen.append(len(rows))
+        if len(rows) > holds:
+            raise torch.OutOfMemoryError
+        return [row**2 for row in rows]
+
+    fitting = Fitting(16)
+    assert fitting.run(work, range(7)) == [row**2 for row in range(7)]
+    assert seen == tried
+    assert fitting.run(work, range(holds)) == [row**2 for row in range(holds)]
+    with pytest.raises(torch.OutOfMemoryError):
+        Fitting(4).run(lambda rows: work([None] * 9), range(3))
 
 
 SHIFT_AND_SCALE = {"sd15": (0.0, 0.18215), "sd2": (0.0, 0.18215), "sdxl": (0.0, 0.13025), "sd3": (0.0609, 1.5305)}
