@@ -1,14 +1,17 @@
-"""Real video files through every command, of all kinds and broken ones: a tiny Wan learns from them."""
+"""Real video files through every command, of all kinds and broken ones: labels, a tiny Wan that learns, judges."""
 
 import json
+import math
 import re
 import sys
 
 import pytest
+import torch
 import yaml
 from real_clips import ramp, sound_alone, video
 from tiny import save_pipeline
 from tiny_clips import write_pickscore
+from tiny_language import MODELS
 
 from diffpo.__main__ import main
 
@@ -17,13 +20,16 @@ PROMPTS = ["a ramp that grows", "a ramp on its side", "a slow ramp"]
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A tiny Wan, a tiny PickScore, and a table of five pairs, two of which are broken."""
+    """A tiny Wan, a tiny PickScore, a tiny Qwen2-VL, and a table of five pairs, two of which are broken."""
     folder = tmp_path_factory.mktemp("clips")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DIFFPO_CACHE", str(folder / "cache"))
         patch.setenv("COLUMNS", "400")
         save_pipeline("wan", folder / "wan")
         write_pickscore(folder / "pickscore")
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            MODELS["qwen2_vl"](folder / "qwen2-vl")
         whole = video(ramp(18, 33, 25), 16, pixels="yuv444p")
         slow = [0, *(0.05 * i + (0.2 if i > 5 else 0) for i in range(1, 12))]
         files = {
@@ -58,27 +64,36 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture
-def run(capsys, monkeypatch):
-    """Run one command in this process; returns its exit code and what it said."""
+def run(capsys, caplog, monkeypatch):
+    """Run one command in this process; returns its exit code and what it said, warnings included."""
 
     def command(line):
+        caplog.clear()
         monkeypatch.setattr(sys, "argv", ["diffpo", *map(str, line)])
         with pytest.raises(SystemExit) as end:
             main()
         said = capsys.readouterr()
-        return end.value.code or 0, said.out + said.err
+        return end.value.code or 0, said.out + said.err + caplog.text
 
     return command
 
 
 def test_clips_go_the_whole_way(place, run):
+    """Inspected, labelled by a vision-language model and a person, encoded, trained on; generated, scored, shown."""
     code, said = run(["data", "inspect", place / "pairs.jsonl"])
     assert code == 0 and "18 frames at 16 per second" in said
     assert "chosen image" in said and "cut.mp4" in said and "it has no pictures, only sound" in said
-    code, said = run(["train", place / "train.yaml"])
-    assert code == 0, said
-    steps = [json.loads(line) for line in (place / "run/metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in steps if "loss" in line] == [1, 2]
+    label_by_a_model_and_a_person(place, run)
+    cached = []
+    for steps in (1, 2):  # the second update goes on from the first one, and encodes nothing
+        code, said = run(["train", place / "train.yaml", f"data.path={place / 'labelled'}", f"train.steps={steps}"])
+        assert code == 0 and "pairs   3 used" in said, said
+        cached.append(sorted((place / "cache" / "encodings").rglob("*.arrow")))
+    assert cached[0] and cached[0] == cached[1]
+    losses = [json.loads(line) for line in (place / "run/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in losses if "loss" in line] == [1, 2] and losses[0]["loss"] == pytest.approx(
+        math.log(2)
+    )
     out = place / "media"
     usual = ["--prompts", place / "prompts.txt", "--steps", 1, "--size", "16x16", "--batch", 3]
     (place / "prompts.txt").write_text("\n".join(PROMPTS))
@@ -95,6 +110,24 @@ def test_clips_go_the_whole_way(place, run):
     assert len(re.findall('<video src="data:video/mp4', html)) >= 6 and "motion (frame-change)" in html
     code, said = run(["data", "show", place / "pairs.jsonl", "--out", place / "pairs.html"])
     assert code == 0 and "left out: row 3: chosen image" in said
+
+
+def label_by_a_model_and_a_person(place, run):
+    """The random model says what it says; a person changes one label of each pair, and that counts."""
+    out, model = place / "labelled", f"chat,path={place / 'qwen2-vl'},decoding=words,edge=16,device=cpu"
+    line = ["data", "segments", place / "pairs.jsonl", "--labeller", model, "--unequal", "trim", "--out", out]
+    code, said = run(line)
+    assert code == 0 and "2 pairs without labels are left out" in said, said
+    assert "row 3 is left out: chosen image" in said and "row 4 is left out: rejected image" in said
+    answers = [json.loads(row) for row in (out / "train.answers.jsonl").read_text().splitlines()]
+    told = {word for row in answers for part in row["segments"] for word in part["answers"]}
+    assert len(answers) == 3 and told <= {"first", "second", "tie"}
+    for row in answers:
+        part = row["segments"][0]
+        part["label"] = "second" if part["found"] == "first" else "first"
+    (out / "train.answers.jsonl").write_text("\n".join(map(json.dumps, answers)))
+    code, said = run(line)
+    assert code == 0 and "3 labels were corrected by hand" in said and "asked about" not in said
 
 
 def test_what_is_wrong_with_a_clip_is_said_before_anything_is_encoded(place, run):
