@@ -16,17 +16,15 @@ sys.path.insert(0, str(Path(__file__).parent))
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from peft import LoraConfig, get_peft_model_state_dict
 from runs import launch
-from tiny import CLIPS, IMAGES, as_called, save_pipeline
-from tiny_steps import FACTS
+from tiny import save_pipeline
 
 from diffpo.disk.lock import sole_writer
 from diffpo.errors import UserError
 from diffpo.generation.generate import ASKED, NAMES, Request, generate, key_of
 from diffpo.generation.sampling import sample_clips
 from diffpo.generation.settings import GenerateOptions, Sampler
-from diffpo.media.folder import open_clip, read_media, read_settings
+from diffpo.media.folder import read_media, read_settings
 from diffpo.media.prompts import PromptSet
-from diffpo.models import FAMILIES
 from diffpo.models.finding import find_model, find_tuned
 
 PROMPTS = ["a red circle", "a blue square", "a green cross"]
@@ -105,43 +103,6 @@ def test_images_are_those_of_plain_diffusers(base, lora_run, full_run, tmp_path)
         )
     assert not np.array_equal(made["base"], made["lora"])
     assert not np.array_equal(made["base"], made["full"])
-
-
-@pytest.mark.parametrize("name", IMAGES)
-def test_every_family(name, tmp_path):
-    """At its own size, where that is small, and another one, as plain diffusers does."""
-    folder, facts = save_pipeline(name, tmp_path / "base"), FACTS[name]
-    pipeline = DiffusionPipeline.from_pretrained(folder)
-    pipeline.set_progress_bar_config(disable=True)
-    negative = {"negative_prompt": "blue"} if facts.negative else {}
-    size = {"size": (32, 64)} if facts.large else {}
-    generate(options(folder, seeds=(5,), **negative, **size), PROMPTS[:1], tmp_path / "out")
-    told = {"generator": torch.Generator("cpu").manual_seed(5), "num_inference_steps": 3, **dict(facts.guided)}
-    told |= negative | ({"height": 32, "width": 64} if facts.large else {})
-    told |= {key: value for key, value in facts.call if key == "use_resolution_binning" and facts.large}
-    expected = pipeline(prompt=PROMPTS[0], **told).images[0]
-    np.testing.assert_array_equal(pixels(tmp_path / "out", read_media(tmp_path / "out"))[0], np.asarray(expected))
-    images = sample_clips(pipeline, PROMPTS[:2], [0, 1], Sampler(steps=1, guidance=3.0, size=(64, 32), **negative))
-    assert [image.first.size for image in images] == [(32, 64)] * 2
-
-
-@pytest.mark.parametrize("name", CLIPS)
-def test_every_family_of_clips(name, tmp_path):
-    """The frames of plain diffusers, with the rate that the model was made for."""
-    folder, how = save_pipeline(name, tmp_path / "base"), CLIPS[name]
-    size = (how["height"], how["width"])
-    generate(options(folder, seeds=(5,), steps=2, frames=how["num_frames"], size=size), PROMPTS[:1], tmp_path / "out")
-    pipeline = DiffusionPipeline.from_pretrained(folder)
-    pipeline.set_progress_bar_config(disable=True)
-    told = {"generator": torch.Generator("cpu").manual_seed(5), "num_inference_steps": 2, "guidance_scale": 3.0}
-    expected = pipeline(PROMPTS[0], output_type="np", **as_called(pipeline, told | how)).frames[0]
-    (item,) = read_media(tmp_path / "out")
-    clip = open_clip(tmp_path / "out", item)
-    assert len(clip.frames) == item.frames == how["num_frames"]
-    assert clip.fps == item.fps == FAMILIES[FACTS[name].family].fps
-    np.testing.assert_array_equal(np.stack([np.asarray(f) for f in clip.frames]), (expected * 255).round())
-    sampler = Sampler(steps=2, guidance=3.0, frames=how["num_frames"], size=size)
-    assert len(sample_clips(pipeline, PROMPTS[:2], [0, 1], sampler)) == 2, "two at a time"
 
 
 def test_a_size_that_is_the_pipelines_but_not_the_networks(tmp_path):
