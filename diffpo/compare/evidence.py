@@ -13,7 +13,7 @@ from diffpo.disk.published import published
 from diffpo.errors import UserError
 from diffpo.media.folder import read_settings
 from diffpo.media.prompts import category_of, read_prompts
-from diffpo.scorers.scores import ScoreRow, ScoreTable, read_scores
+from diffpo.scorers.scores import OF_FRAMES, ScoreRow, ScoreTable, called, read_scores
 
 
 @dataclass(frozen=True)
@@ -90,14 +90,15 @@ class Evidence:
         scored = [name for name in known if all(name in names for names in by_model.values())]
         motion = [name for name in scored if self._measures_motion(name, labels)]
         common += [name for name in scored if name not in motion] + motion  # no headline: more motion is not better
-        unknown = [name for name in wanted or () if name not in common]
+        asked = [called(name, common) for name in wanted or ()]
+        unknown = [name for name in asked if name not in common]
         if unknown or not common:
             has = "; ".join(f"{label} has {', '.join(sorted(names)) or 'none'}" for label, names in by_model.items())
             raise UserError(
                 f"need scores by the same scorer ({', '.join(unknown) or 'any'}) for all models: {has}. "
                 "Run `diffpo score` on each."
             )
-        return list(wanted or common)
+        return asked or common
 
     def of_motion(self, labels: Sequence[str]) -> str | None:
         """The first scorer of motion that judged all these models, if there is one."""
@@ -148,7 +149,7 @@ class Evidence:
                 )
             choosers = None
             if chosen_by is not None:
-                self.common_scorers(labels, [chosen_by])
+                (chosen_by,) = self.common_scorers(labels, [chosen_by])
                 self.provenance(chosen_by, labels)
                 choosers = tuple(map(_scores, self.images(chosen_by, labels)))
             pairs = pair_values(_scores(first), _scores(second), mode, chosen_by=choosers)
@@ -174,7 +175,8 @@ class Evidence:
 
     def in_loop(self, labels: Sequence[str], declared: Sequence[str] = ()) -> dict[str, str]:
         """By scorer: that it had a hand in making one of the models, as far as runs tell or the user says."""
-        return in_loop([place.settings for place in self.scored], labels, declared)
+        found = in_loop([place.settings for place in self.scored], labels, declared)
+        return found | {name + OF_FRAMES: text for name, text in found.items()}
 
     def prompt_set(self, labels: Sequence[str]) -> str:
         """Name and hash of the prompts of these models, as far as their folders know; empty if they do not."""

@@ -90,8 +90,9 @@ def build_by_scores(
         if scorer is None:
             scores = known[0]
         else:
-            rows = [(folder, row) for folder in folders for row in score_folder(folder, [scorer]).rows]
-            scores = {(folder, row.file): row.score for folder, row in rows if row.scorer == scorer.name}
+            tables = {folder: score_folder(folder, [scorer]) for folder in folders}
+            rows = [(folder, row, table.called(scorer.name)) for folder, table in tables.items() for row in table.rows]
+            scores = {(folder, row.file): row.score for folder, row, name in rows if row.scorer == name}
         places = [(candidate.folder, candidate.media.file) for candidate in candidates]
         scored = [
             dataclasses.replace(candidate, score=scores[place])
@@ -133,14 +134,15 @@ def _known_scores(candidates: Sequence[Candidate], name: str) -> tuple[dict[tupl
     if not all((folder / SCORES).is_file() for folder in folders):
         return None
     tables = {folder: read_scores(folder) for folder in folders}
-    rows = {(folder, r.file): r for folder, table in tables.items() for r in table.rows if r.scorer == name}
+    names = {folder: table.called(name) for folder, table in tables.items()}
+    rows = {(folder, r.file): r for folder, table in tables.items() for r in table.rows if r.scorer == names[folder]}
     for candidate in candidates:
         row = rows.get((candidate.folder, candidate.media.file))
         if row is None or row.prompt != candidate.media.prompt:
             return None
         if row.digest not in ("", _digest(read_file(candidate.folder, candidate.media))):
             return None
-    first, *others = (table.provenance.get(name) for table in tables.values())
+    first, *others = (table.provenance.get(names[folder]) for folder, table in tables.items())
     if any(other != first for other in others):
         return None
     return {place: row.score for place, row in rows.items()}, first

@@ -90,7 +90,8 @@ def _choose(
 def _scores(folder: str | Path, scorer: str | None) -> dict[str, float]:
     if scorer is None:
         return {}
-    found = {row.file: row.score for row in read_scores(folder).rows if row.scorer == scorer}
+    table = read_scores(folder)
+    found = {row.file: row.score for row in table.rows if row.scorer == table.called(scorer)}
     if not found:
         raise UserError(
             f"{Path(folder) / SCORES} has no scores of {scorer!r}. Run `diffpo score {folder} --scorer {scorer}`."

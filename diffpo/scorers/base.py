@@ -55,7 +55,7 @@ class Scorer(Block, ABC):
     reads_rate: ClassVar[bool] = False
     """Whether a score depends on how many frames per second a clip has."""
     takes_frames: ClassVar[bool] = False
-    """Whether it looks at the frames of a clip together. The others judge a clip by the mean score of its frames."""
+    """Whether it looks at the frames of a clip together: see `ImageScorer` for the others."""
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -88,16 +88,28 @@ class Scorer(Block, ABC):
                 image or prompt.
         """
 
+    @abstractmethod
     def judge(self, media: Sequence[Clip], prompts: Sequence[str]) -> Tensor:
-        """Score each medium, which is a clip (an image is one of one frame), for its prompt; else as `score`.
+        """Score each medium, which is a clip (an image is one of one frame), for its prompt; else as `score`."""
 
-        A scorer that takes frames overrides this. For the others the score of a clip is the mean over its frames.
-        """
+
+@dataclass(frozen=True, kw_only=True)
+class ImageScorer(Scorer, ABC):
+    """A scorer of images: a clip's score is the mean over its frames, and is called so (see `scores.scored_as`)."""
+
+    frames: Count | None = None
+    """Of a clip so many frames, evenly spread from its first to its last, are judged; null: all of them."""
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        return super().provenance | ({} if self.frames is None else {"frames": self.frames})
+
+    def judge(self, media: Sequence[Clip], prompts: Sequence[str]) -> Tensor:
         import torch
 
-        pairs = [(frame, prompt) for medium, prompt in zip(media, prompts, strict=True) for frame in medium.frames]
-        scores = self.score([frame for frame, _ in pairs], [prompt for _, prompt in pairs])
-        parts = scores.split([len(medium.frames) for medium in media])
+        clips = [clip.frames if self.frames is None else clip.some(self.frames) for clip in media]
+        told = [prompt for clip, prompt in zip(clips, prompts, strict=True) for _ in clip]
+        parts = self.score([frame for clip in clips for frame in clip], told).split([len(clip) for clip in clips])
         return torch.stack([part.mean() for part in parts]) if parts else torch.zeros(0)
 
 
@@ -145,7 +157,7 @@ class WithNetwork(OnDevice, Scorer, ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkScorer(WithNetwork, ABC):
+class NetworkScorer(WithNetwork, ImageScorer, ABC):
     """A scorer that judges images with a network."""
 
     def score(self, images: Sequence[Image], prompts: Sequence[str]) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import partial
 from operator import attrgetter
@@ -35,6 +35,8 @@ FORMAT = 1
 COMMAND = "diffpo score"
 WAIT = 60.0
 """Seconds to wait while another command writes its scores: it takes moments."""
+OF_FRAMES = "@frames"
+"""Behind the name of a scorer of images that judged clips, in score tables and in all that is made of them."""
 _METADATA = b"diffpo"
 
 
@@ -67,6 +69,10 @@ class ScoreTable:
     def scorers(self) -> list[str]:
         """Names of the scorers, in the order of the rows."""
         return list(dict.fromkeys(row.scorer for row in self.rows))
+
+    def called(self, scorer: str) -> str:
+        """What a scorer is called here, which may have judged clips frame by frame."""
+        return called(scorer, self.scorers)
 
     @property
     def models(self) -> list[str]:
@@ -106,7 +112,8 @@ def score_folder(folder: str | Path, scorers: Sequence[Scorer], *, console: Cons
         for name, judge in judges.items()
         for item, content in whole
     ]
-    table = merge_scores(source, media, judged.contents, made, {s.name: provenance_of(s, media) for s in scorers})
+    records = {scored_as(scorer, media): provenance_of(scorer, media) for scorer in scorers}
+    table = merge_scores(source, media, judged.contents, made, records)
     if left_out:
         lines = [f"{source}: {len(left_out)} of {len(media)} images are left out:", *left_out.values()]
         console.print("\n  ".join(lines), style="yellow", highlight=False, markup=False, soft_wrap=True)
@@ -160,10 +167,23 @@ def merge_scores(
     return table
 
 
+def called(scorer: str, names: Collection[str]) -> str:
+    """Which of the names in a table somebody means who names a scorer."""
+    return scorer if scorer in names or scorer + OF_FRAMES not in names else scorer + OF_FRAMES
+
+
+def scored_as(scorer: Scorer, media: Iterable[Media]) -> str:
+    """What a scorer's scores of some media are called: a clip that is judged frame by frame is not judged as a clip."""
+    return scorer.name + OF_FRAMES if _judges_frames(scorer, media) else scorer.name
+
+
 def provenance_of(scorer: Scorer, media: Iterable[Media]) -> dict[str, Any]:
     """What decides a scorer's scores of some media: also how clips are judged, where there are clips."""
-    rule = {} if scorer.takes_frames or all(item.frames == 1 for item in media) else {"clips": "mean over frames"}
-    return scorer.provenance | rule
+    return scorer.provenance | ({"clips": "mean over frames"} if _judges_frames(scorer, media) else {})
+
+
+def _judges_frames(scorer: Scorer, media: Iterable[Media]) -> bool:
+    return not scorer.takes_frames and any(item.frames > 1 for item in media)
 
 
 def read_scores(path: str | Path) -> ScoreTable:
@@ -225,15 +245,16 @@ def _judges(source: Path, media: Sequence[Media], scorers: Sequence[Scorer]) -> 
         raise UserError(f"each scorer can be asked once, got {asked}: a table holds one score of a scorer per image.")
     earlier, judges = _read_earlier(source), {}
     for scorer in scorers:
+        name = scored_as(scorer, media)
         question = _prompt_and_rate if scorer.reads_rate else attrgetter("prompt")
-        same = earlier.provenance.get(scorer.name) == provenance_of(scorer, media)
+        same = earlier.provenance.get(name) == provenance_of(scorer, media)
         known = {
             key_of(row.digest, row.frames, question(row)): Row({"score": row.score})
             for row in earlier.rows
-            if same and row.scorer == scorer.name and row.digest
+            if same and row.scorer == name and row.digest
         }
         store = RowStore("scores", {"format": FORMAT, "scorer": scorer.provenance})
-        judges[scorer.name] = Judge(store, partial(_score, scorer), question, known)
+        judges[name] = Judge(store, partial(_score, scorer), question, known)
     return judges
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffpo.disk.rows import digest
 from diffpo.errors import UserError
-from diffpo.scorers.base import Scorer
+from diffpo.scorers.base import ImageScorer
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShapesVerifier(Scorer):
+class ShapesVerifier(ImageScorer):
     """The share of the caption's attributes that an image of the shapes world shows, checked exactly."""
 
     name = "shapes"
@@ -41,7 +41,7 @@ class ShapesVerifier(Scorer):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShapesUtility(Scorer):
+class ShapesUtility(ImageScorer):
     """How much the simulated annotators who labelled the shapes world's pairs like an image."""
 
     name = "shapes-utility"

@@ -27,6 +27,15 @@ def two(tmp_path):
     ]
 
 
+def test_scores_of_frames_are_found_by_their_scorers_name_and_say_what_they_are(tmp_path):
+    """A headline, a chooser and a declaration that name `taste` mean `taste@frames`, which is what readers see."""
+    folders = [write_folder(tmp_path / m, m, {"taste@frames": x}) for m, x in (("base", BASE), ("tuned", TUNED))]
+    judging = Judging(mode="best-of-n", chosen_by="taste", used_in_training=("taste",))
+    (result,) = compare_two(folders, scorers=["taste"], judging=judging).results
+    assert result.scorer == "taste@frames" and result.in_loop.startswith("taste was used in training")
+    assert compare_two(folders).headline.count("taste@frames") == 1
+
+
 @pytest.mark.parametrize(
     ("mode", "estimate", "wins", "pairs"),
     [

@@ -12,10 +12,10 @@ from real_clips import number_of, ramp, video
 from diffpo.curate.imports.run import ImportOptions, import_table
 from diffpo.curate.score import score_pairs
 from diffpo.data import Pairs
-from diffpo.scorers import Scorer
+from diffpo.scorers.base import ImageScorer
 
 
-class Number(Scorer):
+class Number(ImageScorer):
     """Scores a frame of a ramp by its number."""
 
     name, about, scale, origin = "number", "which frame it is", "frames", "this test"

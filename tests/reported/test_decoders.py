@@ -15,7 +15,7 @@ from diffpo.data.images import CENTRE, prepare
 from diffpo.errors import UserError
 from diffpo.media.folder import open_clip, read_media
 from diffpo.media.frames import open_footage
-from diffpo.scorers import Scorer
+from diffpo.scorers.base import ImageScorer
 from diffpo.scorers.scores import score_folder
 
 
@@ -26,7 +26,7 @@ def cache(tmp_path, monkeypatch):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Darkness(Scorer):
+class Darkness(ImageScorer):
     """A scorer that keeps what it is shown."""
 
     name = "darkness"

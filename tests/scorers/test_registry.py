@@ -168,6 +168,7 @@ OTHERS = {
     "network": "small",
     "updates": 3,
     "aspect": "MQ",
+    "frames": 8,
     "annotator": next(iter(ANNOTATORS)),
 }
 """For each option that decides a score, a value that is not its default; `scale` of the aesthetics is `0-1`."""

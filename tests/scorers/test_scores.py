@@ -17,7 +17,8 @@ from diffpo.disk.rows import RowStore
 from diffpo.errors import UserError
 from diffpo.media.folder import Media, read_media, write_manifest
 from diffpo.media.frames import Clip, encode
-from diffpo.scorers import Scorer, ShapesUtility, judging
+from diffpo.scorers import ShapesUtility, judging
+from diffpo.scorers.base import ImageScorer
 from diffpo.scorers.scores import read_scores, score_folder, score_share, write_scores
 
 
@@ -28,7 +29,7 @@ def cache(tmp_path, monkeypatch):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Brightness(Scorer):
+class Brightness(ImageScorer):
     """A real scorer of the simplest kind, which keeps count of what it was asked."""
 
     name = "brightness"
@@ -180,17 +181,30 @@ def test_two_calls_at_once_lose_nothing(folder):
         assert set(table.provenance) == {"brightness", "darkness"}
 
 
-def test_a_clip_has_the_mean_score_of_its_frames(tmp_path):
+def test_a_clip_has_the_mean_score_of_its_frames_and_the_scorers_name_says_so(tmp_path):
     """Black and white of 10 x 10: 0 and 3 x 255. A scorer that takes frames is handed both together."""
     frames = [Image.new("RGB", (10, 10), color) for color in ("black", "white")]
     (tmp_path / "clip.png").write_bytes(encode(Clip(tuple(frames))))
     clip = Media(file="clip.png", prompt="a", prompt_id=0, seed=0, model="m", frames=2)
     write_manifest(tmp_path, [clip])
     table = score_folder(tmp_path, [Brightness(), Watching()])
-    assert [row.score for row in table.rows] == [765 / 2, 765.0]
-    assert table.provenance["brightness"]["clips"] == "mean over frames" and "clips" not in table.provenance["watching"]
+    assert [(row.scorer, row.score) for row in table.rows] == [("brightness@frames", 765 / 2), ("watching", 765.0)]
+    assert table.provenance["brightness@frames"]["clips"] == "mean over frames"
+    assert "clips" not in table.provenance["watching"] and table.called("brightness") == "brightness@frames"
+    scorer = Brightness()
+    assert score_folder(tmp_path, [scorer]) == table and not scorer.seen, "known by its name"
     write_manifest(tmp_path, [replace(clip, frames=1)])
-    assert [row.score for row in score_folder(tmp_path, [Brightness()]).rows] == [0.0], "the first frame is another"
+    assert [(row.scorer, row.score) for row in score_folder(tmp_path, [Brightness()]).rows] == [("brightness", 0.0)]
+
+
+def test_so_many_frames_of_a_clip_are_judged(tmp_path):
+    """Levels 0, 10, ..., 70: of three frames those of 0, 40 and 70, since halves round to even; of ten all eight."""
+    frames = [Image.new("RGB", (10, 10), (level, 0, 0)) for level in range(0, 80, 10)]
+    for wanted, mean in ((1, 0.0), (2, 35.0), (3, 110 / 3), (10, 35.0), (None, 35.0)):
+        scorer = Brightness(frames=wanted)
+        scores = scorer.judge([Clip(tuple(frames)), Clip(tuple(frames[:1]))], ["a", "b"])
+        assert scores.tolist() == pytest.approx([mean, 0.0]) and scorer.seen == ["a"] * min(wanted or 8, 8) + ["b"]
+    assert Brightness(frames=3).provenance["frames"] == 3 and "frames" not in Brightness().provenance
 
 
 def test_other_scorers_rows_stay_unless_their_image_changed(folder):
