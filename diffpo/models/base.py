@@ -108,24 +108,26 @@ class Denoiser(ABC):
 
     None: that tokenizer is given a part of the prompt, which is not counted."""
 
-    def __init__(self, network: Any, process: NoiseProcess, guidance: float = 1.0):
+    def __init__(self, network: Any, process: NoiseProcess, guidance: float = 1.0, rate: float | None = None):
         """Remember them. `network` is what accelerate wraps: the loop assigns the wrapped module back.
 
         Args:
             network: The bare network.
             process: How data becomes noise.
             guidance: What a network that was distilled with guidance is told.
+            rate: Frames per second of the clips that it will see; None: those that the family was made for.
         """
         self.network: nn.Module = network
         self.process = process
         self.guidance = guidance
+        self.rate = rate or self.fps
         self.config: Mapping[str, Any] = network.config
         self.dtype: torch.dtype = network.dtype
         """Of the network's weights, but for the few that diffusers keeps in float32: what its inputs are cast to."""
 
     def over(self, network: Any) -> Self:
         """The same over another network of the family."""
-        return type(self)(network, self.process, self.guidance)
+        return type(self)(network, self.process, self.guidance, self.rate)
 
     @abstractmethod
     def predict(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:

@@ -14,8 +14,12 @@ from diffpo.models.reference import Reference
 from diffpo.models.tuning import Tuning
 
 
-def load(tuning: Tuning, dtype: torch.dtype, needs_reference: bool) -> tuple[Denoiser, Reference | None]:
+def load(
+    tuning: Tuning, dtype: torch.dtype, needs_reference: bool, rate: float | None = None
+) -> tuple[Denoiser, Reference | None]:
     """Load the policy, whose trained weights get `dtype`, and its reference, if one is needed.
+
+    `rate` is how many frames per second clips have, where that is not what the family was made for.
 
     Raises:
         UserError: Files are missing or broken, or a setting does not fit the model.
@@ -33,7 +37,7 @@ def load(tuning: Tuning, dtype: torch.dtype, needs_reference: bool) -> tuple[Den
     if tuning.gradient_checkpointing:
         network.enable_gradient_checkpointing()
     set_attention(network, tuning.attention)
-    policy = family(network, process, 1.0 if tuning.guidance is None else tuning.guidance)
+    policy = family(network, process, 1.0 if tuning.guidance is None else tuning.guidance, rate)
     return policy, tuning.reference(policy, frozen) if needs_reference else None
 
 

@@ -40,7 +40,7 @@ class LTX(Packed):
             "num_frames": z.shape[2],
             "height": z.shape[3],
             "width": z.shape[4],
-            "rope_interpolation_scale": (frames / self.fps, pixels, pixels),
+            "rope_interpolation_scale": (frames / self.rate, pixels, pixels),
         }
 
     @staticmethod

@@ -48,7 +48,8 @@ def prepare_learner(config: Config, accelerator: Accelerator) -> Learner:
     """Load policy and reference, and wrap what accelerate wraps."""
     with torch.random.fork_rng():
         torch.manual_seed(config.train.seed)  # an adapter's first factor is drawn from the global generator
-        policy, reference = load(config.model, DTYPES[config.train.dtype], config.method.needs_reference)
+        dtype, rate = DTYPES[config.train.dtype], config.data.fps
+        policy, reference = load(config.model, dtype, config.method.needs_reference, rate)
     policy.network.to(accelerator.device).train()
     if config.train.compile == "regional":
         policy.compile()

@@ -17,6 +17,7 @@ from diffpo.errors import UserError  # noqa: E402
 from diffpo.models import FAMILIES  # noqa: E402
 from diffpo.models.bases import find_base  # noqa: E402
 from diffpo.models.encoders import Encoders  # noqa: E402
+from diffpo.models.load import load  # noqa: E402
 from diffpo.models.tuning import Full  # noqa: E402
 
 
@@ -104,6 +105,18 @@ def test_ltx_packs_and_normalises_as_its_pipeline(pipelines):
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(ours, mode, atol=0.1)
     assert torch.equal(FAMILIES["ltx"].pack(ours), LTXPipeline._pack_latents(ours))
+
+
+@pytest.mark.parametrize(("rate", "told"), [(None, 8 / 25), (10.0, 8 / 10)])
+def test_ltx_is_told_the_rate_of_the_clips(pipelines, rate, told):
+    """Seconds per latent frame of the clips as they are given, policy and reference alike."""
+    policy, reference = load(Full(path=str(pipelines("ltx"))), torch.float32, True, rate)
+    heard, batch = [], pair_batch("ltx", [0])
+    for denoiser in (policy, reference.denoiser):
+        denoiser.network.register_forward_pre_hook(lambda _, __, how: heard.append(how), with_kwargs=True)
+        with torch.no_grad():
+            denoiser.predict(batch.latent.chosen, torch.tensor([0.5]), batch.cond.chosen)
+    assert [how["rope_interpolation_scale"] for how in heard] == [(told, 32, 32)] * 2
 
 
 def test_animatediff_needs_motion_modules_and_knows_so_many_frames(pipelines):
