@@ -87,9 +87,11 @@ def write_report(
     summary = summary_of(found)
     motionless = not comparisons and gallery is not None and gallery.motion is None  # a comparison has a note of it
     curves = [(path.name, draw_panels(read_metrics(path), str(i))) for i, path in enumerate(runs)]
+    thing = "clip" if any(row.frames > 1 for place in evidence.scored for row in place.table.rows) else "image"
     page = PAGES.get_template("report.html.j2").render(
         title=title or (f"{models[1]} against {models[0]}" if len(models) == 2 else f"{len(models)} models compared"),
         models=models,
+        thing=thing,
         summary=summary,
         comparisons=comparisons,
         level=comparisons[0].level if comparisons else USUAL.level,
@@ -105,7 +107,7 @@ def write_report(
         and any(example.moving for section in sections for example in section.all),
         runs=[(name if len(runs) > 1 else "", panels) for name, panels in curves if panels],
         facts=_facts(evidence, models, comparisons),
-        provenance=_provenance(evidence, comparisons, runs),
+        provenance=_provenance(evidence, comparisons, runs, thing),
         **closed_page(),
         plot=PLOT,
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -152,7 +154,9 @@ def _facts(evidence: Evidence, models: Sequence[str], comparisons: Sequence[Comp
     ]
 
 
-def _provenance(evidence: Evidence, comparisons: Sequence[Comparison], runs: Sequence[Path]) -> list[tuple[str, str]]:
+def _provenance(
+    evidence: Evidence, comparisons: Sequence[Comparison], runs: Sequence[Path], thing: str
+) -> list[tuple[str, str]]:
     """The records themselves: (heading, text)."""
     configs = [
         (
@@ -163,7 +167,7 @@ def _provenance(evidence: Evidence, comparisons: Sequence[Comparison], runs: Seq
         if (path := run / "config.yaml").is_file()
     ]
     records = {
-        f"Images of {place.settings.get('label', place.path.name)}": published(place.settings)
+        f"{thing.capitalize()}s of {place.settings.get('label', place.path.name)}": published(place.settings)
         for place in evidence.scored
         if place.settings
     }
