@@ -17,7 +17,7 @@ from diffpo.errors import UserError
 EMBEDDED = {"shapes:base": "shapes/pipeline", "shapes:pickscore": "shapes/pickscore", "moving:base": "moving/base"}
 """Names of the embedded worlds' weights, and what `diffpo.worlds.assets` calls them."""
 
-_CONTENT = (".safetensors", ".json", ".bin", ".txt", ".model", ".pt")
+_CONTENT = (".safetensors", ".json", ".bin", ".txt", ".model", ".pt", ".pth")
 _MEGABYTE = 1 << 20
 _PIECES = 64
 
