@@ -104,15 +104,17 @@ def vae(channels: int = 4, **more) -> AutoencoderKL:
 
 
 def unet(**more) -> UNet2DConditionModel:
+    levels = {
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "block_out_channels": (8, 16),
+    }
     return UNet2DConditionModel(
         sample_size=8,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=(8, 16),
         layers_per_block=1,
         norm_num_groups=4,
         attention_head_dim=4,
-        **{"cross_attention_dim": WIDTH, **more},
+        **{"cross_attention_dim": WIDTH, **levels, **more},
     )
 
 

@@ -25,9 +25,9 @@ WIDTH = 24
 LETTERS = [chr(c) for c in range(33, 127)]
 
 
-def clip_tokenizer() -> CLIPTokenizer:
+def clip_tokenizer(length: int = 16) -> CLIPTokenizer:
     vocab = [*LETTERS, *(f"{s}</w>" for s in LETTERS), "<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(vocab={token: i for i, token in enumerate(vocab)}, merges=[], model_max_length=16)
+    return CLIPTokenizer(vocab={token: i for i, token in enumerate(vocab)}, merges=[], model_max_length=length)
 
 
 def clip_config(**more) -> CLIPTextConfig:
