@@ -1,0 +1,131 @@
+"""What `gpu_check.sh` reads and writes beside its steps: the environment, a run's numbers, the tables at the end.
+
+The first argument says which:
+
+    python scripts/gpu_report.py environment env.json     what is there; exit code 2 where something is missing
+    python scripts/gpu_report.py run RUN train.json       pace, memory and losses of a run of `diffpo train`
+    python scripts/gpu_report.py tables DIR steps.txt     small tables of the JSON files in DIR
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+NEEDED = {
+    **{name: name for name in ("torch", "torchvision", "numpy", "scipy", "pandas", "pyarrow", "diffusers", "peft")},
+    **{name: name for name in ("transformers", "accelerate", "safetensors", "datasets", "multiprocess", "dill")},
+    **{name: name for name in ("xxhash", "pydantic", "pydantic_core", "typer", "rich", "pytest", "psutil", "jinja2")},
+    **{"PIL": "pillow", "yaml": "pyyaml", "annotated_types": "annotated-types", "matplotlib": "matplotlib"},
+    **{"typing_inspection": "typing-inspection", "importlib_metadata": "importlib-metadata"},
+}
+"""Modules that the steps import -> what brings them."""
+OPTIONAL = ("bitsandbytes", "av", "open_clip", "xformers")
+
+
+def environment(out: Path) -> int:
+    """Write what is there, and name what is missing."""
+    missing = [package for module, package in NEEDED.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        print(f"gpu_check: {', '.join(missing)} cannot be imported: give their wheels by --wheels", file=sys.stderr)
+        return 2
+    import torch
+
+    found: dict[str, Any] = {"python": sys.version.split()[0], "torch": torch.__version__, "card": None}
+    for package in sorted({*NEEDED.values(), *OPTIONAL}):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    if torch.cuda.is_available():
+        card = torch.cuda.get_device_properties(0)
+        found |= {"card": card.name, "gib": round(card.total_memory / 2**30, 1), "cuda": torch.version.cuda}
+        found["capability"] = [card.major, card.minor]
+    out.write_text(json.dumps(found, indent=2) + "\n")
+    there = f"{found['card']}, {found['gib']} GiB, CUDA {found['cuda']}" if found["card"] else "no GPU"
+    print(f"Python {found['python']}, torch {found['torch']}, {there}; not there: ", end="")
+    print(", ".join(name for name in OPTIONAL if importlib.util.find_spec(name) is None) or "nothing")
+    return 0
+
+
+def run(folder: Path, out: Path) -> int:
+    """Write what a run's `metrics.jsonl` says; the pace is the median of the updates after the first two."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    paces = [line["time/pairs_per_second"] for line in lines[2:]]
+    told = {
+        "updates": len(lines),
+        "loss": [round(line["loss"], 6) for line in lines],
+        "grad_norm": [line["grad_norm"] for line in lines],
+        "seconds": [round(line["time/seconds"], 3) for line in lines],
+        "pairs_per_second": statistics.median(paces),
+        "peak_gib": max((line.get("time/peak_memory_gib", 0.0) for line in lines), default=0.0),
+        "export": sorted(str(file.relative_to(folder)) for file in (folder / "final").rglob("*.safetensors")),
+    }
+    out.write_text(json.dumps(told, indent=2) + "\n")
+    print(f"{told['updates']} updates, {told['pairs_per_second']:.3g} pairs/s, {told['peak_gib']:.1f} GiB")
+    return 0 if told["export"] else 1
+
+
+def of_lane(results: list[dict[str, Any]]) -> list[str]:
+    """Counts, the slowest test, each test that failed, and the reasons for which others were skipped."""
+    kinds = ("passed", "skipped", "failed")
+    counts = ", ".join(f"{sum(r['outcome'] == kind for r in results)} {kind}" for kind in kinds)
+    spent, slowest = sum(r["seconds"] for r in results), max(results, key=lambda r: r["seconds"])
+    lines = [f"GPU lane: {counts} in {spent:.0f} s; the slowest is {slowest['test']}, {slowest['seconds']:.0f} s"]
+    skipped: dict[str, list[str]] = {}
+    for result in results:
+        why = (result["reason"].strip().splitlines() or [""])[-1][:200]
+        if result["outcome"] == "failed":
+            lines.append(f"  failed  {result['test']}: {why}")
+        elif result["outcome"] == "skipped":
+            skipped.setdefault(why, []).append(result["test"])
+        elif result["told"]:
+            lines.append(f"  {result['test']}: {result['told']}")
+    for why, tests in skipped.items():
+        named = ", ".join(tests[:3]) + (f" and {len(tests) - 3} more" if len(tests) > 3 else "")
+        lines.append(f"  skipped {named}: {why}")
+    if all(r["outcome"] == "skipped" for r in results):
+        lines.append("  nothing of the lane ran: there is no GPU here")
+    return lines
+
+
+def of_bench(report: dict[str, Any]) -> list[str]:
+    """A line per configuration."""
+    lines = [f"bench: {report['machine']['name']}, peak {report['machine']['matmul']['flops'] / 1e12:.0f} TFLOP/s"]
+    for r in report["results"]:
+        what = f"  {r['case']} {r['tuning']} {r['method']} batch {r['batch']}"
+        if r["status"] == "ok":
+            share = f"{r['share_of_peak']:.0%} of peak"
+            lines.append(f"{what}: {r['pairs_per_second']:.3g} pairs/s, {share}, {r['peak_gib']:.1f} GiB")
+        else:
+            lines.append(f"{what}: {r['status']} {r.get('message', '')}")
+    return lines
+
+
+def of_train(told: dict[str, Any]) -> list[str]:
+    """What the run did."""
+    pace = f"{told['pairs_per_second']:.3g} pairs/s, {told['peak_gib']:.1f} GiB"
+    return [f"train: {told['updates']} updates, {pace}, first loss {told['loss'][0]}, seconds {told['seconds']}"]
+
+
+TABLES: dict[str, Callable[[Any], list[str]]] = {"lane": of_lane, "bench": of_bench, "train": of_train}
+
+
+def tables(out: Path, steps: Path) -> int:
+    """Print what every step that ran has to say, then how the steps ended."""
+    for name, lines in TABLES.items():
+        if (file := out / f"{name}.json").exists():
+            print("\n".join(lines(json.loads(file.read_text()))))
+    print(steps.read_text() if steps.exists() else "no step ran", end="")
+    return 0
+
+
+if __name__ == "__main__":
+    commands: dict[str, Callable[..., int]] = {"environment": environment, "run": run, "tables": tables}
+    sys.exit(commands[sys.argv[1]](*map(Path, sys.argv[2:])))
