@@ -147,6 +147,14 @@ class Config(Document):
             )
         if method.cached_inversion is not None and not data.cache:
             clashes.append("method.inversion.cache: lies beside the encodings, so it needs data.cache=true")
+        if data.reference_draws is not None:
+            if method.asks_reference_for is not None:
+                clashes.append(
+                    f"data.reference_draws: the reference's errors cannot be kept for {self.method_name}, because "
+                    f"{method.asks_reference_for}; or leave data.reference_draws out"
+                )
+            if not data.cache:
+                clashes.append("data.reference_draws: lie beside the encodings, so they need data.cache=true")
         if model.expert == "high" and getattr(method, "inversion", None) is not None:
             clashes.append(
                 "method.inversion: walks through all noise levels up to a time, of which the expert for high noise "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from diffpo.core.block import Block
 from diffpo.core.inversion import Inversion
 from diffpo.core.noising import Predictor, random_noise
 from diffpo.core.process import NoiseProcess
-from diffpo.core.types import Denoised, Noised, Pair, PairBatch, Rng, StepOutput
+from diffpo.core.types import Denoised, Judged, Noised, Pair, PairBatch, Rng, StepOutput
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +53,19 @@ class Method(Block, ABC):
     def needs_reference(self) -> bool:
         """Whether a frozen reference must exist; if not, none is built."""
 
+    @property
+    def asks_reference_for(self) -> str | None:
+        """What makes the method ask its reference while it trains, where errors kept beforehand would not do, if any.
+
+        It goes on the sentence "the reference's errors cannot be kept, because ...".
+        """
+        return None if self.needs_reference else "this method has no reference"
+
+    @property
+    def noising(self) -> tuple[Any, ...]:
+        """All settings of the method that `add_noise` reads, as plain values."""
+        return ()
+
     def add_noise(
         self, policy: Predictor, reference: Predictor | None, batch: PairBatch, t: Tensor, rng: Rng
     ) -> Pair[Noised]:
@@ -65,8 +78,13 @@ class Method(Block, ABC):
         return None
 
     @abstractmethod
-    def loss(self, policy: Pair[Denoised], reference: Pair[Denoised] | None, batch: PairBatch) -> StepOutput:
-        """Turn both networks' answers into one loss per row, and values to log."""
+    def loss(
+        self, policy: Pair[Denoised], reference: Pair[Denoised] | Pair[Judged] | None, batch: PairBatch
+    ) -> StepOutput:
+        """Turn both networks' answers into one loss per row, and values to log.
+
+        Of the reference there may be errors alone, where `asks_reference_for` says that they do.
+        """
 
     def count(self, batch: PairBatch) -> Tensor:
         """Number of terms that each row adds to the loss, `[b]`; the loop divides by their sum over all rows."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from diffpo.core.method import Method
 from diffpo.core.noising import Predictor
-from diffpo.core.types import Condition, Denoised, Noised, Pair, PairBatch, Rng, StepOutput
+from diffpo.core.types import Condition, Denoised, Judged, Noised, Pair, PairBatch, Rng, StepOutput
 
 
 def preference_step(
@@ -23,7 +24,7 @@ def preference_step(
     Args:
         method: Says how noise is added and how errors become a loss.
         policy: The network in training.
-        reference: The frozen one; None exactly if the method needs none.
+        reference: The frozen one; None exactly if the method needs none, or the batch has its errors.
         batch: Clean latents `[b c f h w]` and conditions of both sides.
         rng: The draws of these rows.
         split_forward: One forward per side instead of one over both, for models of which only one row fits.
@@ -35,12 +36,27 @@ def preference_step(
     t = policy.process.sample_time(rng, batch.shape)
     noised = method.add_noise(policy, reference, batch, t, rng)
     judged = None
-    if reference is not None:  # before the policy, so that no graph is alive while adapters are switched
+    if batch.reference_error is not None:
+        judged = batch.reference_error.map(Judged)
+    elif reference is not None:  # before the policy, so that no graph is alive while adapters are switched
         with torch.no_grad():
             judged = denoise(reference, noised, batch.cond, split_forward)
     output = method.loss(denoise(policy, noised, batch.cond, split_forward), judged, batch)
     loss = output.loss if batch.weight is None else output.loss * batch.weight.to(output.loss)
     return StepOutput(loss, output.metrics | {"time": policy.process.relative(t)})
+
+
+@torch.no_grad()
+def reference_errors(
+    method: Method, reference: Predictor, batch: PairBatch, rng: Rng, *, split_forward: bool = False
+) -> Pair[Tensor]:
+    """Say what `preference_step`, with the same arguments, would find to be the reference's errors: `[b f]` each.
+
+    The method must not ask the policy for its noise (`Method.asks_reference_for`).
+    """
+    t = reference.process.sample_time(rng, batch.shape)
+    noised = method.add_noise(reference, reference, batch, t, rng)
+    return denoise(reference, noised, batch.cond, split_forward).map(lambda answer: answer.error)
 
 
 def denoise(

@@ -18,15 +18,16 @@ which frames they come from.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from diffpo.core.types import Denoised, Pair, PairBatch
+from diffpo.core.types import Denoised, Judged, Pair, PairBatch
 
 Dense = Literal["frame", "segment", "joint"]
+Answer = TypeVar("Answer", Denoised, Judged)
 
 
 @dataclass(frozen=True)
@@ -90,17 +91,9 @@ def labelled_frames(batch: PairBatch, dense: Dense) -> Terms:
     return Terms(found // frames, weight, torch.ones(len(found)))
 
 
-def better_first(answers: Pair[Denoised], segments: Tensor) -> Pair[Denoised]:
+def better_first(answers: Pair[Answer], segments: Tensor) -> Pair[Answer]:
     """Exchange the two sides in the frames whose label is -1; `segments` is `[b f]`."""
-    if not (segments < 0).any():
+    turned = segments < 0
+    if not turned.any():
         return answers
-    turned = (segments < 0).to(answers.chosen.prediction.device)[:, None, :, None, None]
-
-    def mixed(ours: Denoised, other: Denoised) -> Denoised:
-        z = torch.where(turned, other.noised.z, ours.noised.z)
-        target = torch.where(turned, other.noised.target, ours.noised.target)
-        return Denoised(
-            torch.where(turned, other.prediction, ours.prediction), replace(ours.noised, z=z, target=target)
-        )
-
-    return Pair(mixed(answers.chosen, answers.rejected), mixed(answers.rejected, answers.chosen))
+    return Pair(answers.chosen.mixed(answers.rejected, turned), answers.rejected.mixed(answers.chosen, turned))

@@ -117,6 +117,9 @@ class PairBatch:
     """`[b]` what the loss of each row is multiplied with; None: nothing."""
     trajectory: Pair[Tensor] | None = None
     """`[b n c f h w]` each image's inversion by the reference, point by point from the clean latent; None: not kept."""
+    reference_error: Pair[Tensor] | None = None
+    """`[b f]` the reference's mean squared errors at the very draws that this batch will be learned with; None: the
+    reference is asked."""
 
     @property
     def size(self) -> int:
@@ -134,11 +137,16 @@ class PairBatch:
         `index` stays on the CPU, where the random draws are made, and so do the labels: which terms and which branches
         of a loss there are is decided without waiting for the device.
         """
+
+        def move(sides: Pair[Tensor] | None) -> Pair[Tensor] | None:
+            return None if sides is None else sides.map(lambda x: x.to(device, dtype))
+
         return replace(
             self,
             latent=self.latent.map(lambda x: x.to(device, dtype)),
             cond=self.cond.map(lambda c: c.to(device, dtype)),
-            trajectory=None if self.trajectory is None else self.trajectory.map(lambda x: x.to(device, dtype)),
+            trajectory=move(self.trajectory),
+            reference_error=move(self.reference_error),
         )
 
 
@@ -180,6 +188,26 @@ class Denoised:
     def error(self) -> Tensor:
         """`[b f]` mean squared error over channels, height and width."""
         return self.difference.square().mean(dim=(1, 3, 4))
+
+    def mixed(self, other: Denoised, there: Tensor) -> Denoised:
+        """Take the frames of `other` where `there` `[b f]` is true."""
+        where = there.to(self.prediction.device)[:, None, :, None, None]
+        z = torch.where(where, other.noised.z, self.noised.z)
+        target = torch.where(where, other.noised.target, self.noised.target)
+        prediction = torch.where(where, other.prediction, self.prediction)
+        return Denoised(prediction, replace(self.noised, z=z, target=target))
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What is left of a frozen network's answer if only its error was kept."""
+
+    error: Tensor
+    """`[b f]` as of `Denoised`."""
+
+    def mixed(self, other: Judged, there: Tensor) -> Judged:
+        """Take the frames of `other` where `there` `[b f]` is true."""
+        return Judged(torch.where(there.to(self.error.device), other.error, self.error))
 
 
 @dataclass(frozen=True)

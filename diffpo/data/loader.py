@@ -36,6 +36,9 @@ class PairLoader:
     trajectories: Callable[[Sequence[int], Sequence[bool]], Pair[Tensor]] | None = None
     """Reads kept inversions that every batch is to carry, `[b n c f h w]` of each side: for rows with their captions
     or, where dropped, without."""
+    reference_errors: Callable[[Sequence[int], int], Pair[Tensor]] | None = None
+    """Reads the reference's errors that every batch is to carry, `[b f]` of each side: for rows, and one of their
+    draws."""
 
     def __init__(
         self,
@@ -46,6 +49,7 @@ class PairLoader:
         caption_dropout: float,
         sides: Sequence[str] = BOTH,
         labels: SegmentLabels | None = None,
+        draw: Callable[[int], int] = int,
     ):
         """Read the small columns and say which rows are broken.
 
@@ -56,12 +60,13 @@ class PairLoader:
             caption_dropout: Probability that both captions of a pair become empty; 0 for held-out batches.
             sides: Sides that the method uses; the other one is None in every batch.
             labels: Of the latent frames, for a method that reads them.
+            draw: The epoch whose random numbers an epoch takes: its own, unless there are draws that come back.
 
         Raises:
             UserError: Every row is broken.
         """
         self.table, self.encodings, self._sides = table, encodings, tuple(sides)
-        self._seed, self._dropout = seed, caption_dropout
+        self._seed, self.caption_dropout, self._draw = seed, caption_dropout, draw
         names = table.rows.column_names
         self._preference = torch.ones(len(table))
         if "preference" in names:
@@ -95,13 +100,15 @@ class PairLoader:
 
     def batch(self, indices: Sequence[int] | np.ndarray, epoch: int) -> PairBatch:
         """Make a batch of rows that have one image size: latents sampled, captions dropped now and then."""
-        index = torch.as_tensor(np.asarray(indices, np.int64))
-        rng = Rng(self._seed, epoch, index)
-        dropped = (rng.uniform("caption_dropout") < self._dropout).tolist()
+        index, draw = torch.as_tensor(np.asarray(indices, np.int64)), self._draw(epoch)
+        rng = Rng(self._seed, draw, index)
+        dropped = (rng.uniform("caption_dropout") < self.caption_dropout).tolist()
         batch = self._make(index, dropped, lambda shape, side: rng.normal(shape, f"posterior/{side}"))
-        if self.trajectories is None:
-            return batch
-        return replace(batch, trajectory=self.trajectories(index.tolist(), dropped))
+        if self.trajectories is not None:
+            batch = replace(batch, trajectory=self.trajectories(index.tolist(), dropped))
+        if self.reference_errors is not None:
+            batch = replace(batch, reference_error=self.reference_errors(index.tolist(), draw))
+        return batch
 
     def both_ways(self, index: int) -> PairBatch:
         """Make a batch of one row twice, with its captions and without, of the posterior's modes."""

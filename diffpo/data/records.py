@@ -195,6 +195,10 @@ class Source(Block, ABC):
     `trim` cuts the longer one at its end."""
     caption_dropout: Fraction = 0.1
     """Probability that both captions of a pair become empty, drawn anew in each epoch. Keeps guidance working."""
+    reference_draws: Count | None = None
+    """Learn from so many draws of time, noise, latent's sample and dropped caption per pair, in turn: epoch e uses draw
+    e modulo this number. The reference's errors on them are kept on disk, and training holds no reference. None: fresh
+    draws in every epoch, and a reference that is asked about each."""
     cache: bool = True
     """Encode everything once, to disk. False: encode each time, with the encoders in memory."""
     cache_dir: Place | None = None
@@ -216,6 +220,10 @@ class Source(Block, ABC):
             raise ConfigError(
                 "validation_fraction excludes validation_path and validation_split: choose one way to hold pairs out."
             )
+
+    def draw(self, epoch: int) -> int:
+        """Return the epoch in whose place an epoch draws its random numbers: itself, or an earlier one."""
+        return epoch if self.reference_draws is None else epoch % self.reference_draws
 
     def choose(self, judged: np.ndarray, tie: np.ndarray, prompted: np.ndarray) -> tuple[np.ndarray, Counts]:
         """`[n]` the rows to use, by whether they are judged, are ties and have a prompt; and what became of all."""

@@ -7,8 +7,8 @@ PairwiseMethod    and does so by the margin against a reference: only `objective
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, final
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from diffpo.core.method import Method
 from diffpo.core.noising import NoiseSharing, Predictor, random_noise
 from diffpo.core.process import NoiseProcess
 from diffpo.core.terms import Dense, Terms, better_first, labelled_frames, whole_rows
-from diffpo.core.types import Denoised, Noised, Pair, PairBatch, Rng, StepOutput
+from diffpo.core.types import Denoised, Judged, Noised, Pair, PairBatch, Rng, StepOutput
 from diffpo.errors import ConfigError
 
 NO_REFERENCE = "the loop builds a reference for every method that needs one"
@@ -32,7 +32,7 @@ class Answers:
 
     policy: Pair[Denoised]
     """Answers to the `b` rows; `terms.row` says which row a term belongs to."""
-    reference: Pair[Denoised] | None
+    reference: Pair[Denoised] | Pair[Judged] | None
     terms: Terms
     error: Pair[Tensor]
     """`[k]` the policy's mean squared errors over the frames of each term."""
@@ -121,6 +121,19 @@ class TwoSidedMethod(Method):
     def cached_inversion(self) -> Inversion | None:
         return self.inversion if self.inversion is not None and self.inversion.cache else None
 
+    @property
+    def asks_reference_for(self) -> str | None:
+        if self.inversion is not None and not self.inversion.cache:
+            return (
+                "its images are inverted while it trains: set inversion=null, or keep the inversions, too, with "
+                "inversion.cache=true and inversion.invert_with=reference"
+            )
+        return super().asks_reference_for
+
+    @property
+    def noising(self) -> tuple[Any, ...]:
+        return self.noise, self.inversion and asdict(self.inversion)
+
     def terms(self, batch: PairBatch) -> Terms:
         """List what the loss of each row is a sum of."""
         return whole_rows(batch) if self.dense is None else labelled_frames(batch, self.dense)
@@ -156,13 +169,15 @@ class TwoSidedMethod(Method):
         return invert(walker, batch.latent, batch.cond, t, rng, self.inversion)
 
     @final
-    def loss(self, policy: Pair[Denoised], reference: Pair[Denoised] | None, batch: PairBatch) -> StepOutput:
+    def loss(
+        self, policy: Pair[Denoised], reference: Pair[Denoised] | Pair[Judged] | None, batch: PairBatch
+    ) -> StepOutput:
         """Reduce errors to terms, take the expected loss over each term's label, and sum over the terms of a row."""
         terms = self.terms(batch)
         if self.reads_segments:
             assert batch.segments is not None, "the columns that a method needs were checked before"
             policy = better_first(policy, batch.segments)
-            reference = reference and better_first(reference, batch.segments)
+            reference = reference and better_first(reference, batch.segments)  # pyright: ignore[reportArgumentType]
         error = policy.map(lambda x: terms.mean(x.error))
         reference_error = reference and reference.map(lambda x: terms.mean(x.error))
         answers = Answers(policy, reference, terms, error, reference_error)

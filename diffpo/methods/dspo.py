@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffpo.core.block import Positive
 from diffpo.core.process import expand
-from diffpo.core.types import Pair
+from diffpo.core.types import Denoised, Pair
 from diffpo.methods.base import NO_REFERENCE, Answers, TwoSidedMethod
 
 
@@ -26,9 +26,14 @@ class DSPO(TwoSidedMethod):
     beta: Positive = 0.01
     """0.001 to 0.05 for SD1.5; larger ones outweigh the regression."""
 
+    @property
+    def asks_reference_for(self) -> str | None:
+        return "its loss needs the reference's predictions, not only their errors"
+
     def compare(self, answers: Answers) -> Tensor:
         assert answers.reference is not None, NO_REFERENCE
         policy, reference = answers.policy.chosen, answers.reference.chosen
+        assert isinstance(reference, Denoised), "a config that keeps errors alone was refused"
         dtype = torch.promote_types(policy.prediction.dtype, torch.float32)  # raised once: gradients add up in it
         row = answers.terms.row.to(policy.prediction.device)
         prediction, target, other = (

@@ -8,7 +8,7 @@ The rejected image is neither loaded, noised nor forwarded, and there is no refe
 from dataclasses import dataclass
 from typing import ClassVar
 
-from diffpo.core.types import Denoised, Pair, PairBatch, StepOutput
+from diffpo.core.types import Denoised, Judged, Pair, PairBatch, StepOutput
 from diffpo.methods.base import Method
 
 
@@ -22,6 +22,8 @@ class SFT(Method):
     def needs_reference(self) -> bool:
         return False
 
-    def loss(self, policy: Pair[Denoised], reference: Pair[Denoised] | None, batch: PairBatch) -> StepOutput:
+    def loss(
+        self, policy: Pair[Denoised], reference: Pair[Denoised] | Pair[Judged] | None, batch: PairBatch
+    ) -> StepOutput:
         error = policy.chosen.error.mean(1)
         return StepOutput(error, {"error/chosen": error.detach()})

@@ -44,12 +44,17 @@ class Learner:
         return [p for p in self.policy.network.parameters() if p.requires_grad]
 
 
-def prepare_learner(config: Config, accelerator: Accelerator) -> Learner:
-    """Load policy and reference, and wrap what accelerate wraps."""
+def prepare_learner(config: Config, accelerator: Accelerator, needs_reference: bool | None = None) -> Learner:
+    """Load policy and reference, and wrap what accelerate wraps.
+
+    Without a word about `needs_reference`, a method that needs a reference gets one.
+    """
+    if needs_reference is None:
+        needs_reference = config.method.needs_reference
     with torch.random.fork_rng():
         torch.manual_seed(config.train.seed)  # an adapter's first factor is drawn from the global generator
         dtype, rate = DTYPES[config.train.dtype], config.data.fps
-        policy, reference = load(config.model, dtype, config.method.needs_reference, rate)
+        policy, reference = load(config.model, dtype, needs_reference, rate)
     policy.network.to(accelerator.device).train()
     if config.train.compile == "regional":
         policy.compile()

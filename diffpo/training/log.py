@@ -22,6 +22,7 @@ from diffpo.disk.files import write_file, writing
 from diffpo.disk.progress import SECONDS, stderr_console
 from diffpo.disk.rows import cache_home
 from diffpo.training.learner import Learner
+from diffpo.training.reference import describe_draws
 
 QUARTILES = 4
 
@@ -54,6 +55,8 @@ def describe_run(
         ("model", f"{config.model.path}: {trained:,} of {total:,} parameters are trained"),
         ("device", f"{named}, {train.dtype}, mixed precision {train.mixed_precision}"),
     ]
+    if config.data.reference_draws is not None:
+        lines.append(("draws", describe_draws(config, config.data.reference_draws, plan, usable)))
     if config.data.cache:
         home = cache_home(config.data.cache_dir)
         size = sum(file.stat().st_size for file in home.rglob("*") if file.is_file())

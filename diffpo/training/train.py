@@ -33,10 +33,10 @@ from diffpo.training.export import export
 from diffpo.training.learner import Learner, averaged, how_to_go_on, identify_model, prepare_learner, resume, save
 from diffpo.training.log import RunLog, describe_run, mean_metrics
 from diffpo.training.processes import gather_rows, make_accelerator
+from diffpo.training.reference import find_kept, is_asked, keep
 from diffpo.training.run import check_devices, note, run_folder
 from diffpo.training.samples import SampleGrids, plan_samples
 from diffpo.training.stop import Stopped, Watch
-from diffpo.training.trajectories import keep_trajectories
 
 
 def train(config: Config, *, fresh: bool = False, push: str | None = None) -> Path:
@@ -62,8 +62,9 @@ def train(config: Config, *, fresh: bool = False, push: str | None = None) -> Pa
     ):
         start_trackers(config, accelerator, folder)
         plan, loader, held_out, encoders = prepare_data(config, accelerator)
-        learner = prepare_learner(config, accelerator)
-        keep_trajectories(learner, [each for each in (loader, held_out) if each is not None])
+        kept = find_kept(config, loader, held_out)
+        learner = prepare_learner(config, accelerator, is_asked(config, accelerator, kept))
+        keep(learner, kept)
         identity = {"pairs": loader.identity, "model": identify_model(config)}
         sampler = None
         if encoders is not None:
@@ -150,7 +151,8 @@ def prepare_data(
             labels = SegmentLabels(table, frames, config.data, encoders.rule, held, fps)
         dropout = config.data.caption_dropout if table is splits.train else 0.0
         seed, sides = config.train.seed, config.method.sides
-        loaders.append(PairLoader(table, encodings, seed=seed, caption_dropout=dropout, sides=sides, labels=labels))
+        how = {"seed": seed, "caption_dropout": dropout, "draw": config.data.draw}
+        loaders.append(PairLoader(table, encodings, sides=sides, labels=labels, **how))
     plan = Schedule(train.seed, loaders[0].groups, accelerator.num_processes, train.accumulate, train.batch)
     return plan, loaders[0], loaders[1] if len(loaders) > 1 else None, encoders if samples else None
 
@@ -205,7 +207,7 @@ def forward(learner: Learner, batch: PairBatch, epoch: int) -> StepOutput:
             learner.policy,
             learner.reference,
             batch.to(device, DTYPES[train.dtype]),
-            Rng(train.seed, epoch, batch.index),
+            Rng(train.seed, learner.config.data.draw(epoch), batch.index),
             split_forward=train.split_forward,
         )
 
