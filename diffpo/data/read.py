@@ -33,6 +33,7 @@ EMBEDDED = {
     "shapes:pairs": "shapes/pairs",
     "moving:independent": "moving/independent",
     "moving:guided": "moving/guided",
+    "users:pairs": "users/pairs",
 }
 """Names of the embedded worlds' pair tables, and what `diffpo.worlds.assets` calls them."""
 FORMS = (

@@ -3,11 +3,12 @@
 shapes/    pipeline/   a complete StableDiffusionPipeline      pairs/     train.parquet, validation.parquet
            pickscore/  a CLIP in PickScore's format            prompts/   train.txt, validation.txt, heldout.txt
 moving/    base/       a complete WanPipeline                  prompts/   train.txt, validation.txt, heldout.txt
+users/     pairs/      train.parquet (people who are seen), test.parquet (people who are not)
 """
 
 from pathlib import Path
 
-WORLDS = ("shapes", "moving")
+WORLDS = ("shapes", "moving", "users")
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 

@@ -1,0 +1,1 @@
+"""Builds the users world: its pairs. Run by `scripts/build_users.py`."""
