@@ -16,12 +16,19 @@ from transformers import (  # noqa: E402
     LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    LlavaOnevisionImageProcessor,
+    LlavaOnevisionProcessor,
+    LlavaOnevisionVideoProcessor,
     LlavaProcessor,
     PreTrainedTokenizerFast,
+    Qwen2Config,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessor,
     Qwen2VLProcessor,
+    SiglipVisionConfig,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -89,6 +96,32 @@ def llava(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
+def llava_onevision(folder: Path) -> None:
+    words = tokenizer("<image>", "<video>")
+    image, video = words.convert_tokens_to_ids(["<image>", "<video>"])
+    eyes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = LlavaOnevisionConfig(
+        vision_config=SiglipVisionConfig(image_size=16, patch_size=8, vision_use_head=False, **eyes),
+        text_config=Qwen2Config(vocab_size=len(words), **SIZES, **IDS),
+        image_grid_pinpoints=[[16, 16], [16, 32]],
+        image_token_index=image,
+        video_token_index=video,
+    )
+    model = LlavaOnevisionForConditionalGeneration(config)
+    for parameter in model.model.multi_modal_projector.parameters():
+        parameter.data.mul_(50)  # its own initialisation leaves images without a say
+    model.save_pretrained(folder)
+    size = {"height": 16, "width": 16}
+    LlavaOnevisionProcessor(
+        image_processor=LlavaOnevisionImageProcessor(size=size, image_grid_pinpoints=[[16, 16], [16, 32]]),
+        tokenizer=words,
+        video_processor=LlavaOnevisionVideoProcessor(size=size),
+        num_image_tokens=4,
+        vision_feature_select_strategy="full",
+        chat_template=CHAT.replace("IMAGE", "<image>").replace("VIDEO", "<video>"),
+    ).save_pretrained(folder)
+
+
 def qwen2_vl(folder: Path) -> None:
     marks = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
     words = tokenizer(*marks)
@@ -140,4 +173,4 @@ def t5(folder: Path) -> None:
     words.save_pretrained(folder)
 
 
-MODELS = {"llava": llava, "qwen2_vl": qwen2_vl, "llama": llama, "t5": t5}
+MODELS = {"llava": llava, "llava_onevision": llava_onevision, "qwen2_vl": qwen2_vl, "llama": llama, "t5": t5}

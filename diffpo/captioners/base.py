@@ -1,10 +1,14 @@
-"""What captioners, perturbers and labellers are: frozen sets of options that write captions, or compare clips."""
+"""What captioners, perturbers, labellers and embedders of users are: frozen sets of options.
+
+They write captions, compare clips, or turn what a person preferred into numbers.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 from PIL.Image import Image
 
 from diffpo.core.block import FramesPerSecond
@@ -113,3 +117,52 @@ class Labeller(Batched, ABC):
     @abstractmethod
     def cost(self, segments: int, frames: int) -> str:
         """Say roughly what asking about so many segments, whose two clips have so many frames together, takes."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a person preferred to what."""
+
+    prompt: str
+    chosen: Image
+    """Any size, RGB."""
+    rejected: Image
+
+
+@dataclass(frozen=True)
+class Portrait:
+    """What an embedder makes of some choices of a person."""
+
+    states: np.ndarray
+    """`[n d]` float32, as the network gave them."""
+    profile: str | None = None
+    """The same in words, where the embedder writes any."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserEmbedder(Batched, ABC):
+    """Turns a person's choices into numbers that a model can be told."""
+
+    name: ClassVar[str]
+    """As in `EMBEDDERS`, and in the record of embeddings."""
+    is_vector: ClassVar[bool]
+    """Whether what it gives is one vector `[1 d]`; else it is states of a network `[n d]`."""
+
+    @property
+    @abstractmethod
+    def provenance(self) -> dict[str, Any]:
+        """What decides an embedding, known without loading weights; a `UserError` where they cannot be found."""
+
+    def normalise(self, states: np.ndarray) -> np.ndarray:
+        """Bring states `[... n d]` to mean 0 and deviation 1 along d: language models have a few huge channels."""
+        x = states.astype(np.float32)
+        x = x - x.mean(-1, keepdims=True)
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6)
+
+    @abstractmethod
+    def embed(self, choices: Sequence[Choice]) -> Portrait:
+        """Embed a person by some of their choices, of which there is one at least.
+
+        Raises:
+            UserError: The weights cannot be found or are of the wrong kind, or nothing comes out.
+        """

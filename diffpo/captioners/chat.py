@@ -51,6 +51,24 @@ class ChatModel(LanguageModel):
 
         The key of each content decides its draws. Where there are `words`, the answer is one of them.
         """
+        inputs, tokenizer = self._read(told)
+        length = inputs["input_ids"].shape[1]
+        allowed = _one_of(tokenizer, words, length) if words else None
+        tokens = self.generate(inputs, keys, tokenizer.pad_token_id, allowed)[:, length:]
+        return tokenizer.batch_decode(tokens, skip_special_tokens=True)
+
+    def answer_with_states(self, told: Any, key: int) -> tuple[str, tuple[Any, ...]]:
+        """Write what the model answers to one content of a message, and say what it held when it wrote the end of it.
+
+        Returns:
+            The answer as it comes; and hidden states `[d]`: see `LanguageModel.generate_with_states`.
+        """
+        inputs, tokenizer = self._read([told])
+        tokens, states = self.generate_with_states(inputs, key, tokenizer.pad_token_id)
+        return tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True), states
+
+    def _read(self, told: Sequence[Any]) -> tuple[Any, Any]:
+        """What the model is given for contents of messages, and its tokenizer."""
         inputs = self._reader.apply_chat_template(
             [[{"role": "user", "content": content}] for content in told],
             add_generation_prompt=True,
@@ -59,11 +77,7 @@ class ChatModel(LanguageModel):
             return_tensors="pt",
             **self.reading,
         )
-        tokenizer = getattr(self._reader, "tokenizer", self._reader)
-        length = inputs["input_ids"].shape[1]
-        allowed = _one_of(tokenizer, words, length) if words else None
-        tokens = self.generate(inputs, keys, tokenizer.pad_token_id, allowed)[:, length:]
-        return tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        return inputs, getattr(self._reader, "tokenizer", self._reader)
 
     @cached_property
     def _reader(self) -> Any:

@@ -77,16 +77,34 @@ class LanguageModel(OnDevice):
 
         `allowed` says which tokens may follow those of a row; None: any.
         """
+        return self._continue(inputs, keys, pad_token_id, {"prefix_allowed_tokens_fn": allowed})
+
+    def generate_with_states(
+        self, inputs: Mapping[str, Tensor], key: int, pad_token_id: int | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Continue one row by tokens `[1 ...]`, and give the hidden states of the last position that a token came from.
+
+        Returns:
+            The tokens; and `[d]` of each layer: what the first one is given, what each one returns, the last one's
+            after the model's norm.
+        """
+        kept = {"output_hidden_states": True, "return_dict_in_generate": True}
+        made = self._continue(inputs, [key], pad_token_id, kept)
+        return made.sequences, tuple(layer[0, -1] for layer in made.hidden_states[-1])
+
+    def _continue(
+        self, inputs: Mapping[str, Tensor], keys: Sequence[int], pad_token_id: int | None, told: Mapping[str, Any]
+    ) -> Any:
         model = self.model
         on_device = {x: t.to(model.device, model.dtype if t.is_floating_point() else None) for x, t in inputs.items()}
         return model.generate(
             **on_device,
             logits_processor=_processors(self, keys),
-            prefix_allowed_tokens_fn=allowed,
             do_sample=False,
             num_beams=1,
             max_new_tokens=self.max_new_tokens,
             pad_token_id=pad_token_id,
+            **told,
         )
 
 
