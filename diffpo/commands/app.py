@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from diffpo import __version__
-from diffpo.commands import lists, media, pairs, train, verdicts, video
+from diffpo.commands import lists, media, pairs, train, users, verdicts, video
 
 COMMANDS = {
     "train": train.train,
@@ -39,6 +39,7 @@ DATA = {
     "weight": pairs.weigh_table,
     "video-pairs": video.video_pairs,
     "segments": video.label_segments,
+    "users": users.embed_users,
 }
 
 

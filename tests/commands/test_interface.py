@@ -80,6 +80,8 @@ def words(world: World) -> dict[str, list[str]]:
         "data import": f"data import {place}/twins --out {place}/import",
         "data video-pairs": f"data video-pairs {place}/sd15 {place}/twins/w --out {place}/video-pairs --sampling"
         " steps=2,guidance=1,size=[16,16]",
+        "data users": f"data users users:pairs --limit 130 --pairs 2 --embedder clip,path=shapes:pickscore"
+        f" --out {place}/users",
         "data segments": f"data segments shapes:pairs --limit 3 --scorer shapes --out {place}/segments",
     }
     return {name: line.split() for name, line in lines.items()}
