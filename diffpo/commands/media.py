@@ -26,12 +26,16 @@ def generate(
     distinct_seeds: Annotated[bool, typer.Option(help="The same as --noise consecutive.")] = False,
     steps: Annotated[int, typer.Option(help="Sampling steps.")] = 50,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale.")] = 7.5,
-    batch: Annotated[int, typer.Option(help="Images at a time.")] = 4,
+    batch: Annotated[
+        int | None, typer.Option(help="Images at a time: 4 on a CPU, as many as fit on a GPU, unless given.")
+    ] = None,
     size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH in pixels; the model's own by default.")] = None,
     frames: Annotated[int | None, typer.Option(help="Frames of a clip; the model's own number by default.")] = None,
     fps: Annotated[float | None, typer.Option(help="Frames per second of a clip; the model's own by default.")] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What to guide away from.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, float16 or bfloat16; on a GPU half precision unless given.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
     fresh: Fresh = False,
 ) -> None:

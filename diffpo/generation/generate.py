@@ -20,11 +20,13 @@ import json
 import re
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from diffpo.compat import pick_device
 from diffpo.core.types import DTYPES
@@ -37,8 +39,10 @@ from diffpo.generation.settings import GenerateOptions, hash_of
 from diffpo.generation.work import Draw, Work, fill
 from diffpo.media.folder import LATENTS, MANIFEST, SCORES, SETTINGS, Media, read_manifest, read_settings
 from diffpo.media.prompts import PROMPTS, PromptSet
+from diffpo.models import Denoiser
 from diffpo.models.finding import Model, find_model
-from diffpo.models.pipelines import open_pipeline
+from diffpo.models.fitting import Fitting
+from diffpo.models.pipelines import decode_one_by_one, open_pipeline
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,6 +53,10 @@ NAMES = frozenset({"label", "model", "tuned", "prompts", "versions", "safety_che
 ASKED = frozenset({"prompts_hash", "n_prompts", "seeds", "noise", "batch"})
 """Settings that say which images are asked for, not how they are made: an evaluation's files are called by prompt and
 seed. The number of images at a time changes their last bits only."""
+CPU_BATCH, MOST, GPU_PIXELS = 4, 64, 32 * 1024**2
+"""Images at a time unless told: on a CPU, the most that a GPU is given, and the pixels that it is given."""
+USUAL_SIZE = (1024, 1024)
+"""Taken for the size of images where none is asked for: the pipeline's own is known when it is loaded."""
 HOW = ("noise", "steps", "guidance", "negative_prompt", "batch", "dtype")
 """Options that are settings as they are."""
 
@@ -62,6 +70,8 @@ class Request:
     plan: Plan
     device: str
     label: str
+    fitting: Fitting
+    """How many images at a time."""
 
     @staticmethod
     def of(options: GenerateOptions, label: str | None = None) -> Request:
@@ -74,12 +84,16 @@ class Request:
         plan = plan_clips(model.family, model.vae, options)
         path = Path(options.tuned or options.lora or options.denoiser or options.model)
         name = path.parent.name if path.name == "final" and path.parent.name else path.name
-        return Request(options, model, plan, pick_device(options.device), label or name)
+        device = pick_device(options.device)
+        options = settle(options, model, plan, device)
+        return Request(options, model, plan, device, label or name, Fitting(options.batch or 1))
 
     def open(self) -> Draw:
         """Load the pipeline."""
         pipeline = open_pipeline(self.model, dtype=DTYPES[self.options.dtype], device=self.device)
-        return partial(sample_clips, pipeline, sampler=self.options)
+        if self.device.startswith("cuda"):
+            decode_one_by_one(pipeline)
+        return partial(sample_clips, pipeline, sampler=self.options, fitting=self.fitting)
 
     def describe(self, prompts: PromptSet) -> dict[str, Any]:
         """The settings file. Whatever an image depends on is in it."""
@@ -123,8 +137,28 @@ class Request:
 
     def work(self, folder: Path, prompts: PromptSet, media: list[Media]) -> Work:
         """See what a media folder is to hold, and what of it is missing."""
-        settings, batch = self.describe(prompts), self.options.batch
-        return Work(folder=folder, media=media, batch=batch, sample=self.open, prompts=prompts, settings=settings)
+        return Work(
+            folder=folder,
+            media=media,
+            batch=self.options.batch or 1,
+            sample=self.open,
+            prompts=prompts,
+            settings=self.describe(prompts),
+            fitting=self.fitting,
+        )
+
+
+def settle(options: GenerateOptions, model: Model, plan: Plan, device: str) -> GenerateOptions:
+    """Choose the dtype and the number of images at a time, where they are left to the device."""
+    gpu, family = device.startswith("cuda"), model.family or Denoiser
+    dtype, batch = options.dtype, options.batch
+    if dtype is None:
+        half = family.half if gpu and torch.cuda.is_bf16_supported() else "float16"
+        dtype = half if gpu else "float32"
+    if batch is None:
+        height, width = options.size or USUAL_SIZE
+        batch = min(MOST, max(1, GPU_PIXELS // (height * width * plan.frames))) if gpu else CPU_BATCH
+    return replace(options, dtype=dtype, batch=batch)
 
 
 def generate(

@@ -13,19 +13,23 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from diffpo.disk.ahead import groups
 from diffpo.errors import UserError
 from diffpo.generation.settings import Sampler
 from diffpo.media.frames import Clip
 from diffpo.models import Denoiser, family_of
 from diffpo.models.base import Asked
+from diffpo.models.fitting import Fitting
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 
 def sample_clips(
-    pipeline: DiffusionPipeline, prompts: Sequence[str], seeds: Sequence[int], sampler: Sampler
+    pipeline: DiffusionPipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    sampler: Sampler,
+    fitting: Fitting | None = None,
 ) -> list[Clip]:
     """Sample with a pipeline in memory: clip i is that of `prompts[i]` and `seeds[i]`; an image is a clip of one frame.
 
@@ -36,6 +40,7 @@ def sample_clips(
         prompts: One per clip.
         seeds: One per clip.
         sampler: What the pipeline is told.
+        fitting: How many at a time; by default as many as the sampler says, as long as they fit into memory.
 
     Raises:
         UserError: If the size or the length is not possible, or a clip comes out as not-a-number, or as another size or
@@ -45,11 +50,9 @@ def sample_clips(
     family = find_family(pipeline)
     plan = plan_clips(family, {} if family is None else pipeline.vae.config, sampler)
     pipeline.set_progress_bar_config(disable=True)
-    clips: list[Clip] = []
+    rows, fitting = list(zip(prompts, seeds, strict=True)), fitting or Fitting(sampler.batch)
     with undisturbed(pipeline):
-        for rows in groups(zip(prompts, seeds, strict=True), sampler.batch):
-            clips += call_pipeline(pipeline, rows, plan, sampler, {})
-    return clips
+        return fitting.run(lambda some: call_pipeline(pipeline, some, plan, sampler, {}), rows)
 
 
 def call_pipeline(

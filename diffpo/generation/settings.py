@@ -35,8 +35,13 @@ class Sampler(Block):
 class Sampling(Sampler):
     """How images are made, the same for all models that are compared."""
 
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Of weights and computation."""
+    batch: Count | None = None
+    """Images at a time, per process; fewer where a GPU's memory does not hold so many, which the settings of the media
+    then say. null: 4 on a CPU, on a GPU as many as fit, from 32 large images on. Another batch size changes the last
+    bits of an image, not its noise."""
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    """Of weights and computation. null: float32, on a GPU of NVIDIA half precision: float16 for Stable Diffusion's
+    UNets, bfloat16 for others."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, `cuda:1`, `mps`."""
     noise: Literal["per-prompt", "consecutive", "shared"] = "per-prompt"

@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import gather_object
 
-from diffpo.disk.ahead import groups
+from diffpo.disk.ahead import WORKERS, ahead, groups
 from diffpo.disk.files import sweep, whole_folder, write_file
 from diffpo.disk.progress import progress
-from diffpo.media.folder import Media, write_manifest, write_settings
+from diffpo.media.folder import Media, read_settings, write_manifest, write_settings
 from diffpo.media.frames import Clip, encode
 from diffpo.media.prompts import PromptSet, write_prompts
+from diffpo.models.fitting import Fitting
 
 if TYPE_CHECKING:
     from accelerate import Accelerator, PartialState
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 Draw = Callable[[Sequence[str], Sequence[int]], Sequence[Clip]]
 """Prompts and seeds, one of each per image -> the images."""
 _BATCH = ".batch-"
+FITTED = "batch that fitted"
+"""The setting that says how many images were made at a time, where memory did not hold those that were asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +56,8 @@ class Work:
     """Those of the images, with what their set says of them."""
     settings: dict[str, Any]
     """How the images are made."""
+    fitting: Fitting | None = None
+    """How many of a batch are made together, once that is found out; None: nobody asks."""
     missing: list[list[Media]] = field(init=False)
     """By batch."""
 
@@ -85,33 +92,53 @@ def fill(
     for work in works if state.is_main_process else ():
         work.folder.mkdir(parents=True, exist_ok=True)
         sweep(work.folder)
-        write_settings(work.folder, work.settings)
+        write_settings(work.folder, _stated(work))
         write_prompts(work.folder, work.prompts)
         write_manifest(work.folder, work.media)
     state.wait_for_everyone()
     for work in works:
         batches = work.missing if sharded else work.missing[state.process_index :: state.num_processes]
         if batches:
-            _make(work, batches, console, writes=state.is_main_process or not sharded)
+            _make(work, work.sample(), batches, console, writes=state.is_main_process or not sharded)
+            gc.collect()  # pipelines hold themselves
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+    for work in works:
+        fitted = min(gather_object([work.batch if work.fitting is None else work.fitting.most]))
+        if state.is_main_process and fitted < work.batch:
+            write_settings(work.folder, _stated(work, fitted))
     state.wait_for_everyone()
 
 
-def _make(work: Work, batches: list[list[Media]], console: Console, *, writes: bool) -> None:
-    sample = work.sample()
-    with progress(f"Generating {work.media[0].model}", sum(map(len, batches)), console=console) as advance:
+def _stated(work: Work, fitted: int | None = None) -> dict[str, Any]:
+    """The settings, and beside them how many images fitted into memory at a time, where those were fewer than asked."""
+    fitted = fitted or read_settings(work.folder).get(FITTED)
+    return work.settings | ({} if fitted is None else {FITTED: fitted})
+
+
+def _make(work: Work, sample: Draw, batches: list[list[Media]], console: Console, *, writes: bool) -> None:
+    """Make batches; while one is encoded and written by threads, the next one is sampled."""
+    total = sum(map(len, batches))
+
+    def sampled() -> Iterator[tuple[list[Media], Sequence[Clip]]]:
         for batch in batches:
-            clips = sample([item.prompt for item in batch], [item.seed for item in batch])
-            if writes:
-                whole = work.folder / f"{_BATCH}{batch[0].file}"
-                with whole_folder(whole) as unfinished:
-                    for item, clip in zip(batch, clips, strict=True):
-                        write_file(unfinished / item.file, encode(clip, Path(item.file).suffix))
-                _give_names(whole)
-            advance(len(batch))
-    del sample
-    gc.collect()  # pipelines hold themselves
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+            yield batch, sample([item.prompt for item in batch], [item.seed for item in batch])
+
+    def save(made: tuple[list[Media], Sequence[Clip]]) -> int:
+        batch, clips = made
+        if writes:
+            whole = work.folder / f"{_BATCH}{batch[0].file}"
+            suffixes = [Path(item.file).suffix for item in batch]
+            with whole_folder(whole) as unfinished:
+                for item, content in zip(batch, encoders.map(encode, clips, suffixes), strict=True):
+                    write_file(unfinished / item.file, content)
+            _give_names(whole)
+        return len(batch)
+
+    title = f"Generating {work.media[0].model}"
+    with progress(title, total, console=console) as advance, ThreadPoolExecutor(WORKERS) as encoders:
+        for count in ahead(save, sampled(), depth=1):
+            advance(count)
 
 
 def _give_names(whole: Path) -> None:

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -99,6 +99,8 @@ class Denoiser(ABC):
     """Frames per second of the clips that the model was made for; None: it makes images."""
     sides: ClassVar[int] = 8
     """The pipeline's own check: sides in pixels must be divisible by this, whatever the VAE and the patch."""
+    half: ClassVar[Literal["float16", "bfloat16"]] = "bfloat16"
+    """The half precision that it samples best in."""
     whole_parts: ClassVar[tuple[str, ...]] = ()
     """Parts of the pipeline that sample in float32, whatever the dtype of the others."""
     experts: ClassVar[dict[str, type[Denoiser]]] = {}

@@ -6,6 +6,7 @@ What `finding.find_model` has found is loaded exactly as a user of plain diffuse
 from __future__ import annotations
 
 import inspect
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,15 @@ def open_pipeline(model: Model, *, dtype: torch.dtype, device: str) -> Diffusion
         if model.lora is not None:
             _load_lora(pipeline, model.lora.path)
     return pipeline.to(device)
+
+
+def decode_one_by_one(pipeline: DiffusionPipeline) -> None:
+    """Let the VAE decode each image of a batch alone, where it can: then memory is short at once, or not at all."""
+    from diffusers.models.autoencoders.vae import AutoencoderMixin
+
+    if isinstance(pipeline.components.get("vae"), AutoencoderMixin):
+        with suppress(NotImplementedError):
+            pipeline.vae.enable_slicing()
 
 
 def load_parts(folder: Path, dtype: torch.dtype, parts: dict[str, Any], *, told: str) -> Any:

@@ -23,6 +23,7 @@ class UNet(Denoiser):
             lambda unet: unet.get("encoder_hid_dim") or unet["cross_attention_dim"],
         ),
     )
+    half = "float16"
     make_process = staticmethod(discrete_process)
 
     def predict(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:

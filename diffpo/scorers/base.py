@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from diffpo.core.block import Block, Count
-from diffpo.disk.ahead import groups
+from diffpo.disk.ahead import ahead, groups
 from diffpo.disk.weights import Weights
 from diffpo.errors import UserError
 from diffpo.scorers.parts import find_file
@@ -209,12 +209,23 @@ class JointScorer(NetworkScorer, ABC):
     def _judge(self, images: Sequence[Image], prompts: Sequence[str]) -> Tensor:
         import torch
 
-        batches = zip(groups(map(plain, images), self.batch), groups(prompts, self.batch), strict=True)
+        _ = self._loaded  # once, before threads ask for it
+        prepared = ahead(self._prepare, groups(map(plain, images), self.batch), workers=2, depth=2)
+        batches = zip(prepared, groups(prompts, self.batch), strict=True)
         return torch.cat([self._score_batch(*batch).float().cpu() for batch in batches])
 
+    @cached_property
     @abstractmethod
-    def _score_batch(self, images: list[Image], prompts: list[str]) -> Tensor:
-        """Score one batch of RGB images: `[b]`, in any dtype and place."""
+    def _loaded(self) -> tuple[Any, ...]:
+        """The networks, and what prepares their input."""
+
+    @abstractmethod
+    def _prepare(self, images: list[Image]) -> Any:
+        """Make one batch of RGB images what the network takes, on the CPU; threads do it a little ahead."""
+
+    @abstractmethod
+    def _score_batch(self, pixels: Any, prompts: list[str]) -> Tensor:
+        """Score one batch of what `_prepare` made: `[b]`, in any dtype and place."""
 
 
 def plain(image: Image) -> Image:

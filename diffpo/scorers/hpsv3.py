@@ -77,12 +77,15 @@ class HPSv3(JointScorer):
             "rotary speeds": "bfloat16",
         }
 
-    def _score_batch(self, images: list[Image], prompts: list[str]) -> Tensor:
-        network, head, tokenizer, image_processor = self._loaded
+    def _prepare(self, images: list[Image]) -> Any:
+        image_processor = self._loaded[-1]
         try:
-            seen = image_processor(images, size={"shortest_edge": PIXELS, "longest_edge": PIXELS}, return_tensors="pt")
+            return image_processor(images, size={"shortest_edge": PIXELS, "longest_edge": PIXELS}, return_tensors="pt")
         except ValueError as error:
             raise UserError(f"{self.name} cannot judge one of these images: {error}.") from error
+
+    def _score_batch(self, seen: Any, prompts: list[str]) -> Tensor:
+        network, head, tokenizer, image_processor = self._loaded
         counts = (seen.image_grid_thw.prod(-1) // image_processor.merge_size**2).tolist()
         texts = [conversation(prompt, count, tokenizer) for prompt, count in zip(prompts, counts, strict=True)]
         tokens = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt").to(network.device)

@@ -74,13 +74,16 @@ class ImageReward(JointScorer):
             "preprocessing": f"PIL, centre crop, {TOKENS} tokens",
         }
 
-    def _score_batch(self, images: list[Image], prompts: list[str]) -> Tensor:
+    def _prepare(self, images: list[Image]) -> Tensor:
         import torch
 
         from diffpo.scorers.pixels import resize_and_crop
 
+        side = self._loaded[0].config.image_size
+        return torch.stack([resize_and_crop(image, side) for image in images])
+
+    def _score_batch(self, pixels: Tensor, prompts: list[str]) -> Tensor:
         vision, text, head, tokenizer = self._loaded
-        pixels = torch.stack([resize_and_crop(image, vision.config.image_size) for image in images])
         tokens = tokenizer(prompts, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt")
         states = text(
             input_ids=tokens.input_ids.to(text.device),

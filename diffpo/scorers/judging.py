@@ -6,15 +6,15 @@ share the work; a kill loses the group that was being judged.
 """
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
-from diffpo.disk.ahead import ahead, groups
+from diffpo.disk.ahead import WORKERS, ahead, groups
 from diffpo.disk.files import sweep
 from diffpo.disk.progress import progress
 from diffpo.disk.rows import MOST_FILES, Row, RowStore, digest
@@ -24,7 +24,6 @@ from diffpo.media.frames import BrokenImage, Clip
 GROUP = 64
 """Media that are kept together on disk, unless there are so many that this gave more than `MOST_FILES` files."""
 _BATCH, _BATCH_PIXELS = 64, 64_000_000  # what judges are handed at a time: so many media, or so many pixels
-_THREADS = min(4, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
@@ -96,26 +95,49 @@ def judge_media(
     judged = Judged()
     for judge in judges:
         sweep(judge.store.folder)
+    seen = ahead(partial(_see, home, judges), share, workers=WORKERS, depth=_BATCH, weigh=_bytes)
     with progress(title, len(share), console=console, shown=rank == 0) as advance:
-        for group in groups(share, max(GROUP, -(-len(share) // MOST_FILES))):
-            _judge_group(home, group, judges, judged)
+        for group in groups(range(len(share)), max(GROUP, -(-len(share) // MOST_FILES))):
+            _judge_group(home, islice(seen, len(group)), judges, judged)
             advance(len(group))
     for judge in judges:
         judge.store.refresh()
     return judged
 
 
-def _judge_group(home: Path, group: Sequence[Media], judges: Sequence[Judge], judged: Judged) -> None:
+@dataclass(frozen=True)
+class _Seen:
+    """What is to be judged of a file."""
+
+    item: Media
+    content: str | None
+    """The digest of the file; None where it is broken."""
+    clip: Clip | None
+    """Its frames, unless all judges know it."""
+    broken: str | None = None
+
+
+def _see(home: Path, judges: Sequence[Judge], item: Media) -> _Seen:
+    """Read a file, and decode it if a judge does not know it; threads do it ahead."""
+    try:
+        content = hashlib.blake2b(read_file(home, item), digest_size=8).hexdigest()
+        unknown = any(judge.key(content, item) not in judge for judge in judges)
+        return _Seen(item, content, open_clip(home, item) if unknown else None)
+    except BrokenImage as error:
+        return _Seen(item, None, None, str(error))
+
+
+def _bytes(seen: _Seen) -> int:
+    return 0 if seen.clip is None else seen.clip.nbytes
+
+
+def _judge_group(home: Path, group: Iterable[_Seen], judges: Sequence[Judge], judged: Judged) -> None:
     """Judge what is not known of a group, and keep what was found as one file for each judge."""
-    contents = judged.contents
-    contents.update((item.file, content) for item, content in _whole(_digest, home, group, judged))
-    whole = [item for item in group if item.file in contents]
-    unknown = [item for item in whole if any(judge.key(contents[item.file], item) not in judge for judge in judges)]
     found: list[dict[bytes, Row]] = [{} for _ in judges]
     try:
-        for batch in _batches(_whole(open_clip, home, unknown, judged)):
+        for batch in _batches(_whole(home, group, judged)):
             for judge, rows in zip(judges, found, strict=True):
-                todo = {judge.key(contents[item.file], item): (clip, item) for item, clip in batch}
+                todo = {judge.key(judged.contents[item.file], item): (clip, item) for item, clip in batch}
                 todo = {key: two for key, two in todo.items() if key not in rows and key not in judge}
                 if todo:
                     clips, items = zip(*todo.values(), strict=True)
@@ -126,27 +148,15 @@ def _judge_group(home: Path, group: Sequence[Media], judges: Sequence[Judge], ju
                 judge.store.add(list(rows), rows.values())
 
 
-def _digest(home: Path, item: Media) -> str:
-    return hashlib.blake2b(read_file(home, item), digest_size=8).hexdigest()
-
-
-def _whole(
-    read: Callable[[Path, Media], Any], home: Path, media: Sequence[Media], judged: Judged
-) -> Iterator[tuple[Media, Any]]:
-    """Read media by threads; what is broken is left out."""
-
-    def attempt(item: Media) -> tuple[Media, Any]:
-        try:
-            return item, read(home, item)
-        except BrokenImage as error:
-            return item, error
-
-    for item, content in ahead(attempt, media, workers=_THREADS, depth=_THREADS):
-        if isinstance(content, BrokenImage):
-            judged.left_out[str(home / item.file)] = str(content)
-            judged.contents.pop(item.file, None)
-        else:
-            yield item, content
+def _whole(home: Path, group: Iterable[_Seen], judged: Judged) -> Iterator[tuple[Media, Clip]]:
+    """Note what files hold, leave out what is broken, and go on with what was decoded."""
+    for seen in group:
+        if seen.content is None:
+            judged.left_out[str(home / seen.item.file)] = str(seen.broken)
+            continue
+        judged.contents[seen.item.file] = seen.content
+        if seen.clip is not None:
+            yield seen.item, seen.clip
 
 
 def _batches(decoded: Iterable[tuple[Media, Clip]]) -> Iterator[list[tuple[Media, Clip]]]:

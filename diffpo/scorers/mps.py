@@ -70,13 +70,17 @@ class MPS(JointScorer):
             "threshold": self.threshold,
         }
 
-    def _score_batch(self, images: list[Image], prompts: list[str]) -> Tensor:
+    def _prepare(self, images: list[Image]) -> Tensor:
+        _, _, image_processor, _ = self._loaded
+        return image_processor(images, return_tensors="pt").pixel_values
+
+    def _score_batch(self, pixels: Tensor, prompts: list[str]) -> Tensor:
         import torch
 
         from diffpo.scorers.mps_network import relevant_tokens
 
-        clip, cross_model, image_processor, tokenizer = self._loaded
-        pixels = image_processor(images, return_tensors="pt").pixel_values.to(clip.device, clip.dtype)
+        clip, cross_model, _, tokenizer = self._loaded
+        pixels = pixels.to(clip.device, clip.dtype)
         image = clip.visual_projection(clip.vision_model(pixel_values=pixels).last_hidden_state)
         length = clip.config.text_config.max_position_embeddings
         how = {"padding": "max_length", "truncation": True, "max_length": length, "return_tensors": "pt"}

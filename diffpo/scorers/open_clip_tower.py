@@ -101,13 +101,16 @@ def _spec(
         tokenizer = _tokenizer(config["text_cfg"], weights.path.parent)
         transform, weight = _transform(network.visual.image_size, preprocess, resizing), network.logit_scale
 
-        def encode_images(images: Sequence[Image]) -> Tensor:
-            return network.encode_image(torch.stack([*map(transform, images)]).to(weight.device, weight.dtype))
+        def prepare(images: Sequence[Image]) -> Tensor:
+            return torch.stack([*map(transform, images)])
+
+        def encode_images(pixels: Tensor) -> Tensor:
+            return network.encode_image(pixels.to(weight.device, weight.dtype))
 
         def encode_prompts(prompts: Sequence[str]) -> Tensor:
             return network.encode_text(tokenizer(list(prompts)).to(weight.device))
 
-        return Tower(network, encode_images, encode_prompts)
+        return Tower(network, prepare, encode_images, encode_prompts)
 
     return TowerSpec(record, load)
 

@@ -9,31 +9,35 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from diffpo.compat import pick_device
-from diffpo.disk.ahead import groups
+from diffpo.disk.ahead import WORKERS, ahead, groups
 from diffpo.scorers.base import NetworkScorer, plain
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-Encode = Callable[[Sequence[Any]], "Tensor"]
-"""Turns one batch of RGB images, or of prompts, into features `[b d]`, in the network's own dtype and place."""
-_KEPT = 1024
+Prepare = Callable[[Sequence[Any]], "Tensor"]
+"""Turns RGB images into what the network takes of them, `[b 3 h w]` on the CPU; several threads call it at once."""
+Encode = Callable[[Any], "Tensor"]
+"""Turns what was prepared, or a list of prompts, into features `[b d]`, in the network's own dtype and place."""
+_KEPT, _PREPARED = 1024, 8
+"""Features that are remembered; images that a thread prepares at a time."""
 _towers: WeakValueDictionary[str, Tower] = WeakValueDictionary()
 
 
 class Tower:
     """A CLIP in memory. Features are `[n d]` float32 on the CPU, not normalised; the last ones are remembered."""
 
-    def __init__(self, network: Any, encode_images: Encode, encode_prompts: Encode):
-        self.network, self._encode_images, self._encode_prompts = network, encode_images, encode_prompts
+    def __init__(self, network: Any, prepare: Prepare, encode_images: Encode, encode_prompts: Encode):
+        self.network, self._prepare = network, prepare
+        self._encode_images, self._encode_prompts = encode_images, encode_prompts
         self._images: dict[str, Tensor] = {}
         self._prompts: dict[str, Tensor] = {}
 
@@ -46,11 +50,21 @@ class Tower:
         """Features of images."""
         rgb = [plain(image) for image in images]
         keys = [hashlib.blake2b(f"{x.size}".encode() + x.tobytes(), digest_size=16).hexdigest() for x in rgb]
-        return _remembered(self._images, keys, rgb, batch, self._encode_images)
+        return _remembered(self._images, keys, rgb, partial(self._image_batches, batch=batch))
 
     def prompt_features(self, prompts: Sequence[str], batch: int) -> Tensor:
         """Features of prompts."""
-        return _remembered(self._prompts, prompts, prompts, batch, self._encode_prompts)
+        return _remembered(self._prompts, prompts, prompts, lambda new: map(self._encode_prompts, groups(new, batch)))
+
+    def _image_batches(self, images: Sequence[Image], batch: int) -> Iterator[Tensor]:
+        """Features of images, batch after batch: threads prepare the next one while the network looks at one."""
+        import torch
+
+        parts = [part for rows in groups(images, batch) for part in groups(rows, _PREPARED)]
+        prepared = ahead(self._prepare, parts, workers=WORKERS, depth=2 * max(WORKERS, batch // _PREPARED))
+        for rows in groups(range(len(images)), batch):
+            pixels = [next(prepared) for _ in groups(rows, _PREPARED)]
+            yield self._encode_images(torch.cat(pixels))
 
 
 @dataclass(frozen=True)
@@ -104,14 +118,17 @@ class CosineScorer(TowerScorer, ABC):
 
 
 def _remembered(
-    known: dict[str, Tensor], keys: Sequence[str], items: Sequence[Any], batch: int, encode: Encode
+    known: dict[str, Tensor],
+    keys: Sequence[str],
+    items: Sequence[Any],
+    encode: Callable[[Sequence[Any]], Iterable[Tensor]],
 ) -> Tensor:
-    """Features by key, from `known` or from `encode`; `known` keeps the last ones."""
+    """Features by key, from `known` or, batch after batch, from `encode`; `known` keeps the last ones."""
     import torch
 
     missing = {key: item for key, item in zip(keys, items, strict=True) if key not in known}
-    for rows in groups(missing, batch):
-        known.update(zip(rows, encode([missing[key] for key in rows]).float().cpu(), strict=True))
+    made = (row for features in encode([*missing.values()]) for row in features.float().cpu())
+    known.update(zip(missing, made, strict=True))
     features = torch.stack([known[key] for key in keys])
     known.update([(key, known.pop(key)) for key in dict.fromkeys(keys)])  # these are the last ones now
     for key in list(known)[: max(0, len(known) - _KEPT)]:

@@ -74,15 +74,16 @@ def _tower(network: Any, folder: Path, preprocessing: Preprocessing) -> Tower:
     processor = load_part(folder, "AutoImageProcessor", _PROCESSOR) if preprocessing == "PIL" else None
     side, length = network.config.vision_config.image_size, network.config.text_config.max_position_embeddings
 
-    def encode_images(images: Sequence[Image]) -> Tensor:
+    def prepare(images: Sequence[Image]) -> Tensor:
         if processor is None:
-            pixels = torch.stack([resize_and_crop(image, side) for image in images])
-        else:
-            pixels = processor(list(images), return_tensors="pt").pixel_values
+            return torch.stack([resize_and_crop(image, side) for image in images])
+        return processor(list(images), return_tensors="pt").pixel_values
+
+    def encode_images(pixels: Tensor) -> Tensor:
         return network.get_image_features(pixel_values=pixels.to(network.device, network.dtype)).pooler_output
 
     def encode_prompts(prompts: Sequence[str]) -> Tensor:
         tokens = tokenizer(list(prompts), padding=True, truncation=True, max_length=length, return_tensors="pt")
         return network.get_text_features(**tokens.to(network.device)).pooler_output
 
-    return Tower(network, encode_images, encode_prompts)
+    return Tower(network, prepare, encode_images, encode_prompts)

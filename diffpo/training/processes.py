@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin, PartialState
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast_object_list
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, broadcast_object_list, gather_object
 from torch import Tensor
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
@@ -73,6 +73,22 @@ def gather_rows(accelerator: Accelerator, rows: Tensor) -> Tensor:
         return rows
     raw = rows.contiguous().view(len(rows), -1).view(torch.uint8).to(accelerator.device)
     return accelerator.gather(raw).cpu().view(rows.dtype).view(-1, *rows.shape[1:])
+
+
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Whether networks may lie in parts on all processes: then each forward needs all of them."""
+    return accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+
+def share(accelerator: Accelerator) -> tuple[int, int]:
+    """Which of how many shares of some forwards this process takes: of sharded networks, all."""
+    return (0, 1) if is_sharded(accelerator) else (accelerator.process_index, accelerator.num_processes)
+
+
+def in_turn(mine: list[T], world: int) -> list[T]:
+    """Put together, on all processes, what each of `world` made of every so many pieces of work, in their order."""
+    everyone = gather_object([mine]) if world > 1 else [mine]
+    return [made[i] for i in range(max(map(len, everyone))) for made in everyone if i < len(made)]
 
 
 def _shard(accelerator: Accelerator, config: Config) -> None:

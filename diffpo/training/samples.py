@@ -9,7 +9,8 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from diffpo.config.run import Config
-from diffpo.disk.progress import stderr_console
+from diffpo.disk.ahead import groups
+from diffpo.generation.processes import quiet_console
 from diffpo.generation.sampling import Plan, plan_clips, sample_clips
 from diffpo.generation.settings import Sampler, hash_of
 from diffpo.generation.work import Work, fill
@@ -19,6 +20,7 @@ from diffpo.media.prompts import PromptSet, load_prompts
 from diffpo.media.sheet import Cell, Row, draw_grid, write_sheet
 from diffpo.models.base import Denoiser
 from diffpo.models.encoders import Encoders
+from diffpo.training.processes import in_turn, is_sharded, share
 from diffpo.training.run import note
 
 
@@ -34,8 +36,8 @@ def _sampler(config: Config) -> Sampler:
 class SampleGrids:
     """Draws `samples/step-000100.png`.
 
-    With cached data the encoders rest on the CPU and visit the device only while images are drawn. Every process draws
-    (a sharded network needs all of them); the first one writes.
+    With cached data the encoders rest on the CPU and visit the device only while images are drawn. The processes share
+    the drawing; of a sharded network, which needs all of them, every one draws all. The first one writes the grid.
     """
 
     def __init__(self, config: Config, policy: Denoiser, encoders: Encoders, folder: Path, identity: Sequence[str]):
@@ -71,11 +73,14 @@ class SampleGrids:
         )
         if accelerator.is_main_process:
             note(self._folder.parent, self._base)
-        fill([work], accelerator, stderr_console(), sharded=True)
+        fill([work], accelerator, quiet_console(accelerator), sharded=is_sharded(accelerator))
 
     def draw(self, accelerator: Accelerator, step: int) -> None:
         """Draw the grid of an update."""
-        clips = self._sample(accelerator, [m.prompt for m in self._media], [m.seed for m in self._media])
+        batches = list(groups(self._media, self._sampler.batch))
+        rank, world = share(accelerator)
+        mine = [self._sample(accelerator, [m.prompt for m in b], [m.seed for m in b]) for b in batches[rank::world]]
+        clips = [clip for batch in in_turn(mine, world) for clip in batch]
         if accelerator.is_main_process:
             pairs = zip(self._media, clips, strict=True)
             rows = [Row(item.prompt, (Cell(open_clip(self._base, item)), Cell(clip))) for item, clip in pairs]

@@ -32,7 +32,7 @@ from diffpo.training.alerts import Alerts
 from diffpo.training.export import export
 from diffpo.training.learner import Learner, averaged, how_to_go_on, identify_model, prepare_learner, resume, save
 from diffpo.training.log import RunLog, describe_run, mean_metrics
-from diffpo.training.processes import gather_rows, make_accelerator
+from diffpo.training.processes import gather_rows, in_turn, make_accelerator, share
 from diffpo.training.reference import find_kept, is_asked, keep
 from diffpo.training.run import check_devices, note, run_folder
 from diffpo.training.samples import SampleGrids, plan_samples
@@ -265,14 +265,15 @@ def step_optimizer(learner: Learner) -> None:
 
 @torch.no_grad()
 def evaluate(learner: Learner, held_out: PairLoader) -> dict[str, float]:
-    """Judge the held-out pairs, with the same times and noises every time; every process does the same."""
-    train, judged, names = learner.config.train, [], []
+    """Judge the held-out pairs, with the same times and noises every time; the processes share them."""
+    train, mine = learner.config.train, []
+    rank, world = share(learner.accelerator)
     learner.policy.network.eval()  # an adapter's dropout would not be the same every time
-    for batch in held_out.held_out(train.batch, limit=train.eval_pairs):
+    for batch in held_out.held_out(train.batch, limit=train.eval_pairs, rank=rank, world=world):
         output = forward(learner, batch, epoch=0)
-        names = list(output.metrics)
-        judged.append(as_rows(learner, batch, output))
+        mine.append((list(output.metrics), as_rows(learner, batch, output)))
     learner.policy.network.train()
-    rows = torch.cat(judged)
+    judged = in_turn(mine, world)
+    names, rows = judged[0][0], torch.cat([rows for _, rows in judged])
     metrics = mean_metrics(["loss", *names], rows[:, 2:], rows[:, 1])
     return {f"eval/{name}": value for name, value in metrics.items()}

@@ -20,10 +20,13 @@ from tiny import save_pipeline
 
 from diffpo.disk.lock import sole_writer
 from diffpo.errors import UserError
-from diffpo.generation.generate import ASKED, NAMES, Request, generate, key_of
-from diffpo.generation.sampling import sample_clips
+from diffpo.generation import sampling, work
+from diffpo.generation.generate import ASKED, NAMES, Request, generate, key_of, settle
+from diffpo.generation.sampling import Plan, sample_clips
 from diffpo.generation.settings import GenerateOptions, Sampler
+from diffpo.generation.work import FITTED
 from diffpo.media.folder import read_media, read_settings
+from diffpo.media.frames import encode
 from diffpo.media.prompts import PromptSet
 from diffpo.models.finding import find_model, find_tuned
 
@@ -376,3 +379,59 @@ def test_a_denoiser_of_another_family_is_an_error(base, full_run, tmp_path):
     (folder / "config.json").write_text(json.dumps({"_class_name": "SD3Transformer2DModel"}))
     with pytest.raises(UserError, match=r"SD3Transformer2DModel.*UNet2DConditionModel"):
         generate(options(base, denoiser=str(folder)), PROMPTS[:1], tmp_path / "out")
+
+
+def test_fewer_images_at_a_time_where_memory_is_full(base, tmp_path, monkeypatch):
+    """More than two images do not fit: the same noise in other batches, and the settings say how many were made."""
+    whole, tried = sampling.call_pipeline, []
+
+    def full(pipeline, rows, *told):
+        tried.append(len(rows))
+        if len(rows) > 2:
+            raise torch.OutOfMemoryError
+        return whole(pipeline, rows, *told)
+
+    generate(options(base, steps=1, batch=1), PROMPTS, tmp_path / "alone", label="x")
+    assert FITTED not in read_settings(tmp_path / "alone")
+    monkeypatch.setattr(sampling, "call_pipeline", full)
+    generate(options(base, steps=1, batch=4), PROMPTS, tmp_path / "out", label="x")
+    assert tried == [4, 2, 2, 2]
+    settings = read_settings(tmp_path / "out")
+    assert (settings["batch"], settings[FITTED]) == (4, 2)
+    media = read_media(tmp_path / "out")
+    assert np.abs(pixels(tmp_path / "alone", media) - pixels(tmp_path / "out", media)).max() <= 1
+    assert generate(options(base, steps=1, batch=4), PROMPTS, tmp_path / "out", label="x").reused == 6
+    assert read_settings(tmp_path / "out")[FITTED] == 2
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "dtype", "batch"),
+    [
+        ("cpu", {}, "float32", 4),
+        ("mps", {}, "float32", 4),
+        ("cuda", {}, "float16", 32),
+        ("cuda:1", {"size": (512, 512)}, "float16", 64),
+        ("cuda", {"size": (2048, 1024)}, "float16", 16),
+        ("cuda", {"dtype": "float32", "batch": 3}, "float32", 3),
+    ],
+)
+def test_a_gpu_samples_in_half_precision_and_large_batches(base, device, asked, dtype, batch):
+    given = options(base, **{"batch": None} | asked)
+    settled = settle(given, Request.of(options(base)).model, Plan(1, None), device)
+    assert (settled.dtype, settled.batch) == (dtype, batch)
+
+
+def test_an_image_that_cannot_be_written_stops_the_sampling(base, tmp_path, monkeypatch):
+    """Writing happens behind the sampling; what it raises is raised, and batches before it are there."""
+
+    def fail(clip, suffix):
+        if (failed := len(written)) == 2:
+            raise UserError("the disk is full")
+        written.append(failed)
+        return encode(clip, suffix)
+
+    written: list[int] = []
+    monkeypatch.setattr(work, "encode", fail)
+    with pytest.raises(UserError, match="the disk is full"):
+        generate(options(base, batch=2, steps=1), PROMPTS, tmp_path / "out", label="x")
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["000000-s0.png", "000000-s7.png"]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from runs import World, checkpoints, command, difference, launch, metrics, weights
 
 pytestmark = pytest.mark.slow
@@ -17,9 +19,12 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 DOUBLE = {"train.dtype": "float64", "train.steps": 5, "train.checkpoint_every": 2, "train.keep_last": 5}
 SINGLE = {"train.dtype": "float32", "train.steps": 5}
 FULL = {"model.name": "full", "train.learning_rate": 1e-4}
+JUDGED = {"data.validation_fraction": 0.3, "train.eval_every": 5, "train.sample_every": 5}
+JUDGED |= {"sample.prompts": ["thing 1", "thing 2", "thing 3"], "sample.batch": 1, "sample.steps": 1}
+"""Held-out pairs and samples, which processes share, an odd number of each."""
 CASES = {
     "dpo-full": DOUBLE | FULL,
-    "dpo-lora": DOUBLE | {"train.ema": 0.9, "method.dense": "frame", "data.path": "labelled.jsonl"},
+    "dpo-lora": DOUBLE | {"train.ema": 0.9, "method.dense": "frame", "data.path": "labelled.jsonl"} | JUDGED,
     "float32": SINGLE,
 }
 """`dpo-lora` judges by labels of which a third are ties: other numbers of terms for each process and micro-batch, and
@@ -140,6 +145,14 @@ def test_two_processes_are_one(world, done, case):
     assert pairs_per_update(run) == 8  # of which a process takes 4: there were two
     assert difference(weights(run), weights(world.folder / f"{case}-8")) < 1e-10
     assert_told_alike(run, world.folder / f"{case}-8")
+    assert "eval/loss" in metrics(run)[-1]
+
+
+@pytest.mark.parametrize("how", ["2x4", "fsdp"])
+def test_processes_draw_the_grid_of_one(world, done, how):
+    grids = [world.folder / f"dpo-lora-{name}" / "samples" / "step-000005.png" for name in ("8", how)]
+    one, two = (np.asarray(Image.open(grid), np.int16) for grid in grids)
+    assert np.abs(one - two).max() <= 1
 
 
 def test_the_average_is_that_of_one_process(world, done):
