@@ -15,6 +15,7 @@ from diffpo.scorers.pickscore import PickScore
 from diffpo.scorers.shapes import ShapesUtility, ShapesVerifier
 from diffpo.scorers.steadiness import Flicker, SmoothnessLinear
 from diffpo.scorers.videoreward import VideoReward
+from diffpo.scorers.visionreward import VisionReward
 
 SCORERS: dict[str, type[Scorer]] = {
     "shapes": ShapesVerifier,
@@ -38,4 +39,5 @@ SCORERS: dict[str, type[Scorer]] = {
     "motion": Motion,
     "dynamic-degree": DynamicDegree,
     "videoreward": VideoReward,
+    "visionreward": VisionReward,
 }

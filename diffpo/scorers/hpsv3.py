@@ -159,13 +159,16 @@ def empty_qwen2_vl(folder: Path, vocabulary: int) -> Any:
 def conversation(
     prompt: str, patches: int, tokenizer: Any, *, instruction: str = INSTRUCTION, pad: str = _IMAGE
 ) -> str:
-    """What the network reads: the instruction with the prompt in it, behind room (`pad`) for the image's `patches`.
+    """What the network reads: the instruction with the prompt in it, behind room (`pad`) for the image's `patches`."""
+    text = instruction.replace("{text_prompt}", without_marks(prompt, tokenizer))
+    return _CONVERSATION.format(image=pad * patches, text=text)
 
-    Marks of the tokenizer in a prompt, such as `<|image_pad|>`, are taken out: they are no text.
-    """
+
+def without_marks(prompt: str, tokenizer: Any) -> str:
+    """A prompt without marks of the tokenizer, such as `<|image_pad|>`: they are no text."""
     for mark in tokenizer.get_added_vocab():
         prompt = prompt.replace(mark, " ")
-    return _CONVERSATION.format(image=pad * patches, text=instruction.replace("{text_prompt}", prompt))
+    return prompt
 
 
 def split_state(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

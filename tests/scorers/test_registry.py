@@ -33,6 +33,7 @@ LEARNED = {
     "hpsv3": r"MizzenAI/HPSv3.*HPSv3\.safetensors",
     "subject-consistency": r"facebook/dino-vitb16.*config\.json",
     "background-consistency": r"openai/clip-vit-base-patch32.*config\.json",
+    "visionreward": r"THUDM/VisionReward-Video.*config\.json",
     "videoreward": r"KwaiVGI/VideoReward.*checkpoint-11352/model\.pth",
     "motion,path=someone/a-raft": r"someone/a-raft.*raft_large_C_T_V1-22a6c225\.pth",
     "dynamic-degree,path=someone/a-raft": r"someone/a-raft.*raft_large_C_T_V1-22a6c225\.pth",
@@ -52,6 +53,8 @@ def weights(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "clip"}')
     marks = " ".join(f"<|{aspect}_reward|>" for aspect in ("VQ", "MQ", "TA"))
     (tmp_path / "read.txt").write_text("{text_prompt} " + marks)
+    (tmp_path / "VisionReward_video_qa_select.txt").write_text("Is it good?\n")
+    (tmp_path / "weight.json").write_text("[0.5]")
     for name in ("preprocessor_config.json", "vocab.txt", "model_config.json"):
         (tmp_path / name).write_text("{}")
     return tmp_path / "weights.safetensors"
@@ -73,6 +76,7 @@ def specs(weights):
         "background-consistency": f"background-consistency,path={weights.parent}",
         "motion": f"motion,path={weights}",
         "videoreward": f"videoreward,path={weights.parent},base={weights.parent},instruction={weights.parent}/read.txt",
+        "visionreward": f"visionreward,path={weights.parent},questions={weights.parent}",
         "dynamic-degree": f"dynamic-degree,path={weights}",
     }
 
@@ -181,6 +185,7 @@ PLACES = {
     "tokenizer",
     "base",
     "instruction",
+    "questions",
     "head",
     "clip",
     "library",
