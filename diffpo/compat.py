@@ -81,6 +81,7 @@ def quiet_libraries() -> None:
         library.set_verbosity_error()
         library.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(diffusers|transformers|peft|torch)\b")
+    warnings.filterwarnings("ignore", "Detected pickle protocol")  # torch's of files that it can read all the same
 
 
 def pick_device(name: str) -> str:

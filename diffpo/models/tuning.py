@@ -228,6 +228,9 @@ class LoRA(Tuning):
         layers = get_peft_model_state_dict(network, state_dict=weights, adapter_name="default")
         said = network.peft_config["default"].to_dict()
         config = {key: sorted(value) if isinstance(value, set) else value for key, value in said.items()}
+        if config.get("exclude_modules"):  # by their whole names: whoever reads the file has nothing to leave out
+            adapted = sorted({name.partition(".lora_")[0] for name in layers})
+            config |= {"target_modules": adapted, "exclude_modules": None}
         base.family.save_lora(getattr(diffusers, base.pipeline), base.component, folder, layers, config)
         for file in folder.rglob("*.safetensors"):
             sort_header(file)
@@ -239,12 +242,15 @@ class LoRA(Tuning):
     def _add(self, network: Any, family: type[Denoiser]) -> None:
         from peft import LoraConfig, inject_adapter_in_model
 
+        targets = list(self.targets or family.lora_targets)
+        meant = [name for name, _ in network.named_modules() if f".{name}".endswith(tuple(f".{x}" for x in targets))]
+        unheard = [part for part in family.unheard(network.config) if any(name.startswith(part) for name in meant)]
         config = LoraConfig(
             r=self.rank,
             lora_alpha=self.rank if self.alpha is None else self.alpha,
             lora_dropout=self.dropout,
-            target_modules=list(self.targets or family.lora_targets),
-            exclude_modules=list(family.unheard(network.config)) or None,
+            target_modules=targets,
+            exclude_modules=unheard or None,  # PEFT warns of those that none of the targets would be
             init_lora_weights="gaussian" if self.init == "gaussian" else True,
         )
         try:

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 from real_clips import number_of, ramp
 from safetensors.torch import save
 
+from diffpo.compat import quiet_libraries
 from diffpo.media.frames import BrokenImage, decode, decode_clip, parts_of
 
 
@@ -90,3 +92,12 @@ def test_a_pickle_in_a_torch_file_does_not_run(capsys):
     with pytest.raises(BrokenImage):
         decode_clip(pt(Evil()))
     assert "run" not in capsys.readouterr().out
+
+
+def test_a_file_of_a_newer_pickle_is_read_without_a_word(tmp_path):
+    torch.save(torch.zeros(2, 8, 8, 3, dtype=torch.uint8), tmp_path / "a.pt", pickle_protocol=3)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        quiet_libraries()
+        assert len(decode_clip(tmp_path / "a.pt").frames) == 2
+    assert not said

@@ -38,6 +38,7 @@ def test_full_trains_everything(pipelines, name):
     assert all(is_unheard(name, key) for key in frozen)
 
 
+@pytest.mark.filterwarnings("error:You have passed exclude_modules")
 @pytest.mark.parametrize("name", PIPELINES)
 def test_lora_trains_two_factors_of_every_target(pipelines, name):
     """Each of them of the rank asked for, the second at zero; every attention projection of the family is adapted."""
