@@ -12,6 +12,7 @@ import numpy as np
 from PIL.Image import Image
 
 from diffpo.core.block import FramesPerSecond
+from diffpo.media.frames import Clip
 from diffpo.scorers.base import Batched
 
 Level = Literal["weak", "medium", "strong"]
@@ -40,6 +41,9 @@ class Writer(Batched, ABC):
 class Captioner(Writer, ABC):
     """Says what an image shows."""
 
+    frames: ClassVar[int] = 1
+    """How many frames of a clip it looks at, at most; an option where that can be chosen."""
+
     @abstractmethod
     def caption(self, images: Sequence[Image], prompts: Sequence[str], keys: Sequence[int]) -> list[str]:
         """Caption each image.
@@ -56,6 +60,10 @@ class Captioner(Writer, ABC):
             UserError: If the weights cannot be found or are of the wrong kind, or such an image or prompt cannot be
                 captioned.
         """
+
+    def describe(self, clips: Sequence[Clip], prompts: Sequence[str], keys: Sequence[int]) -> list[str]:
+        """Caption each clip (an image is one of one frame) as `caption` does an image: here by its first frame."""
+        return self.caption([clip.first for clip in clips], prompts, keys)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,14 +17,21 @@ from PIL.Image import Image
 
 from diffpo.captioners.base import Captioner, Level, Perturber
 from diffpo.captioners.language import LanguageModel, tidy
-from diffpo.core.block import Place
+from diffpo.core.block import Count, Place
 from diffpo.errors import ConfigError, UserError
+from diffpo.media.frames import Clip
 from diffpo.scorers.loading import Kind, load_part
 
 INSTRUCTIONS = {
     "image+prompt": 'This image was made for the prompt "{prompt}". Describe what the image really shows as a caption '
     "of one or two short sentences. Write nothing but the caption.",
     "image": "Describe this image as a caption of one short sentence. Write nothing but the caption.",
+}
+CLIP_INSTRUCTIONS = {
+    "image+prompt": 'These are frames, in the order of time, of a clip that was made for the prompt "{prompt}". '
+    "Describe what the clip really shows as a caption of one or two short sentences. Write nothing but the caption.",
+    "image": "These are frames of a clip, in the order of time. Describe the clip as a caption of one short sentence. "
+    "Write nothing but the caption.",
 }
 CHANGES: dict[Level, str] = {
     "weak": "Change one small detail, such as a colour or an adjective, and leave everything else as it is.",
@@ -110,7 +117,10 @@ class ImageTextCaptioner(ChatModel, Captioner):
     sees: Literal["image+prompt", "image"] = "image+prompt"
     """What the model is shown: the image and the prompt that it was made for, or the image alone."""
     instruction: str | None = None
-    """What the model is told, with `{prompt}` where the prompt belongs; None: see `INSTRUCTIONS`."""
+    """What the model is told, with `{prompt}` where the prompt belongs; None: see `INSTRUCTIONS`, and
+    `CLIP_INSTRUCTIONS` for several frames of a clip."""
+    frames: Count = 1
+    """Of a clip so many frames, evenly spread from its first to its last, are shown; the model must take several."""
 
     def __post_init__(self) -> None:
         """Refuse an instruction that does not go with `sees`."""
@@ -125,12 +135,20 @@ class ImageTextCaptioner(ChatModel, Captioner):
 
     @property
     def provenance(self) -> dict[str, Any]:
-        return {"captioner": self.name, "sees": self.sees, "instruction": self._instruction, **self.model_provenance}
+        shown = {"frames": self.frames} if self.frames > 1 else {}
+        told = {"captioner": self.name, "sees": self.sees, "instruction": self._instruction, **shown}
+        return told | self.model_provenance
 
     def caption(self, images: Sequence[Image], prompts: Sequence[str], keys: Sequence[int]) -> list[str]:
-        told = [self._instruction.replace("{prompt}", prompt) for prompt in prompts]
-        pairs = zip(images, told, strict=True)
-        asked = [[{"type": "image", "image": i}, {"type": "text", "text": t}] for i, t in pairs]
+        return self.describe([Clip((image,)) for image in images], prompts, keys)
+
+    def describe(self, clips: Sequence[Clip], prompts: Sequence[str], keys: Sequence[int]) -> list[str]:
+        asked = []
+        for clip, prompt in zip(clips, prompts, strict=True):
+            shown = clip.some(self.frames)
+            usual = INSTRUCTIONS if len(shown) == 1 else CLIP_INSTRUCTIONS
+            told = (self.instruction or usual[self.sees]).replace("{prompt}", prompt)
+            asked.append([*({"type": "image", "image": frame} for frame in shown), {"type": "text", "text": told}])
         return list(map(tidy, self.answer(asked, keys)))
 
 

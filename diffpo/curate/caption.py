@@ -94,13 +94,21 @@ def perturb_pairs(
 
 def _caption(table: Table, side: str, captioner: Captioner) -> list[str | None]:
     """Caption the images of one side; None where one cannot be decoded, or nothing came out."""
+    moving = 0
 
     def ask(asked: list[Asked]) -> list[str]:
+        nonlocal moving
+        moving += sum(len(one.media.frames) > 1 for one in asked)
         draws = [_draw(one.key) for one in asked]
-        return captioner.caption([one.media.first for one in asked], [one.prompt for one in asked], draws)
+        return captioner.describe([one.media for one in asked], [one.prompt for one in asked], draws)
 
     recipe, batch = captioner.provenance, captioner.batch
     answers = ask_of_images("captions", "text", recipe, table, (side,), ask, batch, f"Captioning {side}")[side]
+    if moving and captioner.frames == 1:
+        log.warning(
+            f"{table.path}: {moving} clips were captioned by their first frame alone. A model that takes several "
+            "images can be shown more of them: --captioner transformers,frames=8,..."
+        )
     for row, answer in enumerate(answers):
         if isinstance(answer, BrokenImage):
             log.warning(f"{table.path}, row {table.origin[row]} gets no {side} caption: {answer}")

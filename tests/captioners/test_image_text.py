@@ -5,7 +5,9 @@ import pytest
 from PIL import Image
 
 from diffpo.captioners import ImageTextCaptioner
+from diffpo.captioners.chat import CLIP_INSTRUCTIONS
 from diffpo.errors import ConfigError
+from diffpo.media.frames import Clip
 
 PROMPTS = ["a cat", "two dogs, one of them asleep", "x"]
 KEYS = [4, 5, 6]
@@ -45,6 +47,20 @@ def test_a_caption_is_what_plain_transformers_says(make, images):
     captions = captioner.caption(images, PROMPTS, KEYS)
     assert captions == [by_hand(captioner, image, f"Say {p}!") for image, p in zip(images, PROMPTS, strict=True)]
     assert len(set(captions)) == 3 and all(captions)
+
+
+def test_a_clip_is_captioned_by_so_many_of_its_frames(make, images):
+    """Of an image nothing changes; the model is told that frames are those of one clip, unless the user says it."""
+    frames = tuple(image.resize((24, 24)) for image in images)
+    clip, still = Clip(frames), Clip(frames[:1])
+    one, three = make(), make(frames=3)
+    assert one.describe([clip], ["a"], [0]) == one.caption([frames[0]], ["a"], [0])
+    both = three.describe([clip, still], ["a", "a"], [0, 1])
+    assert both[1] == one.caption([frames[0]], ["a"], [1])[0] and both[0] != one.describe([clip], ["a"], [0])[0]
+    told = CLIP_INSTRUCTIONS["image+prompt"]
+    assert make(frames=3, instruction=told).describe([clip], ["a"], [0]) == both[:1]
+    assert three.describe([Clip(frames[::-1])], ["a"], [0]) != both[:1]
+    assert three.provenance["frames"] == 3 and "frames" not in one.provenance
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from diffpo.captioners import ShapesCaptioner, ShapesPerturber
+from diffpo.captioners.base import Captioner
 from diffpo.curate.caption import BOTH, PRESETS, caption_pairs, perturb_pairs
 from diffpo.curate.inspect import guess_source
 from diffpo.data.splits import check_requires, load_table
@@ -22,7 +23,7 @@ ROWS = 80
 class Reader:
     """A captioner that says what it was given; nothing where that is in `silent`; it may stop after some images."""
 
-    batch = 4
+    batch, frames, describe = 4, 1, Captioner.describe
 
     def __init__(self, silent=(), stop_after=10**9):
         self.silent, self.stop_after = silent, stop_after
