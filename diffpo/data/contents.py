@@ -10,7 +10,7 @@ import io
 import logging
 import os
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 
@@ -69,14 +69,24 @@ def _stamps(table: Table, side: str) -> tuple[np.ndarray, dict[int, str]]:
         for row, place in enumerate(table.places.tolist()):
             stamps[row] = hashlib.blake2b(inside + place.to_bytes(8, "little"), digest_size=KEY_BYTES).digest()
         return stamps, unreadable
+    folders = 0
     for row, path in enumerate(chain.from_iterable(table.in_parts(table.arrow, side))):
         try:
+            folders += os.path.isdir(path)
             stamp = b"".join(map(_stamp, parts_of(path)))
             stamps[row] = hashlib.blake2b(stamp, digest_size=KEY_BYTES).digest()
         except (OSError, ValueError, TypeError, AttributeError) as error:
             reason = error.strerror if isinstance(error, OSError) else None
             unreadable[row] = "the cell is empty" if path is None else reason or str(error)
+    if folders:
+        _say_folders(table.path, side, folders)
     return stamps, unreadable
+
+
+@cache
+def _say_folders(path: str, side: str, count: int) -> None:
+    """Say once what is made of cells that name folders."""
+    log.warning(f"{path}: {count} cells of `{side}` name folders: their pictures are taken for the frames of clips.")
 
 
 def _stamp(file: str | Path) -> bytes:

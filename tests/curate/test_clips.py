@@ -7,11 +7,13 @@ import tarfile
 import datasets
 import pytest
 import torch
+from PIL import Image
 from real_clips import number_of, ramp, video
 
 from diffpo.curate.imports.run import ImportOptions, import_table
 from diffpo.curate.score import score_pairs
 from diffpo.data import Pairs
+from diffpo.errors import UserError
 from diffpo.scorers.base import ImageScorer
 
 
@@ -45,6 +47,38 @@ def test_twin_folders_of_clips_become_a_table(tmp_path, images):
     assert scored.splits["train"].scores.tolist() == [[2.0, 1.0], [2.0, 1.0]]  # means of 0 to 4, and of 0 to 2
     again = score_pairs(Pairs(path=str(tmp_path / "scored"), resolution=16), Number(), tmp_path / "again")
     assert again.splits["train"].scores.tolist() == [[2.0, 1.0], [2.0, 1.0]]
+
+
+def test_twin_folders_of_frame_folders_become_a_table(tmp_path, caplog):
+    """A folder that has a caption is a clip; pictures in a folder that has none are pictures."""
+    root = tmp_path / "pairs"
+    for side, count in (("w", 5), ("l", 3)):
+        for name, frames in (("cat", ramp(count)), ("style/dog", ramp(count)), ("style/single", ramp(1))):
+            (root / side / name).mkdir(parents=True)
+            for i, frame in enumerate(frames):
+                Image.fromarray(frame).save(root / side / name / f"{i}.png")
+    (root / "cat.txt").write_text("a cat")
+    (root / "w/style/dog.txt").write_text("a dog")
+    (root / "l/style/dog.txt").write_text("a dog")
+    (root / "w/style/single/0.txt").write_text("one")
+    report = import_table(str(root), tmp_path / "table", ImportOptions(images="link"))
+    assert report.pairs == 3
+    scored = score_pairs(Pairs(path=str(tmp_path / "table"), resolution=16), Number(), tmp_path / "scored")
+    assert sorted(scored.splits["train"].scores.tolist()) == [[0.0, 0.0], [2.0, 1.0], [2.0, 1.0]]
+    with pytest.raises(UserError, match=r"is a folder of frames, which a table names but does not hold: .* link"):
+        import_table(str(root), tmp_path / "embedded", ImportOptions())
+
+
+def test_it_is_said_that_folders_stand_for_clips(tmp_path, caplog):
+    for name, count in (("a", 2), ("b", 4)):
+        (tmp_path / name).mkdir()
+        for i, frame in enumerate(ramp(count)):
+            Image.fromarray(frame).save(tmp_path / name / f"{i}.png")
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({"prompt": "x", "chosen": "a", "rejected": "b"}))
+    source = Pairs(path=str(tmp_path / "pairs.jsonl"), resolution=16)
+    for out in ("one", "two"):
+        score_pairs(source, Number(), tmp_path / out)
+    assert caplog.text.count("1 cells of `chosen` name folders: their pictures are taken for the frames") == 1
 
 
 def test_tars_of_clips_become_a_table(tmp_path):

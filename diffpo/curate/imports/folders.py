@@ -1,6 +1,7 @@
 """Pairs that are files in folders, in the layouts that users of trainers for images have agreed on.
 
     twin folders    SOURCE/w/cat.png, SOURCE/l/cat.png               also win/lose, chosen/rejected; also deeper down
+                    SOURCE/w/cat/*.png, SOURCE/l/cat/*.png           frames of clips, where `cat` has a caption: cat.txt
     suffixes        cat_w.png, cat_l.png                             w was preferred, l was not
                     cat_0_w.png, cat_1_l.png, cat_2_l.png            each w against each l of the same name
                     cat_0_e.png, cat_1_e.png                         even: a tie
@@ -69,14 +70,22 @@ def _twin_folders(root: Path) -> list[tuple[Path, Path]]:
 
 
 def _by_name(folder: Path) -> dict[str, Path]:
-    """Images by their path within the folder, without the suffix."""
+    """Images by their path within the folder, without the suffix; folders of frames by their path."""
     found: dict[str, Path] = {}
-    for file in find_pictures(folder):
-        name = str(file.relative_to(folder).with_suffix(""))
+    files = find_pictures(folder)
+    clips = {place for place in {file.parent for file in files} if _is_clip(place, folder)}
+    for file in [*sorted(clips), *(file for file in files if file.parent not in clips)]:
+        inside = file.relative_to(folder)
+        name = str(inside if file in clips else inside.with_suffix(""))
         if name in found:
             raise UserError(f"{found[name]} and {file} have the same name: which of them is meant? Remove one.")
         found[name] = file
     return found
+
+
+def _is_clip(place: Path, folder: Path) -> bool:
+    """Whether a folder of pictures, in one of two twin folders, has a caption of its own: they are a clip's frames."""
+    return place != folder and read_caption(place, folder.parent / place.relative_to(folder)) is not None
 
 
 def fits_suffixes(source: str) -> bool:

@@ -252,6 +252,8 @@ def _cell(image: Any, options: ImportOptions) -> dict[str, Any]:
             )
         look(path)
         return {"bytes": None, "path": path}
+    if path is not None and Path(path).is_dir():
+        raise UserError(f"{path} is a folder of frames, which a table names but does not hold: give --images link.")
     if content is None and path is not None:
         try:
             content = read_bytes(path)
