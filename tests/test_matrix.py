@@ -1,5 +1,5 @@
 """Every method on every family, full and LoRA, with dual captions and soft labels: two updates, finite, and the right
-weights changed."""
+weights changed. A user adapter with every method on one family, and with PPD on every family that has one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from runs import World, metrics
 from tiny import CLIPS, PIPELINES
-from tiny_steps import FACTS, draws, is_unheard, make, moved, near, pair_batch
+from tiny_steps import FACTS, TOLD, draws, is_unheard, make, moved, near, pair_batch, with_users
 
 from diffpo.core.step import preference_step
 from diffpo.core.types import Pair
@@ -18,20 +18,25 @@ from diffpo.errors import UserError
 from diffpo.methods import METHODS
 from diffpo.models import FAMILIES
 from diffpo.models.bases import find_base
-from diffpo.models.tuning import MODELS
+from diffpo.models.tunings import MODELS
 
 SOFT = torch.tensor([1.0, 0.7, 0.2])
 """The third pair's label disagrees with its order."""
 
-CASES = list(product(METHODS, PIPELINES, MODELS))
+CASES = [
+    *product(METHODS, PIPELINES, ("full", "lora")),
+    *product(METHODS, TOLD[:1], ["user"]),
+    *product(["ppd"], TOLD[1:], ["user"]),
+]
 
 
 def test_the_count():
     """Every method, on every family and parametrisation, full and LoRA; nothing is excluded."""
-    assert len(CASES) == len(METHODS) * len(PIPELINES) * len(MODELS)
+    assert len(CASES) == len(METHODS) * (2 * len(PIPELINES) + 1) + len(TOLD) - 1
+    assert {"sd15", "sd2", "sdxl", "sd3", "flux", "pixart", "pixart-alpha", "wan", "wan-5b"} <= set(TOLD)
     assert {"dpo", "sft", "inpo", "smpo", "dcpo", "mapo", "kto"} <= set(METHODS) and len(METHODS) >= 14
     assert PIPELINES.keys() == FACTS.keys() and len(PIPELINES) >= 7
-    assert set(MODELS) == {"full", "lora"}
+    assert set(MODELS) == {"full", "lora", "user"}
 
 
 def test_every_family_and_parametrisation_is_there(pipelines):
@@ -53,6 +58,7 @@ def test_two_updates(pipelines, method, name, tuning):
     losses = []
     for epoch in range(2):
         batch = replace(pair_batch(name, [0, 1, 2]), preference=SOFT)
+        batch = with_users(batch) if tuning == "user" else batch
         assert not torch.equal(batch.cond.chosen.text, batch.cond.rejected.text)
         output = preference_step(chosen, policy, reference, batch, draws(batch, epoch=epoch))
         (output.loss.sum() / chosen.count(batch).sum()).backward()

@@ -4,13 +4,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from tiny_users import EMBEDDING, user_states
 
 from diffpo.core.types import Condition, Pair, PairBatch, Rng
+from diffpo.models import FAMILIES
 from diffpo.models.base import Denoiser
 from diffpo.models.bases import find_base
 from diffpo.models.load import load
 from diffpo.models.reference import Reference
-from diffpo.models.tuning import MODELS
+from diffpo.models.tunings import MODELS
 
 TOKENS = 5
 
@@ -163,6 +165,11 @@ FACTS = {
 }
 
 
+ADAPTED = {name for name, family in FAMILIES.items() if family.text_attention and not family.experts}
+TOLD = [name for name, facts in FACTS.items() if facts.family in ADAPTED]
+"""Pipelines whose network can be told the user."""
+
+
 def side(name: str, row: int, which: str, dtype: torch.dtype) -> tuple[torch.Tensor, Condition]:
     """One image or clip of row `row`: the same numbers in whatever batch it stands."""
     facts = FACTS[name]
@@ -209,6 +216,12 @@ def pair_batch(name: str, rows: list[int], dtype: torch.dtype = torch.float32) -
     return PairBatch(latent, cond, torch.ones(len(rows), dtype=dtype), torch.tensor(rows), segments=ones)
 
 
+def with_users(batch: PairBatch) -> PairBatch:
+    """The same pairs, each with a user."""
+    users = user_states(batch.size).to(batch.preference)
+    return replace(batch, cond=batch.cond.map(lambda told: replace(told, user=users)))
+
+
 def swapped(batch: PairBatch) -> PairBatch:
     """The same pairs with the order turned round."""
     return replace(batch, latent=batch.latent.swapped(), cond=batch.cond.swapped())
@@ -220,7 +233,7 @@ def make(folder, tuning: str, precision: torch.dtype = torch.float32, **more) ->
         torch.manual_seed(0)
         more = {"rank": 2, **more} if tuning == "lora" else more
         more = {"expert": "high", **more} if find_base(str(folder)).family.experts else more
-        return load(MODELS[tuning](path=str(folder), **more), precision, True)
+        return load(MODELS[tuning](path=str(folder), **more), precision, True, embedding=EMBEDDING)
 
 
 def move(network: torch.nn.Module, scale: float = 0.03) -> None:

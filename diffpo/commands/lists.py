@@ -12,7 +12,7 @@ def methods() -> None:
 def models() -> None:
     """List the families of models and how they can be tuned."""
     from diffpo.models import FAMILIES
-    from diffpo.models.tuning import MODELS
+    from diffpo.models.tunings import MODELS
 
     for name, family in FAMILIES.items():
         print(f"{name}: {', '.join(family.pipelines)} ({', '.join(family.components)})")

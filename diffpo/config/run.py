@@ -11,7 +11,8 @@ from diffpo.data.records import Source
 from diffpo.errors import ConfigError
 from diffpo.generation.settings import Sampler
 from diffpo.methods import METHODS, Method
-from diffpo.models.tuning import MODELS, Tuning
+from diffpo.models.tuning import Tuning
+from diffpo.models.tunings import MODELS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +161,14 @@ class Config(Document):
                 "method.inversion: walks through all noise levels up to a time, of which the expert for high noise "
                 "knows the last ones only; set method.inversion=null, or model.expert=low"
             )
+        if model.tells_users != (data.users is not None):
+            clashes.append(
+                "data.users: is missing, and model=user is told users: give a folder of `diffpo data users`"
+                if model.tells_users
+                else "data.users: only model=user is told users; choose it, or leave data.users out"
+            )
+        if "user_id" in method.requires and not model.tells_users:
+            clashes.append(f"method={self.method_name}: tells the model its users, so it needs model=user")
         if method.needs_reference and getattr(model, "dropout", 0.0) > 0:
             clashes.append("model.dropout: must be 0 for a method with a reference, which would see another network")
         return clashes

@@ -44,6 +44,16 @@ class Pair(Generic[T]):
 
 
 @dataclass(frozen=True)
+class Embedding:
+    """What users' states are: who made them, and how wide they are."""
+
+    embedder: str
+    """Names what made the states, with its weights."""
+    width: int
+    """Numbers in a state."""
+
+
+@dataclass(frozen=True)
 class Condition:
     """All that a denoiser is told besides z and t, one row per image."""
 
@@ -58,7 +68,7 @@ class Condition:
 
     A second stream of text states, and its mask, are here too."""
     user: Tensor | None = None
-    """`[b n d]` user states; a reference never sees them."""
+    """`[b n d]` user states, zeros for the null user; a reference never sees them."""
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Condition:
         """Apply `fn` to every tensor."""

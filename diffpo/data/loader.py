@@ -14,6 +14,7 @@ from diffpo.data.encode import BOTH, Encodings
 from diffpo.data.plan import Schedule
 from diffpo.data.records import HASHED_ROWS, PART_ROWS, Table
 from diffpo.data.segments import SegmentLabels
+from diffpo.data.users import RowUsers
 from diffpo.disk.ahead import ahead
 from diffpo.errors import UserError
 
@@ -50,6 +51,7 @@ class PairLoader:
         sides: Sequence[str] = BOTH,
         labels: SegmentLabels | None = None,
         draw: Callable[[int], int] = int,
+        users: RowUsers | None = None,
     ):
         """Read the small columns and say which rows are broken.
 
@@ -61,9 +63,10 @@ class PairLoader:
             sides: Sides that the method uses; the other one is None in every batch.
             labels: Of the latent frames, for a method that reads them.
             draw: The epoch whose random numbers an epoch takes: its own, unless there are draws that come back.
+            users: Whose pairs the rows are, for a model that is told the user; some rows cannot be used then.
 
         Raises:
-            UserError: Every row is broken.
+            UserError: Every row is broken, or cannot be used.
         """
         self.table, self.encodings, self._sides = table, encodings, tuple(sides)
         self._seed, self.caption_dropout, self._draw = seed, caption_dropout, draw
@@ -74,8 +77,8 @@ class PairLoader:
         self._weight = None
         if "weight" in names:
             self._weight = torch.from_numpy(table.arrow("weight").to_numpy().astype(np.float32))
-        self._labels, self._segmented = labels, "segments" in names
-        self.groups = group_rows(encodings)
+        self._labels, self._segmented, self._users = labels, "segments" in names, users
+        self.groups = group_rows(encodings, () if users is None else users.left_out)
         self.identity = self._identify()
         if encodings.broken:
             log.warning(describe_broken(table, encodings.broken))
@@ -96,6 +99,8 @@ class PairLoader:
         weights = [] if self._weight is None else [self._weight.numpy()]
         for values in (self._preference.numpy(), *weights, *self.groups, *self.encodings.contents.values()):
             state.update(np.ascontiguousarray(values).tobytes())
+        if self._users is not None:
+            state.update(self._users.identity.encode())
         return state.hexdigest()
 
     def batch(self, indices: Sequence[int] | np.ndarray, epoch: int) -> PairBatch:
@@ -104,6 +109,9 @@ class PairLoader:
         rng = Rng(self._seed, draw, index)
         dropped = (rng.uniform("caption_dropout") < self.caption_dropout).tolist()
         batch = self._make(index, dropped, lambda shape, side: rng.normal(shape, f"posterior/{side}"))
+        if self._users is not None:
+            states = self._users.states(Rng(self._seed, epoch, index))
+            batch = replace(batch, cond=batch.cond.map(lambda told: replace(told, user=states)))
         if self.trajectories is not None:
             batch = replace(batch, trajectory=self.trajectories(index.tolist(), dropped))
         if self.reference_errors is not None:
@@ -167,9 +175,9 @@ class PairLoader:
         return (self.batch(rows, 0) for rows in batches[rank::world])
 
 
-def group_rows(encodings: Encodings) -> tuple[np.ndarray, ...]:
-    """Row numbers, without the broken rows, by frames, height and width of their images."""
-    usable = np.setdiff1d(np.arange(len(encodings.targets)), list(encodings.broken))
+def group_rows(encodings: Encodings, left_out: Sequence[int] | np.ndarray = ()) -> tuple[np.ndarray, ...]:
+    """Row numbers, without those that are broken or left out, by frames, height and width of their images."""
+    usable = np.setdiff1d(np.arange(len(encodings.targets)), [*encodings.broken, *left_out])
     if not len(usable):
         return ()
     sizes, size_of = np.unique(encodings.targets[usable], axis=0, return_inverse=True)

@@ -199,6 +199,11 @@ class Source(Block, ABC):
     """Learn from so many draws of time, noise, latent's sample and dropped caption per pair, in turn: epoch e uses draw
     e modulo this number. The reference's errors on them are kept on disk, and training holds no reference. None: fresh
     draws in every epoch, and a reference that is asked about each."""
+    users: Place | None = None
+    """A folder of `diffpo data users`: states of the users in the column `user_id`, for a model that is told them
+    (`model=user`). Rows of unseen users, and the pairs that the states were made of, are left out."""
+    user_dropout: Fraction = 0.1
+    """Probability that a pair is learned without its user, drawn anew in each epoch."""
     cache: bool = True
     """Encode everything once, to disk. False: encode each time, with the encoders in memory."""
     cache_dir: Place | None = None

@@ -12,6 +12,7 @@ from diffpo.methods.inpo import InPO
 from diffpo.methods.ipo import IPO
 from diffpo.methods.kto import KTO
 from diffpo.methods.mapo import MaPO
+from diffpo.methods.ppd import PPD
 from diffpo.methods.rdpo import RDPO
 from diffpo.methods.sft import SFT
 from diffpo.methods.smpo import SmPO
@@ -23,6 +24,7 @@ METHODS: dict[str, type[Method]] = {
     "smpo": SmPO,
     "dcpo": DCPO,
     "densedpo": DenseDPO,
+    "ppd": PPD,
     "mapo": MaPO,
     "kto": KTO,
     "ipo": IPO,

@@ -21,6 +21,7 @@ class AnimateDiff(UNet):
     """`AnimateDiffPipeline`'s UNet, with its motion modules inside."""
 
     pipelines = ("AnimateDiffPipeline",)
+    text_attention = None  # its network repeats the text for every frame
     most_frames = 32  # what published motion modules know positions of
     usual_frames = 16  # the pipeline's default, at 8 frames per second
     fps = 8.0
@@ -46,7 +47,7 @@ class AnimateDiff(UNet):
         if count > most:
             raise UserError(f"this AnimateDiff's motion modules know {most} frames; it was given a clip of {count}")
 
-    def predict(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
+    def answer(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
         text = cond.text.to(self.dtype).repeat_interleave(z.shape[2], dim=0)  # each frame has a text
         return self.network(z.to(self.dtype), t.to(z.device), encoder_hidden_states=text, return_dict=False)[0]
 

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, final
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from diffpo.errors import UserError
 from diffpo.media.footage import FrameRule
 from diffpo.models.networks import compile_blocks, largest_among_shards
 from diffpo.models.peft_folder import load_peft_folder, save_peft_folder
+from diffpo.models.user_adapter import TextAttention, user_adapter
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """What diffusers calls an adapter's file."""
@@ -103,6 +104,8 @@ class Denoiser(ABC):
     """The half precision that it samples best in."""
     whole_parts: ClassVar[tuple[str, ...]] = ()
     """Parts of the pipeline that sample in float32, whatever the dtype of the others."""
+    text_attention: ClassVar[TextAttention | None] = None
+    """Where the network attends to the text, beside which a user adapter stands; None: there is no adapter for it."""
     experts: ClassVar[dict[str, type[Denoiser]]] = {}
     """Families of the networks of a pipeline that has one for high and one for low noise, `high` and `low`."""
     token_limits: ClassVar[dict[str, int | None]] = {}
@@ -124,6 +127,7 @@ class Denoiser(ABC):
         self.guidance = guidance
         self.rate = rate or self.fps
         self.config: Mapping[str, Any] = network.config
+        self.adapter = user_adapter(network)
         self.dtype: torch.dtype = network.dtype
         """Of the network's weights, but for the few that diffusers keeps in float32: what its inputs are cast to."""
 
@@ -131,9 +135,21 @@ class Denoiser(ABC):
         """The same over another network of the family."""
         return type(self)(network, self.process, self.guidance, self.rate)
 
-    @abstractmethod
+    @final
     def predict(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        """Answer z `[b c f h w]` at time t `[b]` in the process's own parametrisation, `[b c f h w]`."""
+        """Answer z `[b c f h w]` at time t `[b]` in the process's own parametrisation, `[b c f h w]`.
+
+        Who the user is, where a condition says so, is told to the network's adapter.
+        """
+        if self.adapter is None:
+            assert cond.user is None, "only a network with a user adapter can be told the user"
+            return self.answer(z, t, cond)
+        with self.adapter.speaking(cond.user):
+            return self.answer(z, t, cond)
+
+    @abstractmethod
+    def answer(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
+        """Do what `predict` says, for a family: call the network with everything but the user."""
 
     @classmethod
     def reads(cls, index: Mapping[str, Any]) -> bool:

@@ -32,7 +32,7 @@ class CogVideoX(Denoiser):
     fps = 8.0  # arXiv:2408.06072, section 4
     token_limits: ClassVar = {"tokenizer": 226}  # the pipeline's max_sequence_length; T5 itself knows no limit
 
-    def predict(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
+    def answer(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
         z = z.to(self.dtype).transpose(1, 2)
         answer = self.network(
             hidden_states=z,

@@ -13,6 +13,7 @@ from diffpo.core.types import Condition
 from diffpo.errors import UserError
 from diffpo.models.base import Asked, Width
 from diffpo.models.packed import Packed, grid
+from diffpo.models.user_adapter import TextAttention
 
 
 class Flux(Packed):
@@ -27,6 +28,15 @@ class Flux(Packed):
     widths = (
         Width("text width", {"text_encoder_2": "d_model"}, itemgetter("joint_attention_dim")),
         Width("pooled text width", {"text_encoder": "hidden_size"}, itemgetter("pooled_projection_dim")),
+    )
+    text_attention = TextAttention(  # as in diffusers' IP-Adapters for FLUX.1
+        r"transformer_blocks\.\d+\.attn",
+        "add_k_proj",
+        key_norm=None,
+        through="context_embedder",
+        adds="after_block",
+        halves="apart",
+        ip_biases=True,
     )
     token_limits: ClassVar = {"tokenizer_2": 512}  # the pipeline's max_sequence_length; T5 itself knows no limit
 

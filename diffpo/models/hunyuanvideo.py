@@ -31,7 +31,7 @@ class HunyuanVideo(Flow):
     sides = 16
     token_limits: ClassVar = {"tokenizer": 256, "tokenizer_2": 77}  # the instruction before the prompt comes on top
 
-    def predict(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
+    def answer(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
         assert cond.mask is not None, "HunyuanVideo's conditions carry a mask"
         assert cond.pooled is not None, "HunyuanVideo's conditions carry a pooled text state"
         return self.network(

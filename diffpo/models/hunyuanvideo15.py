@@ -37,7 +37,7 @@ class HunyuanVideo15(Flow):
     sides = 16
     token_limits: ClassVar = {"tokenizer": 1000, "tokenizer_2": None}  # the second one reads what is in quotation marks
 
-    def predict(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
+    def answer(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
         assert cond.mask is not None, "HunyuanVideo 1.5's conditions carry a mask"
         picture = torch.cat([torch.zeros_like(z), torch.zeros_like(z[:, :1])], dim=1)  # and where there is one
         return self.network(

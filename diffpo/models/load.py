@@ -6,20 +6,26 @@ from typing import Any
 
 import torch
 
-from diffpo.core.types import DTYPES
+from diffpo.core.types import DTYPES, Embedding
 from diffpo.errors import UserError
 from diffpo.models import Denoiser
 from diffpo.models.pipelines import load_network
 from diffpo.models.reference import Reference
 from diffpo.models.tuning import Tuning
+from diffpo.models.user_adapter import checkpointing
 
 
 def load(
-    tuning: Tuning, dtype: torch.dtype, needs_reference: bool, rate: float | None = None
+    tuning: Tuning,
+    dtype: torch.dtype,
+    needs_reference: bool,
+    rate: float | None = None,
+    embedding: Embedding | None = None,
 ) -> tuple[Denoiser, Reference | None]:
     """Load the policy, whose trained weights get `dtype`, and its reference, if one is needed.
 
-    `rate` is how many frames per second clips have, where that is not what the family was made for.
+    `rate` is how many frames per second clips have, where that is not what the family was made for; `embedding` says
+    what users' states are, for a policy that is told the user.
 
     Raises:
         UserError: Files are missing or broken, or a setting does not fit the model.
@@ -33,9 +39,9 @@ def load(
             f"model.prediction is {tuning.prediction}, but a {base.pipeline} predicts {process.prediction} and nothing "
             "else: leave model.prediction out"
         )
-    tuning.prepare(network, family, dtype)
+    tuning.prepare(network, family, dtype, embedding)
     if tuning.gradient_checkpointing:
-        network.enable_gradient_checkpointing()
+        network.enable_gradient_checkpointing(checkpointing(network))
     set_attention(network, tuning.attention)
     policy = family(network, process, 1.0 if tuning.guidance is None else tuning.guidance, rate)
     return policy, tuning.reference(policy, frozen) if needs_reference else None

@@ -17,7 +17,7 @@ from diffpo.models.flow import Flow
 class Packed(Flow):
     """A network that is given tokens, and where each of them lies."""
 
-    def predict(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
+    def answer(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
         assert self.most_frames != 1 or z.shape[2] == 1, f"this family takes images; got {z.shape[2]} frames"
         tokens, told = self.pack(z.to(self.dtype)), self.told(t, z)
         answer = self.network(hidden_states=tokens, timestep=told, return_dict=False, **self.arguments(z, cond))[0]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diffpo.core.types import Condition
 from diffpo.models.base import Denoiser, Width, discrete_process, images_only
+from diffpo.models.user_adapter import TextAttention
 
 
 class PixArt(Denoiser):
@@ -24,9 +25,10 @@ class PixArt(Denoiser):
     patch = 2
     widths = (Width("text width", {"text_encoder": "d_model"}, itemgetter("caption_channels")),)
     token_limits: ClassVar = {"tokenizer": 300}  # the pipeline's max_sequence_length; T5 itself knows no limit
+    text_attention = TextAttention(r".+\.attn2")
     make_process = staticmethod(discrete_process)
 
-    def predict(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
+    def answer(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
         assert cond.mask is not None, "PixArt conditions carry a mask: T5's padding is not attended to"
         t, text, mask = t.to(z.device), cond.text.to(self.dtype), cond.mask.to(z.device)
         sizes = self.sizes(cond)

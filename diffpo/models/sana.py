@@ -27,7 +27,7 @@ class Sana(Flow):
     widths = (Width("text width", {"text_encoder": "hidden_size"}, itemgetter("caption_channels")),)
     token_limits: ClassVar = {"tokenizer": 300}  # of the prompt; the pipeline puts an instruction before it
 
-    def predict(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
+    def answer(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
         assert cond.mask is not None, "SANA's conditions carry a mask: Gemma's padding is not attended to"
         told = self.told(t, z) * self.config["timestep_scale"]
         text, mask = cond.text.to(self.dtype), cond.mask.to(z.device)

@@ -10,6 +10,7 @@ from torch import Tensor
 from diffpo.core.types import Condition
 from diffpo.models.base import Width, images_only
 from diffpo.models.flow import Flow
+from diffpo.models.user_adapter import TextAttention
 
 
 class SD3(Flow):
@@ -26,9 +27,12 @@ class SD3(Flow):
             itemgetter("pooled_projection_dim"),
         ),
     )
+    text_attention = TextAttention(
+        r"transformer_blocks\.\d+\.attn", "add_k_proj", "norm_added_k", through="context_embedder"
+    )
     token_limits: ClassVar = {"tokenizer_3": 256}  # the pipeline's max_sequence_length; T5 itself knows no limit
 
-    def predict(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
+    def answer(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
         assert cond.pooled is not None, "SD3 conditions carry a pooled text state"
         text, pooled = cond.text.to(self.dtype), cond.pooled.to(self.dtype)
         told = self.told(t, z)

@@ -29,7 +29,7 @@ class SDXL(UNet):
         ),
     )
 
-    def predict(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
+    def answer(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """See `Denoiser.predict`; `cond.extra["size"]` `[b 6]` is SDXL's `time_ids`, in its own order."""
         assert cond.pooled is not None, "SDXL conditions carry a pooled text state"
         t, text = t.to(z.device), cond.text.to(self.dtype)

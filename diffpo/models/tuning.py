@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from diffpo.core.block import Block, Guidance, Place, Positive, Range, Sharing
 from diffpo.core.process import Time
-from diffpo.core.types import DtypeName
+from diffpo.core.types import DtypeName, Embedding
 from diffpo.errors import UserError
 from diffpo.models.adapter_files import adapter_shapes, sort_header
 from diffpo.models.base import Denoiser
@@ -30,6 +30,8 @@ class Tuning(Block, ABC):
 
     trains_base: ClassVar[bool]
     """Whether the base's own weights are trained: then they are not rounded to `dtype`."""
+    tells_users: ClassVar[bool] = False
+    """Whether the network is told the user."""
 
     path: Place
     """Base model in diffusers format: a Hub id, a local folder, or `shapes:base`."""
@@ -100,8 +102,13 @@ class Tuning(Block, ABC):
         """Refuse settings that this model cannot follow, with a `UserError`."""
 
     @abstractmethod
-    def prepare(self, network: nn.Module, family: type[Denoiser], dtype: torch.dtype) -> None:
-        """Mark and create, in place, what is trained, in `dtype`; everything else is frozen."""
+    def prepare(
+        self, network: nn.Module, family: type[Denoiser], dtype: torch.dtype, embedding: Embedding | None = None
+    ) -> None:
+        """Mark and create, in place, what is trained, in `dtype`; everything else is frozen.
+
+        `embedding` says what users' states are, for a network that is told the user.
+        """
 
     @abstractmethod
     def reference(self, policy: Denoiser, dtype: torch.dtype) -> Reference:
@@ -150,7 +157,9 @@ class Full(Tuning):
         if self.lora is not None:
             raise UserError(f"model.lora is {self.lora}, but full tuning continues no adapter; choose model=lora")
 
-    def prepare(self, network: nn.Module, family: type[Denoiser], dtype: torch.dtype) -> None:
+    def prepare(
+        self, network: nn.Module, family: type[Denoiser], dtype: torch.dtype, embedding: Embedding | None = None
+    ) -> None:
         cast(network, dtype)
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(not name.startswith(family.unheard(network.config)))
@@ -199,7 +208,9 @@ class LoRA(Tuning):
         if self.lora is not None:
             self._check_file(find_lora(self.lora).path, base.component)
 
-    def prepare(self, network: Any, family: type[Denoiser], dtype: torch.dtype) -> None:
+    def prepare(
+        self, network: Any, family: type[Denoiser], dtype: torch.dtype, embedding: Embedding | None = None
+    ) -> None:
         """Add (or load) the adapter; the base keeps its dtype, the adapter gets `dtype`.
 
         Raises:
@@ -310,6 +321,3 @@ class LoRA(Tuning):
 
 
 DEFAULT_RANK = 16
-
-
-MODELS: dict[str, type[Tuning]] = {"full": Full, "lora": LoRA}

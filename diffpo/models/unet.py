@@ -7,6 +7,7 @@ from torch import Tensor
 
 from diffpo.core.types import Condition
 from diffpo.models.base import Denoiser, Width, discrete_process, images_only
+from diffpo.models.user_adapter import TextAttention
 
 
 class UNet(Denoiser):
@@ -24,9 +25,10 @@ class UNet(Denoiser):
         ),
     )
     half = "float16"
+    text_attention = TextAttention(r".+\.attn2", ip_numbers=(1, 2))
     make_process = staticmethod(discrete_process)
 
-    def predict(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
+    def answer(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
         t, text = t.to(z.device), cond.text.to(self.dtype)
         return images_only(lambda x: self.network(x, t, text, return_dict=False)[0], z.to(self.dtype))
 

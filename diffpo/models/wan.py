@@ -18,6 +18,7 @@ from diffpo.core.process import NoiseProcess
 from diffpo.core.types import Condition
 from diffpo.models.base import LORA_FILE, Width
 from diffpo.models.flow import Flow, channel_statistics
+from diffpo.models.user_adapter import TextAttention
 
 
 class Wan(Flow):
@@ -30,6 +31,7 @@ class Wan(Flow):
     blocks = ("WanTransformerBlock",)
     latent_channels = Width("latent channels", {"vae": "z_dim"}, itemgetter("in_channels"))
     widths = (Width("text width", {"text_encoder": "d_model"}, itemgetter("text_dim")),)
+    text_attention = TextAttention(r"blocks\.\d+\.attn2", halves="apart")
     most_frames = None
     usual_frames = 81  # the pipeline's default
     fps = 16.0  # arXiv:2503.20314, section 4.2
@@ -42,7 +44,7 @@ class Wan(Flow):
         experts, small = any(index.get("transformer_2") or ()), bool(index.get("expand_timesteps"))
         return super().reads(index) and (experts, small) == cls.told_apart_by
 
-    def predict(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
+    def answer(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
         assert cond.mask is not None, "Wan conditions carry a mask: beyond the prompt the text is zero"
         text = cond.text.where(cond.mask[..., None].to(cond.text.device), 0.0)
         text = pad(text, (0, 0, 0, self.token_limits["tokenizer"] - text.shape[1]))

@@ -25,7 +25,7 @@ class ZImage(Flow):
     widths = (Width("text width", {"text_encoder": "hidden_size"}, itemgetter("cap_feat_dim")),)
     token_limits: ClassVar = {"tokenizer": 512}  # the pipeline's max_sequence_length, its chat template included
 
-    def predict(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
+    def answer(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
         assert cond.mask is not None, "Z-Image's conditions carry a mask: captions differ in length"
         assert z.shape[2] == 1, f"this family takes images; got {z.shape[2]} frames"
         texts = [text[mask] for text, mask in zip(cond.text.to(self.dtype), cond.mask.to(z.device), strict=True)]

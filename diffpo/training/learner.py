@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from diffpo.config.run import Config
 from diffpo.core.types import DTYPES
 from diffpo.errors import UserError
+from diffpo.media.users import Users
 from diffpo.models.base import Denoiser
 from diffpo.models.finding import find_model
 from diffpo.models.load import load
@@ -44,17 +45,21 @@ class Learner:
         return [p for p in self.policy.network.parameters() if p.requires_grad]
 
 
-def prepare_learner(config: Config, accelerator: Accelerator, needs_reference: bool | None = None) -> Learner:
+def prepare_learner(
+    config: Config, accelerator: Accelerator, needs_reference: bool | None = None, users: Users | None = None
+) -> Learner:
     """Load policy and reference, and wrap what accelerate wraps.
 
-    Without a word about `needs_reference`, a method that needs a reference gets one.
+    Without a word about `needs_reference`, a method that needs a reference gets one. `users` are those that the policy
+    is told.
     """
     if needs_reference is None:
         needs_reference = config.method.needs_reference
     with torch.random.fork_rng():
         torch.manual_seed(config.train.seed)  # an adapter's first factor is drawn from the global generator
         dtype, rate = DTYPES[config.train.dtype], config.data.fps
-        policy, reference = load(config.model, dtype, needs_reference, rate)
+        embedding = None if users is None else users.embedding
+        policy, reference = load(config.model, dtype, needs_reference, rate, embedding)
     policy.network.to(accelerator.device).train()
     if config.train.compile == "regional":
         policy.compile()

@@ -25,8 +25,10 @@ from diffpo.data.plan import Schedule
 from diffpo.data.records import Table
 from diffpo.data.segments import SegmentLabels
 from diffpo.data.splits import check_order, check_requires, load_splits
+from diffpo.data.users import RowUsers
 from diffpo.disk.published import published
 from diffpo.errors import UserError
+from diffpo.media.users import Users
 from diffpo.models.encoders import Encoders
 from diffpo.training.alerts import Alerts
 from diffpo.training.export import export
@@ -61,9 +63,10 @@ def train(config: Config, *, fresh: bool = False, push: str | None = None) -> Pa
         run_folder(config, accelerator, fresh=fresh) as folder,
     ):
         start_trackers(config, accelerator, folder)
-        plan, loader, held_out, encoders = prepare_data(config, accelerator)
+        users = None if config.data.users is None else Users.open(config.data.users)
+        plan, loader, held_out, encoders = prepare_data(config, accelerator, users)
         kept = find_kept(config, loader, held_out)
-        learner = prepare_learner(config, accelerator, is_asked(config, accelerator, kept))
+        learner = prepare_learner(config, accelerator, is_asked(config, accelerator, kept), users)
         keep(learner, kept)
         identity = {"pairs": loader.identity, "model": identify_model(config)}
         sampler = None
@@ -124,16 +127,19 @@ def due(every: int, done: int, config: Config) -> bool:
 
 
 def prepare_data(
-    config: Config, accelerator: Accelerator
+    config: Config, accelerator: Accelerator, users: Users | None = None
 ) -> tuple[Schedule, PairLoader, PairLoader | None, Encoders | None]:
-    """Read the tables and encode them; the encoders are let go unless something still needs them."""
+    """Read the tables and encode them; the encoders are let go unless something still needs them.
+
+    `users` are those that the policy is told.
+    """
     config.model.find_trained()
     splits = load_splits(config.data)
     tables = [splits.train]
     if splits.validation is not None and config.train.eval_every:
         tables.append(splits.validation)
     for table in tables:
-        check_requires(config.method.columns, table, config.method_name)
+        check_requires(config.method.columns | ({"user_id"} if users else set()), table, config.method_name)
         if not config.method.uses_preference:
             check_order(table, config.method_name)
     base = config.model.find()
@@ -149,10 +155,11 @@ def prepare_data(
         if config.method.reads_segments:
             held, fps = encoders.latent_frames, encodings.fps
             labels = SegmentLabels(table, frames, config.data, encoders.rule, held, fps)
-        dropout = config.data.caption_dropout if table is splits.train else 0.0
-        seed, sides = config.train.seed, config.method.sides
-        how = {"seed": seed, "caption_dropout": dropout, "draw": config.data.draw}
-        loaders.append(PairLoader(table, encodings, sides=sides, labels=labels, **how))
+        learned, sides = table is splits.train, config.method.sides
+        dropout = config.data.caption_dropout if learned else 0.0
+        how = {"seed": config.train.seed, "caption_dropout": dropout, "draw": config.data.draw}
+        whose = None if users is None else RowUsers(table, users, config.data.user_dropout if learned else None)
+        loaders.append(PairLoader(table, encodings, sides=sides, labels=labels, users=whose, **how))
     plan = Schedule(train.seed, loaders[0].groups, accelerator.num_processes, train.accumulate, train.batch)
     return plan, loaders[0], loaders[1] if len(loaders) > 1 else None, encoders if samples else None
 

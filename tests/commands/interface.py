@@ -74,7 +74,7 @@ def interface() -> dict[str, Any]:
     from diffpo.curate.weights import WEIGHTINGS
     from diffpo.data import SOURCES
     from diffpo.methods import METHODS
-    from diffpo.models.tuning import MODELS
+    from diffpo.models.tunings import MODELS
     from diffpo.scorers import SCORERS
 
     tables = {"model": MODELS, "method": METHODS, "data": SOURCES, "scorer": SCORERS}

@@ -32,7 +32,7 @@ from diffpo.media.folder import read_manifest
 from diffpo.media.frames import decode_clip
 from diffpo.models import family_of
 from diffpo.models.encoders import Encoders
-from diffpo.models.tuning import MODELS
+from diffpo.models.tunings import MODELS
 
 SHIFTS = (3.0, 5.0, 5.66, 7.0)
 ETAS = (0.65, 0.75, 0.8)

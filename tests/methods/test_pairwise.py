@@ -42,6 +42,7 @@ EQUAL = {
     "smpo": math.log(2),
     "dcpo": math.log(2),
     "densedpo": math.log(2),
+    "ppd": math.log(2),
     "cdpo": math.log(2),
     "rdpo": math.log(2),  # [(1 - e) log 2 - e log 2] / (1 - 2 e)
     "ipo": 25.0,  # (1 / (2 * 0.1))^2
@@ -170,6 +171,7 @@ def step(pipelines):
         METHODS["cdpo"](beta=50.0, label_smoothing=0.0),
         METHODS["rdpo"](beta=50.0, flip_rate=0.0),
         METHODS["densedpo"](beta=50.0),
+        METHODS["ppd"](beta=50.0),
     ],
     ids=lambda method: type(method).__name__,
 )

@@ -19,7 +19,8 @@ from diffpo.models import FAMILIES
 from diffpo.models.bases import find_base
 from diffpo.models.encoders import Encoders
 from diffpo.models.load import load, set_attention
-from diffpo.models.tuning import MODELS, Full
+from diffpo.models.tuning import Full
+from diffpo.models.tunings import MODELS
 
 
 @pytest.fixture

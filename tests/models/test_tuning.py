@@ -17,7 +17,7 @@ from diffpo.models.base import LORA_FILE
 from diffpo.models.bases import find_base
 from diffpo.models.finding import find_lora
 from diffpo.models.peft_folder import CONFIG_FILE, TENSORS_FILE
-from diffpo.models.tuning import MODELS
+from diffpo.models.tunings import MODELS
 
 
 def save(policy, folder, tuning: str, out, **more):

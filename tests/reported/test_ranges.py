@@ -27,7 +27,7 @@ from diffpo.data import SOURCES
 from diffpo.errors import UserError
 from diffpo.generation.generate import GenerateOptions
 from diffpo.methods import METHODS
-from diffpo.models.tuning import MODELS
+from diffpo.models.tunings import MODELS
 from diffpo.scorers import SCORERS
 
 TABLES = (MODELS, METHODS, SOURCES, SCORERS, CAPTIONERS, PERTURBERS, WEIGHTINGS)

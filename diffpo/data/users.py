@@ -1,0 +1,91 @@
+"""Whose pairs a table holds, for models that are told the user: each row gets states of its user's *other* pairs.
+
+A pair that any of its user's states were made of is a support pair, and is never learned from or judged: what it taught
+would be told beside it. Pairs are recognised by their prompts. Which draw of support pairs a row gets is drawn anew in
+every epoch.
+"""
+
+import logging
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffpo.core.types import Rng
+from diffpo.data.records import Table
+from diffpo.data.splits import normalise
+from diffpo.disk.tables import hash_file
+from diffpo.disk.weights import fingerprint
+from diffpo.errors import UserError
+from diffpo.media.users import NAMED, TABLE, Users
+
+log = logging.getLogger(__name__)
+
+
+class RowUsers:
+    """The column `user_id` of a table, turned into states when a batch asks for them."""
+
+    left_out: np.ndarray
+    """Rows that cannot be used, sorted."""
+
+    def __init__(self, table: Table, users: Users, dropout: float | None):
+        """Find the rows that can be used.
+
+        Args:
+            table: The pairs; it has the column `user_id`.
+            users: States of users.
+            dropout: Probability that a row gets the null user, for a table to learn from, whose rows of unseen users
+                are left out; None: the table is held out, and has neither.
+
+        Raises:
+            UserError: No row can be used.
+        """
+        self._table, self._users, self._dropout = table, users, dropout or 0.0
+        known = {name for name in users.draws if users.seen[name] or dropout is None}
+        names, prompts = table.column("user_id"), table.column("prompt")
+        support = {
+            name: {normalise(prompt) for row in rows for prompt in users.prompts[row]}
+            for name, rows in users.draws.items()
+        }
+        reasons = {
+            "have no user_id": [not name for name in names],
+            "are of users without states": [bool(name) and name not in users.draws for name in names],
+            "are of unseen users": [name in users.draws and name not in known for name in names],
+            "are support pairs of their user": [
+                name in known and normalise(prompt) in support.get(name, ())
+                for name, prompt in zip(names, prompts, strict=True)
+            ],
+        }
+        counts = {reason: sum(rows) for reason, rows in reasons.items()}
+        self.left_out = np.flatnonzero(np.any(list(reasons.values()), axis=0))
+        told = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
+        if strangers := sorted({str(name) for name in names if name and name not in users.draws}):
+            told += f" (users without states: {', '.join(strangers[:NAMED])}{', ...' if strangers[NAMED:] else ''})"
+        if len(self.left_out) == len(names):
+            raise UserError(
+                f"no row of {table.path} can be used with the users in {users.folder}: of {len(names)} rows {told}. "
+                "Give the folder that `diffpo data users` made of this table (data.users)"
+            )
+        if told:
+            log.warning(f"{table.path}: of {len(names)} rows {told}: they are left out.")
+
+    @property
+    def identity(self) -> str:
+        """Changes with the users' states."""
+        return f"{fingerprint(self._users.folder)} {hash_file(self._users.folder / TABLE).hex()}"
+
+    def states(self, rng: Rng) -> Tensor:
+        """States of the users of the rows of `rng`, `[b n d]` float32; zeros where the user is dropped."""
+        index = rng.index.tolist()
+        names = self._table.arrow("user_id", index).to_pylist()
+        drawn, dropped = rng.uniform("user").tolist(), (rng.uniform("user_dropout") < self._dropout).tolist()
+        return torch.stack(
+            [
+                self._users.nobody if drop else self._pick(name, u)
+                for name, u, drop in zip(names, drawn, dropped, strict=True)
+            ]
+        )
+
+    def _pick(self, name: str, u: float) -> Tensor:
+        draws = self._users.draws_of(name)
+        return self._users.states(draws[int(u * len(draws))])
