@@ -54,7 +54,7 @@ def draw_grid(columns: Sequence[str], rows: Sequence[Row], *, cell: int = 256) -
 
     text, small, gap = max(13, cell // 14), max(12, cell // 18), max(8, cell // 24)
     margin, frames = 2 * gap, min(FRAMES, max(len(each.clip.frames) for row in rows for each in row.cells))
-    column = frames * cell
+    column = frames * cell + (frames - 1) * _space(cell)
     headers = [_Text(header, column, text, bold=True) for header in columns]
     left, top = margin + cell + 2 * gap, margin + max(header.height for header in headers) + gap
     places = [left + i * (column + gap) for i in range(len(columns))]
@@ -102,14 +102,20 @@ def write_sheet(path: Path, sheet: Image) -> None:
 
 
 def _strip(clip: Clip, count: int, edge: int) -> Image:
-    """Frames side by side, each scaled to fit a square."""
+    """Frames side by side, each scaled to fit a square, with a little space between them."""
     from PIL import Image
 
     frames = [fit(frame, edge) for frame in clip.some(count)]
-    strip = Image.new("RGB", (sum(frame.width for frame in frames), frames[0].height))
+    step = frames[0].width + _space(edge)
+    strip = Image.new("RGB", (len(frames) * step - _space(edge), frames[0].height), PAPER)
     for i, frame in enumerate(frames):
-        strip.paste(frame, (i * frame.width, 0))
+        strip.paste(frame, (i * step, 0))
     return strip
+
+
+def _space(edge: int) -> int:
+    """Pixels between the frames of a clip."""
+    return max(1, edge // 64)
 
 
 class _Text:

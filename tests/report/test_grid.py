@@ -50,7 +50,7 @@ def test_random_prompts_are_stated_and_repeatable(folders, tmp_path):
 
 
 def test_a_clip_is_a_strip_of_frames(tmp_path):
-    """Seven frames: the first, the third, the fifth and the last one stand side by side, left to right."""
+    """Seven frames: the first, the third, the fifth and the last one stand side by side, a pixel apart."""
     shades = [20, 50, 80, 110, 140, 170, 200]
     clip = Clip(tuple(Image.new("RGB", (16, 16), (shade, 0, 0)) for shade in shades))
     (tmp_path / "clips").mkdir()
@@ -60,7 +60,9 @@ def test_a_clip_is_a_strip_of_frames(tmp_path):
     write_grid(tmp_path / "grid.png", [tmp_path / "clips"], cell=64)
     pixels = np.asarray(Image.open(tmp_path / "grid.png")).astype(int)
     centres = [np.argwhere((pixels == (shade, 0, 0)).all(-1)).mean(0)[1] for shade in (20, 80, 140, 200)]
-    np.testing.assert_allclose(np.diff(centres), 64, atol=1)
+    np.testing.assert_allclose(np.diff(centres), 65, atol=1)
+    edges = [np.argwhere((pixels == (shade, 0, 0)).all(-1))[:, 1] for shade in (20, 80)]
+    assert (pixels[40, edges[0].max() + 1 : edges[1].min()] == 255).all() and edges[1].min() - edges[0].max() == 2
     assert not (pixels == (50, 0, 0)).all(-1).any()
 
 

@@ -79,6 +79,7 @@ def test_a_report_of_clips(folders, tmp_path):
     assert len(shown) == 2 * (3 + 3), "three at random, three wins"
     assert {len(film(uri).frames) for uri in shown} == {4}
     assert html.count('class="player"') == 6 and html.count("How much these clips move was not scored") == 1
+    assert "A clip is compared with the other model's clip of the same prompt" in html and ">Clips of " not in html
 
 
 def test_motion_stands_beside_quality(folders, tmp_path):
