@@ -13,7 +13,8 @@ conditions and weights are random, architectures and sizes are real. (`shapes` a
 
 One update is what `diffpo train` does: `preference_step` with the same denoisers, the same reference
 (adapter off for LoRA, frozen copy for full tuning), accelerate's autocast and backward, clipping, the optimizer.
-Encoding happens before training and is not in it. Times are medians over `--steps` updates after `--warmup`:
+Encoding happens before training and is not in it. Pairs per second are over `--steps` updates after `--warmup`, of
+which each waits for the device once. Seconds by stage are medians; on a GPU, of its own time:
 
     data        stacking rows that lie in host memory, and their transfer
     noise       drawing times and noises row by row on the CPU, noising, or inverting
@@ -32,10 +33,12 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import statistics
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -63,6 +66,8 @@ from bench_report import STAGES, gains, memory_table, show  # noqa: E402
 from diffpo.core.step import preference_step  # noqa: E402
 from diffpo.core.types import DTYPES, Rng  # noqa: E402
 from diffpo.errors import UserError  # noqa: E402
+from diffpo.models import Denoiser  # noqa: E402
+from diffpo.models.reference import Reference  # noqa: E402
 from diffpo.models.tuning import LoRA, Tuning  # noqa: E402
 from diffpo.training.optimizers import make_optimizer  # noqa: E402
 
@@ -87,21 +92,18 @@ class Update:
         """Build the networks on the device, and the optimizer."""
         self.accelerator, self.clock = accelerator, Clock(accelerator.device)
         self.rows, self.method = case.rows(batch), make_method(method)
-        policy, reference = build(case, tuning, accelerator.device, frozen_dtype(tuning, options))
-        if options.compile:
-            policy.compile()
-            if reference.denoiser.network is not policy.network:
-                reference.denoiser.compile()
+        half = None if options.mixed_precision == "no" else DTYPES[HALF[options.mixed_precision]]
+        policy, reference = build(case, tuning, accelerator.device, frozen_dtype(tuning, options), half)
+        speed_up(policy, reference, options)
         trained = [p for p in policy.network.parameters() if p.requires_grad]
         policy.network, self.optimizer = accelerator.prepare(policy.network, make_optimizer(settings(options), trained))
         self.network = policy.network
         self.policy, self.reference = Timed(policy, self.clock), Timed(reference, self.clock)
 
-    def run(self, step: int) -> dict[str, float]:
-        """Do one update; returns seconds by stage, and `total` by the clock on the wall."""
+    def run(self, step: int) -> Lap:
+        """Do one update, which waits for the device once, as the loop does."""
         accelerator, mark = self.accelerator, self.clock.mark
-        self.clock.synchronize()
-        wall, start = time.perf_counter(), mark()
+        start = mark()
         batch = collate(self.rows, first=step * len(self.rows))
         with accelerator.autocast():
             moved = batch.to(accelerator.device, torch.float32)
@@ -109,23 +111,56 @@ class Update:
             output = preference_step(self.method, self.policy, self.reference, moved, Rng(0, 0, batch.index))
         accelerator.backward(output.loss.sum() / len(self.rows))
         backward = mark()
-        losses = output.loss.detach().cpu()
+        norm = accelerator.clip_grad_norm_(self.network.parameters(), 1.0)
+        losses, margins = output.loss.detach().cpu(), output.metrics["rewards/margins"].cpu()
         if not losses.isfinite().all():
             raise UserError("the loss is not finite: random weights overflow in this dtype; try another")
-        float(accelerator.clip_grad_norm_(self.network.parameters(), 1.0))
+        float(norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        end = mark()
+        return Lap(losses, margins, (start, transferred, self.reference.start, self.reference.end, backward, mark()))
+
+    def laps(self, steps: range, seconds: float = math.inf) -> tuple[list[Lap], float]:
+        """Do updates, at least one, until the time is up; returns them, and the seconds that each took on the wall."""
         self.clock.synchronize()
-        seconds = self.clock.seconds
-        return {
-            "data": seconds(start, transferred),
-            "noise": seconds(transferred, self.reference.start),
-            "reference": seconds(self.reference.start, self.reference.end),
-            "policy": seconds(self.reference.end, backward),
-            "optimizer": seconds(backward, end),
-            "total": time.perf_counter() - wall,
-        }
+        done, began = [], time.perf_counter()
+        for step in steps:
+            done.append(self.run(step))
+            if time.perf_counter() - began > seconds:
+                break
+        self.clock.synchronize()
+        return done, (time.perf_counter() - began) / len(done)
+
+    def stages(self, laps: list[Lap]) -> dict[str, float]:
+        """Median seconds by stage."""
+        found = {}
+        for number, stage in enumerate(STAGES):
+            found[stage] = statistics.median(self.clock.seconds(*lap.marks[number : number + 2]) for lap in laps)
+        return found
+
+
+@dataclass(frozen=True)
+class Lap:
+    """What is known of one update."""
+
+    losses: torch.Tensor
+    margins: torch.Tensor
+    """`[b]` logits."""
+    marks: tuple[Any, ...]
+    """Points in time that begin and end the stages."""
+
+
+def speed_up(policy: Denoiser, reference: Reference, options: argparse.Namespace) -> None:
+    """Lay out and compile both, as the trainer does."""
+    if options.device == "cuda" and options.mixed_precision != "no":
+        torch.set_float32_matmul_precision("high")
+    wanted = options.device == "cuda" and bool(options.compile)
+    last = policy.convolutional and (wanted if options.channels_last is None else options.channels_last)
+    for denoiser in (policy, reference.denoiser):
+        if last:
+            denoiser.put_channels_last()
+        if options.compile and (denoiser is policy or denoiser.network is not policy.network):
+            denoiser.compile(options.compile)
 
 
 def settings(options: argparse.Namespace) -> Any:
@@ -165,7 +200,10 @@ def measure(
     try:
         update = Update(case, tuning, method, batch, options, accelerator)
         forget_peak(device)
-        laps = [update.run(step) for step in range(options.warmup + options.steps)][options.warmup :]
+        if options.warmup:
+            update.laps(range(options.warmup))
+        laps, total = update.laps(range(options.warmup, options.warmup + options.steps))
+        seconds = update.stages(laps) | {"total": total}
     except UserError as error:
         print(f"bench: {error}", file=sys.stderr)
         return result | {"status": "error", "message": str(error)}
@@ -178,7 +216,6 @@ def measure(
         if options.compile:
             torch.compiler.reset()
     result |= {"status": "ok", "peak_gib": peak_memory(device)}
-    seconds = {name: statistics.median(lap[name] for lap in laps) for name in (*STAGES, "total")}
     return result | {"seconds": seconds, "pairs_per_second": batch / seconds["total"]}
 
 
@@ -229,7 +266,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--mixed-precision", choices=tuple(HALF), help="default: bf16 on a GPU, no on a CPU")
     parser.add_argument("--frozen-dtype", choices=tuple(DTYPES), help="default: half for LoRA, float32 for full")
     parser.add_argument("--attention", default="native", help="as in model.attention")
-    parser.add_argument("--compile", action="store_true", help="as train.compile: regional")
+    parser.add_argument(
+        "--compile", nargs="?", const="regional", choices=("regional", "whole"), help="as train.compile"
+    )
+    parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction, help="as train.channels_last")
     parser.add_argument("--gradient-checkpointing", action="store_true")
     parser.add_argument("--optimizer", choices=tuple(STATE_BYTES), default="adamw")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is one")

@@ -200,7 +200,9 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def build(case: Case, tuning: Tuning, device: torch.device | str, frozen: torch.dtype) -> tuple[Denoiser, Reference]:
+def build(
+    case: Case, tuning: Tuning, device: torch.device | str, frozen: torch.dtype, autocast: torch.dtype | None = None
+) -> tuple[Denoiser, Reference]:
     """Make policy and reference as `diffpo.models.load.load` does, with random weights made on `device`.
 
     Args:
@@ -208,6 +210,7 @@ def build(case: Case, tuning: Tuning, device: torch.device | str, frozen: torch.
         tuning: What of it is trained, in float32.
         device: Where it is made.
         frozen: Dtype of frozen weights.
+        autocast: What autocast makes of products; None: there is no autocast.
     """
     family = FAMILIES[case.family]
     with default_dtype(frozen), torch.device(device):
@@ -220,7 +223,7 @@ def build(case: Case, tuning: Tuning, device: torch.device | str, frozen: torch.
     set_attention(network, tuning.attention)
     policy = family(network, family.make_process(dict(case.scheduler), Time()))
     policy.network.train()
-    return policy, tuning.reference(policy, frozen)
+    return policy, tuning.reference(policy, frozen, autocast)
 
 
 def collate(rows: list[dict[str, Tensor]], first: int) -> PairBatch:

@@ -227,13 +227,15 @@ def swapped(batch: PairBatch) -> PairBatch:
     return replace(batch, latent=batch.latent.swapped(), cond=batch.cond.swapped())
 
 
-def make(folder, tuning: str, precision: torch.dtype = torch.float32, **more) -> tuple[Denoiser, Reference]:
+def make(
+    folder, tuning: str, precision: torch.dtype = torch.float32, *, autocast: torch.dtype | None = None, **more
+) -> tuple[Denoiser, Reference]:
     """Policy and reference of the pipeline in `folder`; an adapter starts from the same numbers every time."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         more = {"rank": 2, **more} if tuning == "lora" else more
         more = {"expert": "high", **more} if find_base(str(folder)).family.experts else more
-        return load(MODELS[tuning](path=str(folder), **more), precision, True, embedding=EMBEDDING)
+        return load(MODELS[tuning](path=str(folder), **more), precision, True, embedding=EMBEDDING, autocast=autocast)
 
 
 def move(network: torch.nn.Module, scale: float = 0.03) -> None:

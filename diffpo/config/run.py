@@ -11,6 +11,7 @@ from diffpo.data.records import Source
 from diffpo.errors import ConfigError
 from diffpo.generation.settings import Sampler
 from diffpo.methods import METHODS, Method
+from diffpo.models.compiling import Compile
 from diffpo.models.tuning import Tuning
 from diffpo.models.tunings import MODELS
 
@@ -55,8 +56,12 @@ class Train(Block):
     """Dtype of trained weights and of the step's arithmetic."""
     ema: Sharing = 0.0
     """Decay of an average of the weights, which is then sampled and exported; 0 keeps none."""
-    compile: Literal["regional"] | None = None
-    """Compile the network's repeated blocks with torch.compile."""
+    compile: Compile | None = None
+    """Compile with torch.compile: the network's repeated blocks, each kind once (`regional`), or the network in one
+    piece (`whole`: a little faster, for minutes of compiling). What cannot be compiled is named in the log."""
+    channels_last: bool | None = None
+    """Let images lie in memory with their channels last on their way through a network of convolutions. Default: on a
+    GPU where it is compiled."""
     split_forward: bool = False
     """One forward per side of the pairs, for models of which only one row fits."""
     checkpoint_every: Count = 100

@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 from torch import Tensor
 
 from diffpo.core.process import NoiseProcess
-from diffpo.core.types import Condition, Noised, Pair, Rng
+from diffpo.core.types import Condition, Noised, Pair, Rng, moved_to
 
 NoiseSharing = Literal["shared", "independent"]
 """Whether the two sides of a pair get the same random noise."""
@@ -43,9 +43,9 @@ def random_noise(
     shape = next(x for x in latent if x is not None).shape[1:]
     if noise == "shared":
         eps = rng.normal(shape, "noise")
-        return latent.map(lambda x0: noised_at(process, x0, eps.to(x0), t))
+        return latent.map(lambda x0: noised_at(process, x0, moved_to(eps, x0), t))
     sides = zip(("chosen", "rejected"), latent, strict=True)
-    return Pair(*(noised_at(process, x0, rng.normal(shape, f"noise/{side}").to(x0), t) for side, x0 in sides))
+    return Pair(*(noised_at(process, x0, moved_to(rng.normal(shape, f"noise/{side}"), x0), t) for side, x0 in sides))
 
 
 def noised_at(process: NoiseProcess, x0: Tensor, eps: Tensor, t: Tensor) -> Noised:

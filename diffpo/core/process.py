@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from diffpo.core.block import Block, Finite, Fraction, Positive
-from diffpo.core.types import Rng
+from diffpo.core.types import Rng, moved_to
 from diffpo.errors import ConfigError
 
 Prediction = Literal["eps", "v", "flow"]
@@ -61,7 +61,7 @@ def draw(time: Time, uniform: Tensor, density: str) -> Tensor:
 
 def expand(x: Tensor, like: Tensor) -> Tensor:
     """Shape `[b]` as `[b 1 ... 1]`, with the device and dtype of `like` `[b ...]`."""
-    return x.to(like).reshape(-1, *[1] * (like.ndim - 1))
+    return moved_to(x, like).reshape(-1, *[1] * (like.ndim - 1))
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from diffpo.core.method import Method
 from diffpo.core.noising import Predictor
-from diffpo.core.types import Condition, Denoised, Judged, Noised, Pair, PairBatch, Rng, StepOutput
+from diffpo.core.types import Condition, Denoised, Judged, Noised, Pair, PairBatch, Rng, StepOutput, moved_to
 
 
 def preference_step(
@@ -42,7 +42,7 @@ def preference_step(
         with torch.no_grad():
             judged = denoise(reference, noised, batch.cond, split_forward)
     output = method.loss(denoise(policy, noised, batch.cond, split_forward), judged, batch)
-    loss = output.loss if batch.weight is None else output.loss * batch.weight.to(output.loss)
+    loss = output.loss if batch.weight is None else output.loss * moved_to(batch.weight, output.loss)
     return StepOutput(loss, output.metrics | {"time": policy.process.relative(t)})
 
 

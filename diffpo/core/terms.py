@@ -24,7 +24,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
-from diffpo.core.types import Denoised, Judged, Pair, PairBatch
+from diffpo.core.types import Denoised, Judged, Pair, PairBatch, moved, moved_to
 
 Dense = Literal["frame", "segment", "joint"]
 Answer = TypeVar("Answer", Denoised, Judged)
@@ -43,7 +43,7 @@ class Terms:
 
     def mean(self, frames: Tensor) -> Tensor:
         """Average values of frames `[b f]` over each term's frames, `[k]`."""
-        return (self.weight.to(frames) * frames[self.row.to(frames.device)]).sum(1)
+        return (moved_to(self.weight, frames) * frames[moved(self.row, frames.device)]).sum(1)
 
     def sum(self, values: Tensor, rows: int) -> Tensor:
         """Sum values of terms `[k ...]` over each row's terms, `[b ...]`; a row without terms gets zero.

@@ -21,6 +21,22 @@ DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in get_arg
 
 T = TypeVar("T")
 U = TypeVar("U")
+STAGED = 2**16
+"""Bytes that CUDA copies at once from any memory; more must be pinned, or the copy waits for what the GPU is doing."""
+
+
+def moved(x: Tensor, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor:
+    """Move to `device` and `dtype`, without waiting for a GPU: it copies when it gets there, while the CPU goes on."""
+    device, dtype = torch.device(device), x.dtype if dtype is None else dtype
+    if device.type != "cuda" or x.device.type != "cpu":
+        return x.to(device, dtype)
+    x = x.to(dtype)
+    return (x.pin_memory() if x.nbytes > STAGED else x).to(device, non_blocking=True)
+
+
+def moved_to(x: Tensor, like: Tensor) -> Tensor:
+    """Move to the device and dtype of another tensor, as `moved` does."""
+    return moved(x, like.device, like.dtype)
 
 
 @dataclass(frozen=True)
@@ -76,7 +92,7 @@ class Condition:
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Condition:
         """Move to `device`; floating tensors also to `dtype`. Sizes and masks are integers and stay so."""
-        return self.map(lambda x: x.to(device, dtype if x.is_floating_point() else x.dtype))
+        return self.map(lambda x: moved(x, device, dtype if x.is_floating_point() else x.dtype))
 
     @staticmethod
     def cat(parts: Sequence[Condition]) -> Condition:
@@ -147,16 +163,22 @@ class PairBatch:
         `index` stays on the CPU, where the random draws are made, and so do the labels: which terms and which branches
         of a loss there are is decided without waiting for the device.
         """
+        there: dict[int, Tensor] = {}  # what both sides share is moved once
 
-        def move(sides: Pair[Tensor] | None) -> Pair[Tensor] | None:
-            return None if sides is None else sides.map(lambda x: x.to(device, dtype))
+        def move(x: Tensor) -> Tensor:
+            if id(x) not in there:
+                there[id(x)] = moved(x, device, dtype if x.is_floating_point() else x.dtype)
+            return there[id(x)]
+
+        def sides(each: Pair[Tensor] | None) -> Pair[Tensor] | None:
+            return None if each is None else each.map(move)
 
         return replace(
             self,
-            latent=self.latent.map(lambda x: x.to(device, dtype)),
-            cond=self.cond.map(lambda c: c.to(device, dtype)),
-            trajectory=move(self.trajectory),
-            reference_error=move(self.reference_error),
+            latent=self.latent.map(move),
+            cond=self.cond.map(lambda c: c.map(move)),
+            trajectory=sides(self.trajectory),
+            reference_error=sides(self.reference_error),
         )
 
 
@@ -201,7 +223,7 @@ class Denoised:
 
     def mixed(self, other: Denoised, there: Tensor) -> Denoised:
         """Take the frames of `other` where `there` `[b f]` is true."""
-        where = there.to(self.prediction.device)[:, None, :, None, None]
+        where = moved(there, self.prediction.device)[:, None, :, None, None]
         z = torch.where(where, other.noised.z, self.noised.z)
         target = torch.where(where, other.noised.target, self.noised.target)
         prediction = torch.where(where, other.prediction, self.prediction)
@@ -217,7 +239,7 @@ class Judged:
 
     def mixed(self, other: Judged, there: Tensor) -> Judged:
         """Take the frames of `other` where `there` `[b f]` is true."""
-        return Judged(torch.where(there.to(self.error.device), other.error, self.error))
+        return Judged(torch.where(moved(there, self.error.device), other.error, self.error))
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from diffpo.core.method import Method
 from diffpo.core.noising import NoiseSharing, Predictor, random_noise
 from diffpo.core.process import NoiseProcess
 from diffpo.core.terms import Dense, Terms, better_first, labelled_frames, whole_rows
-from diffpo.core.types import Denoised, Judged, Noised, Pair, PairBatch, Rng, StepOutput
+from diffpo.core.types import Denoised, Judged, Noised, Pair, PairBatch, Rng, StepOutput, moved, moved_to
 from diffpo.errors import ConfigError
 
 NO_REFERENCE = "the loop builds a reference for every method that needs one"
@@ -65,7 +65,7 @@ class Answers:
         """The terms at the positions `which`, `[n]`, on the CPU."""
         if len(which) == len(self.terms.row):
             return self
-        there = which.to(self.error.chosen.device)
+        there = moved(which, self.error.chosen.device)
         return replace(
             self,
             terms=self.terms.take(which),
@@ -198,7 +198,7 @@ class TwoSidedMethod(Method):
         loss = self.compare(taken if self.guard is None else safeguard(taken, self.guard))
         if self.sft_weight:
             loss = loss + self.sft_weight * taken.error.chosen
-        return loss.new_zeros(len(p)).index_add(0, which.to(loss.device), p[which].to(loss) * loss)
+        return loss.new_zeros(len(p)).index_add(0, moved(which, loss.device), moved_to(p[which], loss) * loss)
 
     def _metrics(self, answers: Answers) -> dict[str, Tensor]:
         rewards, u = self.rewards(answers), self.logit(answers)
@@ -276,4 +276,4 @@ class PairwiseMethod(TwoSidedMethod):
         if self.flow_weight == "constant":
             return values
         alpha = answers.policy.chosen.noised.alpha.cpu()[answers.terms.row]
-        return alpha.square().to(values) * values
+        return moved_to(alpha.square(), values) * values

@@ -22,6 +22,7 @@ class AnimateDiff(UNet):
 
     pipelines = ("AnimateDiffPipeline",)
     text_attention = None  # its network repeats the text for every frame
+    convolutional = False  # its images are frames of clips, in five dimensions
     most_frames = 32  # what published motion modules know positions of
     usual_frames = 16  # the pipeline's default, at 8 frames per second
     fps = 8.0

@@ -22,7 +22,8 @@ from diffpo.core.segments import causal_frames
 from diffpo.core.types import Condition
 from diffpo.errors import UserError
 from diffpo.media.footage import FrameRule
-from diffpo.models.networks import compile_blocks, largest_among_shards
+from diffpo.models.compiling import Compile, compile_modules
+from diffpo.models.networks import channels_last, largest_among_shards
 from diffpo.models.peft_folder import load_peft_folder, save_peft_folder
 from diffpo.models.user_adapter import TextAttention, user_adapter
 
@@ -86,6 +87,8 @@ class Denoiser(ABC):
     """Modules that a LoRA adapts unless the config names others."""
     blocks: ClassVar[tuple[str, ...]]
     """Classes of the network's repeated blocks: what regional compilation compiles."""
+    convolutional: ClassVar[bool] = False
+    """Whether the network is one of convolutions over images `[b c h w]`, which may lie with their channels last."""
     patch: ClassVar[int] = 1
     """Latent sides must be divisible by this."""
     latent_channels: ClassVar[Width] = Width("latent channels", {"vae": "latent_channels"}, itemgetter("in_channels"))
@@ -130,6 +133,8 @@ class Denoiser(ABC):
         self.adapter = user_adapter(network)
         self.dtype: torch.dtype = network.dtype
         """Of the network's weights, but for the few that diffusers keeps in float32: what its inputs are cast to."""
+        self.layout: torch.memory_format = torch.contiguous_format
+        """How images `[b c h w]` lie in memory on their way through the network."""
 
     def over(self, network: Any) -> Self:
         """The same over another network of the family."""
@@ -323,9 +328,21 @@ class Denoiser(ABC):
             return load_peft_folder(network, path, adapter)
         network.load_lora_adapter(path.parent, weight_name=path.name, prefix=component, adapter_name=adapter)
 
-    def compile(self) -> None:
-        """Compile the repeated blocks in place: blocks of one class, size and input share a graph."""
-        compile_blocks(self.network, self.blocks)
+    def regions(self) -> list[nn.Module]:
+        """List the parts of the network that regional compilation compiles; none lies in another one."""
+        return [module for module in self.network.modules() if type(module).__name__ in self.blocks]
+
+    def compile(self, what: Compile, kept: Path | None = None) -> None:
+        """Compile the network in place, or its repeated blocks: those of one class, size and input share a graph.
+
+        Torch keeps what it compiles in the folder `kept`, where one is given.
+        """
+        compile_modules([self.network] if what == "whole" else self.regions(), self.layout, kept)
+
+    def put_channels_last(self) -> None:
+        """Let images and frozen weights lie in memory with their channels last; call it before `compile`."""
+        self.layout = torch.channels_last
+        channels_last(self.network)
 
     def lockstep(self, n: int) -> int:
         """Return the largest n over the processes among which the network is sharded, or n where it is whole.

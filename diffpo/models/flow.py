@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from diffpo.core.process import FlowProcess, NoiseProcess, Time
+from diffpo.core.types import moved
 from diffpo.errors import UserError
 from diffpo.models.base import Denoiser
 
@@ -61,7 +62,7 @@ class Flow(Denoiser):
 
     def told(self, t: Tensor, z: Tensor) -> Tensor:
         """The time `[b]` in the network's unit, in float32 at least: half precision would move it."""
-        return (self.unit * t).to(z.device, torch.promote_types(self.dtype, torch.float32))
+        return moved(self.unit * t, z.device, torch.promote_types(self.dtype, torch.float32))
 
     def told_guidance(self, z: Tensor) -> Tensor | None:
         """The guidance `[b]` that a distilled network is told, in its unit; None for another one."""

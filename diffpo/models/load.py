@@ -21,11 +21,20 @@ def load(
     needs_reference: bool,
     rate: float | None = None,
     embedding: Embedding | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    autocast: torch.dtype | None = None,
 ) -> tuple[Denoiser, Reference | None]:
     """Load the policy, whose trained weights get `dtype`, and its reference, if one is needed.
 
-    `rate` is how many frames per second clips have, where that is not what the family was made for; `embedding` says
-    what users' states are, for a policy that is told the user.
+    Args:
+        tuning: What is loaded and trained.
+        dtype: Of trained weights.
+        needs_reference: Whether to make one.
+        rate: Frames per second of clips, where that is not what the family was made for.
+        embedding: What users' states are, for a policy that is told the user.
+        device: Where both go; the reference is copied there.
+        autocast: What autocast makes of products; None: there is no autocast.
 
     Raises:
         UserError: Files are missing or broken, or a setting does not fit the model.
@@ -43,8 +52,9 @@ def load(
     if tuning.gradient_checkpointing:
         network.enable_gradient_checkpointing(checkpointing(network))
     set_attention(network, tuning.attention)
+    network.to(device)
     policy = family(network, process, 1.0 if tuning.guidance is None else tuning.guidance, rate)
-    return policy, tuning.reference(policy, frozen) if needs_reference else None
+    return policy, tuning.reference(policy, frozen, autocast) if needs_reference else None
 
 
 def set_attention(network: Any, name: str) -> None:

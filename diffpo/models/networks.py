@@ -1,9 +1,7 @@
-"""What is done to networks of any family: casting, compiling, counting calls of sharded ones."""
+"""What is done to networks of any family: casting, memory layout, counting calls of sharded ones."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -21,6 +19,30 @@ def cast(network: Any, dtype: torch.dtype) -> None:
             value.data = value.data.to(torch.promote_types(dtype, torch.float32) if whole else dtype)
 
 
+def halve_products(network: Any, dtype: torch.dtype) -> None:
+    """Store the weights of linear layers and convolutions of a frozen network in half precision, in place.
+
+    Under autocast to `dtype` they are rounded to it in every call, so that all answers stay the same to the last bit.
+    Norms and tables are used as they are, and keep their dtype; so does what diffusers keeps in float32.
+    """
+    kept = network._keep_in_fp32_modules or ()
+    for name, module in network.named_modules():
+        whole = any(part in name for part in kept)
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) and not whole:
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.to(dtype)
+
+
+def channels_last(network: nn.Module) -> None:
+    """Let the frozen weights of convolutions lie in memory with their channels last, in place.
+
+    Those that are trained stay as they are: an optimizer and its checkpoints know nothing of it.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and not module.weight.requires_grad:
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+
+
 def largest_among_shards(network: nn.Module, n: int) -> int:
     """Return the largest n over the processes among which a network is sharded, or n where it is whole."""
     parameter = next(network.parameters())
@@ -29,28 +51,3 @@ def largest_among_shards(network: nn.Module, n: int) -> int:
     most = torch.tensor(n, device=parameter.device)
     torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
     return int(most)
-
-
-GRAPHS = 512
-"""Graphs that torch may keep for a class of blocks: more than any network has kinds of blocks, times batch sizes."""
-
-
-def _with_room(compiled: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call a compiled block where torch keeps enough graphs.
-
-    All blocks of a class share one code object, for which torch keeps 8 graphs; what needs a ninth it runs uncompiled,
-    for good. A UNet has more kinds of blocks than that. The limit belongs to the thread, and gradient checkpointing
-    recomputes in threads of its own, so it is raised where the block is called.
-    """
-    config = torch._dynamo.config
-    if config.cache_size_limit < GRAPHS:
-        config.cache_size_limit = config.accumulated_cache_size_limit = GRAPHS
-    return compiled(*args, **kwargs)
-
-
-def compile_blocks(network: nn.Module, kinds: Sequence[str]) -> None:
-    """Compile the blocks of some classes in place."""
-    for module in network.modules():
-        if type(module).__name__ in kinds:
-            module.compile()
-            module._compiled_call_impl = partial(_with_room, module._compiled_call_impl)

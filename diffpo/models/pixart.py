@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from diffpo.core.types import Condition
+from diffpo.core.types import Condition, moved
 from diffpo.models.base import Denoiser, Width, discrete_process, images_only
 from diffpo.models.user_adapter import TextAttention
 
@@ -30,7 +30,7 @@ class PixArt(Denoiser):
 
     def answer(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
         assert cond.mask is not None, "PixArt conditions carry a mask: T5's padding is not attended to"
-        t, text, mask = t.to(z.device), cond.text.to(self.dtype), cond.mask.to(z.device)
+        t, text, mask = moved(t, z.device), cond.text.to(self.dtype), cond.mask.to(z.device)
         sizes = self.sizes(cond)
         return images_only(
             lambda x: self.network(

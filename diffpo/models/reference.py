@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from diffpo.core.process import NoiseProcess
 from diffpo.core.types import Condition
 from diffpo.models.base import Denoiser
-from diffpo.models.networks import cast
+from diffpo.models.networks import cast, halve_products
 
 REFERENCE_ADAPTER = "reference"
 
@@ -54,11 +54,17 @@ class AdapterReference(Reference):
             return super().predict(z, t, cond)
 
 
-def frozen_copy(policy: Denoiser, dtype: torch.dtype) -> Reference:
-    """Copy the policy's network, in `dtype`, before it learns anything."""
+def frozen_copy(policy: Denoiser, dtype: torch.dtype, autocast: torch.dtype | None = None) -> Reference:
+    """Copy the policy's network, in `dtype`, before it learns anything.
+
+    What autocast would round to its own dtype in every call is rounded once; the answers are the same.
+    """
     network = copy.deepcopy(policy.network).requires_grad_(False).eval()
     cast(network, dtype)
-    return Reference(policy.over(network))
+    denoiser = policy.over(network)  # its inputs keep `dtype`
+    if autocast is not None and dtype == torch.float32:
+        halve_products(network, autocast)
+    return Reference(denoiser)
 
 
 @contextmanager

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffpo.core.types import Condition
-from diffpo.models.base import Width, images_only
+from diffpo.core.types import Condition, moved
+from diffpo.models.base import Width
 from diffpo.models.unet import UNet
 
 
@@ -32,13 +32,11 @@ class SDXL(UNet):
     def answer(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """See `Denoiser.predict`; `cond.extra["size"]` `[b 6]` is SDXL's `time_ids`, in its own order."""
         assert cond.pooled is not None, "SDXL conditions carry a pooled text state"
-        t, text = t.to(z.device), cond.text.to(self.dtype)
+        t, text = moved(t, z.device), cond.text.to(self.dtype)
         # float32 at least: half precision rounds sizes above 2048
         size = cond.extra["size"].to(z.device, torch.promote_types(self.dtype, torch.float32))
         added = {"text_embeds": cond.pooled.to(self.dtype), "time_ids": size}
-        return images_only(
-            lambda x: self.network(x, t, text, added_cond_kwargs=added, return_dict=False)[0], z.to(self.dtype)
-        )
+        return self.ask(lambda x: self.network(x, t, text, added_cond_kwargs=added, return_dict=False)[0], z)
 
     @staticmethod
     def encode_prompt(pipeline: Any, prompt: str, network: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -111,8 +111,14 @@ class Tuning(Block, ABC):
         """
 
     @abstractmethod
-    def reference(self, policy: Denoiser, dtype: torch.dtype) -> Reference:
-        """Make the frozen reference from the prepared policy; frozen weights of its own have `dtype`."""
+    def reference(self, policy: Denoiser, dtype: torch.dtype, autocast: torch.dtype | None = None) -> Reference:
+        """Make the frozen reference from the prepared policy.
+
+        Args:
+            policy: What it is made of.
+            dtype: Of frozen weights of its own.
+            autocast: What autocast makes of products while it is asked; None: there is no autocast.
+        """
 
     @abstractmethod
     def save(self, folder: Path, base: BaseModel, network: Any, weights: dict[str, Tensor]) -> None:
@@ -164,8 +170,8 @@ class Full(Tuning):
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(not name.startswith(family.unheard(network.config)))
 
-    def reference(self, policy: Denoiser, dtype: torch.dtype) -> Reference:
-        return frozen_copy(policy, dtype)
+    def reference(self, policy: Denoiser, dtype: torch.dtype, autocast: torch.dtype | None = None) -> Reference:
+        return frozen_copy(policy, dtype, autocast)
 
     def save(self, folder: Path, base: BaseModel, network: Any, weights: dict[str, Tensor]) -> None:
         """Write a network folder: `from_pretrained(folder / component)`."""
@@ -228,7 +234,7 @@ class LoRA(Tuning):
             trained = ".lora_" in name and f".{REFERENCE_ADAPTER}." not in name and not name.startswith(unheard)
             parameter.requires_grad_(trained)
 
-    def reference(self, policy: Denoiser, dtype: torch.dtype) -> Reference:
+    def reference(self, policy: Denoiser, dtype: torch.dtype, autocast: torch.dtype | None = None) -> Reference:
         return AdapterReference(policy)
 
     def save(self, folder: Path, base: BaseModel, network: Any, weights: dict[str, Tensor]) -> None:

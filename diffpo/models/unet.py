@@ -1,13 +1,16 @@
 """Stable Diffusion 1.x and 2.x: a UNet with text cross-attention, epsilon or v, integer times."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from diffpo.core.types import Condition
+from diffpo.core.types import Condition, moved
 from diffpo.models.base import Denoiser, Width, discrete_process, images_only
 from diffpo.models.user_adapter import TextAttention
+
+STACK = "Transformer2DModel"
+"""What diffusers calls the transformers that stand between two blocks of convolutions."""
 
 
 class UNet(Denoiser):
@@ -17,6 +20,7 @@ class UNet(Denoiser):
     components = ("unet",)
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
     blocks = ("BasicTransformerBlock", "ResnetBlock2D")
+    convolutional = True
     widths = (
         Width(
             "text width",
@@ -29,8 +33,18 @@ class UNet(Denoiser):
     make_process = staticmethod(discrete_process)
 
     def answer(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        t, text = t.to(z.device), cond.text.to(self.dtype)
-        return images_only(lambda x: self.network(x, t, text, return_dict=False)[0], z.to(self.dtype))
+        t, text = moved(t, z.device), cond.text.to(self.dtype)
+        return self.ask(lambda x: self.network(x, t, text, return_dict=False)[0], z)
+
+    def ask(self, network: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+        """Ask a network of images `[b c h w]`, in its dtype and layout, about latents `[b c 1 h w]`."""
+        return images_only(lambda x: network(x.contiguous(memory_format=self.layout)), z.to(self.dtype))
+
+    def regions(self) -> list[nn.Module]:
+        """Take a stack of one transformer as a whole, with the norm and the projections around it."""
+        shallow = [m for m in self.network.modules() if type(m).__name__ == STACK and len(m.transformer_blocks) == 1]
+        inside = {id(block) for stack in shallow for block in stack.modules()}
+        return shallow + [region for region in super().regions() if id(region) not in inside]
 
     @staticmethod
     def encode_prompt(pipeline: Any, prompt: str, network: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from diffpo.config.run import Config
 from diffpo.core.types import DTYPES
+from diffpo.disk.rows import cache_home
 from diffpo.errors import UserError
 from diffpo.media.users import Users
 from diffpo.models.base import Denoiser
@@ -45,6 +46,10 @@ class Learner:
         return [p for p in self.policy.network.parameters() if p.requires_grad]
 
 
+HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
+"""What autocast makes of products, by the name of the mixed precision."""
+
+
 def prepare_learner(
     config: Config, accelerator: Accelerator, needs_reference: bool | None = None, users: Users | None = None
 ) -> Learner:
@@ -55,28 +60,42 @@ def prepare_learner(
     """
     if needs_reference is None:
         needs_reference = config.method.needs_reference
+    train, device, autocast = config.train, accelerator.device, HALF.get(config.train.mixed_precision)
     with torch.random.fork_rng():
-        torch.manual_seed(config.train.seed)  # an adapter's first factor is drawn from the global generator
-        dtype, rate = DTYPES[config.train.dtype], config.data.fps
+        torch.manual_seed(train.seed)  # an adapter's first factor is drawn from the global generator
+        dtype, rate = DTYPES[train.dtype], config.data.fps
         embedding = None if users is None else users.embedding
-        policy, reference = load(config.model, dtype, needs_reference, rate, embedding)
-    policy.network.to(accelerator.device).train()
-    if config.train.compile == "regional":
-        policy.compile()
-    optimizer = make_optimizer(config.train, [p for p in policy.network.parameters() if p.requires_grad])
+        policy, reference = load(
+            config.model, dtype, needs_reference, rate, embedding, device=device, autocast=autocast
+        )
+    policy.network.train()
     bare = policy.network
+    own = reference is not None and reference.denoiser.network is not bare  # a network of the reference's own
+    speed_up(policy, config, accelerator)
+    optimizer = make_optimizer(train, [p for p in bare.parameters() if p.requires_grad])
     policy.network, optimizer = accelerator.prepare(bare, optimizer)
-    if reference is not None and reference.denoiser.network is not bare:  # its own network goes where the policy's is
-        reference.denoiser.network.to(accelerator.device)
-        if config.train.compile == "regional":
-            reference.denoiser.compile()
+    if reference is not None and own:
+        speed_up(reference.denoiser, config, accelerator)
         if accelerator.is_fsdp2:
             from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 
             reference.denoiser.network = fsdp2_prepare_model(accelerator, reference.denoiser.network)
-    schedule = make_schedule(config.train, optimizer.optimizer)
-    average = Average(policy.network, config.train.ema) if config.train.ema else None
+    elif reference is not None:
+        reference.denoiser.layout = policy.layout
+    schedule = make_schedule(train, optimizer.optimizer)
+    average = Average(policy.network, train.ema) if train.ema else None
     return Learner(config, accelerator, policy, reference, optimizer, schedule, average)
+
+
+def speed_up(denoiser: Denoiser, config: Config, accelerator: Accelerator) -> None:
+    """Lay a network out and compile it, as the config says."""
+    train, wanted = config.train, config.train.channels_last
+    if wanted is None:
+        wanted = accelerator.device.type == "cuda" and train.compile is not None
+    if wanted and denoiser.convolutional and not accelerator.is_fsdp2:  # which shards no weights that lie otherwise
+        denoiser.put_channels_last()
+    if train.compile is not None:
+        denoiser.compile(train.compile, cache_home(config.data.cache_dir) / "compiled")
 
 
 def identify_model(config: Config) -> list[str]:

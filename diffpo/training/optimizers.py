@@ -20,12 +20,9 @@ def make_optimizer(train: Train, parameters: list[nn.Parameter]) -> Optimizer:
     """Make the optimizer that the config names."""
     betas, lr, decay = (train.adam_beta1, train.adam_beta2), train.learning_rate, train.weight_decay
     if train.optimizer == "adafactor":
-        ensure_torchvision()
-        from transformers.optimization import Adafactor
+        from diffpo.training.adafactor import ForeachAdafactor
 
-        # as the Diffusion-DPO authors set it for SDXL: the learning rate is the config's, not the optimizer's own
-        fixed = {"scale_parameter": False, "relative_step": False, "warmup_init": False, "clip_threshold": 1.0}
-        return Adafactor(parameters, lr=lr, weight_decay=decay, **fixed)
+        return ForeachAdafactor(parameters, lr=lr, weight_decay=decay)
     if train.optimizer == "adamw8bit":
         try:
             from bitsandbytes.optim import AdamW8bit

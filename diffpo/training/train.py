@@ -11,13 +11,13 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from diffpo.config.run import Config
 from diffpo.core.step import preference_step
-from diffpo.core.types import DTYPES, PairBatch, Rng, StepOutput
+from diffpo.core.types import DTYPES, PairBatch, Rng, StepOutput, moved, moved_to
 from diffpo.data.cache import EncodingCache
 from diffpo.data.encode import Encodings, LiveEncodings
 from diffpo.data.loader import PairLoader
@@ -193,12 +193,14 @@ def update(learner: Learner, batches: list[PairBatch], epoch: int, micro_seed: i
             output = forward(learner, batch, epoch)
             names = list(output.metrics)
             judged.append(as_rows(learner, batch, output))
-            if last:  # before the backward: DeepSpeed's is also the optimizer's step
-                rows = gather_rows(accelerator, torch.cat(judged))
-                check_losses(rows, epoch, how_to_go_on(config))
+            if last and accelerator.distributed_type == DistributedType.DEEPSPEED:  # whose backward is also a step
+                rows = read_rows(learner, judged, epoch)
             share = accelerator.num_processes / total.clamp(min=1)  # of one term; no term at all: a loss of zero
-            accelerator.backward(output.loss.sum() * share.to(output.loss))
-    norm = clip(learner)
+            accelerator.backward(output.loss.sum() * moved_to(share, output.loss))
+    norm = clip(learner)  # nothing has waited for the device until here
+    if not len(rows):
+        rows = read_rows(learner, judged, epoch)
+    norm = check_norm(learner, norm)
     metrics = mean_metrics(["loss", *names], rows[:, 2:], rows[:, 1])
     metrics |= {"grad_norm": norm, "learning_rate": learner.schedule.get_last_lr()[0], "epoch": epoch}
     step_optimizer(learner)
@@ -220,13 +222,24 @@ def forward(learner: Learner, batch: PairBatch, epoch: int) -> StepOutput:
 
 
 def as_rows(learner: Learner, batch: PairBatch, output: StepOutput) -> Tensor:
-    """Lay out what is known of each row, `[b n]`: its number, its terms, its loss and its metrics.
+    """Lay out what is known of each row, `[b n]` in float64: its number, its terms, its loss and its metrics.
 
-    On the CPU and in float64, which not every device knows.
+    They stay on the device, where it knows float64, so that nobody waits for them yet.
     """
-    count = learner.config.method.count(batch)
+    count, device = learner.config.method.count(batch), learner.accelerator.device
     columns = (batch.index, count, output.loss.detach(), *output.metrics.values())
-    return torch.stack([column.cpu().double() for column in columns], dim=1)
+    place = "cpu" if device.type == "mps" else device
+    return torch.stack([moved(column, place, torch.float64) for column in columns], dim=1)
+
+
+def read_rows(learner: Learner, judged: list[Tensor], epoch: int) -> Tensor:
+    """Collect the rows (see `as_rows`) of all micro-batches and processes on the CPU, once the device has made them.
+
+    A loss that is no number stops all processes together, before the optimizer's step.
+    """
+    rows = gather_rows(learner.accelerator, torch.cat(judged)).cpu()
+    check_losses(rows, epoch, how_to_go_on(learner.config))
+    return rows
 
 
 def least_norm(learner: Learner) -> float:
@@ -245,14 +258,18 @@ def check_losses(rows: Tensor, epoch: int, advice: str) -> None:
         )
 
 
-def clip(learner: Learner) -> float:
-    """Clip the gradient, and return its norm before that; one that is not finite is left to a loss scaler, or fatal."""
+def clip(learner: Learner) -> Tensor | None:
+    """Clip the gradient, and return its norm before that, which lies on the device; DeepSpeed tells none."""
     accelerator, most = learner.accelerator, learner.config.train.max_grad_norm
-    norm = accelerator.clip_grad_norm_(learner.policy.network.parameters(), math.inf if most is None else most)
+    return accelerator.clip_grad_norm_(learner.policy.network.parameters(), math.inf if most is None else most)
+
+
+def check_norm(learner: Learner, norm: Tensor | None) -> float:
+    """Read the gradient's norm; one that is not finite is left to a loss scaler, or fatal."""
     if norm is None:
         return math.nan
     value = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-    if not math.isfinite(value) and accelerator.scaler is None:
+    if not math.isfinite(value) and learner.accelerator.scaler is None:
         raise UserError(
             f"the gradient's norm is {value} although every loss is finite. Nothing was updated. "
             f"{how_to_go_on(learner.config)}"
@@ -280,7 +297,7 @@ def evaluate(learner: Learner, held_out: PairLoader) -> dict[str, float]:
         output = forward(learner, batch, epoch=0)
         mine.append((list(output.metrics), as_rows(learner, batch, output)))
     learner.policy.network.train()
-    judged = in_turn(mine, world)
+    judged = in_turn([(names, rows.cpu()) for names, rows in mine], world)
     names, rows = judged[0][0], torch.cat([rows for _, rows in judged])
     metrics = mean_metrics(["loss", *names], rows[:, 2:], rows[:, 1])
     return {f"eval/{name}": value for name, value in metrics.items()}

@@ -34,7 +34,8 @@ EQUAL = [(*tuned, dtype) for tuned in TUNED for dtype in ["float32", "autocast",
 def test_equal_networks_give_exactly_log_2(pipelines, name, tuning, precision):
     """Policy == reference: not about log 2 but log 2, and no pair is won or lost. Beta would enlarge any rounding."""
     dtype = torch.float32 if precision == "autocast" else getattr(torch, precision)
-    models, batch = make(pipelines(name), tuning, dtype), pair_batch(name, [0, 1, 2], dtype)
+    half = torch.bfloat16 if precision == "autocast" else None
+    models, batch = make(pipelines(name), tuning, dtype, autocast=half), pair_batch(name, [0, 1, 2], dtype)
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
         output = step(models, batch, METHODS["dpo"](beta=5000.0))
     accumulated = torch.promote_types(dtype, torch.float32)

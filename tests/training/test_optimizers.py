@@ -40,6 +40,30 @@ def test_adafactor_uses_the_learning_rate_as_it_is():
         assert moved(train, start=start).tolist() == pytest.approx([start - 0.1] * 2, rel=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_adafactor_is_that_of_transformers_bit_for_bit(dtype, monkeypatch):
+    """Matrices, filters and vectors; cut into lists; a parameter without a gradient now and then; the same state."""
+    from transformers.optimization import Adafactor
+
+    monkeypatch.setattr("diffpo.training.adafactor.ELEMENTS", 100)
+    generator = torch.Generator().manual_seed(0)
+    start = [torch.randn(shape, generator=generator).to(dtype) for shape in [(7,), (5, 9), (3, 4, 3, 3), (11, 8), (1,)]]
+    ours, theirs = ([torch.nn.Parameter(x.clone()) for x in start] for _ in range(2))
+    train = Train(steps=1, learning_rate=0.03, weight_decay=0.1, optimizer="adafactor")
+    fixed = {"scale_parameter": False, "relative_step": False, "warmup_init": False, "clip_threshold": 1.0}
+    pair = make_optimizer(train, ours), Adafactor(theirs, lr=0.03, weight_decay=0.1, **fixed)
+    for step in range(4):
+        for k, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            gradient = torch.randn(a.shape, generator=generator).to(dtype) * 3
+            a.grad, b.grad = (None, None) if (step, k) == (1, 3) else (gradient, gradient.clone())
+        for optimizer in pair:
+            optimizer.step()
+        assert all(a.equal(b) for a, b in zip(ours, theirs, strict=True))
+    for a, b in zip(ours, theirs, strict=True):
+        held = pair[0].state[a]
+        assert all(torch.equal(torch.as_tensor(x), torch.as_tensor(pair[1].state[b][name])) for name, x in held.items())
+
+
 def test_adamw_in_8_bits_moves_like_adamw():
     pytest.importorskip("bitsandbytes")
     torch.manual_seed(0)

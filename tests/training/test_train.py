@@ -12,6 +12,7 @@ import yaml
 from runs import World, checkpoints, difference, forget_accelerator, metrics, weights
 
 from diffpo.errors import UserError
+from diffpo.models import base
 
 LOGGED = {"step", "epoch", "loss", "grad_norm", "learning_rate"}
 REWARDS = {f"rewards/{name}" for name in ("chosen", "rejected", "margins", "accuracies")}
@@ -338,13 +339,14 @@ def test_a_folder_that_is_no_model_and_a_family_that_is_not_supported(world, tmp
 @pytest.mark.slow
 def test_compiled_blocks_learn_the_same(tmp_path, monkeypatch):
     """With the graphs that torch captures, run as they are: its C++ takes a minute to compile, and is not ours."""
-    compiled = []
+    monkeypatch.setattr("diffpo.models.compiling.BACKEND", "aot_eager")
+    compiled, compile_modules = [], base.compile_modules
 
-    def compile_block(block):
-        compiled.append(block)
-        block._compiled_call_impl = torch.compile(block._call_impl, backend="aot_eager")
+    def note(modules, *how):
+        compiled.extend(modules)
+        compile_modules(modules, *how)
 
-    monkeypatch.setattr(torch.nn.Module, "compile", compile_block)
+    monkeypatch.setattr(base, "compile_modules", note)
     world, settings = World.make(tmp_path, "sd3"), {"method.name": "sft", "train.steps": 1}  # all blocks of one shape
     a = world.train("eager", settings, family="sd3")
     b = world.train("compiled", settings | {"train.compile": "regional"}, family="sd3")
