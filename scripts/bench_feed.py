@@ -310,12 +310,11 @@ def main(arguments: list[str] | None = None) -> int:
                     results.setdefault(what, {})[name] = case()
                     bench.free()
                     show({what: {name: results[what][name]}})
+                    if options.json:
+                        report = {"machine": describe(bench.device) | {"cores": cores()}, "results": results}
+                        options.json.write_text(json.dumps(report, indent=2) + "\n")
     print()
     show(results)
-    if options.json:
-        report = {"machine": describe(bench.device) | {"cores": cores()}, "results": results}
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
-        print(f"wrote {options.json}")
     return 0
 
 

@@ -87,7 +87,10 @@ class EncodingCache:
 
     def _key_images(self, side: str) -> np.ndarray:
         """`[n]` keys of a side's images: by content, and by what its row makes of it; empty for those not used."""
-        keys, lengths = self._key_drawn(self._contents[side]).copy(), self._lengths
+        keys, lengths = self._key_drawn(self._contents[side]), self._lengths
+        if not (lengths.dropped or lengths.own or self._latents):
+            return keys  # of images, most often the contents' own
+        keys = keys.copy()
         keys[list(lengths.dropped)] = b""
         for row in lengths.shortened(side).tolist():
             if keys[row]:

@@ -9,6 +9,7 @@ import hashlib
 import io
 import logging
 import os
+import stat
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import chain
@@ -21,7 +22,7 @@ from diffpo.data.records import HASHED_ROWS, Table
 from diffpo.disk.ahead import WORKERS, ahead
 from diffpo.disk.files import write_file
 from diffpo.disk.progress import track
-from diffpo.disk.rows import KEY_BYTES, as_keys, cache_home, digest
+from diffpo.disk.rows import KEY_BYTES, as_keys, cache_home, digest, locate
 from diffpo.errors import UserError
 from diffpo.media.frames import BrokenImage, parts_of, read_bytes
 
@@ -43,12 +44,11 @@ class Contents:
 def read_contents(table: Table, side: str, home: Path | None = None, *, shown: bool = True) -> Contents:
     """Hash the images of one side of a table, or remember their hashes in `home`, by default `cache_home()`."""
     stamps, unreadable = _stamps(table, side)
-    place = os.path.abspath(os.path.expanduser(table.path)) if os.path.exists(table.path) else table.path
-    memory = (home or cache_home()) / "contents" / f"{digest(place, side).hex()}.npy"
+    memory = _memory(table, side, home)
     known = _remembered(memory)
-    at = np.minimum(np.searchsorted(known["stamp"], stamps), max(0, len(known) - 1))
-    seen = known["stamp"][at] == stamps if len(known) else np.zeros(len(stamps), bool)
-    keys = np.where(seen, known["content"][at], as_keys([b""])) if len(known) else np.zeros_like(stamps)
+    at = locate(np.ascontiguousarray(known["stamp"]), stamps)
+    seen, keys = at >= 0, np.zeros_like(stamps)
+    keys[seen] = known["content"][at[seen]]
     new = np.flatnonzero(~seen & (stamps != b""))
     if len(new):
         hashed = ahead(partial(_hash, table, side), new.tolist(), workers=WORKERS, depth=4 * WORKERS)
@@ -72,8 +72,11 @@ def _stamps(table: Table, side: str) -> tuple[np.ndarray, dict[int, str]]:
     folders = 0
     for row, path in enumerate(chain.from_iterable(table.in_parts(table.arrow, side))):
         try:
-            folders += os.path.isdir(path)
-            stamp = b"".join(map(_stamp, parts_of(path)))
+            found = os.stat(path)  # the system is asked once
+            stamp = _stamp(path, found)
+            if stat.S_ISDIR(found.st_mode):
+                folders += 1
+                stamp = b"".join(_stamp(part, os.stat(part)) for part in parts_of(path))
             stamps[row] = hashlib.blake2b(stamp, digest_size=KEY_BYTES).digest()
         except (OSError, ValueError, TypeError, AttributeError) as error:
             reason = error.strerror if isinstance(error, OSError) else None
@@ -89,8 +92,7 @@ def _say_folders(path: str, side: str, count: int) -> None:
     log.warning(f"{path}: {count} cells of `{side}` name folders: their pictures are taken for the frames of clips.")
 
 
-def _stamp(file: str | Path) -> bytes:
-    found = os.stat(file)
+def _stamp(file: str | Path, found: os.stat_result) -> bytes:
     return b"%b\0%d\0%d" % (os.fsencode(file), found.st_size, found.st_mtime_ns)
 
 
@@ -109,6 +111,12 @@ def _hash(table: Table, side: str, row: int) -> bytes | BrokenImage:
         return error
     except (OSError, ValueError) as error:
         return BrokenImage(error.strerror if isinstance(error, OSError) and error.strerror else str(error))
+
+
+def _memory(table: Table, side: str, home: Path | None) -> Path:
+    """The file that remembers the hashes of a side."""
+    place = os.path.abspath(os.path.expanduser(table.path)) if os.path.exists(table.path) else table.path
+    return (home or cache_home()) / "contents" / f"{digest(place, side).hex()}.npy"
 
 
 def _remembered(memory: Path) -> np.ndarray:

@@ -94,7 +94,7 @@ def read_lengths(
     """
     check_frames(source, rule)
     if rule.most == 1:
-        return Lengths(np.ones(len(table), np.int64))
+        return Lengths(np.broadcast_to(np.int64(1), (len(table),)))
     fps, dropped = source.fps or rule.fps, {}
     own = {side: np.zeros(len(table), np.int64) for side in contents}
     for side, found in contents.items():

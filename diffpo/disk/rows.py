@@ -60,6 +60,25 @@ def as_keys(keys: Sequence[bytes] | np.ndarray) -> np.ndarray:
     return np.asarray(keys, KEY)
 
 
+def locate(ordered: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Find keys among keys in the order of what they begin with: `[n]` places, the first of equal ones; -1: none."""
+    found, begins = np.full(len(keys), -1, np.int32), _begin(ordered)
+    for start in range(0, len(keys), SEARCHED):
+        some = keys[start : start + SEARCHED]
+        at, left = np.searchsorted(begins, _begin(some)), np.arange(len(some))
+        while len(left := left[at[left] < len(begins)]):  # once, unless different keys begin alike
+            same = ordered[at[left]] == some[left]
+            found[start + left[same]] = at[left[same]]
+            left = left[~same & (begins[at[left]] == _begin(some[left]))]
+            at[left] += 1
+    return found
+
+
+def _begin(keys: np.ndarray) -> np.ndarray:
+    """What keys begin with, `[n]` numbers."""
+    return np.ascontiguousarray(keys).view(">u8").reshape(-1, KEY_BYTES // 8)[:, 0].astype(np.uint64)
+
+
 def key_at(keys: np.ndarray, place: int) -> bytes:
     """One key of an array; numpy itself takes zeros off the end."""
     return keys[place : place + 1].tobytes()
@@ -104,8 +123,8 @@ class RowStore:
         self._starts = np.cumsum([0, *map(len, columns)], dtype=np.int32)
         keys = [np.frombuffer(c.buffers()[1], KEY, len(c), KEY_BYTES * c.offset) for c in columns]
         together = np.concatenate([as_keys([]), *keys])
-        self._order = np.argsort(together, kind="stable").astype(np.int32)
-        self._keys = together[self._order]
+        self._order = np.argsort(_begin(together), kind="stable").astype(np.int32)
+        self._keys = together[self._order]  # by what they begin with: numbers are compared faster than texts
 
     def __len__(self) -> int:
         """Count the rows on disk, those that were computed twice included."""
@@ -117,13 +136,7 @@ class RowStore:
 
     def find(self, keys: Sequence[bytes] | np.ndarray) -> np.ndarray:
         """Where rows are among all: `[n]`, -1 for those that are not there."""
-        keys = as_keys(keys)
-        found = np.full(len(keys), -1, np.int32)
-        for start in range(0, len(keys) if len(self._keys) else 0, SEARCHED):
-            some = keys[start : start + SEARCHED]
-            at = np.minimum(np.searchsorted(self._keys, some), len(self._keys) - 1)
-            found[start : start + SEARCHED] = np.where(self._keys[at] == some, at, -1)
-        return found
+        return locate(self._keys, as_keys(keys))
 
     def missing(self, keys: Sequence[bytes] | np.ndarray) -> np.ndarray:
         """Places in `keys` of the rows that are not there; an empty key stands for none."""

@@ -6,7 +6,7 @@ import signal
 import pytest
 import torch
 
-from diffpo.disk.rows import ROWS_PER_FILE, Row, RowStore, as_keys, digest, key_at
+from diffpo.disk.rows import ROWS_PER_FILE, Row, RowStore, as_keys, digest, key_at, locate
 from diffpo.errors import UserError
 
 KEYS = [digest(f"row {i}") for i in range(300)]
@@ -141,3 +141,12 @@ def test_the_index_is_small(store):
     made = store()
     made.fill(KEYS, compute([]), "Squaring")
     assert (made._keys.nbytes + made._order.nbytes) / len(made) == 20
+
+
+def test_keys_that_begin_alike_are_told_apart():
+    """Eight bytes are compared as a number; what follows decides among those that share them."""
+    alike = [bytes([7] * 8 + [last] * 8) for last in (9, 3, 5)]
+    ordered = as_keys([b"\0" * 15 + b"\1", *alike, alike[1], b"\xff" * 16])
+    asked = as_keys([*alike, bytes([7] * 8 + [4] * 8), b"\xff" * 16, b"", b"\0" * 15 + b"\1"])
+    assert locate(ordered, asked).tolist() == [1, 2, 3, -1, 5, -1, 0]
+    assert locate(as_keys([]), asked).tolist() == [-1] * 7
