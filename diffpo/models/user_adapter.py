@@ -233,9 +233,27 @@ def add_user_adapter(network: Any, place: TextAttention, embedding: Embedding, t
         attention.add_module(ATTENTION, part)
         width = keys.shape[1]
     assert found, f"no attention of a {type(network).__name__} is called {place.modules}"
+    if place.halves == "apart":
+        _note_halves(network, told)
     adapter = UserAdapter(network, embedding, tokens, width, place, told)
     network.add_module(ADAPTER, adapter)
     return adapter
+
+
+def _note_halves(network: Any, told: Told) -> None:
+    """Listen to a pipeline that says, for caches, which half of a guided prediction its next call is."""
+    say = network.cache_context
+
+    @contextmanager
+    def noted(name: str, **more: Any) -> Iterator[None]:
+        before, told.half = told.half, name
+        try:
+            with say(name, **more):
+                yield
+        finally:
+            told.half = before
+
+    network.cache_context = noted
 
 
 def user_adapter(network: nn.Module) -> UserAdapter | None:

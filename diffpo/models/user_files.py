@@ -28,7 +28,7 @@ from diffpo.errors import UserError
 from diffpo.models import FAMILIES, family_of
 from diffpo.models.base import Denoiser
 from diffpo.models.bases import BaseModel
-from diffpo.models.user_adapter import ADAPTER, ATTENTION, UserAdapter, add_user_adapter
+from diffpo.models.user_adapter import ADAPTER, ATTENTION, UserAdapter, add_user_adapter, user_adapter
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -124,6 +124,8 @@ def load_user_adapter(pipeline: DiffusionPipeline, spec: str | Path) -> UserAdap
             "that the adapter was trained on"
         )
     network: Any = getattr(pipeline, family.components[0])
+    if user_adapter(network) is not None:
+        raise UserError(f"this {type(pipeline).__name__} has a user adapter already: open another one")
     adapter = add_user_adapter(network, family.text_attention, embedding, tokens)
     rows = len(tensors["image_proj.proj.weight"]) // IP_TOKENS * tokens
     named = {
