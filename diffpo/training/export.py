@@ -16,9 +16,10 @@ from diffpo.config.run import Config
 from diffpo.disk.files import sweep, whole_folder
 from diffpo.disk.published import published
 from diffpo.errors import UserError
-from diffpo.models.base import Denoiser
+from diffpo.models.base import LORA_FILE, Denoiser
 from diffpo.models.bases import find_base
 from diffpo.models.peft_folder import CONFIG_FILE
+from diffpo.models.user_files import INDEX as USER_FILE
 from diffpo.training.checkpoint import trained_weights
 from diffpo.training.learner import check_finite
 from diffpo.training.processes import by_the_first
@@ -71,7 +72,8 @@ def model_card(config: Config, folder: Path, component: str, files: Set[str]) ->
         files: Names of what lies beside the card.
     """
     tree = published(config.to_dict())
-    method, adapter = tree["method"]["name"], tree["model"]["name"] == "lora"
+    method, tuned = tree["method"]["name"], tree["model"]["name"]
+    lora, user = tuned == "lora" or bool({LORA_FILE, CONFIG_FILE} & files), USER_FILE in files
     base, dataset = tree["model"]["path"], tree["data"]["path"]
     file, values = folder / "metrics.jsonl", {}
     for line in file.read_text().splitlines() if file.exists() else []:
@@ -79,7 +81,7 @@ def model_card(config: Config, folder: Path, component: str, files: Set[str]) ->
     # the Hub checks base_model and datasets: only its own ids may stand there
     data = ModelCardData(
         library_name="diffusers",
-        tags=["diffusers", "text-to-image", "diffusers-training", "diffpo", method, *(["lora"] if adapter else [])],
+        tags=["diffusers", "text-to-image", "diffusers-training", "diffpo", method, *(["lora"] if lora else [])],
         base_model=base if is_hub_id(config.model.path) else None,
         datasets=[dataset] if is_hub_id(config.data.path) else None,
     )
@@ -92,7 +94,9 @@ def model_card(config: Config, folder: Path, component: str, files: Set[str]) ->
         method=method,
         version=__version__,
         grid="grid.png" in files,
-        adapter=adapter,
+        network=tuned == "full",
+        lora=lora,
+        user=user,
         peft=CONFIG_FILE in files,
         start=tree["model"]["denoiser"],
         component=component,

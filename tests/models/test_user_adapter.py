@@ -48,7 +48,7 @@ def test_what_is_exactly_the_base(pipelines, name):
 
 
 def test_the_formula(pipelines):
-    """One layer by hand: the text attention's own query finds its part among the tokens, before the output projection."""
+    """One layer by hand: the text attention's own query among the tokens, added before the output projection."""
     policy, _ = make(pipelines("sd15"), "user", torch.float64, tokens=2)
     move(policy.network, 0.3)
     adapter, users = user_adapter(policy.network), user_states(2).double()

@@ -1,0 +1,69 @@
+"""PPD, from a table with users to an export: the same after an interruption, and DPO where nothing was learned."""
+
+import json
+
+import pytest
+import torch
+from runs import World, assert_same, contents, metrics, weights
+from tiny_steps import draws, make, pair_batch, with_users
+from tiny_users import save_users
+
+from diffpo.config.run import build
+from diffpo.core.step import preference_step
+from diffpo.errors import ConfigError, UserError
+from diffpo.methods import METHODS
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    world = World.make(tmp_path_factory.mktemp("users"))
+    rows = [json.loads(line) for line in (world.folder / "pairs" / "pairs.jsonl").read_text().splitlines()]
+    rows = [row | {"user_id": f"user {i % 3}"} for i, row in enumerate(rows)]
+    (world.folder / "pairs" / "users.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    save_users(world.folder / "users", {f"user {i}": [["x"], ["y"]] for i in range(3)}, unseen=["user 2"])
+    return world
+
+
+def told(world, **more):
+    users = {"model.name": "user", "method.name": "ppd", "data.path": "users.jsonl"}
+    return users | {"data.users": str(world.folder / "users")} | more
+
+
+def test_a_run_that_was_interrupted_is_the_same(world):
+    """The users' draws and the users that are dropped included."""
+    straight = world.train("straight", told(world))
+    world.train("resumed", told(world, **{"train.steps": 1}))
+    assert_same(contents(straight), contents(world.train("resumed", told(world))))
+    first, *others = metrics(straight)
+    assert first["loss"] == pytest.approx(0.6931472) and all(line["loss"] != first["loss"] for line in others)
+    assert (weights(straight)["ip_adapter.1.to_v_ip.weight"] != 0).any()
+    card = (straight / "final" / "README.md").read_text()
+    assert "load_user_adapter(pipe" in card and "load_ip_adapter(" in card and "load_lora_weights" not in card
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd3"])
+def test_a_fresh_adapter_is_dpo(pipelines, name):
+    """To the bit, beside a LoRA that has learned something."""
+    batch, losses = pair_batch(name, [0, 1, 2]), []
+    for method, tuning in (("ppd", "user"), ("dpo", "lora")):
+        models = make(pipelines(name), tuning, rank=2)
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for key, parameter in models[0].network.named_parameters():
+                if ".lora_" in key:
+                    parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+        pairs = with_users(batch) if tuning == "user" else batch
+        losses.append(preference_step(METHODS[method](beta=50.0), *models, pairs, draws(pairs)).loss)
+    assert torch.equal(*losses) and losses[0].std() > 1e-4
+
+
+def test_users_and_models_that_are_told_them_go_together(world):
+    for changes, words in (
+        ({"data.users": None}, "data.users: is missing, and model=user is told users"),
+        ({"model.name": "lora"}, "data.users: only model=user is told users"),
+        ({"model.name": "lora", "data.users": None}, "method=ppd: tells the model its users, so it needs model=user"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            build(world.tree("x", told(world) | changes))
+    with pytest.raises(UserError, match="ppd needs a `user_id` column"):
+        world.train("x", told(world) | {"data.path": "pairs.jsonl"})
