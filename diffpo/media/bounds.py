@@ -48,6 +48,8 @@ def breaking() -> Iterator[None]:
         raise
     except UnidentifiedImageError as error:
         raise BrokenImage(f"not an image in a format that is read ({', '.join(FORMATS)})") from error
+    except EOFError as error:
+        raise BrokenImage("it is cut off: it ends too early") from error
     except OSError as error:
         raise BrokenImage(error.strerror or str(error)) from error
     except Image.DecompressionBombError as error:

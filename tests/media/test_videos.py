@@ -144,6 +144,8 @@ def test_a_file_that_was_cut_off_is_broken(tmp_path):
     with pytest.raises(BrokenImage, match="it is cut off: of 9 frames it holds"):
         decode_clip(fast[: len(fast) * 2 // 3])
     mkv = video(ramp(30, 160, 128), kind="matroska")
+    with pytest.raises(BrokenImage, match="it is cut off: it ends too early"):
+        decode_clip(video(ramp(18, 32, 32), 16)[:-300])
     with pytest.raises(BrokenImage, match="cut off"):
         decode_clip(mkv[: len(mkv) // 2])
 
