@@ -43,8 +43,8 @@ def sample_clips(
         fitting: How many at a time; by default as many as the sampler says, as long as they fit into memory.
 
     Raises:
-        UserError: If the size or the length is not possible, or a clip comes out as not-a-number, or as another size or
-            length.
+        UserError: If the size or the length is not possible, or a clip does not come out, or as not-a-number, or as
+            another size or length.
     """
     assert len(prompts) == len(seeds), (len(prompts), len(seeds))
     family = find_family(pipeline)
@@ -86,7 +86,12 @@ def call_pipeline(
             **family.sampling(asked),
             **told,
         )
-    made = result.frames if "frames" in result else result.images[:, None]
+    made = np.asarray(result.frames) if "frames" in result else np.asarray(result.images)[:, None]
+    if len(made) != len(rows):
+        raise UserError(
+            f"a {type(pipeline).__name__} gave {len(made)} images or clips where {len(rows)} were asked for. Ask for "
+            "one at a time (batch=1) to see for which prompt it gives none."
+        )
     _check_made(made, plan.frames, sampler.size)
     return [Clip(tuple(map(Image.fromarray, frames)), plan.fps) for frames in (made * 255).round().astype(np.uint8)]
 

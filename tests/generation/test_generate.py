@@ -14,6 +14,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
 from diffusers import DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.pipelines.stable_diffusion import StableDiffusionPipelineOutput
 from peft import LoraConfig, get_peft_model_state_dict
 from runs import launch
 from tiny import save_pipeline
@@ -106,6 +107,18 @@ def test_images_are_those_of_plain_diffusers(base, lora_run, full_run, tmp_path)
         )
     assert not np.array_equal(made["base"], made["lora"])
     assert not np.array_equal(made["base"], made["full"])
+
+
+class Silent(StableDiffusionPipeline):
+    """A sampler that returns nothing."""
+
+    def __call__(self, *args, **told):
+        return StableDiffusionPipelineOutput(images=[], nsfw_content_detected=None)
+
+
+def test_a_sampler_that_returns_nothing(base):
+    with pytest.raises(UserError, match=r"a Silent gave 0 images or clips where 2 were asked for.* one at a time"):
+        sample_clips(Silent.from_pretrained(base), PROMPTS[:2], [0, 1], Sampler(steps=1))
 
 
 def test_a_size_that_is_the_pipelines_but_not_the_networks(tmp_path):
