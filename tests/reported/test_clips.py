@@ -138,3 +138,29 @@ def test_what_is_wrong_with_a_clip_is_said_before_anything_is_encoded(place, run
     ):
         code, said = run(["train", place / "train.yaml", change, f"train.output={place / 'refused'}"])
         assert code == 2 and re.search(reason, " ".join(said.split())), said
+
+
+def test_wrong_labels_and_lengths_exit_with_two(place, run):
+    """What stands in the place of labels, or is asked of a sampler, and is none."""
+    (place / "many.jsonl").write_text(
+        json.dumps({"chosen": "odd.mp4", "rejected": "sound.mp4", "segments": ["tie"] * 5})
+    )
+    (place / "other.jsonl").write_text(json.dumps({"chosen": "x.mp4", "rejected": "y.mp4", "segments": ["tie"]}))
+    (place / "prompts.txt").write_text("a")
+    chat = f"chat,path={place / 'qwen2-vl'},edge=16,device=cpu,max_new_tokens=4"
+    segments = ["data", "segments", place / "pairs.jsonl", "--unequal", "trim", "--out", place / "no"]
+    for line, reason in (
+        (
+            [*segments, "--labels", place / "many.jsonl"],
+            r"has 5 labels, but its clips last 1.12 seconds, .* 2 segments",
+        ),
+        ([*segments, "--labels", place / "other.jsonl"], "1 of 1 labelled pairs .* are not in the table"),
+        ([*segments, "--labeller", chat], "answered 5 of 5 segments with something else than first, second or tie"),
+        (
+            ["generate", place / "wan", "--prompts", place / "prompts.txt", "--frames", 6, "--out", place / "no"],
+            r"takes clips of k \* 4 \+ 1 frames; it was given 6 frames. The nearest lengths are 5 and 9",
+        ),
+    ):
+        code, said = run(line)
+        assert code == 2 and re.search(reason, " ".join(said.split())), said
+    assert not (place / "no").exists()
