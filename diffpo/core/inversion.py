@@ -2,6 +2,10 @@
 
 This is a DDIM walk (arXiv:2010.02502) along a grid of times, with ReNoise's corrections (arXiv:2403.14602) if asked
 for, as in InPO (arXiv:2503.18454) and SmPO (arXiv:2506.02698). Nothing is random here unless `eta` is positive.
+
+The network is constant meanwhile, and no row needs another one. So the rows wait in a pool, each at a step of its own,
+and every call of the network takes as many as fit. Those that have most left to do go first: then `invert` needs no
+more calls than the longest row, or than all rows fill.
 """
 
 from __future__ import annotations
@@ -15,8 +19,8 @@ from torch import Tensor
 
 from diffpo.core.block import Block, NotNegative, Range, SamplingSteps
 from diffpo.core.noising import Predictor
-from diffpo.core.process import Landing, NoiseProcess, Path, expand
-from diffpo.core.types import Condition, Noised, Pair, Rng
+from diffpo.core.process import Landing, Level, NoiseProcess, Path, expand
+from diffpo.core.types import Condition, Noised, Pair, Rng, moved, moved_to
 from diffpo.errors import ConfigError
 
 
@@ -43,6 +47,13 @@ class Inversion(Block):
         """Images through the network for one pair, on average over uniform times, landing exactly."""
         return (self.steps + 1) * (1 + self.renoise)
 
+    def choose(self, policy: Predictor, reference: Predictor | None) -> Predictor:
+        """Return the network that answers."""
+        if self.invert_with == "policy":
+            return policy
+        assert reference is not None, "needs_reference says that the reference inverts"
+        return reference
+
     def __post_init__(self):
         super().__post_init__()
         if self.cache and (self.invert_with != "reference" or self.eta):
@@ -54,30 +65,41 @@ class Inversion(Block):
 
 @torch.no_grad()
 def invert(
-    denoiser: Predictor, latent: Pair[Tensor], cond: Pair[Condition], t: Tensor, rng: Rng, inversion: Inversion
+    denoiser: Predictor,
+    latent: Pair[Tensor],
+    cond: Pair[Condition],
+    t: Tensor,
+    rng: Rng,
+    inversion: Inversion,
+    *,
+    most: int | None = None,
+    least: int = 0,
 ) -> Pair[Noised]:
     """Walk both images of each pair to its t (InPO, arXiv:2503.18454; SmPO, arXiv:2506.02698).
 
-    No gradient, no guidance. A forward holds only the pairs that have not arrived: the rows through the network are,
-    per image, the number of its own steps times 1 + renoise. The noise that belongs to z is recovered from it, eps =
-    (z - alpha x0) / sigma. `latent` is `[b c f h w]` x0 of each side, `t` is `[b]`, and `rng` is used if eta > 0.
+    No gradient, no guidance. The rows through the network are, per image, the number of its own steps times 1 +
+    renoise; idle ones come to that where a call needs `least`. The noise that belongs to z is recovered from it, eps =
+    (z - alpha x0) / sigma.
+
+    Args:
+        denoiser: The network that answers.
+        latent: `[b c f h w]` x0 of each side.
+        cond: What it is told.
+        t: `[b]`.
+        rng: The draws of these rows, used if eta > 0.
+        inversion: The settings.
+        most: Images in a call of the network at most; None: all that have not arrived.
+        least: Images in a call at least: idle ones fill it up, so that a compiled network sees one shape.
 
     Raises:
         ConfigError: `landing="released"` for a flow model.
     """
     process = denoiser.process
     path = process.path(t, inversion.steps, inversion.landing, latent.chosen.shape[1:])
-    z = latent
-    for k in range(denoiser.lockstep(int(path.steps.max()))):
-        rows = torch.nonzero(path.steps > k).flatten()
-        if not len(rows):  # other processes have steps left: keep them company, and throw the answer away
-            _step(denoiser, z, cond, torch.tensor([0]), path, 0, inversion)
-            continue
-        reached = _step(denoiser, z, cond, rows, path, k, inversion)
-        if inversion.eta:
-            reached = _disturb(reached, rows, path, k, inversion.eta, rng)
-        z = Pair(*(old.index_copy(0, rows.to(old.device), new) for old, new in zip(z, reached, strict=True)))
-    return Pair(*(recovered(process, x0, x, t) for x0, x in zip(latent, z, strict=True)))
+    walk = Walk(process, latent, cond, path, inversion, rng)
+    for _ in range(denoiser.lockstep(walk.calls(most))):
+        walk.ask(denoiser, walk.next(most), least)
+    return Pair(*(recovered(process, x0, z, t) for x0, z in zip(latent, walk.points, strict=True)))
 
 
 def recovered(process: NoiseProcess, x0: Tensor, z: Tensor, t: Tensor) -> Noised:
@@ -90,11 +112,12 @@ def recovered(process: NoiseProcess, x0: Tensor, z: Tensor, t: Tensor) -> Noised
 @torch.no_grad()
 def trajectory(denoiser: Predictor, latent: Pair[Tensor], cond: Pair[Condition], inversion: Inversion) -> Pair[Tensor]:
     """Walk both images of each pair to the end of the grid, and keep every point: `[b n c f h w]`, x0 first."""
-    rows = torch.arange(len(latent.chosen))
-    path = whole_path(denoiser.process, len(rows), latent.chosen.shape[1:], inversion)
-    points = [latent]
-    for k in range(int(path.steps.max())):
-        points.append(_step(denoiser, points[-1], cond, rows, path, k, inversion))
+    path = whole_path(denoiser.process, len(latent.chosen), latent.chosen.shape[1:], inversion)
+    walk, points = Walk(denoiser.process, latent, cond, path, inversion), [latent]
+    for call in range(1, walk.calls() + 1):
+        walk.ask(denoiser, walk.next())
+        if call % (1 + inversion.renoise) == 0:
+            points.append(walk.points.map(torch.clone))
     return Pair(*(torch.stack(side, dim=1) for side in zip(*points, strict=True)))
 
 
@@ -120,33 +143,91 @@ def whole_path(process: NoiseProcess, rows: int, shape: Sequence[int], inversion
     return process.path(process.end.expand(rows), inversion.steps, inversion.landing, shape)
 
 
-def _step(
-    denoiser: Predictor, z: Pair[Tensor], cond: Pair[Condition], rows: Tensor, path: Path, k: int, inversion: Inversion
-) -> Pair[Tensor]:
-    """Take step k with some rows of both sides in one forward; returns those rows."""
-    picked = rows.to(z.chosen.device)
-    told = Condition.cat([side.map(lambda x: x[picked]) for side in cond])
-    start = torch.cat([side[picked] for side in z])
-    time, time_there = (path.time[i, rows].repeat(2) for i in (k, k + 1))
-    here, there = ((path.alpha[i, rows].repeat(2), path.sigma[i, rows].repeat(2)) for i in (k, k + 1))
-    process, x, slopes = denoiser.process, start, []
-    for _ in range(1 + inversion.renoise):
-        # An answer is taken apart at the level that the network was told, which at t = 0 is not quite clean.
-        level = process.alpha_sigma(time) if inversion.landing == "exact" else here
-        slopes.append(process.slope(denoiser.predict(x, time, told).to(x), x, level))
-        x = process.move(start, slopes[-1], here, there)
-        if inversion.landing == "exact":  # the network is told the time of the point reached; as released, the old one
-            time = time_there
-    return Pair(*process.move(start, torch.stack(slopes).mean(0), here, there).chunk(2))
+class Walk:
+    """Images on their way, each at a step and a correction of its own; row b + i is the rejected image of pair i."""
 
+    def __init__(
+        self,
+        process: NoiseProcess,
+        latent: Pair[Tensor],
+        cond: Pair[Condition],
+        path: Path,
+        inversion: Inversion,
+        rng: Rng | None = None,
+    ):
+        """Stand at the beginning of a path; arguments as for `invert`, whose rng eta > 0 needs."""
+        self._process, self._inversion, self._rng = process, inversion, rng
+        self._told, self._pairs = Condition.cat([*cond]), len(latent.chosen)
+        time, alpha, sigma = (x.repeat(1, 2) for x in (path.time, path.alpha, path.sigma))
+        self._path = Path(time, alpha, sigma, path.steps.repeat(2))
+        self._start = torch.cat([*latent])  # where each row's step begins
+        self._asked = self._start.clone()  # where its next answer is about
+        self._sum = torch.zeros_like(self._start)  # of the answers within the step
+        self._step, self._answers = torch.zeros_like(self._path.steps), torch.zeros_like(self._path.steps)
 
-def _disturb(z: Pair[Tensor], rows: Tensor, path: Path, k: int, eta: NotNegative, rng: Rng) -> Pair[Tensor]:
-    """Add eta times the deviation of q(z here | z there, x0) after step k, drawn for each side by itself."""
-    (alpha, sigma), (alpha_there, sigma_there) = ((path.alpha[i, rows], path.sigma[i, rows]) for i in (k, k + 1))
-    variance = (sigma / sigma_there).square() * (sigma_there.square() - (alpha_there / alpha * sigma).square())
-    scale = eta * variance.clamp(min=0).sqrt()
+    @property
+    def points(self) -> Pair[Tensor]:
+        """`[b c f h w]` of each side: the last points reached."""
+        return Pair(*self._start.chunk(2))
 
-    def add(x: Tensor, side: str) -> Tensor:
-        return x + expand(scale, x) * rng.normal(x.shape[1:], f"inversion/{side}/{k}")[rows].to(x)
+    @property
+    def left(self) -> Tensor:
+        """`[2 b]` answers that each row still needs."""
+        return (self._path.steps - self._step) * (1 + self._inversion.renoise) - self._answers
 
-    return Pair(add(z.chosen, "chosen"), add(z.rejected, "rejected"))
+    def calls(self, most: int | None = None) -> int:
+        """Calls of the network, about so many rows each at most, until all have arrived: those that `next` leads to."""
+        left = self.left
+        return max(int(left.max()), 0 if most is None else -(-int(left.sum()) // most))
+
+    def next(self, most: int | None = None) -> Tensor:
+        """Choose the rows that have most left to do, so many at most, in their order; none if all have arrived."""
+        left = self.left
+        return left.argsort(descending=True, stable=True)[: min(int((left > 0).sum()), most or len(left))].sort().values
+
+    def ask(self, denoiser: Predictor, rows: Tensor, least: int = 0) -> None:
+        """Ask once about some rows and let each go on; idle ones fill a call up to `least`, which is 1 at least."""
+        process, path = self._process, self._path
+        idle = (rows if len(rows) else torch.tensor([0]))[:1].expand(max(0, max(least, 1) - len(rows)))
+        asked = torch.cat([rows, idle])
+        step = self._step[asked].minimum(path.steps[asked] - 1)  # an idle row may have arrived
+        here, there = ((path.alpha[i, asked], path.sigma[i, asked]) for i in (step, step + 1))
+        time, level = path.time[step, asked], here
+        if self._inversion.landing == "exact":
+            # A correction is told the time of the point reached; as released, that of the old one. An answer is taken
+            # apart at the level that the network was told, which at t = 0 is not quite clean.
+            time = torch.where(self._answers[asked] > 0, path.time[step + 1, asked], time)
+            level = process.alpha_sigma(time)
+        picked = moved(asked, self._start.device)  # the CPU knows who is where, and never waits for the device
+        x = self._asked[picked]
+        answer = denoiser.predict(x, time, self._told.map(lambda states: states[picked])).to(x)
+        slope, n = process.slope(answer, x, level), len(rows)
+        self._go_on(rows, slope[:n], *((alpha[:n], sigma[:n]) for alpha, sigma in (here, there)))
+
+    def _go_on(self, rows: Tensor, slope: Tensor, here: Level, there: Level) -> None:
+        """Follow the answers to the next point: to be asked about again, or for good along the mean of a step's."""
+        answers, picked = self._answers[rows] + 1, moved(rows, slope.device)
+        full = answers == 1 + self._inversion.renoise
+        done = moved(full, slope.device).reshape(-1, *[1] * (slope.ndim - 1))
+        start, total = self._start[picked], self._sum[picked] + slope
+        along = torch.where(done, total / (1 + self._inversion.renoise), slope)
+        reached = self._process.move(start, along, here, there)
+        if self._inversion.eta:
+            reached = self._disturb(reached, rows, full, here, there)
+        self._asked.index_copy_(0, picked, reached)
+        self._start.index_copy_(0, picked, torch.where(done, reached, start))
+        self._sum.index_copy_(0, picked, total.masked_fill(done, 0))
+        self._answers[rows], self._step[rows] = answers * ~full, self._step[rows] + full
+
+    def _disturb(self, z: Tensor, rows: Tensor, full: Tensor, here: Level, there: Level) -> Tensor:
+        """Add eta times the deviation of q(z here | z there, x0) where a step is full, drawn for each row by itself."""
+        assert self._rng is not None, "eta > 0 draws"
+        (alpha, sigma), (alpha_there, sigma_there) = here, there
+        variance = (sigma / sigma_there).square() * (sigma_there.square() - (alpha_there / alpha * sigma).square())
+        scale, noise = self._inversion.eta * variance.clamp(min=0).sqrt(), torch.zeros(z.shape)
+        for place in full.nonzero().flatten().tolist():
+            side, pair = divmod(int(rows[place]), self._pairs)
+            rng = Rng(self._rng.seed, self._rng.epoch, self._rng.index[pair : pair + 1])
+            purpose = f"inversion/{('chosen', 'rejected')[side]}/{int(self._step[rows[place]])}"
+            noise[place] = rng.normal(z.shape[1:], purpose)[0]
+        return z + expand(scale, z) * moved_to(noise, z)

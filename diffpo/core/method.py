@@ -77,6 +77,14 @@ class Method(Block, ABC):
         """The inversion whose trajectories the loop should keep on disk and hand over in `batch.trajectory`, if any."""
         return None
 
+    @property
+    def live_inversion(self) -> Inversion | None:
+        """The inversion that asks a network while training, if any.
+
+        The loop may do it for several batches together, and hand the points over in `batch.inverted`.
+        """
+        return None
+
     @abstractmethod
     def loss(
         self, policy: Pair[Denoised], reference: Pair[Denoised] | Pair[Judged] | None, batch: PairBatch

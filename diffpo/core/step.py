@@ -1,10 +1,17 @@
-"""The algorithm box of the papers: what one micro-batch computes, whatever the method and the network."""
+"""The algorithm box of the papers: what one micro-batch computes, whatever the method and the network.
+
+And what of it can be computed beforehand: the points of inversions for several micro-batches, the reference's errors.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from diffpo.core.inversion import invert
 from diffpo.core.method import Method
 from diffpo.core.noising import Predictor
 from diffpo.core.types import Condition, Denoised, Judged, Noised, Pair, PairBatch, Rng, StepOutput, moved_to
@@ -44,6 +51,48 @@ def preference_step(
     output = method.loss(denoise(policy, noised, batch.cond, split_forward), judged, batch)
     loss = output.loss if batch.weight is None else output.loss * moved_to(batch.weight, output.loss)
     return StepOutput(loss, output.metrics | {"time": policy.process.relative(t)})
+
+
+def invert_together(
+    method: Method,
+    policy: Predictor,
+    reference: Predictor | None,
+    batches: Sequence[PairBatch],
+    seed: int,
+    epoch: int,
+    *,
+    most: int | None = None,
+    least: int = 0,
+) -> list[PairBatch]:
+    """Put into micro-batches the points that `preference_step` would invert their images to.
+
+    Those of one shape are inverted together, each row with the time and the draws that it has in its own micro-batch.
+
+    Args:
+        method: Says how images are inverted (`Method.live_inversion`).
+        policy: The network in training, which does not change meanwhile.
+        reference: The frozen one.
+        batches: On the networks' device.
+        seed: With `epoch` and the rows' numbers, what the draws depend on.
+        epoch: See `seed`.
+        most: Images in a call of the network at most; see `invert`.
+        least: Images in a call at least.
+    """
+    inversion, found = method.live_inversion, list(batches)
+    assert inversion is not None, "the loop asks whether the method inverts while training"
+    walker = inversion.choose(policy, reference)
+    for shape in dict.fromkeys(batch.shape for batch in batches):
+        places = [i for i, batch in enumerate(batches) if batch.shape == shape]
+        alike = [batches[i] for i in places]
+        rng = Rng(seed, epoch, torch.cat([batch.index for batch in alike]))
+        latent = Pair(*(torch.cat(side) for side in zip(*(batch.latent for batch in alike), strict=True)))
+        cond = Pair(*(Condition.cat(side) for side in zip(*(batch.cond for batch in alike), strict=True)))
+        t = policy.process.sample_time(rng, shape)
+        noised = invert(walker, latent, cond, t, rng, inversion, most=most, least=least)
+        sizes = [batch.size for batch in alike]
+        for i, *points in zip(places, *(side.z.split(sizes) for side in noised), strict=True):
+            found[i] = replace(batches[i], inverted=Pair(*points))
+    return found
 
 
 @torch.no_grad()

@@ -143,6 +143,9 @@ class PairBatch:
     """`[b]` what the loss of each row is multiplied with; None: nothing."""
     trajectory: Pair[Tensor] | None = None
     """`[b n c f h w]` each image's inversion by the reference, point by point from the clean latent; None: not kept."""
+    inverted: Pair[Tensor] | None = None
+    """`[b c f h w]` the points that each image was inverted to, at the time that this batch will be learned at; None:
+    not yet."""
     reference_error: Pair[Tensor] | None = None
     """`[b f]` the reference's mean squared errors at the very draws that this batch will be learned with; None: the
     reference is asked."""
@@ -178,6 +181,7 @@ class PairBatch:
             latent=self.latent.map(move),
             cond=self.cond.map(lambda c: c.map(move)),
             trajectory=sides(self.trajectory),
+            inverted=sides(self.inverted),
             reference_error=sides(self.reference_error),
         )
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diffpo.core import objectives
 from diffpo.core.block import Fraction, NotNegative, Positive
-from diffpo.core.inversion import Inversion, follow, invert
+from diffpo.core.inversion import Inversion, follow, invert, recovered
 from diffpo.core.method import Method
 from diffpo.core.noising import NoiseSharing, Predictor, random_noise
 from diffpo.core.process import NoiseProcess
@@ -122,8 +122,12 @@ class TwoSidedMethod(Method):
         return self.inversion if self.inversion is not None and self.inversion.cache else None
 
     @property
+    def live_inversion(self) -> Inversion | None:
+        return self.inversion if self.inversion is not None and not self.inversion.cache else None
+
+    @property
     def asks_reference_for(self) -> str | None:
-        if self.inversion is not None and not self.inversion.cache:
+        if self.live_inversion is not None:
             return (
                 "its images are inverted while it trains: set inversion=null, or keep the inversions, too, with "
                 "inversion.cache=true and inversion.invert_with=reference"
@@ -164,8 +168,10 @@ class TwoSidedMethod(Method):
             return random_noise(policy.process, batch.latent, t, rng, self.noise)
         if batch.trajectory is not None:
             return follow(policy.process, batch.trajectory, t, self.inversion)
-        walker = policy if self.inversion.invert_with == "policy" else reference
-        assert walker is not None, "needs_reference says that the reference inverts"
+        if batch.inverted is not None:
+            found = zip(batch.latent, batch.inverted, strict=True)
+            return Pair(*(recovered(policy.process, x0, z, t) for x0, z in found))
+        walker = self.inversion.choose(policy, reference)
         return invert(walker, batch.latent, batch.cond, t, rng, self.inversion)
 
     @final

@@ -38,6 +38,7 @@ from diffpo.training.processes import gather_rows, in_turn, make_accelerator, sh
 from diffpo.training.reference import find_kept, is_asked, keep
 from diffpo.training.run import check_devices, note, run_folder
 from diffpo.training.samples import SampleGrids, plan_samples
+from diffpo.training.serving import inverted
 from diffpo.training.stop import Stopped, Watch
 
 
@@ -185,7 +186,8 @@ def update(learner: Learner, batches: list[PairBatch], epoch: int, micro_seed: i
     counts = torch.cat([config.method.count(batch) for batch in batches])
     total = gather_rows(accelerator, counts.double()).sum()
     judged, names, rows = [], [], torch.empty(0)
-    for i, batch in enumerate(batches):
+    torch.manual_seed(hash((config.train.seed, micro_seed, len(batches), accelerator.process_index)))  # for inversions
+    for i, batch in enumerate(inverted(learner, batches, epoch)):
         torch.manual_seed(hash((config.train.seed, micro_seed, i, accelerator.process_index)))
         last = i == len(batches) - 1  # gradients are exchanged after the last micro-batch only
         accelerator.gradient_state._set_sync_gradients(last)
@@ -293,7 +295,8 @@ def evaluate(learner: Learner, held_out: PairLoader) -> dict[str, float]:
     train, mine = learner.config.train, []
     rank, world = share(learner.accelerator)
     learner.policy.network.eval()  # an adapter's dropout would not be the same every time
-    for batch in held_out.held_out(train.batch, limit=train.eval_pairs, rank=rank, world=world):
+    batches = held_out.held_out(train.batch, limit=train.eval_pairs, rank=rank, world=world)
+    for batch in inverted(learner, batches, epoch=0):
         output = forward(learner, batch, epoch=0)
         mine.append((list(output.metrics), as_rows(learner, batch, output)))
     learner.policy.network.train()

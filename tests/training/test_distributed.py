@@ -63,11 +63,12 @@ SMALL = {"method.inversion": {"steps": 4, "renoise": 1}}
 BLOCKS = {"FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP", "FSDP_TRANSFORMER_CLS_TO_WRAP": "BasicTransformerBlock"}
 """What is sharded as one piece is gathered by the first forward of an update; blocks of it, by each forward."""
 STEPS = {
-    "inpo": (INVERTED | FULL | {"method.name": "inpo"}, FSDP2 | BLOCKS, 1),
-    "smpo": (INVERTED | SMALL | {"method.name": "smpo"}, CPU, 4),
-    "inpo-sd3": (INVERTED | SMALL | {"method.name": "inpo"}, CPU, 1),
+    "inpo": (INVERTED | FULL | {"method.name": "inpo"}, FSDP2 | BLOCKS, 1, 3),
+    "smpo": (INVERTED | SMALL | {"method.name": "smpo"}, CPU, 4, 1),
+    "inpo-sd3": (INVERTED | SMALL | {"method.name": "inpo"}, CPU, 1, 1),
 }
-"""Settings, how two processes share the work, and how many pairs each takes; one pair each means two different t."""
+"""Settings, how two processes share the work, how many pairs each takes at once, and how often in an update; one pair
+each means two different t. In all micro-batches of an update they need different numbers of calls, too."""
 
 
 @pytest.fixture(scope="module")
@@ -75,10 +76,10 @@ def inverted(world):
     """Each of `STEPS` with two processes and with one. A network that is sharded, or has buffers, waits in its forward
     for the other process: one that walked fewer steps would leave it waiting, here until its time is over."""
     jobs = {}
-    for name, (changes, env, pairs) in STEPS.items():
+    for name, (changes, env, pairs, micro) in STEPS.items():
         family = "sd3" if "sd3" in name else "sd15"
         for how, processes in (("one", 1), ("two", 2)):
-            cut = {"train.batch": 2 * pairs // processes}
+            cut = {"train.batch": 2 * pairs // processes, "train.accumulate": micro}
             file = world.write(f"{name}-{how}", changes | cut, family)
             job = {"argv": ["train", str(file)], "processes": processes, "env": env if how == "two" else CPU}
             jobs[f"{name}-{how}"] = job | {"seconds": 240}
