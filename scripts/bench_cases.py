@@ -24,6 +24,7 @@ from diffpo.methods import METHODS, PairwiseMethod
 from diffpo.methods.base import Predictor
 from diffpo.models import FAMILIES, Denoiser
 from diffpo.models.load import set_attention
+from diffpo.models.recomputing import recompute
 from diffpo.models.reference import Reference
 from diffpo.models.tuning import Full, LoRA, Tuning
 
@@ -183,9 +184,12 @@ def make_method(name: str) -> PairwiseMethod:
     return method
 
 
-def make_tuning(kind: str, *, rank: int = 16, attention: str = "native", checkpointing: bool = False) -> Tuning:
+def make_tuning(
+    kind: str, *, rank: int = 16, attention: str = "native", checkpointing: bool = False, share: float = 1.0
+) -> Tuning:
     """Make the `model` block of a config; its path is never read."""
     shared: dict[str, Any] = {"path": "none", "attention": attention, "gradient_checkpointing": checkpointing}
+    shared["recomputed_share"] = share
     return LoRA(rank=rank, **shared) if kind == "lora" else Full(**shared)
 
 
@@ -219,7 +223,7 @@ def build(
     tuning.prepare(network, family, torch.float32)
     network.to(device)
     if tuning.gradient_checkpointing:
-        network.enable_gradient_checkpointing()
+        recompute(network, family.blocks, tuning.recomputed_share)
     set_attention(network, tuning.attention)
     policy = family(network, family.make_process(dict(case.scheduler), Time()))
     policy.network.train()

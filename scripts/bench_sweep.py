@@ -4,10 +4,11 @@ r"""Measure a list of configurations in one process, each within its time, and w
         "sd15@512 full batch=16 compile=regional profile=1" "sdxl@1024 lora batch=4 compile=regional checkpointing=1"
 
 A row names a case and a tuning (see `bench.py`), then settings: `batch`, `method`, `compile` (regional, whole),
-`checkpointing`, `channels_last`, `optimizer`, `attention`, `kernels` (the order in which torch's attention kernels are
-tried, such as cudnn+flash+efficient), `benchmark` (1: cuDNN tries its convolutions; 2: measured both without and with),
-`profile` (1: the kernels of one update, grouped and named). `timed` are seconds of timed updates; `limit` ends a row
-that takes longer, its compilation included. Rows that no longer fit into `--seconds` are left out, and said.
+`checkpointing` (the share of the blocks), `channels_last`, `optimizer`, `attention`, `kernels` (the order in which
+torch's attention kernels are tried, such as cudnn+flash+efficient), `benchmark` (1: cuDNN tries its convolutions; 2:
+measured both without and with), `profile` (1: the kernels of one update, grouped and named). `timed` are seconds of
+timed updates; `limit` ends a row that takes longer, its compilation included. Rows that no longer fit into `--seconds`
+are left out, and said.
 
 `--save-compiled FILE` keeps what torch compiled, `--load-compiled FILE` gives it back on another machine of that kind.
 """
@@ -96,7 +97,8 @@ def options_of(row: dict[str, str], arguments: argparse.Namespace) -> argparse.N
 def measure(row: dict[str, str], arguments: argparse.Namespace, accelerator: Accelerator) -> Iterator[dict[str, Any]]:
     """Time one row: yields a result, and a second one where `benchmark` is 2."""
     options, case = options_of(row, arguments), CASES[row["case"]]
-    tuning = make_tuning(row["tuning"], attention=row["attention"], checkpointing=row["checkpointing"] == "1")
+    share = float(row["checkpointing"])
+    tuning = make_tuning(row["tuning"], attention=row["attention"], checkpointing=share > 0, share=share)
     batch, began = int(row["batch"] or case.batch), time.perf_counter()
     cost = cost_of(row["case"], row["tuning"])
     torch.backends.cudnn.benchmark = row["benchmark"] == "1"

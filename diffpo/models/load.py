@@ -10,9 +10,9 @@ from diffpo.core.types import DTYPES, Embedding
 from diffpo.errors import UserError
 from diffpo.models import Denoiser
 from diffpo.models.pipelines import load_network
+from diffpo.models.recomputing import recompute
 from diffpo.models.reference import Reference
 from diffpo.models.tuning import Tuning
-from diffpo.models.user_adapter import checkpointing
 
 
 def load(
@@ -50,7 +50,7 @@ def load(
         )
     tuning.prepare(network, family, dtype, embedding)
     if tuning.gradient_checkpointing:
-        network.enable_gradient_checkpointing(checkpointing(network))
+        recompute(network, family.blocks, tuning.recomputed_share)
     set_attention(network, tuning.attention)
     network.to(device)
     policy = family(network, process, 1.0 if tuning.guidance is None else tuning.guidance, rate)

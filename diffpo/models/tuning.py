@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from diffpo.core.block import Block, Guidance, Place, Positive, Range, Sharing
+from diffpo.core.block import Block, Fraction, Guidance, Place, Positive, Range, Sharing
 from diffpo.core.process import Time
 from diffpo.core.types import DtypeName, Embedding
 from diffpo.errors import UserError
@@ -63,6 +63,9 @@ class Tuning(Block, ABC):
     """Attention implementation: native, xformers, or what the network's family offers."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: a third more time for far less memory."""
+    recomputed_share: Fraction = 1.0
+    """Share of the network's blocks that gradient checkpointing recomputes, spread evenly: less than 1 takes less time
+    for more memory."""
     time: Time = field(default_factory=Time)
     """How training times are drawn; left out, as the base model's family does."""
 

@@ -144,6 +144,18 @@ def test_gradient_checkpointing_changes_no_gradient(pipelines, name, tuning):
         torch.testing.assert_close(gradients[1][key], gradient, rtol=1e-10, atol=1e-12, msg=key)
 
 
+@pytest.mark.parametrize(("share", "calls"), [(0.0, 2), (0.5, 3), (1.0, 4)])
+def test_a_share_of_the_blocks_is_recomputed(pipelines, share, calls):
+    """SD3's two blocks: called once each, and those that are checkpointed once more in the backward pass."""
+    policy, _ = make(pipelines("sd3"), "full", gradient_checkpointing=True, recomputed_share=share)
+    seen = []
+    for block in policy.regions():
+        block.register_forward_pre_hook(lambda block, *_: seen.append(block))
+    batch = pair_batch("sd3", [0], torch.float32)
+    policy.predict(batch.latent.chosen, torch.tensor([0.5]), batch.cond.chosen).square().mean().backward()
+    assert len(seen) == calls
+
+
 @pytest.mark.parametrize("name", ["sd15", "sd3"])
 def test_native_attention_is_left_alone(pipelines, name):
     policy, _ = make(pipelines(name), "full")
