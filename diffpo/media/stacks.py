@@ -9,7 +9,7 @@ Neither says at which rate it was taken: it has the rate that it is wanted at. A
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -28,20 +28,14 @@ NPY, ZIP = b"\x93NUMPY", b"PK\x03\x04"
 WHITE = 255
 
 
-class FrameFolder(Footage):
-    """A folder of pictures."""
+class Stack(Footage):
+    """Frames that lie one behind the other, and do not say at what rate; nothing stays open."""
 
-    def __init__(self, folder: Path, suffixes: Sequence[str]):
-        """List the pictures of some suffixes."""
-        self._files = files_of(folder, suffixes)
-        if not self._files:
-            raise BrokenImage("it is a directory without a picture: a folder stands for a clip if it holds the frames")
-        if len(self._files) > MOST_FRAMES:
-            raise BrokenImage(f"too long: {len(self._files)} frames, at most {MOST_FRAMES} are read")
+    _frames: Sized
 
     @cached_property
     def count(self) -> int:
-        return len(self._files)
+        return len(self._frames)
 
     @cached_property
     def timeline(self) -> Timeline:
@@ -50,9 +44,21 @@ class FrameFolder(Footage):
     def close(self) -> None:
         """There is nothing open."""
 
+
+class FrameFolder(Stack):
+    """A folder of pictures."""
+
+    def __init__(self, folder: Path, suffixes: Sequence[str]):
+        """List the pictures of some suffixes."""
+        self._frames = files_of(folder, suffixes)
+        if not self._frames:
+            raise BrokenImage("it is a directory without a picture: a folder stands for a clip if it holds the frames")
+        if len(self._frames) > MOST_FRAMES:
+            raise BrokenImage(f"too long: {len(self._frames)} frames, at most {MOST_FRAMES} are read")
+
     def _decode(self, numbers: Sequence[int]) -> Iterator[Image]:
         for number in numbers:
-            with open_file(self._files[number]) as file, Picture(file) as picture:
+            with open_file(self._frames[number]) as file, Picture(file) as picture:
                 frame = next(picture.frames([0]))
             yield frame
 
@@ -68,34 +74,23 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-class Numbers(Footage):
-    """An array that holds the frames."""
+class Numbers(Stack):
+    """An array that holds the frames; the file is read whole."""
 
     def __init__(self, file: BinaryIO, head: bytes):
         """Read the array; `head` are the first bytes of the file."""
-        self._array = _as_frames(_read(file, head))
+        self._frames = _as_frames(_read(file, head))
         check_size(*self.size)
 
     @cached_property
     def size(self) -> tuple[int, int]:
-        return self._array.shape[2], self._array.shape[1]
-
-    @cached_property
-    def count(self) -> int:
-        return len(self._array)
-
-    @cached_property
-    def timeline(self) -> Timeline:
-        return Timeline(tuple(map(float, range(self.count))))
-
-    def close(self) -> None:
-        """The file was read whole."""
+        return self._frames.shape[2], self._frames.shape[1]
 
     def _decode(self, numbers: Sequence[int]) -> Iterator[Image]:
         from PIL import Image
 
         for number in numbers:
-            frame = self._array[number]
+            frame = self._frames[number]
             if frame.dtype != np.uint8:
                 if not (frame.min() >= 0 and frame.max() <= 1):
                     raise BrokenImage(
