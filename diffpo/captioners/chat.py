@@ -103,14 +103,20 @@ class ChatModel(LanguageModel):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageTextCaptioner(ChatModel, Captioner):
-    """An image-text-to-text model of transformers that is told to describe the image."""
+class ImageTextModel(ChatModel):
+    """The options of whatever runs an image-text-to-text model of transformers."""
 
-    name = "transformers"
     kind = Kind("AutoModelForImageTextToText", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES")
     what = "an image-text-to-text model"
     reader = "AutoProcessor", "a processor of images and text"
     reading: ClassVar = {"processor_kwargs": {"padding": True}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTextCaptioner(ImageTextModel, Captioner):
+    """An image-text-to-text model of transformers that is told to describe the image."""
+
+    name = "transformers"
 
     path: Place = "llava-hf/llava-v1.6-34b-hf"
     """Hub id or local folder of the model; the default is the paper's."""

@@ -12,17 +12,16 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, Literal, get_args
 
 from PIL.Image import Image, Resampling
 
 from diffpo.captioners.base import Labeller, Segment, Verdict
-from diffpo.captioners.chat import ChatModel
+from diffpo.captioners.chat import ImageTextModel
 from diffpo.core.block import Count, NotNegative, Pixels, Place
 from diffpo.disk.ahead import groups
 from diffpo.media.frames import Clip
 from diffpo.scorers.base import Scorer
-from diffpo.scorers.loading import Kind
 
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 EXCHANGED: dict[Verdict, Verdict] = {"first": "second", "second": "first", "tie": "tie"}
@@ -114,14 +113,10 @@ def _question(caption: str, first: list[Image], second: list[Image]) -> list[dic
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatLabeller(ChatModel, AskingLabeller):
+class ChatLabeller(ImageTextModel, AskingLabeller):
     """An image-text-to-text or video-text-to-text model of transformers."""
 
     name = "chat"
-    kind = Kind("AutoModelForImageTextToText", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES")
-    what = "an image-text-to-text model"
-    reader = "AutoProcessor", "a processor of images and text"
-    reading: ClassVar = {"processor_kwargs": {"padding": True}}
 
     path: Place
     """Hub id or local folder of the model, such as Qwen/Qwen2.5-VL-7B-Instruct."""
