@@ -26,7 +26,7 @@ test: $(STAMP) ## Run every test (ARGS="-m 'not slow'" for a quick round)
 check: $(STAMP) ## Lint, format, types of the core rooms, and who imports whom
 	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" scripts/check.sh
 
-plain-check: $(STAMP) $(PLAIN_STAMP) ## Show that an exported LoRA gives the same images in plain diffusers
+plain-check: $(STAMP) $(PLAIN_STAMP) ## Show that exports give the same images in plain diffusers
 	$(VENV)/bin/python scripts/plain_check.py make $(PLAIN_DIR)
 	$(PLAIN_VENV)/bin/python scripts/plain_check.py compare $(PLAIN_DIR)
 

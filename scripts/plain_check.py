@@ -3,9 +3,9 @@
     python scripts/plain_check.py make DIR       in diffpo's environment: train, generate, leave everything in DIR
     python scripts/plain_check.py compare DIR    in one with torch, diffusers, transformers and peft alone
 
-`make` trains a LoRA and a whole network for a few updates, on the shapes world if its assets are here, else on a tiny
-random model. `compare` does not import diffpo: it does what a user does who has only the result, and prints the largest
-difference of a pixel. It exits with 1 if that is above 1/255.
+`make` trains a LoRA, a whole network and a user adapter for a few updates, on the shapes world if its assets are here,
+else on a tiny random model. `compare` does not import diffpo: it does what a user does who has only the result, and
+prints the largest difference of a pixel. It exits with 1 if that is above 1/255.
 """
 
 from __future__ import annotations
@@ -22,8 +22,12 @@ PLAN = "plan.json"
 PROMPTS = ("thing 1", "a red circle", "a blue square")
 SEEDS = (0, 1)
 STEPS, GUIDANCE = 10, 5.0
-LEARNING_RATES = {"shapes:base": {"lora": 1e-3, "full": 1e-4}, "tiny": {"lora": 3e-2, "full": 1e-2}}
+LEARNING_RATES = {
+    "shapes:base": {"lora": 1e-3, "full": 1e-4, "user": 1e-2},
+    "tiny": {"lora": 3e-2, "full": 1e-2, "user": 3e-2},
+}
 """Large, so that a few updates change the images by much more than rounding does."""
+STATES = "users/states.safetensors"
 LIMIT = 1
 """Difference allowed, in 255ths of a pixel's range."""
 
@@ -39,12 +43,14 @@ def make(folder: Path) -> None:
     config.write_text(json.dumps(blocks))  # which is YAML too
     for tuning, rate in LEARNING_RATES.get(model, LEARNING_RATES["tiny"]).items():
         run = folder / tuning
-        more = ["model.rank=4", "model.alpha=8"] if tuning == "lora" else []
+        more = {"lora": ["model.rank=4", "model.alpha=8"], "user": told_users(folder, data)}.get(tuning, [])
         overrides = [f"model={tuning}", *more, f"train.learning_rate={rate}", f"train.output={run}"]
         diffpo("train", str(config), *overrides, "--fresh")
-        generate(folder, model, tuning, "--tuned", str(run))
+        if tuning != "user":
+            generate(folder, model, tuning, "--tuned", str(run))
     generate(folder, model, "base")
     base = str(ROOT / "assets" / "shapes" / "pipeline") if model == "shapes:base" else model
+    generate_for_a_user(folder, base)
     plan = {"base": base, "prompts": PROMPTS, "seeds": SEEDS, "steps": STEPS, "guidance": GUIDANCE}
     (folder / PLAN).write_text(json.dumps(plan, indent=2))
     print(f"wrote {folder}\nnext: PLAIN_PYTHON scripts/plain_check.py compare {folder}")
@@ -55,6 +61,39 @@ def generate(folder: Path, model: str, label: str, *tuned: str) -> None:
     out = ("--prompts", str(folder / "prompts.txt"), "--out", str(folder / "media" / label), "--batch", "1", "--fresh")
     sampling = ("--steps", str(STEPS), "--guidance", str(GUIDANCE), "--seeds", ",".join(map(str, SEEDS)))
     diffpo("generate", model, *tuned, *out, *sampling, "--noise", "shared", "--device", "cpu", "--label", label)
+
+
+def told_users(folder: Path, data: dict[str, Any]) -> list[str]:
+    """Write random pairs of two users, and their states; returns what a run is told of them."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    import tiny
+    import tiny_users
+
+    table = tiny.save_pairs(folder / "pairs of users", size=data["resolution"])
+    rows = [json.loads(line) for line in table.read_text().splitlines()]
+    table.write_text("\n".join(json.dumps(row | {"user_id": f"user {i % 2}"}) for i, row in enumerate(rows)))
+    if not (folder / "users").exists():
+        tiny_users.save_users(folder / "users", {"user 0": [["x"]], "user 1": [["y"]]})
+    source = [f"data.path={table}", "data.limit=null", "data.validation_split=null", f"data.users={folder / 'users'}"]
+    return ["method=ppd", "data=pairs", *source]
+
+
+def generate_for_a_user(folder: Path, base: str) -> None:
+    """Make the images of the first user, one at a time, by the adapter in diffpo's own hands."""
+    import torch
+    from diffusers import DiffusionPipeline
+    from PIL import Image
+    from safetensors.torch import load_file
+
+    from diffpo.models.user_files import load_user_adapter
+
+    pipe = DiffusionPipeline.from_pretrained(base)
+    adapter, states = load_user_adapter(pipe, folder / "user"), load_file(folder / STATES)["states"][:1]
+    plan = {"prompts": PROMPTS, "seeds": SEEDS, "steps": STEPS, "guidance": GUIDANCE}
+    (folder / "media" / "user").mkdir(parents=True, exist_ok=True)
+    with adapter.speaking(states), torch.no_grad():
+        for name, pixels in images(pipe, plan).items():
+            Image.fromarray(pixels.astype("uint8")).save(folder / "media" / "user" / name)
 
 
 def diffpo(*arguments: str) -> None:
@@ -90,7 +129,7 @@ def compare(folder: Path) -> int:
     from PIL import Image
 
     plan = json.loads((folder / PLAN).read_text())
-    made = {label: images(pipe, plan) for label, pipe in pipelines(plan["base"], folder)}
+    made = {label: images(pipe, plan, **told) for label, pipe, told in pipelines(plan["base"], folder)}
     assert not any(name == "diffpo" or name.startswith("diffpo.") for name in sys.modules), "plain means without diffpo"
     worst, still = 0, []
     for label, pictures in made.items():
@@ -111,19 +150,25 @@ def compare(folder: Path) -> int:
     return int(worst > LIMIT or bool(still))
 
 
-def pipelines(base: str, folder: Path) -> Iterator[tuple[str, Any]]:
-    """Open base, LoRA and tuned network as the model cards tell."""
+def pipelines(base: str, folder: Path) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """Open base, LoRA, tuned network and user adapter as the model cards tell; with what each is told besides."""
+    import torch
     from diffusers import AutoModel, DiffusionPipeline
+    from safetensors.torch import load_file
 
-    yield "base", DiffusionPipeline.from_pretrained(base)
+    yield "base", DiffusionPipeline.from_pretrained(base), {}
     pipe = DiffusionPipeline.from_pretrained(base)
     pipe.load_lora_weights(folder / "lora" / "final")
-    yield "lora", pipe
+    yield "lora", pipe, {}
     unet = AutoModel.from_pretrained(str(folder / "full" / "final"), subfolder="unet")  # a Path it does not take
-    yield "full", DiffusionPipeline.from_pretrained(base, unet=unet)
+    yield "full", DiffusionPipeline.from_pretrained(base, unet=unet), {}
+    pipe, final, states = DiffusionPipeline.from_pretrained(base), folder / "user" / "final", folder / STATES
+    pipe.load_ip_adapter(final, subfolder="", weight_name="user_adapter.safetensors", image_encoder_folder=None)
+    user = load_file(states)["states"][:1]
+    yield "user", pipe, {"ip_adapter_image_embeds": [torch.cat([torch.zeros_like(user), user])]}
 
 
-def images(pipe: Any, plan: dict[str, Any]) -> dict[str, Any]:
+def images(pipe: Any, plan: dict[str, Any], **told: Any) -> dict[str, Any]:
     """Make the plan's images, `[h w 3]` int16 by file name, each with a generator of its own."""
     import numpy as np
     import torch
@@ -134,7 +179,7 @@ def images(pipe: Any, plan: dict[str, Any]) -> dict[str, Any]:
         for seed in plan["seeds"]:
             generator = torch.Generator("cpu").manual_seed(seed)
             sampling = {"num_inference_steps": plan["steps"], "guidance_scale": plan["guidance"]}
-            picture = pipe(prompt, generator=generator, **sampling).images[0]
+            picture = pipe(prompt, generator=generator, **sampling, **told).images[0]
             made[f"{i:06d}-s{seed}.png"] = np.asarray(picture.convert("RGB"), dtype=np.int16)
     return made
 
