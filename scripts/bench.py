@@ -17,7 +17,7 @@ Encoding happens before training and is not in it. Pairs per second are over `--
 which each waits for the device once. Seconds by stage are medians; on a GPU, of its own time:
 
     data        stacking rows that lie in host memory, and their transfer
-    noise       drawing times and noises row by row on the CPU, noising, or inverting
+    noise       drawing times and noises row by row on the CPU, noising, or inverting (all micro-batches together)
     reference   its forward
     policy      forward, loss and backward
     optimizer   reading the losses back, clipping, the step
@@ -63,13 +63,14 @@ from bench_machine import (  # noqa: E402
 )
 from bench_report import STAGES, gains, memory_table, show  # noqa: E402
 
-from diffpo.core.step import preference_step  # noqa: E402
+from diffpo.core.step import invert_together, preference_step  # noqa: E402
 from diffpo.core.types import DTYPES, Rng  # noqa: E402
 from diffpo.errors import UserError  # noqa: E402
 from diffpo.models import Denoiser  # noqa: E402
 from diffpo.models.reference import Reference  # noqa: E402
 from diffpo.models.tuning import LoRA, Tuning  # noqa: E402
 from diffpo.training.optimizers import make_optimizer  # noqa: E402
+from diffpo.training.serving import images_per_call  # noqa: E402
 
 HALF = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}
 STATE_BYTES = {"adamw": 8, "adamw8bit": 2, "adafactor": 0}
@@ -99,26 +100,36 @@ class Update:
         policy.network, self.optimizer = accelerator.prepare(policy.network, make_optimizer(settings(options), trained))
         self.network = policy.network
         self.policy, self.reference = Timed(policy, self.clock), Timed(reference, self.clock)
+        cut = SimpleNamespace(batch=batch, accumulate=options.accumulate, split_forward=False, compile=options.compile)
+        self.micro, (self.most, self.least) = options.accumulate, images_per_call(cut)
 
     def run(self, step: int) -> Lap:
         """Do one update, which waits for the device once, as the loop does."""
-        accelerator, mark = self.accelerator, self.clock.mark
-        start = mark()
-        batch = collate(self.rows, first=step * len(self.rows))
-        with accelerator.autocast():
-            moved = batch.to(accelerator.device, torch.float32)
-            transferred = mark()
-            output = preference_step(self.method, self.policy, self.reference, moved, Rng(0, 0, batch.index))
-        accelerator.backward(output.loss.sum() / len(self.rows))
-        backward = mark()
+        accelerator, mark, outputs = self.accelerator, self.clock.mark, []
+        first, device = step * self.micro * len(self.rows), accelerator.device
+        marks = [mark()]
+        batches = [collate(self.rows, first + i * len(self.rows)).to(device, torch.float32) for i in range(self.micro)]
+        marks.append(mark())
+        if self.method.live_inversion is not None:
+            with accelerator.autocast():
+                batches = invert_together(
+                    self.method, self.policy, self.reference, batches, 0, 0, most=self.most, least=self.least
+                )
+        for batch in batches:
+            with accelerator.autocast():
+                output = preference_step(self.method, self.policy, self.reference, batch, Rng(0, 0, batch.index))
+            accelerator.backward(output.loss.sum() / (self.micro * len(self.rows)))
+            outputs.append(output)
+            marks += [self.reference.start, self.reference.end, mark()]
         norm = accelerator.clip_grad_norm_(self.network.parameters(), 1.0)
-        losses, margins = output.loss.detach().cpu(), output.metrics["rewards/margins"].cpu()
+        losses = torch.cat([output.loss.detach() for output in outputs]).cpu()
+        margins = torch.cat([output.metrics["rewards/margins"] for output in outputs]).cpu()
         if not losses.isfinite().all():
             raise UserError("the loss is not finite: random weights overflow in this dtype; try another")
         float(norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return Lap(losses, margins, (start, transferred, self.reference.start, self.reference.end, backward, mark()))
+        return Lap(losses, margins, (*marks, mark()))
 
     def laps(self, steps: range, seconds: float = math.inf) -> tuple[list[Lap], float]:
         """Do updates, at least one, until the time is up; returns them, and the seconds that each took on the wall."""
@@ -132,11 +143,13 @@ class Update:
         return done, (time.perf_counter() - began) / len(done)
 
     def stages(self, laps: list[Lap]) -> dict[str, float]:
-        """Median seconds by stage."""
-        found = {}
-        for number, stage in enumerate(STAGES):
-            found[stage] = statistics.median(self.clock.seconds(*lap.marks[number : number + 2]) for lap in laps)
-        return found
+        """Median seconds by stage; those between data and optimizer come once for each micro-batch."""
+        first, *between, last = STAGES
+        found = {stage: [0.0] * len(laps) for stage in STAGES}
+        for number, lap in enumerate(laps):
+            for stage, points in zip([first, *between * self.micro, last], itertools.pairwise(lap.marks), strict=True):
+                found[stage][number] += self.clock.seconds(*points)
+        return {stage: statistics.median(seconds) for stage, seconds in found.items()}
 
 
 @dataclass(frozen=True)
@@ -147,7 +160,7 @@ class Lap:
     margins: torch.Tensor
     """`[b]` logits."""
     marks: tuple[Any, ...]
-    """Points in time that begin and end the stages."""
+    """Points in time between the stages."""
 
 
 def speed_up(policy: Denoiser, reference: Reference, options: argparse.Namespace) -> None:
@@ -216,7 +229,7 @@ def measure(
         if options.compile:
             torch.compiler.reset()
     result |= {"status": "ok", "peak_gib": peak_memory(device)}
-    return result | {"seconds": seconds, "pairs_per_second": batch / seconds["total"]}
+    return result | {"seconds": seconds, "pairs_per_second": options.accumulate * batch / seconds["total"]}
 
 
 def bench(
@@ -260,7 +273,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tuning", choices=("full", "lora"), default="full")
     parser.add_argument("--rank", type=int, default=16, help="of the LoRA")
     parser.add_argument("--method", nargs="+", choices=TIMED, default=["dpo"])
-    parser.add_argument("--batch", type=int, nargs="+", help="pairs per update (default: the case's)")
+    parser.add_argument("--batch", type=int, nargs="+", help="pairs per forward (default: the case's)")
+    parser.add_argument("--accumulate", type=int, default=1, help="forwards per update; inversions share their calls")
     parser.add_argument("--steps", type=int, default=10, help="updates to time")
     parser.add_argument("--warmup", type=int, default=3, help="updates before that")
     parser.add_argument("--mixed-precision", choices=tuple(HALF), help="default: bf16 on a GPU, no on a CPU")
@@ -279,7 +293,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     unknown = [name for name in options.cases if name not in CASES]
     if unknown:
         parser.error(f"unknown case {', '.join(unknown)}; there are {', '.join(CASES)}")
-    for name, least in (("steps", 1), ("warmup", 0), ("rank", 1)):
+    for name, least in (("steps", 1), ("warmup", 0), ("rank", 1), ("accumulate", 1)):
         if getattr(options, name) < least:
             parser.error(f"--{name} must be at least {least}")
     if options.batch and min(options.batch) < 1:

@@ -3,12 +3,12 @@ r"""Measure a list of configurations in one process, each within its time, and w
     python scripts/bench_sweep.py --out sweep --seconds 240 \
         "sd15@512 full batch=16 compile=regional profile=1" "sdxl@1024 lora batch=4 compile=regional checkpointing=1"
 
-A row names a case and a tuning (see `bench.py`), then settings: `batch`, `method`, `compile` (regional, whole),
-`checkpointing` (the share of the blocks), `channels_last`, `optimizer`, `attention`, `kernels` (the order in which
-torch's attention kernels are tried, such as cudnn+flash+efficient), `benchmark` (1: cuDNN tries its convolutions; 2:
-measured both without and with), `profile` (1: the kernels of one update, grouped and named). `timed` are seconds of
-timed updates; `limit` ends a row that takes longer, its compilation included. Rows that no longer fit into `--seconds`
-are left out, and said.
+A row names a case and a tuning (see `bench.py`), then settings: `batch`, `accumulate`, `method`, `compile` (regional,
+whole), `checkpointing` (the share of the blocks), `channels_last`, `optimizer`, `attention`, `kernels` (the order in
+which torch's attention kernels are tried, such as cudnn+flash+efficient), `benchmark` (1: cuDNN tries its
+convolutions; 2: measured both without and with), `profile` (1: the kernels of one update, grouped and named). `timed`
+are seconds of timed updates; `limit` ends a row that takes longer, its compilation included. Rows that no longer fit
+into `--seconds` are left out, and said.
 
 `--save-compiled FILE` keeps what torch compiled, `--load-compiled FILE` gives it back on another machine of that kind.
 """
@@ -40,6 +40,7 @@ from diffpo.errors import UserError
 
 USUAL: dict[str, str] = {
     "batch": "",
+    "accumulate": "1",
     "method": "dpo",
     "compile": "",
     "checkpointing": "0",
@@ -87,6 +88,7 @@ def at_most(seconds: float) -> Iterator[None]:
 def options_of(row: dict[str, str], arguments: argparse.Namespace) -> argparse.Namespace:
     """What `bench.py` would have been told."""
     given = [row["case"], "--tuning", row["tuning"], "--optimizer", row["optimizer"], "--attention", row["attention"]]
+    given += ["--accumulate", row["accumulate"]]
     given += ["--device", arguments.device, "--mixed-precision", arguments.mixed_precision]
     given += ["--compile", row["compile"]] if row["compile"] else []
     if row["channels_last"]:
@@ -119,7 +121,7 @@ def measure(row: dict[str, str], arguments: argparse.Namespace, accelerator: Acc
         update.laps(range(1, 3))
         forget_peak(accelerator.device)
         laps, total = update.laps(range(3, 60), seconds=float(row["timed"]))
-        pace = batch / total
+        pace = options.accumulate * batch / total
         result = row | found | {"cudnn_benchmark": benchmark, "updates": len(laps), "pairs_per_second": pace}
         result |= {"peak_gib": peak_memory(accelerator.device), "flops_per_pair": cost.pair(row["method"])}
         result |= {"seconds": update.stages(laps) | {"total": total}}

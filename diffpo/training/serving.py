@@ -4,13 +4,18 @@ An image that is far from its time needs many calls, one that is near it few. Mi
 would be as many as the longest way in each, most of them about some rows only. Together all but the last call are full.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from typing import TYPE_CHECKING
 
-from diffpo.config.run import Train
 from diffpo.core.step import invert_together
 from diffpo.core.types import DTYPES, PairBatch
-from diffpo.training.learner import Learner
+
+if TYPE_CHECKING:  # the benchmark uses this file on machines without pydantic
+    from diffpo.config.run import Train
+    from diffpo.training.learner import Learner
 
 WINDOW = 16
 """Micro-batches that are inverted together, and then wait on the device: more would save less than a call in a

@@ -98,6 +98,21 @@ def test_one_update_trains_what_is_trained():
         assert all((".lora_" in name) == (kind == "lora") for name in trained)
 
 
+def test_micro_batches_are_inverted_together():
+    """Three of two pairs: calls of four images at most, as in training; every stage is measured."""
+    options = bench.parse(["tiny-sd15", "--device", "cpu", "--accumulate", "3"])
+    update = bench.Update(CASES["tiny-sd15"], make_tuning("lora"), "smpo", 2, options, bench.Accelerator(cpu=True))
+    asked = []
+    update.network.register_forward_pre_hook(
+        lambda _, arguments: asked.append((torch.is_grad_enabled(), len(arguments[0])))
+    )
+    (lap,), _ = update.laps(range(1))
+    assert len(lap.losses) == len(lap.margins) == 6
+    assert set(update.stages([lap])) == STAGES and all(value > 0 for value in update.stages([lap]).values())
+    judged = [(False, 4), (True, 4)] * 3  # reference and policy of each micro-batch
+    assert asked[-6:] == judged and asked[:-7] == [(False, 4)] * (len(asked) - 7) and len(asked) > 10
+
+
 def test_the_step_counts_twice_a_forward_for_the_reference_and_more_for_the_policy():
     cost = count(CASES["tiny-sd15"], make_tuning("full"))
     assert cost.reference == 2 * cost.forward
