@@ -60,9 +60,7 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     judge_base(args.output, HELD_OUT)
     run_all([job for draws in DRAWS for job in jobs(args.output, draws)], args.processes, "run")
-    print(
-        "| draws per pair | win rate against base | against fresh draws | utility | verifier | the reference is asked |"
-    )
+    print("| draws per pair | win rate against base | against fresh draws | utility | verifier | pairs asked about |")
     print("|---|---|---|---|---|---|")
     for draws in DRAWS:
         print(row(args.output, draws))
