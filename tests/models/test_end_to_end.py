@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -46,6 +47,7 @@ def test_pairs_become_an_adapter(name, tmp_path):
     run = world.train("run", changes, family=name)
     first, last = metrics(run)
     assert first["rewards/margins"] == 0.0 != last["rewards/margins"] and last["grad_norm"] > 0
+    assert first["loss"] == pytest.approx(math.log(2), rel=1e-6)
     base = str(tmp_path / name)
     tuned, plain = (
         open_pipeline(find_model(base, tuned=path), dtype=torch.float32, device="cpu").components[family.components[0]]
