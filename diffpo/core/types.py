@@ -82,7 +82,7 @@ class Condition:
     extra: dict[str, Tensor] = field(default_factory=dict)
     """Per-image values `[b ...]`, such as `size`: original height, width; crop top, left; target height, width.
 
-    A second stream of text states, and its mask, are here too."""
+    A second stream of text states, `[b n d]`, and its mask, called the same with `_mask` behind it, are here too."""
     user: Tensor | None = None
     """`[b n d]` user states, zeros for the null user; a reference never sees them."""
 
@@ -101,7 +101,7 @@ class Condition:
         Where one part has a mask, a part without one holds tokens only. Where none has, all texts have one length: such
         a family attends to every position.
         """
-        return Condition._combine(_of_one_length(parts), torch.cat)
+        return Condition._combine(_second_of_one_length(_of_one_length(parts)), torch.cat)
 
     @staticmethod
     def _combine(parts: Sequence[Condition], fn: Callable[[list[Tensor]], Tensor]) -> Condition:
@@ -124,6 +124,20 @@ def _of_one_length(parts: Sequence[Condition]) -> Sequence[Condition]:
         return replace(part, text=pad(part.text, (0, 0, 0, more)), mask=pad(mask, (0, more)))
 
     return [padded(part, max(lengths) - length) for part, length in zip(parts, lengths, strict=True)]
+
+
+def _second_of_one_length(parts: Sequence[Condition]) -> Sequence[Condition]:
+    """Pad second streams of text states with zeros, which their masks hide."""
+    for key in [key for key in parts[0].extra if key.endswith("_mask")]:
+        states, longest = key.removesuffix("_mask"), max(part.extra[key].shape[1] for part in parts)
+
+        def padded(part: Condition, key: str = key, states: str = states, longest: int = longest) -> Condition:
+            more = longest - part.extra[key].shape[1]
+            both = {states: pad(part.extra[states], (0, 0, 0, more)), key: pad(part.extra[key], (0, more))}
+            return replace(part, extra=part.extra | both)
+
+        parts = [padded(part) for part in parts]
+    return parts
 
 
 @dataclass(frozen=True)

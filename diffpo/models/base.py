@@ -192,7 +192,8 @@ class Denoiser(ABC):
         """Encode one prompt: `text` `[n d]`, and whatever else the family is told; there is no batch axis.
 
         A family that masks adds `mask` `[n]`, boolean, true where `text` holds a token. What is called neither that nor
-        `pooled` comes back in `Condition.extra`, and has the same shape for every prompt.
+        `pooled` comes back in `Condition.extra`, and has the same shape for every prompt, unless it is a second text,
+        `NAME` `[m d]` with a mask `NAME_mask` `[m]`.
         """
 
     @classmethod

@@ -62,14 +62,16 @@ class HunyuanVideo15(Flow):
 
     @staticmethod
     def encode_prompt(pipeline: Any, prompt: str, network: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The language model's states of the prompt's own tokens, and ByT5's with a mask: none without quotation marks.
+        """The language model's states of the prompt's own tokens, and ByT5's: none without quotation marks.
 
-        What the pipeline pads the first ones with is attended to by nothing, and takes no room in a cache.
+        What the pipeline pads them with is attended to by nothing, and takes no room in a cache. Where there would be
+        no token at all, one stands that the mask hides.
         """
         text, mask, quoted, quoted_mask = pipeline.encode_prompt(prompt)
         own = text[0][mask[0].bool()]
         held = torch.ones(len(own), dtype=torch.bool)
-        return {"text": own, "mask": held, "quoted": quoted[0], "quoted_mask": quoted_mask[0].bool()}
+        kept = max(1, int(quoted_mask[0].sum()))  # the padding stands behind
+        return {"text": own, "mask": held, "quoted": quoted[0, :kept], "quoted_mask": quoted_mask[0, :kept].bool()}
 
     factors = staticmethod(HunyuanVideo.factors)
 

@@ -190,6 +190,17 @@ def test_captions_of_different_length_are_padded_and_masked():
     assert joined.mask.tolist() == [[True, False, False, False], [True] * 4, [True, True, True, False]]
 
 
+def test_second_texts_of_different_length_are_padded_and_masked():
+    one, two = (
+        Condition(torch.ones(1, 2, 4), extra={"quoted": torch.ones(1, n, 3), "quoted_mask": torch.ones(1, n).bool()})
+        for n in (1, 3)
+    )
+    both = Condition.cat([one, two])
+    assert both.extra["quoted_mask"].tolist() == [[True, False, False], [True] * 3]
+    assert both.extra["quoted"].sum((1, 2)).tolist() == [3.0, 9.0] and both.extra["quoted"].shape == (2, 3, 3)
+    assert torch.equal(Condition.cat([two, two]).extra["quoted"][:1], two.extra["quoted"])
+
+
 def test_texts_of_a_family_without_masks_have_one_length():
     assert Condition.cat([told(3), told(3)]).mask is None
     with pytest.raises(AssertionError, match=r"texts of \[2, 3\] tokens were given without masks"):

@@ -13,6 +13,7 @@ ensure_torchvision()
 
 from diffusers import AutoencoderKL, CogVideoXTransformer3DModel, DiffusionPipeline, LTXPipeline  # noqa: E402
 
+from diffpo.core.types import Condition  # noqa: E402
 from diffpo.errors import UserError  # noqa: E402
 from diffpo.models import FAMILIES  # noqa: E402
 from diffpo.models.bases import find_base  # noqa: E402
@@ -117,6 +118,22 @@ def test_ltx_is_told_the_rate_of_the_clips(pipelines, rate, told):
         with torch.no_grad():
             denoiser.predict(batch.latent.chosen, torch.tensor([0.5]), batch.cond.chosen)
     assert [how["rope_interpolation_scale"] for how in heard] == [(told, 32, 32)] * 2
+
+
+@pytest.mark.parametrize(("prompt", "kept", "held"), [('it says "red"', 13, 13), ("a red circle", 1, 0)])
+def test_hunyuanvideo15_keeps_no_padding_of_its_texts(pipelines, prompt, kept, held):
+    """Bytes of `Text "red". ` and the end; the answer is the one that all 256 states of the pipeline give."""
+    folder = pipelines("hunyuanvideo15")
+    encoded = Encoders(Full(path=str(folder)), "cpu").encode_prompt(prompt)
+    assert encoded["quoted"].shape[0] == kept and encoded["quoted_mask"].sum() == held
+    text, mask, quoted, quoted_mask = DiffusionPipeline.from_pretrained(folder).encode_prompt(prompt)
+    whole = Condition(text, mask=mask.bool(), extra={"quoted": quoted, "quoted_mask": quoted_mask.bool()})
+    rows = {name: x[None] for name, x in encoded.items()}
+    own = Condition(rows.pop("text"), mask=rows.pop("mask"), extra=rows)
+    policy, z, t = make(folder, "full")[0], pair_batch("hunyuanvideo15", [0]).latent.chosen, torch.tensor([0.5])
+    with torch.no_grad():
+        answers = [policy.predict(z, t, cond) for cond in (own, whole)]
+    torch.testing.assert_close(*answers, rtol=1e-4, atol=1e-5)
 
 
 def test_animatediff_needs_motion_modules_and_knows_so_many_frames(pipelines):
