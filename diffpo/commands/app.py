@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from diffpo import __version__
-from diffpo.commands import lists, media, pairs, train, users, verdicts, video
+from diffpo.commands import encode, lists, media, pairs, train, users, verdicts, video
 
 COMMANDS = {
     "train": train.train,
@@ -37,6 +37,7 @@ DATA = {
     "caption": pairs.caption_table,
     "perturb": pairs.perturb_table,
     "weight": pairs.weigh_table,
+    "encode": encode.encode_pairs,
     "video-pairs": video.video_pairs,
     "segments": video.label_segments,
     "users": users.embed_users,

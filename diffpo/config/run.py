@@ -153,6 +153,13 @@ class Config(Document):
             )
         if method.cached_inversion is not None and not data.cache:
             clashes.append("method.inversion.cache: lies beside the encodings, so it needs data.cache=true")
+        if data.encoded is not None:
+            kept = {"method.inversion.cache": method.cached_inversion, "data.reference_draws": data.reference_draws}
+            clashes += [
+                f"{name}: lies beside the encodings of the cache; leave data.encoded out, or this"
+                for name, value in (kept | {"data.users": data.users}).items()
+                if value is not None
+            ]
         if data.reference_draws is not None:
             if method.asks_reference_for is not None:
                 clashes.append(

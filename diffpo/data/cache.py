@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -39,6 +39,15 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 """Raise it when the meaning of a row's content changes."""
+
+
+def geometry_of(source: Source, encoder: Encoder) -> dict[str, Any]:
+    """What decides how images and clips become what an encoder takes, beside what is drawn for their rows."""
+    names = ("resolution", "buckets", "crop", "flip")
+    geometry = {"multiple": encoder.multiple, **{name: getattr(source, name) for name in names}}
+    if encoder.rule.most != 1:
+        return geometry | {"frames": source.frames, "fps": source.fps or encoder.rule.fps, "step": encoder.rule.step}
+    return geometry if source.frames is None else geometry | {"frames": source.frames}
 
 
 class EncodingCache:
@@ -68,12 +77,7 @@ class EncodingCache:
         self._batch = source.encode_batch or encoder.usual_batch
         if self._batch > 1:
             same["together"] = True  # what is in a batch decides the last bits
-        geometry = {name: getattr(source, name) for name in ("resolution", "buckets", "crop", "flip")}
-        if encoder.rule.most != 1:
-            geometry |= {"frames": source.frames, "fps": source.fps or encoder.rule.fps, "step": encoder.rule.step}
-        elif source.frames is not None:
-            geometry |= {"frames": source.frames}
-        self.media = RowStore("encodings", {"what": "images", **same, "multiple": encoder.multiple, **geometry}, home)
+        self.media = RowStore("encodings", {"what": "images", **same, **geometry_of(source, encoder)}, home)
         self.texts = RowStore("encodings", {"what": "texts", **same}, home)
         self._contents = {side: read_contents(table, side, home, shown=rank == 0) for side in sides}
         self._lengths = read_lengths(table, source, encoder.rule, self._contents, home, shown=rank == 0)

@@ -2,8 +2,9 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from diffpo.core.types import Condition, Pair, PairBatch, Rng
 from diffpo.data.encode import BOTH, Encodings
 from diffpo.data.plan import Schedule
-from diffpo.data.records import HASHED_ROWS, PART_ROWS, Table
+from diffpo.data.records import HASHED_ROWS, PART_ROWS, Counts, Table
 from diffpo.data.segments import SegmentLabels
 from diffpo.data.users import RowUsers
 from diffpo.disk.ahead import ahead
@@ -21,6 +22,20 @@ from diffpo.errors import UserError
 log = logging.getLogger(__name__)
 NAMED = 20
 """Broken rows that a log message names."""
+
+
+@dataclass(frozen=True)
+class EncodedPair:
+    """The encodings of one row."""
+
+    images: Mapping[str, Tensor]
+    """Of both sides: `{side}_mean`, ... (`encode_frames`)."""
+    captions: Mapping[str, str]
+    """By side: the caption, or what stands for it."""
+    text: Callable[[str], dict[str, Tensor]]
+    """States of a caption, or of the empty one, ""."""
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """What else is kept of the row."""
 
 
 class PairLoader:
@@ -34,6 +49,10 @@ class PairLoader:
     """The pairs."""
     encodings: Encodings
     """What the batches are made of."""
+    counts: Counts
+    """What became of the table's rows."""
+    broken: Mapping[int, str]
+    """Rows whose images cannot be used, and why."""
     trajectories: Callable[[Sequence[int], Sequence[bool]], Pair[Tensor]] | None = None
     """Reads kept inversions that every batch is to carry, `[b n c f h w]` of each side: for rows with their captions
     or, where dropped, without."""
@@ -69,6 +88,7 @@ class PairLoader:
             UserError: Every row is broken, or cannot be used.
         """
         self.table, self.encodings, self._sides = table, encodings, tuple(sides)
+        self.counts, self.broken = table.counts, encodings.broken
         self._seed, self.caption_dropout, self._draw = seed, caption_dropout, draw
         names = table.rows.column_names
         self._preference = torch.ones(len(table))
@@ -123,27 +143,35 @@ class PairLoader:
         return self._make(torch.tensor([index, index]), [False, True], lambda shape, side: torch.zeros(2, *shape))
 
     def _make(self, index: Tensor, dropped: list[bool], noise: Callable[[Sequence[int], str], Tensor]) -> PairBatch:
-        rows = [self.encodings.images(i) for i in index.tolist()]
+        rows = self._read(index.tolist())
         latent, cond, texts = dict.fromkeys(BOTH), dict.fromkeys(BOTH), {}
         for side in self._sides:
-            latent[side] = torch.stack([row[f"{side}_mean"] for row in rows]).float()
-            if f"{side}_std" in rows[0]:  # clips have none
-                std = torch.stack([row[f"{side}_std"] for row in rows]).float()
+            latent[side] = torch.stack([row.images[f"{side}_mean"] for row in rows]).float()
+            if f"{side}_std" in rows[0].images:  # clips have none
+                std = torch.stack([row.images[f"{side}_std"] for row in rows]).float()
                 latent[side] += std * noise(std.shape[1:], side)
-            said = self.table.captions(side, index.tolist()).to_pylist()
-            captions = tuple("" if drop else text for text, drop in zip(said, dropped, strict=True))
+            captions = tuple("" if drop else row.captions[side] for row, drop in zip(rows, dropped, strict=True))
             if captions not in texts:
-                texts[captions] = Condition.cat([as_condition(self.encodings.text(caption)) for caption in captions])
-            size = torch.stack([row[f"{side}_size"] for row in rows])
+                told = [as_condition(row.text(caption)) for row, caption in zip(rows, captions, strict=True)]
+                texts[captions] = Condition.cat(told)
+            size = torch.stack([row.images[f"{side}_size"] for row in rows])
             cond[side] = replace(texts[captions], extra=texts[captions].extra | {"size": size})
-        return PairBatch(
-            Pair(**latent),
-            Pair(**cond),
-            self._preference[index],
-            index,
-            segments=None if self._labels is None else self._labels.rows(index.tolist()),
-            weight=None if self._weight is None else self._weight[index],
-        )
+        return PairBatch(Pair(**latent), Pair(**cond), index=index, **self._labels_of(index, rows))
+
+    def _read(self, index: Sequence[int]) -> list[EncodedPair]:
+        """Read the encodings of rows."""
+        said = {side: self.table.captions(side, index).to_pylist() for side in self._sides}
+        captions = [dict(zip(said, each, strict=True)) for each in zip(*said.values(), strict=True)]
+        text = self.encodings.text
+        return [EncodedPair(self.encodings.images(i), own, text) for i, own in zip(index, captions, strict=True)]
+
+    def _labels_of(self, index: Tensor, rows: Sequence[EncodedPair]) -> dict[str, Any]:
+        """What annotators said of rows, by the fields of a batch."""
+        return {
+            "preference": self._preference[index],
+            "segments": None if self._labels is None else self._labels.rows(index.tolist()),
+            "weight": None if self._weight is None else self._weight[index],
+        }
 
     def updates(self, schedule: Schedule, start: int, stop: int, *, rank: int = 0) -> Iterator[list[PairBatch]]:
         """Yield one process's micro-batches of updates `start` to `stop` - 1.

@@ -211,6 +211,12 @@ class Source(Block, ABC):
     cache_dtype: Literal["float32", "float16"] = "float32"
     """Precision of the encodings, cached or not. float16 halves the disk space and rounds the latents' moments and the
     text states."""
+    encoded: Place | None = None
+    """A folder, or an address of an object store such as `s3://bucket/pairs`, where `diffpo data encode` put the
+    encodings of this very table with these settings: training reads them from there, a few shards at a time. None: the
+    cache."""
+    encoded_window: Count = 8
+    """Shards of `encoded` whose pairs are shuffled together; the shards themselves are shuffled in each epoch."""
     encode_batch: Count | None = None
     """Images, or prompts, that the cache's encoders take together; fewer where a GPU's memory does not hold so many. 1:
     one by one, so that an encoding is the same to the bit whatever else is encoded. More agrees with that to 1e-4 in

@@ -38,10 +38,10 @@ def describe_run(
     device = accelerator.device
     named = torch.cuda.get_device_name(device) if device.type == "cuda" else device
     dropped = {
-        "ties": loader.table.counts.ties if config.data.ties == "drop" else 0,
-        "without a label": loader.table.counts.unlabelled,
-        "without a prompt": loader.table.counts.promptless,
-        "broken": len(loader.encodings.broken),
+        "ties": loader.counts.ties if config.data.ties == "drop" else 0,
+        "without a label": loader.counts.unlabelled,
+        "without a prompt": loader.counts.promptless,
+        "broken": len(loader.broken),
         "of sizes that fill no batch": plan.never_used,
     }
     lost = ", ".join(f"{number:,} {reason}" for reason, number in dropped.items() if number) or "none"
@@ -57,7 +57,9 @@ def describe_run(
     ]
     if config.data.reference_draws is not None:
         lines.append(("draws", describe_draws(config, config.data.reference_draws, plan, usable)))
-    if config.data.cache:
+    if config.data.encoded is not None:
+        lines.append(("shards", f"{config.data.encoded}, {config.data.encoded_window} of a size are shuffled together"))
+    elif config.data.cache:
         home = cache_home(config.data.cache_dir)
         size = sum(file.stat().st_size for file in home.rglob("*") if file.is_file())
         lines.append(("cache", f"{home}: {size / 2**20:,.1f} MiB"))

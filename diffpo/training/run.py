@@ -46,7 +46,7 @@ FREE = {
     *("train.checkpoint_every", "train.checkpoint_minutes", "train.keep_last"),
     *("sample.prompts", "sample.seeds", "sample.steps", "sample.guidance", "sample.batch"),
     *("sample.size", "sample.negative_prompt"),
-    *("data.cache", "data.cache_dir", "data.workers"),
+    *("data.cache", "data.cache_dir", "data.workers", "data.encoded"),
 }
 """Settings that do not change what is learned."""
 CHANGEABLE = FREE | {

@@ -40,6 +40,7 @@ from diffpo.training.run import check_devices, note, run_folder
 from diffpo.training.samples import SampleGrids, plan_samples
 from diffpo.training.serving import inverted
 from diffpo.training.stop import Stopped, Watch
+from diffpo.training.stream import open_stream
 
 
 def train(config: Config, *, fresh: bool = False, push: str | None = None) -> Path:
@@ -135,6 +136,15 @@ def prepare_data(
     `users` are those that the policy is told.
     """
     config.model.find_trained()
+    base = config.model.find()
+    config.method.check_process(base.family.make_process(base.scheduler(config.model.prediction), config.model.time))
+    encoders = Encoders(config.model, accelerator.device)
+    train, samples = config.train, config.train.sample_every > 0 and bool(config.sample.prompts)
+    if samples:
+        plan_samples(config, encoders)
+    if config.data.encoded is not None:
+        plan, streams = open_stream(config, accelerator, encoders)
+        return plan, streams[0], streams[1] if len(streams) > 1 else None, encoders if samples else None
     splits = load_splits(config.data)
     tables = [splits.train]
     if splits.validation is not None and config.train.eval_every:
@@ -143,12 +153,6 @@ def prepare_data(
         check_requires(config.method.columns | ({"user_id"} if users else set()), table, config.method_name)
         if not config.method.uses_preference:
             check_order(table, config.method_name)
-    base = config.model.find()
-    config.method.check_process(base.family.make_process(base.scheduler(config.model.prediction), config.model.time))
-    encoders = Encoders(config.model, accelerator.device)
-    train, samples = config.train, config.train.sample_every > 0 and bool(config.sample.prompts)
-    if samples:
-        plan_samples(config, encoders)
     loaders = []
     for table in tables:
         encodings = encode(config, accelerator, table, encoders)

@@ -74,6 +74,7 @@ def words(world: World) -> dict[str, list[str]]:
         "data score": f"data score shapes:pairs --limit 3 --scorer shapes --out {place}/data-score",
         "data caption": f"data caption shapes:pairs --limit 3 --captioner shapes --out {place}/caption",
         "data perturb": f"data perturb {place}/caption --perturber shapes --preset hybrid --out {place}/perturb",
+        "data encode": f"data encode {config} --out {place}/encoded",
         "data weight": f"data weight {place}/data-score --by lambda --out {place}/weigh",
         "data agreement": f"data agreement shapes:pairs --limit 9 --scorer shapes --out {place}/agreement.json",
         "data show": f"data show shapes:pairs --pairs 2 --out {place}/show.html",
