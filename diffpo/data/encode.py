@@ -155,7 +155,7 @@ class Encodings(ABC):
     """The encodings of a table's rows and prompts, wherever they come from."""
 
     read_ahead: ClassVar[int]
-    """How many updates a background thread may prepare."""
+    """How many updates a background thread may prepare, if they are small."""
     contents: dict[str, np.ndarray]
     """Per side, `[n]` hashes of the images' bytes."""
     broken: dict[int, str]

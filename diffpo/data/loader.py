@@ -4,6 +4,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from diffpo.data.plan import Schedule
 from diffpo.data.records import HASHED_ROWS, PART_ROWS, Counts, Table
 from diffpo.data.segments import SegmentLabels
 from diffpo.data.users import RowUsers
-from diffpo.disk.ahead import ahead
+from diffpo.disk.ahead import ahead, groups
 from diffpo.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -89,6 +90,7 @@ class PairLoader:
         """
         self.table, self.encodings, self._sides = table, encodings, tuple(sides)
         self.counts, self.broken = table.counts, encodings.broken
+        self._updates_ahead = encodings.read_ahead
         self._seed, self.caption_dropout, self._draw = seed, caption_dropout, draw
         names = table.rows.column_names
         self._preference = torch.ones(len(table))
@@ -176,17 +178,22 @@ class PairLoader:
     def updates(self, schedule: Schedule, start: int, stop: int, *, rank: int = 0) -> Iterator[list[PairBatch]]:
         """Yield one process's micro-batches of updates `start` to `stop` - 1.
 
-        Cached encodings are read one update ahead.
+        While an update is computed, those of the next one are read, as far as they take few bytes (`disk.ahead`).
+        Encodings that are made, not read, are not made ahead.
         """
 
-        def read(update: int) -> list[PairBatch]:
-            epoch, _ = schedule.position(update)
-            return [self.batch(indices, epoch) for indices in schedule.indices(update, rank)]
+        def read(place: tuple[int, int]) -> PairBatch:
+            update, number = place
+            self._expect(schedule, update)
+            return self.batch(schedule.indices(update, rank)[number], schedule.position(update)[0])
 
-        updates = range(start, stop)
-        if not self.encodings.read_ahead:
-            return map(read, updates)
-        return ahead(read, updates, workers=1, depth=self.encodings.read_ahead)
+        places = product(range(start, stop), range(schedule.micro_steps))
+        depth = self._updates_ahead * schedule.micro_steps
+        batches = ahead(read, places, depth=depth, weigh=_bytes) if depth else map(read, places)
+        return groups(batches, schedule.micro_steps)
+
+    def _expect(self, schedule: Schedule, update: int) -> None:
+        """Prepare what the rows of an update lie in."""
 
     def held_out(self, size: int, *, limit: int | None = None, rank: int = 0, world: int = 1) -> Iterator[PairBatch]:
         """Yield held-out batches, always the same: the first `limit` usable rows, sampled as in epoch 0.
@@ -201,6 +208,24 @@ class PairLoader:
         chosen = [np.intersect1d(group, first) for group in self.groups]
         batches = [rows[i : i + size] for rows in chosen for i in range(0, len(rows), size)]
         return (self.batch(rows, 0) for rows in batches[rank::world])
+
+
+def _bytes(batch: PairBatch) -> int:
+    """What a batch takes, but for its labels."""
+    sizes: dict[int, int] = {}  # both sides may share their texts
+
+    def weigh(x: Tensor) -> Tensor:
+        sizes[x.data_ptr()] = x.nbytes
+        return x
+
+    for each in (batch.latent, batch.trajectory):
+        for x in () if each is None else (each.chosen, each.rejected):
+            if x is not None:
+                weigh(x)
+    for cond in (batch.cond.chosen, batch.cond.rejected):
+        if cond is not None:
+            cond.map(weigh)
+    return sum(sizes.values())
 
 
 def group_rows(encodings: Encodings, left_out: Sequence[int] | np.ndarray = ()) -> tuple[np.ndarray, ...]:

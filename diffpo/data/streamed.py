@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffpo.core.types import PairBatch
 from diffpo.data.encode import BOTH
 from diffpo.data.loader import EncodedPair, PairLoader
 from diffpo.data.plan import Schedule
@@ -18,7 +17,6 @@ from diffpo.data.records import Source
 from diffpo.data.shards import KEPT, Index, Shards
 from diffpo.data.storage import Storage
 from diffpo.data.stream_plan import StreamSchedule
-from diffpo.disk.ahead import ahead
 from diffpo.disk.rows import cache_home, digest
 from diffpo.errors import UserError
 
@@ -58,7 +56,7 @@ class StreamLoader(PairLoader):
         held = index.splits[split]
         self._sides, self._seed, self.caption_dropout, self._draw = tuple(sides), seed, caption_dropout, int
         self._users, self._reads_segments, self._window = None, reads_segments, source.encoded_window
-        self._source, self.counts = source, held.counts
+        self.counts, self._updates_ahead = held.counts, 1
         self.broken = dict.fromkeys(range(sum(shard.broken for shard in held.shards)), "")
         self._starts = np.cumsum([0, *(shard.rows for shard in held.shards)])
         self._sizes = [shard.size for shard in held.shards]
@@ -77,16 +75,9 @@ class StreamLoader(PairLoader):
         cut = {"world": world, "micro_steps": micro_steps, "micro_batch": micro_batch}
         return StreamSchedule(self._seed, self.groups, shards=tuple(rows), window=self._window, **cut)
 
-    def updates(self, schedule: Schedule, start: int, stop: int, *, rank: int = 0) -> Iterator[list[PairBatch]]:
-        """Yield one process's micro-batches of updates `start` to `stop` - 1, read one update ahead."""
+    def _expect(self, schedule: Schedule, update: int) -> None:
         assert isinstance(schedule, StreamSchedule)
-
-        def read(update: int) -> list[PairBatch]:
-            epoch, _ = schedule.position(update)
-            self._shards.expect(schedule.coming(update))
-            return [self.batch(indices, epoch) for indices in schedule.indices(update, rank)]
-
-        return ahead(read, range(start, stop), depth=1)
+        self._shards.expect(schedule.coming(update))
 
     def _read(self, index: Sequence[int]) -> list[EncodedPair]:
         numbers = np.searchsorted(self._starts, index, side="right") - 1

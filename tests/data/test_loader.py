@@ -1,6 +1,7 @@
 """What a batch holds, and what it depends on."""
 
 import dataclasses
+import time
 from functools import partial
 
 import pytest
@@ -16,6 +17,7 @@ from diffpo.data.encode import LiveEncodings
 from diffpo.data.loader import PairLoader
 from diffpo.data.plan import Schedule
 from diffpo.data.segments import SegmentLabels
+from diffpo.disk import ahead as reading
 from diffpo.errors import UserError
 
 
@@ -230,3 +232,21 @@ def test_the_identity_does_not_depend_on_how_many_rows_are_read_at_a_time(record
         monkeypatch.setattr(Table.in_parts, "__defaults__", (rows,))
         found.add(loader(source).identity)
     assert len(found) == 1
+
+
+@pytest.mark.parametrize(("bytes_ahead", "most"), [(2**29, 8), (0, 4), (3000, 6)])
+def test_micro_batches_are_read_ahead_as_far_as_they_are_small(records, jsonl, loader, monkeypatch, bytes_ahead, most):
+    """An update has four micro-batches of about 1,500 bytes; so many are read while the first one is computed."""
+    pairs = loader(Pairs(path=jsonl(records(16)), resolution=16))
+    monkeypatch.setattr(reading, "AHEAD", bytes_ahead)
+    make, made = pairs.batch, []
+    monkeypatch.setattr(pairs, "batch", lambda rows, epoch: made.append(rows) or make(rows, epoch))
+    schedule = Schedule(4, pairs.groups, micro_steps=4, micro_batch=1)
+    updates = pairs.updates(schedule, 0, 4)
+    next(updates)
+    until = time.monotonic() + 5
+    while len(made) < most and time.monotonic() < until:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    assert len(made) == most
+    assert [len(batches) for batches in updates] == [4, 4, 4] and len(made) == 16
