@@ -17,9 +17,17 @@ from diffpo.data.splits import normalise
 from diffpo.disk.tables import hash_file
 from diffpo.disk.weights import fingerprint
 from diffpo.errors import UserError
-from diffpo.media.users import NAMED, TABLE, Users
+from diffpo.media.users import TABLE, Users
 
 log = logging.getLogger(__name__)
+REASONS = (
+    "are used",
+    "have no user_id",
+    "are of users without states",
+    "are of unseen users",
+    "are support pairs of their user",
+)
+"""What becomes of rows."""
 
 
 class RowUsers:
@@ -41,33 +49,36 @@ class RowUsers:
             UserError: No row can be used.
         """
         self._table, self._users, self._dropout = table, users, dropout or 0.0
-        known = {name for name in users.draws if users.seen[name] or dropout is None}
-        names, prompts = table.column("user_id"), table.column("prompt")
-        support = {
-            name: {normalise(prompt) for row in rows for prompt in users.prompts[row]}
+        self._known = {name for name in users.draws if users.seen[name] or dropout is None}
+        self._support = {
+            (name, normalise(prompt))
             for name, rows in users.draws.items()
+            for row in rows
+            for prompt in users.prompts[row]
         }
-        reasons = {
-            "have no user_id": [not name for name in names],
-            "are of users without states": [bool(name) and name not in users.draws for name in names],
-            "are of unseen users": [name in users.draws and name not in known for name in names],
-            "are support pairs of their user": [
-                name in known and normalise(prompt) in support.get(name, ())
-                for name, prompt in zip(names, prompts, strict=True)
-            ],
-        }
-        counts = {reason: sum(rows) for reason, rows in reasons.items()}
-        self.left_out = np.flatnonzero(np.any(list(reasons.values()), axis=0))
-        told = ", ".join(f"{count} {reason}" for reason, count in counts.items() if count)
-        if strangers := sorted({str(name) for name in names if name and name not in users.draws}):
-            told += f" (users without states: {', '.join(strangers[:NAMED])}{', ...' if strangers[NAMED:] else ''})"
-        if len(self.left_out) == len(names):
+        columns = (table.in_parts(table.arrow, column) for column in ("user_id", "prompt"))
+        parts = [np.array([*map(self._reason, *part)], np.int8) for part in zip(*columns, strict=True)]
+        reasons = np.concatenate(parts)
+        self.left_out = np.flatnonzero(reasons)
+        counts = np.bincount(reasons, minlength=len(REASONS))
+        told = ", ".join(f"{count} {REASONS[k]}" for k, count in enumerate(counts.tolist()) if k and count)
+        if len(self.left_out) == len(table):
             raise UserError(
-                f"no row of {table.path} can be used with the users in {users.folder}: of {len(names)} rows {told}. "
+                f"no row of {table.path} can be used with the users in {users.folder}: of {len(table)} rows {told}. "
                 "Give the folder that `diffpo data users` made of this table (data.users)"
             )
         if told:
-            log.warning(f"{table.path}: of {len(names)} rows {told}: they are left out.")
+            log.warning(f"{table.path}: of {len(table)} rows {told}: they are left out.")
+
+    def _reason(self, name: str | None, prompt: str) -> int:
+        """Why a row is left out, a place in `REASONS`."""
+        if not name:
+            return 1
+        if name not in self._users.draws:
+            return 2
+        if name not in self._known:
+            return 3
+        return 4 if (name, normalise(prompt)) in self._support else 0
 
     @property
     def identity(self) -> str:

@@ -261,9 +261,9 @@ def user_adapter(network: nn.Module) -> UserAdapter | None:
     return dict(network.named_children()).get(ADAPTER)  # pyright: ignore[reportReturnType]
 
 
-def user_attentions(network: nn.Module) -> list[UserAttention]:
-    """The adapter's parts in a network's attentions, in the network's order."""
-    return [module for module in network.modules() if isinstance(module, UserAttention)]
+def user_attentions(network: nn.Module) -> dict[str, UserAttention]:
+    """The adapter's parts in a network's attentions by their names, in the network's order."""
+    return {name: module for name, module in network.named_modules() if isinstance(module, UserAttention)}
 
 
 def checkpointing(network: nn.Module) -> Callable[..., Any] | None:

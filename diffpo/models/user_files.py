@@ -28,7 +28,7 @@ from diffpo.errors import UserError
 from diffpo.models import FAMILIES, family_of
 from diffpo.models.base import Denoiser
 from diffpo.models.bases import BaseModel
-from diffpo.models.user_adapter import ADAPTER, ATTENTION, UserAdapter, add_user_adapter, user_adapter
+from diffpo.models.user_adapter import ADAPTER, UserAdapter, add_user_adapter, user_adapter, user_attentions
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -50,7 +50,7 @@ def save_user_adapter(folder: Path, base: BaseModel, network: Any, weights: dict
         "image_proj.norm.weight": norm,
         "image_proj.norm.bias": torch.zeros_like(norm),
     }
-    for number, name in zip(_numbers(base.family, network), _attentions(network), strict=True):
+    for number, name in zip(_numbers(base.family, network), user_attentions(network), strict=True):
         for kind in ("k", "v"):
             weight = weights[f"{name}.to_{kind}.weight"]
             tensors[f"ip_adapter.{number}.to_{kind}_ip.weight"] = weight
@@ -67,15 +67,11 @@ def save_user_adapter(folder: Path, base: BaseModel, network: Any, weights: dict
     write_json(folder / INDEX, said)
 
 
-def _attentions(network: Any) -> list[str]:
-    return [name for name, _ in network.named_modules() if name.endswith(f".{ATTENTION}")]
-
-
 def _numbers(family: type[Denoiser], network: Any) -> list[int]:
     """How an IP-Adapter's file counts the attentions: in a UNet, those of the image to itself too."""
     assert family.text_attention is not None
     first, step = family.text_attention.ip_numbers
-    return [first + step * i for i, _ in enumerate(_attentions(network))]
+    return [first + step * i for i, _ in enumerate(user_attentions(network))]
 
 
 def find_user_adapter(spec: str | Path) -> Path:
@@ -132,7 +128,7 @@ def load_user_adapter(pipeline: DiffusionPipeline, spec: str | Path) -> UserAdap
         f"{ADAPTER}.proj.weight": tensors["image_proj.proj.weight"][:rows],
         f"{ADAPTER}.norm.weight": tensors["image_proj.norm.weight"],
     }
-    for number, attention in zip(_numbers(family, network), _attentions(network), strict=True):
+    for number, attention in zip(_numbers(family, network), user_attentions(network), strict=True):
         for kind in ("k", "v"):
             named[f"{attention}.to_{kind}.weight"] = tensors.get(f"ip_adapter.{number}.to_{kind}_ip.weight")
     own = {name: parameter for name, parameter in network.named_parameters() if name in named}

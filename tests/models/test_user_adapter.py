@@ -226,7 +226,7 @@ def test_stage_c_of_stable_cascade():
         assert len(user_attentions(network)) == 4
         with adapter.speaking(user_states(2)):
             assert torch.equal(network(**call).sample, plain)
-        for part in user_attentions(network):
+        for part in user_attentions(network).values():
             part.to_v.weight.normal_()
         with adapter.speaking(user_states(1)):  # of an image with guidance
             guided = network(**call).sample
