@@ -73,7 +73,22 @@ def test_the_formula(pipelines):
     torch.testing.assert_close(got - plain, 0.7 * part @ attention.to_out[0].weight.T, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["sd15", "sd3", "flux"])
+def test_beside_another_attention_and_in_compiled_blocks(pipelines):
+    """What computes the text's attention has no say in the user's, and blocks stay whole graphs."""
+    batch, answers = with_users(pair_batch("flux", [0, 1])), []
+    for attention in ("native", "_native_math"):
+        policy, _ = make(pipelines("flux"), "user", torch.float64, attention=attention)
+        move(policy.network, 0.3)
+        answers += [ask(policy, told(batch, user_states(2).double())), ask(policy, pair_batch("flux", [0, 1]))]
+    torch.testing.assert_close(answers[:2], answers[2:], rtol=1e-9, atol=1e-9)
+    for module in policy.network.modules():
+        if type(module).__name__ in policy.blocks[:1]:
+            module.compile(backend="eager", fullgraph=True)
+    compiled = ask(policy, told(batch, user_states(2).double())), ask(policy, pair_batch("flux", [0, 1]))
+    assert all(torch.equal(*pair) for pair in zip(compiled, answers[2:], strict=True))
+
+
+@pytest.mark.parametrize("name", ["sd15", "flux"])
 def test_checkpointing_remembers_the_users(pipelines, name):
     """Activations are computed a second time after the network was told of others."""
     policy, _ = make(pipelines(name), "user")
