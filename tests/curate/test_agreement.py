@@ -21,7 +21,8 @@ from diffpo.curate.labels import Labelling
 from diffpo.curate.score import score_pairs
 from diffpo.data import Pairs
 from diffpo.errors import UserError
-from diffpo.scorers import Scorer, ShapesUtility
+from diffpo.scorers import ShapesUtility
+from diffpo.scorers.base import ImageScorer
 
 
 class Told:
@@ -31,7 +32,7 @@ class Told:
         self.name, self.scores, self.asked = name, scores, 0
         self.provenance = {"scorer": name, "scores": str(scores)}
 
-    judge = Scorer.judge
+    frames, judge = None, ImageScorer.judge
 
     def score(self, images, prompts):
         self.asked += len(images)

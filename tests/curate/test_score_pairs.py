@@ -15,7 +15,7 @@ from diffpo.curate.score import score_pairs
 from diffpo.data import Pairs, PickAPic, check_requires, load_splits
 from diffpo.errors import UserError
 from diffpo.media.frames import decode
-from diffpo.scorers import Scorer
+from diffpo.scorers.base import ImageScorer
 
 SHAPES = PickAPic(path="shapes:pairs", validation_split="validation", limit=6)
 COSINE = "pickscore,path=shapes:pickscore,scale=cosine,device=cpu"
@@ -30,7 +30,7 @@ class Brightness:
         self.provenance = {"scorer": self.name, "version": version}
         self.fail_at, self.nan_for, self.images, self.calls = fail_at, nan_for, 0, []
 
-    judge = Scorer.judge
+    frames, judge = None, ImageScorer.judge
 
     def score(self, images, prompts):
         if self.fail_at is not None and self.images + len(images) > self.fail_at:

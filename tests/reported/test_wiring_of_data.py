@@ -13,7 +13,7 @@ from diffpo.data import Pairs, PickAPic, load_splits
 from diffpo.data.cache import EncodingCache
 from diffpo.data.loader import PairLoader
 from diffpo.errors import UserError
-from diffpo.scorers import Scorer
+from diffpo.scorers.base import ImageScorer
 
 
 def loader_of(source, encoder, dropout=0.0):  # noqa: F811
@@ -30,7 +30,7 @@ def test_images_are_judged_for_the_prompt_of_their_pair(records, jsonl, tmp_path
     class Asked:
         name, provenance = "asked", {"scorer": "asked"}
 
-        judge = Scorer.judge
+        frames, judge = None, ImageScorer.judge
 
         def score(self, images, prompts):
             asked.extend(prompts)
@@ -101,7 +101,7 @@ def test_the_written_provenance_is_that_of_the_content(records, jsonl, tmp_path)
     class Flat:
         name, provenance = "flat", {"scorer": "flat"}
 
-        judge = Scorer.judge
+        frames, judge = None, ImageScorer.judge
 
         def score(self, images, prompts):
             return torch.tensor([sum(image.getpixel((0, 0))) for image in images]).float()
