@@ -64,9 +64,10 @@ from bench_machine import (  # noqa: E402
 from bench_report import STAGES, gains, memory_table, show  # noqa: E402
 
 from diffpo.core.step import invert_together, preference_step  # noqa: E402
-from diffpo.core.types import DTYPES, Rng  # noqa: E402
+from diffpo.core.types import DTYPES, Rng, StepOutput  # noqa: E402
 from diffpo.errors import UserError  # noqa: E402
 from diffpo.models import Denoiser  # noqa: E402
+from diffpo.models.networks import lean_adapters  # noqa: E402
 from diffpo.models.reference import Reference  # noqa: E402
 from diffpo.models.tuning import LoRA, Tuning  # noqa: E402
 from diffpo.training.optimizers import make_optimizer  # noqa: E402
@@ -105,6 +106,20 @@ class Update:
 
     def run(self, step: int) -> Lap:
         """Do one update, which waits for the device once, as the loop does."""
+        accelerator = self.accelerator
+        outputs, marks = self.backward(step)
+        norm = accelerator.clip_grad_norm_(self.network.parameters(), 1.0)
+        losses = torch.cat([output.loss.detach() for output in outputs]).cpu()
+        margins = torch.cat([output.metrics["rewards/margins"] for output in outputs]).cpu()
+        if not losses.isfinite().all():
+            raise UserError("the loss is not finite: random weights overflow in this dtype; try another")
+        float(norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return Lap(losses, margins, (*marks, self.clock.mark()))
+
+    def backward(self, step: int) -> tuple[list[StepOutput], list[Any]]:
+        """Make the gradients of an update; returns what the method said, and the points in time so far."""
         accelerator, mark, outputs = self.accelerator, self.clock.mark, []
         first, device = step * self.micro * len(self.rows), accelerator.device
         marks = [mark()]
@@ -121,15 +136,7 @@ class Update:
             accelerator.backward(output.loss.sum() / (self.micro * len(self.rows)))
             outputs.append(output)
             marks += [self.reference.start, self.reference.end, mark()]
-        norm = accelerator.clip_grad_norm_(self.network.parameters(), 1.0)
-        losses = torch.cat([output.loss.detach() for output in outputs]).cpu()
-        margins = torch.cat([output.metrics["rewards/margins"] for output in outputs]).cpu()
-        if not losses.isfinite().all():
-            raise UserError("the loss is not finite: random weights overflow in this dtype; try another")
-        float(norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return Lap(losses, margins, (*marks, mark()))
+        return outputs, marks
 
     def laps(self, steps: range, seconds: float = math.inf) -> tuple[list[Lap], float]:
         """Do updates, at least one, until the time is up; returns them, and the seconds that each took on the wall."""
@@ -167,13 +174,18 @@ def speed_up(policy: Denoiser, reference: Reference, options: argparse.Namespace
     """Lay out and compile both, as the trainer does."""
     if options.device == "cuda" and options.mixed_precision != "no":
         torch.set_float32_matmul_precision("high")
-    wanted = options.device == "cuda" and bool(options.compile)
-    last = policy.convolutional and (wanted if options.channels_last is None else options.channels_last)
+    able = policy.can_fuse(torch.device(options.device)) and not options.compile and options.mixed_precision != "no"
+    fused = able if options.fused is None else options.fused
+    if options.tuning == "lora" and options.mixed_precision != "no":
+        lean_adapters(policy.network)
     for denoiser in (policy, reference.denoiser):
-        if last:
+        if options.channels_last and policy.convolutional:
             denoiser.put_channels_last()
+        if fused and (denoiser is policy or denoiser.network is not policy.network):
+            denoiser.fuse()
         if options.compile and (denoiser is policy or denoiser.network is not policy.network):
             denoiser.compile(options.compile)
+    reference.denoiser.layout = policy.layout
 
 
 def settings(options: argparse.Namespace) -> Any:
@@ -283,6 +295,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--compile", nargs="?", const="regional", choices=("regional", "whole"), help="as train.compile"
     )
+    parser.add_argument("--fused", action=argparse.BooleanOptionalAction, help="as train.fused")
     parser.add_argument("--channels-last", action=argparse.BooleanOptionalAction, help="as train.channels_last")
     parser.add_argument("--gradient-checkpointing", action="store_true")
     parser.add_argument("--optimizer", choices=tuple(STATE_BYTES), default="adamw")

@@ -4,11 +4,11 @@ r"""Measure a list of configurations in one process, each within its time, and w
         "sd15@512 full batch=16 compile=regional profile=1" "sdxl@1024 lora batch=4 compile=regional checkpointing=1"
 
 A row names a case and a tuning (see `bench.py`), then settings: `batch`, `accumulate`, `method`, `compile` (regional,
-whole), `checkpointing` (the share of the blocks), `channels_last`, `optimizer`, `attention`, `kernels` (the order in
-which torch's attention kernels are tried, such as cudnn+flash+efficient), `benchmark` (1: cuDNN tries its
-convolutions; 2: measured both without and with), `profile` (1: the kernels of one update, grouped and named). `timed`
-are seconds of timed updates; `limit` ends a row that takes longer, its compilation included. Rows that no longer fit
-into `--seconds` are left out, and said.
+whole), `checkpointing` (the share of the blocks), `channels_last`, `fused`, `optimizer`, `attention`, `kernels` (the
+order in which torch's attention kernels are tried, such as cudnn+flash+efficient), `benchmark` (1: cuDNN tries its
+convolutions; 2: measured both without and with), `profile` (1: the kernels of one update, grouped and named), `check`
+(1: the cosine between the gradients of fast and of plain calls). `timed` are seconds of timed updates; `limit` ends a
+row that takes longer, its compilation included. Rows that no longer fit into `--seconds` are left out, and said.
 
 `--save-compiled FILE` keeps what torch compiled, `--load-compiled FILE` gives it back on another machine of that kind.
 """
@@ -45,14 +45,18 @@ USUAL: dict[str, str] = {
     "compile": "",
     "checkpointing": "0",
     "channels_last": "",
+    "fused": "",
     "optimizer": "adamw",
     "attention": "native",
     "kernels": "",
     "benchmark": "0",
     "profile": "0",
+    "check": "0",
     "timed": "3",
     "limit": "120",
 }
+QUIET = ("profile", "limit", "timed", "benchmark", "check")
+"""Settings that change nothing of what is measured."""
 COUNTED: dict[tuple[str, str], Cost] = {}
 
 
@@ -91,8 +95,9 @@ def options_of(row: dict[str, str], arguments: argparse.Namespace) -> argparse.N
     given += ["--accumulate", row["accumulate"]]
     given += ["--device", arguments.device, "--mixed-precision", arguments.mixed_precision]
     given += ["--compile", row["compile"]] if row["compile"] else []
-    if row["channels_last"]:
-        given.append("--channels-last" if row["channels_last"] == "1" else "--no-channels-last")
+    for name in ("channels_last", "fused"):
+        if row[name]:
+            given.append(f"--{'' if row[name] == '1' else 'no-'}{name.replace('_', '-')}")
     return bench.parse(given)
 
 
@@ -107,6 +112,7 @@ def measure(row: dict[str, str], arguments: argparse.Namespace, accelerator: Acc
     forget_peak(accelerator.device)
     update = bench.Update(case, tuning, row["method"], batch, options, accelerator)
     built = time.perf_counter() - began
+    gradients = [gradient(update, fast=each) for each in (False, True) if row["check"] == "1"]
     first, _ = update.laps(range(1))
     compiled = time.perf_counter() - began - built
     found = {
@@ -116,6 +122,8 @@ def measure(row: dict[str, str], arguments: argparse.Namespace, accelerator: Acc
         "from_log_2": float((first[0].losses.double() - math.log(2)).abs().max()),
         "margin_spread": float(first[0].margins.double().std(correction=0)),
     }
+    if gradients:
+        found["cosine"] = float(torch.nn.functional.cosine_similarity(*gradients, dim=0))
     for benchmark in (False, True) if row["benchmark"] == "2" else (row["benchmark"] == "1",):
         torch.backends.cudnn.benchmark = benchmark
         update.laps(range(1, 3))
@@ -127,6 +135,31 @@ def measure(row: dict[str, str], arguments: argparse.Namespace, accelerator: Acc
         result |= {"seconds": update.stages(laps) | {"total": total}}
         result["kernels_by_time"] = profile(lambda: update.run(0)) if row["profile"] == "1" else {}
         yield result
+
+
+def gradient(update: bench.Update, *, fast: bool) -> torch.Tensor:
+    """The gradient of one batch, `[n]` on the CPU, of fused or compiled calls or of plain ones; nothing is updated."""
+    networks = (update.network, update.reference.inner.denoiser.network)
+    parts = {part for network in networks for part in network.modules()}
+    calls = {part: part._compiled_call_impl for part in parts}
+    forwards = {part: vars(part)["forward"] for part in parts if "forward" in vars(part)}
+    outer = forwards.pop(update.network, None)  # accelerate's, with its autocast
+    for part in parts if not fast else ():
+        part._compiled_call_impl = None
+        if part in forwards:
+            del part.forward
+    try:
+        update.backward(0)
+    finally:
+        for part, call in calls.items():
+            part._compiled_call_impl = call
+        for part, forward in forwards.items():
+            part.forward = forward
+    assert outer is None or vars(update.network)["forward"] is outer
+    parameters = [p for p in update.network.parameters() if p.requires_grad and p.grad is not None]
+    whole = torch.cat([p.grad.flatten().cpu() for p in parameters if p.grad is not None])
+    update.optimizer.zero_grad()
+    return whole
 
 
 def cost_of(name: str, kind: str) -> Cost:
@@ -164,11 +197,7 @@ def run(row: dict[str, str], arguments: argparse.Namespace, accelerator: Acceler
 
 def show(result: dict[str, Any], peak: float) -> str:
     """One line for a result."""
-    settings = " ".join(
-        f"{k}={result[k]}"
-        for k in USUAL
-        if result[k] != USUAL[k] and k not in ("profile", "limit", "timed", "benchmark")
-    )
+    settings = " ".join(f"{k}={result[k]}" for k in USUAL if result[k] != USUAL[k] and k not in QUIET)
     head = f"{result['case']:11}{result['tuning']:5}{settings}"
     if result["status"] != "ok":
         return f"{head}: {result['status']}, {result['message']}"
@@ -178,7 +207,7 @@ def show(result: dict[str, Any], peak: float) -> str:
         f"{head} cudnn.benchmark={int(result['cudnn_benchmark'])}: {result['pairs_per_second']:.3g} pairs/s "
         f"{share:.1%} of peak, {result['peak_gib']:.1f} GiB; {stages}; first {result['first_seconds']:.0f} s, "
         f"{result['graphs']} graphs; from log 2 {result['from_log_2']:.2g}, spread {result['margin_spread']:.2g}"
-    )
+    ) + (f"; cosine {result['cosine']:.6f}" if "cosine" in result else "")
 
 
 def main(given: list[str] | None = None) -> int:

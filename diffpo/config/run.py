@@ -60,8 +60,11 @@ class Train(Block):
     """Compile with torch.compile: the network's repeated blocks, each kind once (`regional`), or the network in one
     piece (`whole`: a little faster, for minutes of compiling). What cannot be compiled is named in the log."""
     channels_last: bool | None = None
-    """Let images lie in memory with their channels last on their way through a network of convolutions. Default: on a
-    GPU where it is compiled."""
+    """Let images and weights lie in memory with their channels last, in a network of convolutions. Default: where its
+    parts are fused."""
+    fused: bool | None = None
+    """Let kernels of ours do what stands between the products of a Stable Diffusion UNet: the same arithmetic in fewer
+    passes over memory. Default: on a GPU with Triton, in half precision, where nothing is compiled."""
     split_forward: bool = False
     """One forward per side of the pairs, for models of which only one row fits."""
     checkpoint_every: Count = 100
@@ -144,6 +147,8 @@ class Config(Document):
             )
         if train.dtype == "float64" and (half or model.dtype not in (None, "float64")):
             clashes.append("train.dtype: float64 goes with mixed_precision=no and model.dtype left out")
+        if train.fused and train.compile:
+            clashes.append(f"train.fused: the kernels take the place of train.compile={train.compile}; set one of them")
         if train.sample_every and not self.sample.prompts:
             clashes.append("train.sample_every: nothing would be drawn; give sample.prompts, or sample_every=0")
         if train.eval_every and not any((data.validation_path, data.validation_split, data.validation_fraction)):

@@ -340,8 +340,17 @@ class Denoiser(ABC):
         """
         compile_modules([self.network] if what == "whole" else self.regions(), self.layout, kept)
 
+    @classmethod
+    def can_fuse(cls, device: torch.device) -> bool:
+        """Whether there are kernels of ours for what stands between the network's products, and they run there."""
+        return False
+
+    def fuse(self) -> None:
+        """Use these kernels, in place."""
+        raise NotImplementedError(f"there are no kernels for a {type(self).__name__}: ask can_fuse first")
+
     def put_channels_last(self) -> None:
-        """Let images and frozen weights lie in memory with their channels last; call it before `compile`."""
+        """Let images and weights lie in memory with their channels last; call it before `compile`."""
         self.layout = torch.channels_last
         channels_last(self.network)
 

@@ -9,6 +9,7 @@ import torch
 from diffpo.core.types import DTYPES, Embedding
 from diffpo.errors import UserError
 from diffpo.models import Denoiser
+from diffpo.models.networks import lean_adapters
 from diffpo.models.pipelines import load_network
 from diffpo.models.recomputing import recompute
 from diffpo.models.reference import Reference
@@ -53,6 +54,8 @@ def load(
         recompute(network, family.blocks, tuning.recomputed_share)
     set_attention(network, tuning.attention)
     network.to(device)
+    if autocast is not None and not tuning.trains_base:
+        lean_adapters(network)
     policy = family(network, process, 1.0 if tuning.guidance is None else tuning.guidance, rate)
     return policy, tuning.reference(policy, frozen, autocast) if needs_reference else None
 

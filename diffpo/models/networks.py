@@ -34,13 +34,19 @@ def halve_products(network: Any, dtype: torch.dtype) -> None:
 
 
 def channels_last(network: nn.Module) -> None:
-    """Let the frozen weights of convolutions lie in memory with their channels last, in place.
-
-    Those that are trained stay as they are: an optimizer and its checkpoints know nothing of it.
-    """
+    """Let the weights of convolutions lie in memory with their channels last, in place."""
     for module in network.modules():
-        if isinstance(module, nn.Conv2d) and not module.weight.requires_grad:
+        if isinstance(module, nn.Conv2d):
             module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+
+
+def lean_adapters(network: nn.Module) -> None:
+    """Let adapters take their inputs as they come: autocast would round back what peft raises to float32 for them."""
+    from peft.tuners.lora import LoraLayer
+
+    for module in network.modules():
+        if isinstance(module, LoraLayer) and all(isinstance(x, nn.Identity) for x in module.lora_dropout.values()):
+            module.cast_input_dtype_enabled = False
 
 
 def largest_among_shards(network: nn.Module, n: int) -> int:

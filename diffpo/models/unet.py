@@ -3,10 +3,12 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from diffpo.core.types import Condition, moved
 from diffpo.models.base import Denoiser, Width, discrete_process, images_only
+from diffpo.models.fusing import can_fuse, fuse
 from diffpo.models.user_adapter import TextAttention
 
 STACK = "Transformer2DModel"
@@ -39,6 +41,14 @@ class UNet(Denoiser):
     def ask(self, network: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
         """Ask a network of images `[b c h w]`, in its dtype and layout, about latents `[b c 1 h w]`."""
         return images_only(lambda x: network(x.contiguous(memory_format=self.layout)), z.to(self.dtype))
+
+    def fuse(self) -> None:
+        self.put_channels_last()
+        fuse(self.network)
+
+    @classmethod
+    def can_fuse(cls, device: torch.device) -> bool:
+        return cls.convolutional and can_fuse(device)
 
     def regions(self) -> list[nn.Module]:
         """Take a stack of one transformer as a whole, with the norm and the projections around it."""

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -65,6 +66,10 @@ def restore(
     set_model_state_dict(network, weights, options=RESTORE)
     whole = {"state": state, "param_groups": plain["param_groups"]}
     set_optimizer_state_dict(network, optimizer, whole, options=RESTORE)  # pyright: ignore[reportArgumentType]
+    for parameter, held in optimizer.state.items():  # files know one order of axes; weights may lie in another
+        for name, value in held.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                held[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def newest(folder: Path) -> Path | None:

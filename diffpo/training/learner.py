@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -88,12 +88,21 @@ def prepare_learner(
 
 
 def speed_up(denoiser: Denoiser, config: Config, accelerator: Accelerator) -> None:
-    """Lay a network out and compile it, as the config says."""
-    train, wanted = config.train, config.train.channels_last
-    if wanted is None:
-        wanted = accelerator.device.type == "cuda" and train.compile is not None
-    if wanted and denoiser.convolutional and not accelerator.is_fsdp2:  # which shards no weights that lie otherwise
+    """Lay a network out, fuse and compile it, as the config says."""
+    train, device = config.train, accelerator.device
+    able = denoiser.can_fuse(device) and train.compile is None and train.mixed_precision in HALF
+    if train.fused and not able:
+        raise UserError(
+            f"train.fused=true needs a Stable Diffusion UNet on a GPU with Triton, in half precision, but this is a "
+            f"{type(denoiser.network).__name__} on {device.type} with train.mixed_precision={train.mixed_precision}: "
+            "leave train.fused out"
+        )
+    plain = accelerator.distributed_type in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+    fused = able and plain if train.fused is None else train.fused
+    if train.channels_last and denoiser.convolutional and plain:  # shards know no weights that lie otherwise
         denoiser.put_channels_last()
+    if fused:
+        denoiser.fuse()
     if train.compile is not None:
         denoiser.compile(train.compile, cache_home(config.data.cache_dir) / "compiled")
 

@@ -49,7 +49,7 @@ class KeptErrors(Kept):
             "time": asdict(model.time),
             "told": [model.prediction, model.guidance, model.expert],
             "noising": config.method.noising,
-            "forward": [train.batch, train.split_forward, train.compile, train.channels_last],
+            "forward": [train.batch, train.split_forward, train.compile, train.channels_last, train.fused],
         }
         super().__init__(config, loader, recipe, rows)
 

@@ -52,7 +52,7 @@ FREE = {
 CHANGEABLE = FREE | {
     *("train.steps", "train.learning_rate", "train.schedule", "train.warmup_steps"),
     *("train.mixed_precision", "model.dtype"),
-    *("train.compile", "train.channels_last", "model.gradient_checkpointing", "model.recomputed_share"),
+    *("train.compile", "train.channels_last", "train.fused", "model.gradient_checkpointing", "model.recomputed_share"),
 }
 """Settings that may change when a run goes on (`docs/training.md` lists them)."""
 

@@ -207,8 +207,8 @@ def test_what_cannot_be_compiled_is_named_and_runs(caplog):
     ]
 
 
-def test_channels_last_changes_no_answer_and_no_trained_weight():
-    """In float64: sums in another order, nothing else; adapters and trained convolutions lie as before."""
+def test_channels_last_changes_no_answer():
+    """In float64: sums in another order, nothing else."""
     for tuning in ("full", "lora"):
         policy, reference = models(sd15, "unet", tuning)
         policy.network.double()
@@ -218,6 +218,20 @@ def test_channels_last_changes_no_answer_and_no_trained_weight():
         for denoiser in (policy, reference.denoiser):
             denoiser.put_channels_last()
         torch.testing.assert_close(step(policy, reference, "unet", 2), before, rtol=1e-10, atol=0)
-        frozen = [p for p in reference.denoiser.network.parameters() if p.ndim == 4 and not p.requires_grad]
-        assert frozen and all(p.is_contiguous(memory_format=torch.channels_last) for p in frozen)
-        assert all(p.is_contiguous() for p in policy.network.parameters() if p.requires_grad)
+        filters = [p for p in policy.network.parameters() if p.ndim == 4]
+        assert filters and all(p.is_contiguous(memory_format=torch.channels_last) for p in filters)
+
+
+@pytest.mark.parametrize(("make", "family", "tuning"), [(sd15, "unet", "full"), (sdxl, "sdxl", "lora")])
+def test_a_fused_network_is_the_same_where_its_kernels_have_no_say(make, family, tuning):
+    """In float64 every norm is torch's; what is left of the replaced calls changes no number."""
+    policy, reference = models(make, family, tuning)
+    for network in (policy.network, reference.denoiser.network):
+        network.double()
+    policy.dtype = reference.denoiser.dtype = torch.float64
+    before = step(policy, reference, family, 2)
+    policy.fuse()
+    replaced = {type(m).__name__ for m in policy.network.modules() if "forward" in vars(m)}
+    assert replaced == {"ResnetBlock2D", "GEGLU", "LayerNorm", "GroupNorm"}
+    torch.testing.assert_close(step(policy, reference, family, 2), before, rtol=1e-10, atol=0)
+    assert not policy.can_fuse(torch.device("cpu"))

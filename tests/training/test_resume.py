@@ -139,6 +139,18 @@ def test_a_lora_resumes_with_every_optimizer(tmp_path, optimizer):
     assert_same(contents(tmp_path / "straight"), contents(tmp_path / "stopped"))
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_weights_that_lie_otherwise_resume(tmp_path, optimizer):
+    """Files know one order of axes; the optimizer's state comes back in that of the weights."""
+    world = World.make(tmp_path)
+    settings = {"model.name": "full", "train.channels_last": True, "train.optimizer": optimizer, "train.ema": 0.9}
+    settings |= {"train.checkpoint_every": 1, "train.learning_rate": 1e-4}
+    world.train("straight", settings | {"train.steps": 2})
+    world.train("stopped", settings | {"train.steps": 1})
+    world.train("stopped", settings | {"train.steps": 2})
+    assert_same(contents(tmp_path / "straight"), contents(tmp_path / "stopped"))
+
+
 def test_a_schedule_goes_on_where_it_was(tmp_path):
     world = World.make(tmp_path)
     warm = {"train.warmup_steps": 2, "train.checkpoint_every": 1}
