@@ -1,69 +1,26 @@
 """What `bench.py` measures: real architectures at full size, the shapes world's, and tiny ones; and what they cost.
 
 Weights are random (speed and memory do not depend on them) and made where they are used, in their final dtype. FLOPs
-are counted on the meta device, which needs no memory, with attention as plain matrix products: fused kernels do the
-same arithmetic but are not all known to torch's counter.
+are counted on the meta device, which needs no memory (`diffpo.training.forecast`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
-from diffpo.core.process import NoiseProcess, Time
-from diffpo.core.step import preference_step
-from diffpo.core.types import Condition, Pair, PairBatch, Rng
+from diffpo.core.types import Condition, Pair, PairBatch
 from diffpo.methods import METHODS, PairwiseMethod
-from diffpo.methods.base import Predictor
 from diffpo.models import FAMILIES, Denoiser
-from diffpo.models.load import set_attention
-from diffpo.models.recomputing import recompute
+from diffpo.models.outline import DDPM, SD15, SD35_MEDIUM, SDXL, Outline, assemble
 from diffpo.models.reference import Reference
 from diffpo.models.tuning import Full, LoRA, Tuning
+from diffpo.training.forecast import pairs_of, trace, weigh
 
-DDPM = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "prediction_type": "epsilon"}
-
-SD15: dict[str, Any] = {
-    "sample_size": 64,
-    "block_out_channels": (320, 640, 1280, 1280),
-    "attention_head_dim": 8,
-    "cross_attention_dim": 768,
-}
-SDXL: dict[str, Any] = {
-    "sample_size": 128,
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "use_linear_projection": True,
-    "cross_attention_dim": 2048,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
-SD35_MEDIUM: dict[str, Any] = {
-    "sample_size": 128,
-    "patch_size": 2,
-    "in_channels": 16,
-    "out_channels": 16,
-    "num_layers": 24,
-    "attention_head_dim": 64,
-    "num_attention_heads": 24,
-    "joint_attention_dim": 4096,
-    "caption_projection_dim": 1536,
-    "pooled_projection_dim": 2048,
-    "pos_embed_max_size": 384,
-    "dual_attention_layers": tuple(range(13)),
-    "qk_norm": "rms_norm",
-}
 TINY_UNET: dict[str, Any] = {
     "sample_size": 8,
     "block_out_channels": (8, 16),
@@ -193,21 +150,26 @@ def make_tuning(
     return LoRA(rank=rank, **shared) if kind == "lora" else Full(**shared)
 
 
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Make new floating tensors have `dtype` for a while."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
+def outline_of(case: Case) -> Outline:
+    """What decides what the case takes."""
+    pooled = None if case.pooled is None else torch.empty(1, case.pooled, device="meta")
+    size = torch.empty(1, 6, dtype=torch.long, device="meta")
+    channels, height, width = case.latent
+    return Outline(
+        family=FAMILIES[case.family],
+        make=case.make,
+        scheduler=case.scheduler,
+        index={},
+        latent=(channels, 1, height, width),
+        cond=Condition(torch.empty(1, *case.text, device="meta"), pooled, extra={"size": size}),
+        told="a case of the benchmark",
+    )
 
 
 def build(
     case: Case, tuning: Tuning, device: torch.device | str, frozen: torch.dtype, autocast: torch.dtype | None = None
 ) -> tuple[Denoiser, Reference]:
-    """Make policy and reference as `diffpo.models.load.load` does, with random weights made on `device`.
+    """Make policy and reference as `diffpo train` does, with random weights made on `device`.
 
     Args:
         case: What to make.
@@ -216,18 +178,8 @@ def build(
         frozen: Dtype of frozen weights.
         autocast: What autocast makes of products; None: there is no autocast.
     """
-    family = FAMILIES[case.family]
-    with default_dtype(frozen), torch.device(device):
-        network: Any = case.make()
-    network.to(device, frozen)  # tables made by numpy know no default device
-    tuning.prepare(network, family, torch.float32)
-    network.to(device)
-    if tuning.gradient_checkpointing:
-        recompute(network, family.blocks, tuning.recomputed_share)
-    set_attention(network, tuning.attention)
-    policy = family(network, family.make_process(dict(case.scheduler), Time()))
-    policy.network.train()
-    return policy, tuning.reference(policy, frozen, autocast)
+    name: Any = str(frozen).removeprefix("torch.")
+    return assemble(outline_of(case), replace(tuning, dtype=name), torch.float32, device, autocast)
 
 
 def collate(rows: list[dict[str, Tensor]], first: int) -> PairBatch:
@@ -270,44 +222,16 @@ class Cost:
         return self.parameters * frozen_bytes + self.trained * (4 + 4 + state_bytes)
 
 
-class Counted:
-    """A predictor that adds up what its forwards cost."""
-
-    def __init__(self, inner: Predictor, counter: FlopCounterMode):
-        """Count the calls of `inner` that happen while `counter` is on."""
-        self.inner, self.counter, self.flops = inner, counter, 0.0
-
-    @property
-    def process(self) -> NoiseProcess:
-        """The inner one's."""
-        return self.inner.process
-
-    def lockstep(self, n: int) -> int:
-        """Ask the inner one."""
-        return self.inner.lockstep(n)
-
-    def predict(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        """Pass on, and count."""
-        before = self.counter.get_total_flops()
-        answer = self.inner.predict(z, t, cond)
-        self.flops += self.counter.get_total_flops() - before
-        return answer
-
-
 def count(case: Case, tuning: Tuning) -> Cost:
     """Run one pair's step on the meta device and count."""
-    tuning = replace(tuning, attention="native", gradient_checkpointing=False)
+    tuning, method = replace(tuning, attention="native", gradient_checkpointing=False), make_method("dpo")
     policy, reference = build(case, tuning, "meta", torch.float32)
-    batch = collate(case.rows(1, device="meta"), 0).to("meta", torch.float32)
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        counted, judge = Counted(policy, counter), Counted(reference, counter)
-        preference_step(make_method("dpo"), counted, judge, batch, Rng(0, 0, batch.index)).loss.sum().backward()
-        total = counter.get_total_flops()
-    parameters = dict(policy.network.named_parameters())
+    traced = trace(policy, reference, method, pairs_of(outline_of(case), 1, method.sides), None)
+    weights = weigh(policy, reference, "adamw")
     return Cost(
-        parameters=sum(p.numel() for name, p in parameters.items() if ".lora_" not in name),
-        trained=sum(p.numel() for p in parameters.values() if p.requires_grad),
-        forward=judge.flops / 2,
-        policy=total - judge.flops,
-        reference=judge.flops,
+        parameters=weights.parameters,
+        trained=weights.trained,
+        forward=traced.reference_flops / 2,
+        policy=traced.flops - traced.reference_flops,
+        reference=traced.reference_flops,
     )

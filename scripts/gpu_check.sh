@@ -7,9 +7,9 @@
 #
 # --steps lane,bench,train   which steps, in this order; each ends at its own limit (NAME:SECONDS sets another one):
 #     lane    tests/gpu: precision, compilation, attention, optimizers, resuming, generation, encoding      (170 s)
-#     bench   scripts/bench.py at full size                                                                 (130 s)
+#     bench   scripts/bench_sweep.py at full size, as many rows as the time allows                          (130 s)
 #     train   diffpo train, encoding included, on a folder of Stable Diffusion 1.5's size with random
-#             weights, compiled; then the same command goes on                                      (170 s)
+#             weights; diffpo plan of it; then the run goes on, compiled, as far as the time allows           (170 s)
 #
 # It writes DIR/{env,lane,bench,train}.json, a log of each step and summary.txt: nothing else outside /tmp. The exit code
 # is 0 if every step did what it should, 1 if one did not, 2 if something is missing.
@@ -51,19 +51,25 @@ lane() {
 }
 
 bench() {
-  local cases=(sd15@512 --tuning lora --batch 16 --compile --steps 6 --warmup 2)
-  [ -z "$tiny" ] || cases=(tiny-sd15 tiny-sdxl --steps 2 --warmup 1)
-  "$python" "$root/scripts/bench.py" "${cases[@]}" --json "$out/bench.json"
+  local rows=("sd15@512 lora batch=16 compile=regional" "sd15@512 full batch=16 compile=regional"
+    "sdxl@1024 lora batch=4 checkpointing=1 compile=regional" "sd15@512 full batch=16" "sd15@512 lora batch=16")
+  local how=(--seconds $((seconds - 10)))
+  [ -z "$tiny" ] || { rows=("tiny-sd15 full batch=2" "tiny-sdxl lora batch=2"); how+=(--mixed-precision no); }
+  "$python" "$root/scripts/bench_sweep.py" --out "$work/sweep" "${how[@]}" "${rows[@]}"
+  local code=$?
+  cp "$work/sweep/sweep.json" "$out/bench.json" && return $code
 }
 
 train() {
   local here=$work/model started=$SECONDS
-  local told=(train.compile=regional)
-  [ -z "$tiny" ] || told=()
   "$python" "$root/scripts/random_sd15.py" "$here" ${tiny:+--tiny --dtype float32} || return 1
   echo "made in $((SECONDS - started)) s"
-  "$python" -m diffpo train "$here/train.yaml" "${told[@]}" || return 1
-  "$python" -m diffpo train "$here/train.yaml" "${told[@]}" train.steps=8 || return 1
+  "$python" -m diffpo train "$here/train.yaml" || return 1
+  "$python" "$root/scripts/gpu_report.py" run "$here/run" "$out/train.json" || return 1
+  echo "trained after $((SECONDS - started)) s"
+  [ -z "$tiny" ] || return 0
+  "$python" -m diffpo plan "$here/train.yaml" || return 1
+  "$python" -m diffpo train "$here/train.yaml" train.compile=regional train.steps=10 || return 1
   "$python" "$root/scripts/gpu_report.py" run "$here/run" "$out/train.json"
 }
 
@@ -71,7 +77,7 @@ declare -A limit=([lane]=170 [bench]=130 [train]=170)
 failed=0
 cd "$work" || exit 2
 export -f lane bench train
-export root python out work tiny
+export root python out work tiny seconds
 for step in ${steps//,/ }; do
   name=${step%%:*}
   [ -n "${limit[$name]:-}" ] || { echo "gpu_check: there is no step $name" >&2; exit 2; }

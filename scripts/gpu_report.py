@@ -97,12 +97,15 @@ def of_lane(results: list[dict[str, Any]]) -> list[str]:
 
 def of_bench(report: dict[str, Any]) -> list[str]:
     """A line per configuration."""
-    lines = [f"bench: {report['machine']['name']}, peak {report['machine']['matmul']['flops'] / 1e12:.0f} TFLOP/s"]
+    peak = report["machine"]["matmul"]["flops"]
+    lines = [f"bench: {report['machine']['name']}, a matrix product makes {peak / 1e12:.3g} TFLOP/s"]
     for r in report["results"]:
-        what = f"  {r['case']} {r['tuning']} {r['method']} batch {r['batch']}"
+        how = [f"{key}={r[key]}" for key in ("batch", "compile", "checkpointing", "optimizer") if r.get(key)]
+        what = f"  {r['case']} {r['tuning']} {' '.join(how)}"
         if r["status"] == "ok":
-            share = f"{r['share_of_peak']:.0%} of peak"
-            lines.append(f"{what}: {r['pairs_per_second']:.3g} pairs/s, {share}, {r['peak_gib']:.1f} GiB")
+            pace = r["pairs_per_second"]
+            share = f"{pace * r['flops_per_pair'] / peak:.0%} of that"
+            lines.append(f"{what}: {pace:.3g} pairs/s, {share}, {r['peak_gib']:.1f} GiB")
         else:
             lines.append(f"{what}: {r['status']} {r.get('message', '')}")
     return lines

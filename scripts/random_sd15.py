@@ -20,11 +20,12 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 import numpy as np
 import torch
 import yaml
-from bench_cases import DDPM, SD15, TINY_UNET
+from bench_cases import TINY_UNET
 from PIL import Image
 from tiny_texts import WIDTH, clip_tokenizer
 
 from diffpo.compat import quiet_libraries
+from diffpo.models.outline import DDPM, SD15
 
 quiet_libraries()
 

@@ -9,10 +9,11 @@ from typing import Annotated
 import typer
 
 from diffpo import __version__
-from diffpo.commands import encode, lists, media, pairs, train, users, verdicts, video
+from diffpo.commands import encode, lists, media, pairs, plan, train, users, verdicts, video
 
 COMMANDS = {
     "train": train.train,
+    "plan": plan.plan,
     "demo": train.demo,
     "evaluate": verdicts.evaluate,
     "generate": media.generate,

@@ -41,14 +41,29 @@ def load(
         UserError: Files are missing or broken, or a setting does not fit the model.
     """
     base = tuning.find_trained()
-    family, frozen = base.family, DTYPES[tuning.dtype] if tuning.dtype else dtype
-    network = load_network(base.part(base.component), dtype if tuning.trains_base else frozen)
+    family = base.family
+    network = load_network(base.part(base.component), first_dtype(tuning, dtype))
     process = family.within(family.make_process(base.scheduler(tuning.prediction), tuning.time), base.index)
     if tuning.prediction not in (None, process.prediction):
         raise UserError(
             f"model.prediction is {tuning.prediction}, but a {base.pipeline} predicts {process.prediction} and nothing "
             "else: leave model.prediction out"
         )
+    equip(network, tuning, family, dtype, embedding, device, autocast)
+    policy = family(network, process, 1.0 if tuning.guidance is None else tuning.guidance, rate)
+    return policy, tuning.reference(policy, frozen_dtype(tuning, dtype), autocast) if needs_reference else None
+
+
+def equip(
+    network: Any,
+    tuning: Tuning,
+    family: type[Denoiser],
+    dtype: torch.dtype,
+    embedding: Embedding | None,
+    device: torch.device | str,
+    autocast: torch.dtype | None,
+) -> None:
+    """Give a bare network, which has `first_dtype`, all that it trains with, in place; see `load`."""
     tuning.prepare(network, family, dtype, embedding)
     if tuning.gradient_checkpointing:
         recompute(network, family.blocks, tuning.recomputed_share)
@@ -56,8 +71,16 @@ def load(
     network.to(device)
     if autocast is not None and not tuning.trains_base:
         lean_adapters(network)
-    policy = family(network, process, 1.0 if tuning.guidance is None else tuning.guidance, rate)
-    return policy, tuning.reference(policy, frozen, autocast) if needs_reference else None
+
+
+def frozen_dtype(tuning: Tuning, dtype: torch.dtype) -> torch.dtype:
+    """Of frozen weights, where trained ones have `dtype`."""
+    return DTYPES[tuning.dtype] if tuning.dtype else dtype
+
+
+def first_dtype(tuning: Tuning, dtype: torch.dtype) -> torch.dtype:
+    """Of a network before anything is added to it, where trained weights have `dtype`."""
+    return dtype if tuning.trains_base else frozen_dtype(tuning, dtype)
 
 
 def set_attention(network: Any, name: str) -> None:

@@ -7,6 +7,8 @@ memory for more time: where all of it is more than is needed, every second or th
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -18,15 +20,21 @@ KEPT = "keeps_activations"
 """An attribute of the blocks that are not checkpointed."""
 
 
-def recompute(network: Any, kinds: tuple[str, ...], share: float) -> None:
+def recompute(
+    network: Any,
+    kinds: tuple[str, ...],
+    share: float,
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> None:
     """Checkpoint this share of a network's blocks, spread evenly.
 
     Args:
         network: The bare network.
         kinds: Names of the classes of its repeated blocks.
         share: 1 for all; other things that diffusers checkpoints are checkpointed in any case.
+        around: Makes what stands around every second computation.
     """
-    again: Callable[..., Any] = checkpointing(network) or _again
+    again: Callable[..., Any] = checkpointing(network) or partial(_again, around)
     blocks = [module for module in network.modules() if type(module).__name__ in kinds]
     for k, block in enumerate(blocks):
         setattr(block, KEPT, int((k + 1) * share) == int(k * share))
@@ -37,5 +45,5 @@ def recompute(network: Any, kinds: tuple[str, ...], share: float) -> None:
     network.enable_gradient_checkpointing(run)
 
 
-def _again(block: nn.Module, *args: Any) -> Any:
-    return checkpoint(block.__call__, *args, use_reentrant=False)
+def _again(around: Callable[[], AbstractContextManager[Any]], block: nn.Module, *args: Any) -> Any:
+    return checkpoint(block.__call__, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), around()))

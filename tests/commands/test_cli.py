@@ -308,3 +308,21 @@ def test_dual_captions_refuse_what_makes_no_sense(arguments, message, tmp_path, 
     code, out, err = run(capsys, monkeypatch, *given)
     assert code == 2 and not out and message in err
     assert not (tmp_path / "out").exists()
+
+
+def test_plan_tells_what_a_run_takes_and_how_to_start_it(world, capsys, monkeypatch):
+    config = world.write("planned", {"train.accumulate": 2})
+    code, out, _ = run(capsys, monkeypatch, "plan", config, "model.rank=2", "--card", "rtx4090")
+    assert code == 0
+    titles = [line.split()[0] for line in out.splitlines() if not line.startswith(" ")]
+    assert titles == ["model", "sizes", "card", "memory", "work", "pace", "cache", "choice", "wrote", "next:"]
+    *_, last = out.splitlines()
+    assert (
+        last.startswith(f"next: diffpo train {config} model.rank=2 train.batch=") and "true" not in last.split("=")[1]
+    )
+    assert not (world.folder / "planned").exists() and not (world.folder / "plan.yaml").exists()
+
+
+def test_plan_without_configurations_is_a_users_mistake(world, capsys, monkeypatch):
+    code, _, err = run(capsys, monkeypatch, "plan", world.write("far", {"model.path": "some/where"}), "--card", "h100")
+    assert code == 2 and "hf download some/where" in err

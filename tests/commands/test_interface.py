@@ -13,7 +13,7 @@ from runs import World
 
 HELD = json.loads(FILE.read_text(encoding="utf-8"))
 PROMPTS = [f"a red circle {side} a blue square on a white background" for side in ("left of", "above")]
-WITHOUT_FILES = {"data", "data inspect", "env", "methods", "models", "scorers"}
+WITHOUT_FILES = {"plan", "data", "data inspect", "env", "methods", "models", "scorers"}
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,105 @@
+"""What a plan tells: parts that add up, lines through two traces, the cut that fits, the disk that a cache takes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from runs import World
+
+from diffpo.config.run import build
+from diffpo.data.cache import EncodingCache
+from diffpo.data.splits import load_splits
+from diffpo.errors import UserError
+from diffpo.methods import METHODS
+from diffpo.models.encoders import Encoders
+from diffpo.models.outline import KNOWN, assemble, of_known
+from diffpo.models.tuning import Full, LoRA
+from diffpo.training.cards import CARDS, GIB, Card, find_card
+from diffpo.training.forecast import forecast, weigh
+from diffpo.training.planning import USABLE, plan
+
+TINY_CARD = Card("tiny", 1.0, 1.0, 1.0)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return World.make(tmp_path_factory.mktemp("plan"))
+
+
+@pytest.fixture(scope="module")
+def told(world):
+    """The plan of a small adapter: 3 forwards of 4 pairs per update."""
+    changes = {"train.batch": 4, "train.accumulate": 3, "model.rank": 2, "train.mixed_precision": "bf16"}
+    return plan(build(world.tree("plan", changes | {"data.cache_dir": str(world.folder / "cache")})), TINY_CARD)
+
+
+def test_memory_by_part(world, told):
+    """By hand: AdamW keeps two floats of each that is trained, gradients are one."""
+    weights = told.weights
+    assert weights.optimizer == 8 * weights.trained and weights.gradients == 4 * weights.trained
+    assert weights.reference == 0, "an adapter's reference has no weights of its own"
+    tuning = Full(path=told.config.model.path)
+    policy, reference = assemble(told.drawn, tuning, torch.float32, autocast=torch.bfloat16)
+    full = weigh(policy, reference, "adafactor")
+    assert full.trained == full.parameters and full.optimizer < full.gradients
+    assert full.policy / 2 < full.reference < full.policy, "only products are in half precision"
+
+
+def test_a_batch_between_two_traces_lies_on_their_line(told):
+    settings = {"dtype": torch.float32, "half": torch.bfloat16, "optimizer": "adamw"}
+    _, three = forecast(told.drawn, told.config.model, told.config.method, 3, **settings)
+    kept, peak = told.activations(3, False, False)
+    assert three.kept == pytest.approx(kept, rel=0.01) and three.peak == pytest.approx(peak, rel=0.05)
+
+
+def test_cuts_keep_the_pairs_per_update_and_the_first_one_fits_if_any_does(told):
+    cuts = told.cuts()
+    assert {cut.batch * cut.accumulate for cut in cuts} == {12} and cuts[0].fits
+    least = min(cuts, key=lambda cut: cut.bytes).bytes
+    small = replace(told, card=replace(TINY_CARD, gib=1.01 * least / USABLE / GIB)).cuts()
+    assert small[0].bytes <= 1.01 * least and not small[-1].fits
+    assert not replace(told, card=replace(TINY_CARD, gib=least / 2 / GIB)).cuts()[0].fits
+
+
+def test_checkpointing_needs_less_memory_and_more_time(told):
+    plain, again = (told.cut(4, 3, checkpointing, None) for checkpointing in (False, True))
+    assert again.bytes < plain.bytes and again.pace < plain.pace
+
+
+def test_the_cache_takes_what_is_told(told):
+    """12 pairs, 7 captions and the empty one, of which nothing repeats but captions."""
+    images, caption = told.cache_bytes
+    assert (told.pairs, told.captions) == (12, 8)
+    data = told.config.data
+    cache = EncodingCache(load_splits(data).train, data, Encoders(told.config.model, "cpu"), seed=0)
+    cache.fill()
+    row, text = cache.open().images(0), cache.open().text("thing 1")
+    moments = [x for name, x in row.items() if not name.endswith("size")]
+    assert sum(x.numel() * x.element_size() for x in moments) == images
+    assert sum(x.numel() * x.element_size() for x in text.values()) == caption
+
+
+def test_cards_are_found_by_name():
+    assert find_card("h100") is CARDS["h100"] and find_card("cpu").is_cpu
+    with pytest.raises(UserError, match="--card is 'h1000'; known are b200, h200, h100"):
+        find_card("h1000")
+
+
+MEASURED = {
+    ("sd15", "full", 8, False, "adamw"): 33,
+    ("sd15", "lora", 16, False, "adamw"): 36,
+}
+"""GiB on an H100 with torch 2.11, by model, tuning, pairs, checkpointing and optimizer."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", MEASURED, ids=lambda case: "-".join(map(str, case)))
+def test_full_size_memory_is_forecast_within_15_percent(case):
+    name, kind, pairs, checkpointing, optimizer = case
+    shared = {"path": "none", "gradient_checkpointing": checkpointing}
+    tuning = Full(**shared) if kind == "full" else LoRA(rank=16, dtype="bfloat16", **shared)
+    settings = {"dtype": torch.float32, "half": torch.bfloat16, "optimizer": optimizer}
+    weights, traced = forecast(of_known(KNOWN[name], (512, 512), ""), tuning, METHODS["dpo"](), pairs, **settings)
+    assert (weights.resting + traced.peak) / GIB == pytest.approx(MEASURED[case], rel=0.15)
