@@ -53,7 +53,7 @@ def describe(made: Plan) -> list[str]:
     """All that is told, as lines."""
     config, own, weights = made.config, made.own, made.weights
     train, sides = config.train, len(config.method.sides)
-    kept, peak = made.activations(own.batch, own.checkpointing, own.compile is not None)
+    kept, peak = made.activations(own.batch, own.checkpointing, own.kernels != "plain")
     images, caption = made.cache_bytes
     hours = made.seconds(own) / 3600
     card = f"{made.card.name}, {made.card.gib:.1f} GiB"
@@ -107,9 +107,9 @@ def gib(size: float) -> str:
 
 def name_of(cut: Cut) -> str:
     """A way to cut the update, in words."""
-    compiled = "not compiled" if cut.compile is None else f"compiled ({cut.compile})"
+    kernels = {"plain": "torch's kernels", "fused": "fused kernels"}.get(cut.kernels, f"compiled ({cut.kernels})")
     again = "with" if cut.checkpointing else "without"
-    return f"batch {cut.batch}, {again} gradient checkpointing, {compiled}"
+    return f"batch {cut.batch}, {again} gradient checkpointing, {kernels}"
 
 
 def as_words(cut: Cut) -> str:

@@ -23,12 +23,14 @@ from diffpo.data.records import Table
 from diffpo.data.splits import load_splits
 from diffpo.disk.weights import EMBEDDED
 from diffpo.errors import UserError
+from diffpo.models.base import Denoiser
 from diffpo.models.outline import Outline, outline
 from diffpo.training.cards import GIB, Card
 from diffpo.training.forecast import Traced, Weights, forecast, inverted
 
-SHARE = {None: 0.28, "regional": 0.38, "whole": 0.40}
-"""Share of a large matrix product's pace that a step was seen to reach, by `train.compile` (docs/speed.md)."""
+SHARE = {"plain": 0.30, "fused": 0.40, "regional": 0.45, "whole": 0.45}
+"""Share of a large matrix product's pace that a step was seen to reach, by who computes it (docs/speed.md): torch's
+kernels one by one, `train.fused`, or what `train.compile` makes."""
 GAP = 10e-6
 """Seconds that a GPU was seen to lose between two operations."""
 LAUNCH_AGAIN = 30e-6
@@ -49,7 +51,8 @@ class Cut:
     batch: int
     accumulate: int
     checkpointing: bool
-    compile: str | None
+    kernels: str
+    """A key of `SHARE`."""
     bytes: float
     """At the peak."""
     pace: float
@@ -62,7 +65,7 @@ class Cut:
         return {
             "train.batch": self.batch,
             "train.accumulate": self.accumulate,
-            "train.compile": self.compile,
+            "train.compile": self.kernels if self.kernels in ("regional", "whole") else None,
             "model.gradient_checkpointing": self.checkpointing,
         }
 
@@ -85,7 +88,14 @@ class Plan:
     def own(self) -> Cut:
         """The update as the configuration has it."""
         train, model = self.config.train, self.config.model
-        return self.cut(train.batch, train.accumulate, model.gradient_checkpointing, train.compile)
+        return self.cut(train.batch, train.accumulate, model.gradient_checkpointing, train.compile or self.usual)
+
+    @property
+    def usual(self) -> str:
+        """Which kernels compute where nothing is compiled: ours for a UNet on a GPU in half precision, or torch's."""
+        train, family = self.config.train, self.drawn.family
+        ours = family.convolutional and family.fuse is not Denoiser.fuse and HALF[train.mixed_precision] is not None
+        return "fused" if ours and not self.card.is_cpu and train.fused is not False else "plain"
 
     @property
     def flops(self) -> float:
@@ -112,24 +122,24 @@ class Plan:
         kept = at(few.kept_compiled, more.kept_compiled) if compiled else at(few.kept, more.kept)
         return kept, at(few.peak_if(compiled), more.peak_if(compiled))
 
-    def cut(self, batch: int, accumulate: int, checkpointing: bool, compile: str | None) -> Cut:
+    def cut(self, batch: int, accumulate: int, checkpointing: bool, kernels: str) -> Cut:
         """Say what one way to do the update takes."""
-        _, peak = self.activations(batch, checkpointing, compile is not None)
+        _, peak = self.activations(batch, checkpointing, kernels != "plain")
         needed = self.weights.resting + peak
         again = self.traced[True][0] if checkpointing else self.traced[False][0]
         plain = self.traced[False][0]
         flops = self.flops + (again.flops / again.pairs - plain.flops / plain.pairs)
         rate = self.card.single if HALF[self.config.train.mixed_precision] is None else self.card.half
-        seconds = batch * flops / (rate * 1e12 * SHARE[compile])
+        seconds = batch * flops / (rate * 1e12 * SHARE[kernels])
         if not self.card.is_cpu:
-            launches = again.launches if compile is None else again.launches / 2
+            launches = again.launches if kernels == "plain" else again.launches / 2
             seconds = max(seconds + GAP * launches, LAUNCH_AGAIN * launches if checkpointing else 0.0)
         fits = needed <= USABLE * self.card.gib * GIB
         return Cut(
             batch=batch,
             accumulate=accumulate,
             checkpointing=checkpointing,
-            compile=compile,
+            kernels=kernels,
             bytes=needed,
             pace=batch / seconds,
             fits=fits,
@@ -139,7 +149,7 @@ class Plan:
         """The ways that leave the pairs per update as they are, the fastest that fits first."""
         sizes = [size for size in range(1, min(self.effective, MOST) + 1) if self.effective % size == 0]
         worth = not self.card.is_cpu and self.seconds(self.own) > WORTH_COMPILING
-        kinds = [None, "regional"] if worth else [None]
+        kinds = [self.usual, "regional"] if worth and self.usual == "plain" else [self.usual]
         ways = itertools.product(sizes, (False, True), kinds)
         made = [self.cut(size, self.effective // size, again, kind) for size, again, kind in ways]
         return sorted(made, key=lambda cut: (not cut.fits, -cut.pace, cut.bytes))

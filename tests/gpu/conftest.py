@@ -92,7 +92,8 @@ def world(tmp_path_factory) -> World:
 def start(world):
     """Prepares a run as `diffpo train` does: `start({"train.mixed_precision": "bf16"})`.
 
-    `beta` is small, so that rounding is small beside it; the policy has moved away from the reference.
+    `beta` is small, so that rounding is small beside it; the policy has moved away from the reference. Torch's own
+    kernels do all of it unless `train.fused` says otherwise.
     """
 
     def begin(changes: Mapping[str, Any] | None = None, family: str = "sd15", moved: bool = True) -> Started:
@@ -102,7 +103,7 @@ def start(world):
         from diffpo.training.train import prepare_data
 
         forget_accelerator()
-        usual = {"method.beta": 1.0, "data.resolution": 64, "train.mixed_precision": "bf16"}
+        usual = {"method.beta": 1.0, "data.resolution": 64, "train.mixed_precision": "bf16", "train.fused": False}
         config = build(world.tree("started", usual | dict(changes or {}), family))
         accelerator = make_accelerator(config)
         plan, loader, _, _ = prepare_data(config, accelerator)

@@ -64,7 +64,7 @@ def test_cuts_keep_the_pairs_per_update_and_the_first_one_fits_if_any_does(told)
 
 
 def test_checkpointing_needs_less_memory_and_more_time(told):
-    plain, again = (told.cut(4, 3, checkpointing, None) for checkpointing in (False, True))
+    plain, again = (told.cut(4, 3, checkpointing, "plain") for checkpointing in (False, True))
     assert again.bytes < plain.bytes and again.pace < plain.pace
 
 
