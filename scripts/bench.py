@@ -102,7 +102,7 @@ class Update:
         self.network = policy.network
         self.policy, self.reference = Timed(policy, self.clock), Timed(reference, self.clock)
         cut = SimpleNamespace(batch=batch, accumulate=options.accumulate, split_forward=False, compile=options.compile)
-        self.micro, (self.most, self.least) = options.accumulate, images_per_call(cut)
+        self.micro, (self.most, self.least) = options.accumulate, images_per_call(cut, options.at_once)
 
     def run(self, step: int) -> Lap:
         """Do one update, which waits for the device once, as the loop does."""
@@ -287,6 +287,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--method", nargs="+", choices=TIMED, default=["dpo"])
     parser.add_argument("--batch", type=int, nargs="+", help="pairs per forward (default: the case's)")
     parser.add_argument("--accumulate", type=int, default=1, help="forwards per update; inversions share their calls")
+    parser.add_argument("--at-once", type=int, help="images per call of an inversion, as method.inversion.at_once")
     parser.add_argument("--steps", type=int, default=10, help="updates to time")
     parser.add_argument("--warmup", type=int, default=3, help="updates before that")
     parser.add_argument("--mixed-precision", choices=tuple(HALF), help="default: bf16 on a GPU, no on a CPU")

@@ -3,12 +3,13 @@ r"""Measure a list of configurations in one process, each within its time, and w
     python scripts/bench_sweep.py --out sweep --seconds 240 \
         "sd15@512 full batch=16 compile=regional profile=1" "sdxl@1024 lora batch=4 compile=regional checkpointing=1"
 
-A row names a case and a tuning (see `bench.py`), then settings: `batch`, `accumulate`, `method`, `compile` (regional,
-whole), `checkpointing` (the share of the blocks), `channels_last`, `fused`, `optimizer`, `attention`, `kernels` (the
-order in which torch's attention kernels are tried, such as cudnn+flash+efficient), `benchmark` (1: cuDNN tries its
-convolutions; 2: measured both without and with), `profile` (1: the kernels of one update, grouped and named), `check`
-(1: the cosine between the gradients of fast and of plain calls). `timed` are seconds of timed updates; `limit` ends a
-row that takes longer, its compilation included. Rows that no longer fit into `--seconds` are left out, and said.
+A row names a case and a tuning (see `bench.py`), then settings: `batch`, `accumulate`, `at_once`, `method`, `compile`
+(regional, whole), `checkpointing` (the share of the blocks), `channels_last`, `fused`, `optimizer`, `attention`,
+`kernels` (the order in which torch's attention kernels are tried, such as cudnn+flash+efficient), `benchmark` (1:
+cuDNN tries its convolutions; 2: measured both without and with), `profile` (1: the kernels of one update, grouped and
+named), `check` (1: the cosine between the gradients of fast and of plain calls). `timed` are seconds of timed
+updates; `limit` ends a row that takes longer, its compilation included. Rows that no longer fit into `--seconds` are
+left out, and said.
 
 `--save-compiled FILE` keeps what torch compiled, `--load-compiled FILE` gives it back on another machine of that kind.
 """
@@ -41,6 +42,7 @@ from diffpo.errors import UserError
 USUAL: dict[str, str] = {
     "batch": "",
     "accumulate": "1",
+    "at_once": "",
     "method": "dpo",
     "compile": "",
     "checkpointing": "0",
@@ -92,7 +94,7 @@ def at_most(seconds: float) -> Iterator[None]:
 def options_of(row: dict[str, str], arguments: argparse.Namespace) -> argparse.Namespace:
     """What `bench.py` would have been told."""
     given = [row["case"], "--tuning", row["tuning"], "--optimizer", row["optimizer"], "--attention", row["attention"]]
-    given += ["--accumulate", row["accumulate"]]
+    given += ["--accumulate", row["accumulate"], *(["--at-once", row["at_once"]] if row["at_once"] else [])]
     given += ["--device", arguments.device, "--mixed-precision", arguments.mixed_precision]
     given += ["--compile", row["compile"]] if row["compile"] else []
     for name in ("channels_last", "fused"):

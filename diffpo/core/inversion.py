@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from diffpo.core.block import Block, NotNegative, Range, SamplingSteps
+from diffpo.core.block import Block, Count, NotNegative, Range, SamplingSteps
 from diffpo.core.noising import Predictor
 from diffpo.core.process import Landing, Level, NoiseProcess, Path, expand
 from diffpo.core.types import Condition, Noised, Pair, Rng, moved, moved_to
@@ -38,6 +38,9 @@ class Inversion(Block):
     """`exact` lands on t; `released` ends on the grid and calls it t, as the code of InPO and SmPO does."""
     invert_with: Literal["policy", "reference"] = "policy"
     """Which network answers. The policy's own drifts while it learns, as released."""
+    at_once: Count | None = None
+    """Images that the network is asked about at once. Default: as many as a training forward holds. Without gradients
+    several times as many may fit, which small batches gain from: together with those of other micro-batches."""
     cache: bool = False
     """Keep the reference's inversions on disk, of the posterior's mode, with the caption and without: training costs
     no more than with random noise. With `renoise` the partial last step follows the whole step's correction."""

@@ -136,7 +136,7 @@ class TwoSidedMethod(Method):
 
     @property
     def noising(self) -> tuple[Any, ...]:
-        return self.noise, self.inversion and asdict(self.inversion)
+        return self.noise, self.inversion and asdict(replace(self.inversion, at_once=None))
 
     def terms(self, batch: PairBatch) -> Terms:
         """List what the loss of each row is a sum of."""

@@ -17,18 +17,18 @@ if TYPE_CHECKING:  # the benchmark uses this file on machines without pydantic
     from diffpo.config.run import Train
     from diffpo.training.learner import Learner
 
-WINDOW = 16
-"""Micro-batches that are inverted together, and then wait on the device: more would save less than a call in a
-hundred."""
+WINDOW = 8
+"""Micro-batches that are inverted together, and wait on the device with their texts: few, since only the last call of
+all is not full, one in about fifty. All processes must take equally many."""
 
 
 def inverted(learner: Learner, batches: Iterable[PairBatch], epoch: int) -> Iterator[PairBatch]:
     """Yield micro-batches; where the method inverts while it trains, on the device and with their points found."""
     config, device, waiting = learner.config, learner.accelerator.device, iter(batches)
-    if config.method.live_inversion is None:
+    if (inversion := config.method.live_inversion) is None:
         yield from waiting
         return
-    most, least = images_per_call(config.train)
+    most, least = images_per_call(config.train, inversion.at_once)
     networks, draws = (learner.policy, learner.reference), (config.train.seed, config.data.draw(epoch))
     while window := [batch.to(device, DTYPES[config.train.dtype]) for batch in islice(waiting, WINDOW)]:
         with learner.accelerator.autocast():
@@ -36,15 +36,15 @@ def inverted(learner: Learner, batches: Iterable[PairBatch], epoch: int) -> Iter
         yield from found
 
 
-def images_per_call(train: Train) -> tuple[int, int]:
-    """How many images an inversion asks about at once, at most and at least: no more than a training forward holds.
+def images_per_call(train: Train, at_once: int | None) -> tuple[int, int]:
+    """How many images an inversion asks about at once, at most and at least.
 
-    A compiled network sees one shape only. A single micro-batch then gets half as many: its images arrive one after the
-    other, and of full calls half would be idle.
+    As told, else no more than a training forward holds. A compiled network sees one shape only. A single micro-batch
+    then gets half as many: its images arrive one after the other, and of full calls half would be idle.
     """
-    most = train.batch if train.split_forward else 2 * train.batch
+    most = at_once or (train.batch if train.split_forward else 2 * train.batch)
     if train.compile is None:
         return most, 0
-    if train.accumulate == 1 and train.batch > 1:
+    if at_once is None and train.accumulate == 1 and train.batch > 1:
         most = train.batch
     return most, most

@@ -66,9 +66,11 @@ STEPS = {
     "inpo": (INVERTED | FULL | {"method.name": "inpo"}, FSDP2 | BLOCKS, 1, 3),
     "smpo": (INVERTED | SMALL | {"method.name": "smpo"}, CPU, 4, 1),
     "inpo-sd3": (INVERTED | SMALL | {"method.name": "inpo"}, CPU, 1, 1),
+    "draws": (INVERTED | FULL | {"data.reference_draws": 2, "train.steps": 9}, FSDP2 | BLOCKS, 2, 1),
 }
 """Settings, how two processes share the work, how many pairs each takes at once, and how often in an update; one pair
-each means two different t. In all micro-batches of an update they need different numbers of calls, too."""
+each means two different t. In all micro-batches of an update they need different numbers of calls, too. With kept
+errors (`draws`) the sharded reference is asked before the first update, and 9 updates are three epochs of two draws."""
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +96,7 @@ def test_two_processes_invert_as_one(world, inverted, name):
     one, two = (world.folder / f"{name}-{how}" for how in ("one", "two"))
     assert difference(weights(two), weights(one)) < 1e-10
     assert [line["loss"] for line in metrics(two)] == pytest.approx([line["loss"] for line in metrics(one)], rel=1e-9)
-    assert len({line["loss"] for line in metrics(one)}) == 3
+    assert len({line["loss"] for line in metrics(one)}) == len(metrics(one)) >= 3
 
 
 def test_the_inverting_network_really_is_sharded(inverted):

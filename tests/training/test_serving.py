@@ -109,13 +109,14 @@ def test_images_of_other_sizes_are_inverted_apart(pipelines):
 
 
 def test_how_many_images_a_call_holds():
-    """What a training forward holds; for a compiled network always as many."""
-    cut = {"steps": 1, "batch": 4, "accumulate": 2}
-    assert images_per_call(Train(**cut)) == (8, 0)
-    assert images_per_call(Train(**cut, split_forward=True)) == (4, 0)
-    assert images_per_call(Train(**cut, compile="regional")) == (8, 8)
-    assert images_per_call(Train(steps=1, batch=4, compile="regional")) == (4, 4)
-    assert images_per_call(Train(steps=1, batch=1, compile="regional")) == (2, 2)
+    """What a training forward holds, or as told; for a compiled network always as many."""
+    two, one = ({"steps": 1, "batch": 4, "accumulate": n} for n in (2, 1))
+    assert images_per_call(Train(**two), None) == (8, 0) and images_per_call(Train(**two), 32) == (32, 0)
+    assert images_per_call(Train(**two, split_forward=True), None) == (4, 0)
+    assert images_per_call(Train(**two, compile="regional"), None) == (8, 8)
+    assert images_per_call(Train(**one, compile="regional"), None) == (4, 4)
+    assert images_per_call(Train(**one, compile="whole"), 6) == (6, 6)
+    assert images_per_call(Train(steps=1, batch=1, compile="regional"), None) == (2, 2)
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +141,7 @@ def test_a_run_learns_as_batch_by_batch(world, monkeypatch):
 
     A run that goes on learns the same, bit for bit.
     """
-    changes = SERVED | {"train.accumulate": 4, "method.inversion": {"steps": 3, "renoise": 1}}
+    changes = SERVED | {"train.accumulate": 4, "method.inversion": {"steps": 3, "renoise": 1, "at_once": 5}}
     monkeypatch.setattr("diffpo.training.serving.WINDOW", 3)
     served = world.train("served", changes)
     world.train("resumed", changes | {"train.steps": 1, "train.eval_every": 1})
