@@ -70,9 +70,10 @@ class RowUsers:
         if told:
             log.warning(f"{table.path}: of {len(table)} rows {told}: they are left out.")
 
-    def _reason(self, name: str | None, prompt: str) -> int:
-        """Why a row is left out, a place in `REASONS`."""
-        if not name:
+    def _reason(self, who: str | int | None, prompt: str) -> int:
+        """Why a row is left out, a place in `REASONS`; some tables have numbers for names."""
+        name = "" if who is None else str(who)
+        if not name.strip():
             return 1
         if name not in self._users.draws:
             return 2
@@ -92,7 +93,7 @@ class RowUsers:
         drawn, dropped = rng.uniform("user").tolist(), (rng.uniform("user_dropout") < self._dropout).tolist()
         return torch.stack(
             [
-                self._users.nobody if drop else self._pick(name, u)
+                self._users.nobody if drop else self._pick(str(name), u)
                 for name, u, drop in zip(names, drawn, dropped, strict=True)
             ]
         )

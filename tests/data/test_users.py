@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 from tiny_users import COUNT, EMBEDDING, save_users, user_states
 
+from diffpo.core.types import Rng
 from diffpo.data import Pairs, load_splits
 from diffpo.data.encode import LiveEncodings
 from diffpo.data.loader import PairLoader
@@ -92,6 +93,13 @@ def test_other_states_are_another_identity(loader, users):
     file = users.folder / STATES
     save_file({"states": user_states(4) + 1}, file)
     assert loader(0.1).identity != before
+
+
+def test_names_may_be_numbers(records, jsonl, tmp_path):
+    users = Users.open(save_users(tmp_path / "numbers", {"7": [["x"]]}))
+    pairs = load_splits(Pairs(path=jsonl([row | {"user_id": 7} for row in records(2)]), resolution=16)).train
+    rows = RowUsers(pairs, users, 0.0)
+    assert not len(rows.left_out) and torch.equal(rows.states(Rng(0, 0, torch.tensor([1])))[0], user_states(1)[0])
 
 
 def test_a_table_without_known_users_is_refused(records, jsonl, users):
