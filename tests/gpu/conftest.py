@@ -139,6 +139,12 @@ def same_step(cosine):
     return check
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """What compiles comes last: it may take minutes."""
+    items.sort(key=lambda item: item.path.name == "test_compiled.py")
+
+
 REPORTS: list[dict[str, Any]] = []
 
 
@@ -150,16 +156,15 @@ def pytest_runtest_logreport(report):
     name, seconds = report.nodeid.partition("::")[2], round(report.duration, 2)
     known = {"test": name, "outcome": report.outcome, "seconds": seconds, "reason": reason[-2000:]}
     REPORTS.append(known | {"told": dict(report.user_properties)})
+    if place := os.environ.get("DIFFPO_LANE_JSON"):  # after each test: the lane may run into its limit
+        Path(place).write_text(json.dumps(REPORTS, indent=2) + "\n")
 
 
 def pytest_terminal_summary(terminalreporter):
     """Say in one table what ran, what was skipped and why; write it as JSON where asked to."""
-    place = os.environ.get("DIFFPO_LANE_JSON")
-    if not place and all(each["outcome"] == "skipped" for each in REPORTS):
+    if "DIFFPO_LANE_JSON" not in os.environ and all(each["outcome"] == "skipped" for each in REPORTS):
         return
     terminalreporter.section(f"the GPU lane on {'a CPU' if REHEARSED else torch.cuda.get_device_name(0)}")
     for each in REPORTS:
         said = each["reason"].strip().splitlines()[-1][:160] if each["reason"] else each["told"] or ""
         terminalreporter.write_line(f"{each['outcome']:8}{each['seconds']:7.1f} s  {each['test']}  {said}")
-    if place:
-        Path(place).write_text(json.dumps(REPORTS, indent=2) + "\n")

