@@ -72,7 +72,10 @@ def decoded(task: Decoding, places: Sequence[int], batch: int) -> Iterator[Itera
     if not wanted:
         yield ahead(task, places, workers=workers, depth=depth, weigh=_bytes)
         return
-    remedy = "Run the command again with fewer (data.workers), or with data.workers=0, which decodes by threads."
+    remedy = (
+        "Run the command again with fewer (data.workers), or with data.workers=0, which decodes by threads. A script "
+        'of your own that trains must do so under `if __name__ == "__main__":`, as each process imports it.'
+    )
     with helpers(task, wanted, remedy=remedy, modules=["datasets"]) as pool:
         yield ahead(perform, places, pool=pool, depth=depth, weigh=_bytes)
 
