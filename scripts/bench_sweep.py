@@ -125,7 +125,8 @@ def measure(row: dict[str, str], arguments: argparse.Namespace, accelerator: Acc
         "margin_spread": float(first[0].margins.double().std(correction=0)),
     }
     if gradients:
-        found["cosine"] = float(torch.nn.functional.cosine_similarity(*gradients, dim=0))
+        found["cosine"] = cosine(*gradients)
+        gradients.clear()
     for benchmark in (False, True) if row["benchmark"] == "2" else (row["benchmark"] == "1",):
         torch.backends.cudnn.benchmark = benchmark
         update.laps(range(1, 3))
@@ -139,8 +140,8 @@ def measure(row: dict[str, str], arguments: argparse.Namespace, accelerator: Acc
         yield result
 
 
-def gradient(update: bench.Update, *, fast: bool) -> torch.Tensor:
-    """The gradient of one batch, `[n]` on the CPU, of fused or compiled calls or of plain ones; nothing is updated."""
+def gradient(update: bench.Update, *, fast: bool) -> list[torch.Tensor]:
+    """The gradients of one batch, of fused or compiled calls or of plain ones; nothing is updated."""
     networks = (update.network, update.reference.inner.denoiser.network)
     parts = {part for network in networks for part in network.modules()}
     calls = {part: part._compiled_call_impl for part in parts}
@@ -158,10 +159,18 @@ def gradient(update: bench.Update, *, fast: bool) -> torch.Tensor:
         for part, forward in forwards.items():
             part.forward = forward
     assert outer is None or vars(update.network)["forward"] is outer
-    parameters = [p for p in update.network.parameters() if p.requires_grad and p.grad is not None]
-    whole = torch.cat([p.grad.flatten().cpu() for p in parameters if p.grad is not None])
+    found = [p.grad for p in update.network.parameters() if p.grad is not None]
     update.optimizer.zero_grad()
-    return whole
+    return found
+
+
+def cosine(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
+    """Of the angle between two gradients, in float64: sums over a billion numbers need it."""
+
+    def product(x: list[torch.Tensor], y: list[torch.Tensor]) -> float:
+        return float(sum((g.double() * h.double()).sum() for g, h in zip(x, y, strict=True)))
+
+    return product(a, b) / math.sqrt(product(a, a) * product(b, b))
 
 
 def cost_of(name: str, kind: str) -> Cost:
