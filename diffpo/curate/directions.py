@@ -53,12 +53,10 @@ def find_directions(embeddings: NDArray[np.floating], owners: Sequence[str], cou
 
 
 def along(states: NDArray[np.floating], directions: NDArray[np.floating] | None) -> NDArray[np.float32]:
-    """Bring vectors `[... d]` into the form in which an adapter takes them: unit length, and a constant 1 beside it.
+    """Bring vectors `[... d]` into the form in which an adapter takes them: along some directions, of unit length.
 
-    A few choices give a longer or a shorter vector by luck, so length says nothing. The constant is what is left of a
-    blend of two people who are opposites: somebody in the middle.
+    A few choices give a longer or a shorter vector by luck, so length says nothing.
     """
     kept = np.asarray(states, np.float64) if directions is None else states @ directions
     length = np.linalg.norm(kept, axis=-1, keepdims=True)
-    unit = kept / np.maximum(length, np.finfo(np.float64).tiny)
-    return np.concatenate([unit, np.ones_like(length)], axis=-1).astype(np.float32)
+    return (kept / np.maximum(length, np.finfo(np.float64).tiny)).astype(np.float32)

@@ -25,11 +25,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from diffpo.captioners.base import Choice, Portrait, UserEmbedder
 from diffpo.core.block import Block, Count, Seed, Sharing, Whole
 from diffpo.curate.directions import along, find_directions
-from diffpo.curate.support import Person, choose_support, split_people
+from diffpo.curate.support import NAMED, Person, choose_support, split_people
 from diffpo.curate.write import Target, check_place, record_of
 from diffpo.data.contents import read_contents
 from diffpo.data.encode import BOTH, describe_broken_image
@@ -37,7 +38,7 @@ from diffpo.data.records import Source, Table
 from diffpo.data.splits import read_splits
 from diffpo.disk.files import whole_folder, write_file, write_json
 from diffpo.disk.lock import sole_writer
-from diffpo.disk.rows import Row, RowStore, as_keys, digest, key_at
+from diffpo.disk.rows import Row, RowStore, as_keys, cache_home, digest, key_at
 from diffpo.errors import UserError
 from diffpo.media.frames import BrokenImage, decode_whole
 
@@ -214,14 +215,51 @@ def embed_users(
     return _done(folder, drawn, left_out, tables)
 
 
+def embed_new(source: Source, embedding: Embedding, names: Sequence[str]) -> Path:
+    """Embed people by all of their pairs, for sampling: there is nothing else to be made of these.
+
+    Args:
+        source: The pairs. Without `user_id` all of them are those of the one person who is asked for.
+        embedding: Embeds them as the people were that a model was trained on.
+        names: Who is asked for.
+
+    Returns:
+        A folder of users in the cache, one draw each.
+
+    Raises:
+        UserError: Somebody has no pairs in the table, or an image is broken.
+    """
+    table = read_splits(source).train
+    rows: dict[str, list[int]] = {name: [] for name in names}
+    known = table.column("user_id") if "user_id" in table.rows.column_names else [None] * len(table)
+    if len(names) == 1 and not any(known):
+        known = list(names) * len(table)
+    for row, name in enumerate(map(str, known)):
+        rows.get(name, []).append(row)
+    if missing := [name for name, own in rows.items() if not own]:
+        others = ", ".join(sorted(set(map(str, known)))[:NAMED])
+        raise UserError(
+            f"{table.path} has no pairs of {', '.join(missing)}: a user needs pairs of their own. There are pairs of "
+            f"{others}."
+        )
+    asked = [Asked(Person(name, False, table, {}), own) for name, own in rows.items()]
+    portraits, keys = _embed(asked, embedding.embedder, Workers()), _keys(asked)
+    folder = cache_home() / "new-users" / digest(embedding.title, keys.tobytes(), *names).hex()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with whole_folder(folder) as temporary:
+        _write(temporary, asked, portraits, embedding, max(map(len, rows.values())))
+    return folder
+
+
 def _embed(asked: Sequence[Asked], embedder: UserEmbedder, workers: Workers) -> list[Portrait]:
     """Embed every draw; what was embedded before is read."""
+    read = _vector if embedder.reads_vectors else _choice
     store = RowStore("users", {"format": 1, **embedder.provenance}, rows_per_file=ROWS_PER_FILE)
     keys = _keys(asked)
 
     def compute(some: list[int]) -> Iterator[Row]:
         for place in some:
-            portrait = embedder.embed([_choice(asked[place].person.table, row) for row in asked[place].rows])
+            portrait = embedder.embed([read(asked[place].person.table, row) for row in asked[place].rows])
             yield Row({"profile": portrait.profile}, {"states": torch.from_numpy(portrait.states)})
 
     store.fill(keys, compute, "Embedding people", rank=workers.rank, world=workers.world)
@@ -236,13 +274,34 @@ def _keys(asked: Sequence[Asked]) -> NDArray[np.bytes_]:
     tables = {id(one.person.table): one.person.table for one in asked}
     contents = {key: [read_contents(table, side).keys for side in BOTH] for key, table in tables.items()}
     prompts = {key: table.column("prompt") for key, table in tables.items()}
+    embedded = {key: table for key, table in tables.items() if "emb" in table.rows.column_names}
+    vectors = {key: [repr(cell) for cell in table.column("emb")] for key, table in embedded.items()}
     keys = []
     for one in asked:
         table, parts = id(one.person.table), list[bytes | str]()
         for row in one.rows:
             parts += [*(key_at(found, row) for found in contents[table]), prompts[table][row]]
+            parts += [vectors[table][row]] if table in vectors else []
         keys.append(digest(*parts))
     return as_keys(keys)
+
+
+def _vector(table: Table, row: int) -> Choice:
+    """Read what the table says of the person who chose a pair; the pair itself is not looked at."""
+    if "emb" not in table.rows.column_names:
+        raise UserError(
+            f"{table.path} has no column `emb`; it has {', '.join(table.rows.column_names)}. If the vectors are in a "
+            "column of another name, give --columns emb=NAME."
+        )
+    nothing = Image.new("RGB", (1, 1))
+    return Choice(table.cell(row, "prompt"), nothing, nothing, _as_array(table.cell(row, "emb")))
+
+
+def _as_array(cell: Any) -> NDArray[np.float64] | None:
+    try:
+        return np.asarray(cell, np.float64)
+    except (TypeError, ValueError):
+        return None
 
 
 def _choice(table: Table, row: int) -> Choice:

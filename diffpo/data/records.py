@@ -41,6 +41,7 @@ OPTIONAL = (
     "weight",
     "chosen_seed",
     "rejected_seed",
+    "emb",
 )
 
 

@@ -10,6 +10,7 @@ import torch
 from pyarrow import parquet
 from safetensors.torch import load_file
 
+from diffpo.captioners.column import ColumnEmbedder
 from diffpo.captioners.contrast import ClipEmbedder
 from diffpo.curate.directions import along, find_directions
 from diffpo.curate.support import choose_support, split_people
@@ -46,15 +47,14 @@ def test_a_draw_is_what_the_embedder_makes_of_support_pairs(table, tmp_path):
         "people have 36% of the pairs"
     )
     states = load_file(tmp_path / "users" / "states.safetensors")["states"]
-    assert states.dtype == torch.float16 and states.shape == (9, 1, 129)
-    assert torch.allclose(states[..., :128].float().norm(dim=-1), torch.ones(9, 1), atol=2e-3)
-    assert (states[..., 128] == 1).all()
+    assert states.dtype == torch.float16 and states.shape == (9, 1, 128)
+    assert torch.allclose(states.float().norm(dim=-1), torch.ones(9, 1), atol=2e-3)
     assert Counter(row["user_id"] for row in rows) == {"ann": 3, "bob": 3, "cat": 3}
     for name in ("ann", "bob"):
         used = [pair for row in rows if row["user_id"] == name for pair in row["pairs"]]
         assert len(set(used)) == len(used) == 6  # the first draws share no pair
     index = json.loads((tmp_path / "users" / "users.json").read_text())
-    assert index["width"] == 129 and index["states"] == 1 and index["pairs"] == 2
+    assert index["width"] == 128 and index["states"] == 1 and index["pairs"] == 2
     assert index["embedder"].startswith("clip (weights blake2b:")
 
 
@@ -174,7 +174,29 @@ def test_directions_are_those_in_which_people_differ():
     assert np.allclose(np.abs(scaled * np.arange(1, 31)[:, None]), np.abs(found), atol=1e-6)  # units do not matter
 
 
-def test_vectors_are_stored_with_unit_length_and_a_constant():
+def test_vectors_are_stored_with_unit_length():
     states = np.array([[[3.0, 4.0]], [[0.0, 0.0]]])
-    assert along(states, None).tolist() == [[[np.float32(0.6), np.float32(0.8), 1.0]], [[0.0, 0.0, 1.0]]]
-    assert along(states, np.array([[1.0], [0.0]])).tolist() == [[[1.0, 1.0]], [[0.0, 1.0]]]
+    assert along(states, None).tolist() == [[[np.float32(0.6), np.float32(0.8)]], [[0.0, 0.0]]]
+    assert along(states, np.array([[-1.0], [0.0]])).tolist() == [[[-1.0]], [[0.0]]]
+
+
+def test_vectors_that_a_table_brings_along_are_averaged(records, jsonl, tmp_path):
+    rows = records(8, user_id=lambda i: "ann", emb=lambda i: [[float(i), 1.0], [0.0, -2.0]])
+    for i, row in enumerate(rows):
+        row["prompt"] = f"Prompt {i}"
+    column = Embedding(ColumnEmbedder(of="a model"))
+    _, drawn = embed(jsonl(rows), tmp_path, column, pairs=2, draws=2)
+    states = load_file(tmp_path / "users" / "states.safetensors")["states"].float()
+    assert states.shape == (2, 2, 2)
+    for row, state in zip(drawn, states, strict=True):
+        mean = float(np.mean([int(name.split()[1]) for name in row["prompts"]]))
+        assert torch.allclose(state[0], torch.tensor([mean, 1.0]).float() / float(np.hypot(mean, 1)), atol=2e-3)
+        assert torch.allclose(state[1], torch.tensor([0.0, -1.0]))
+    assert "of a model" in json.loads((tmp_path / "users" / "users.json").read_text())["embedder"]
+    for wrong in (None, "x", [[1.0], [1.0, 2.0]]):
+        table = jsonl([row | {"emb": wrong} for row in rows], "wrong.jsonl")
+        with pytest.raises(UserError, match=r"column `emb`"):
+            embed_users(Pairs(path=table), column, tmp_path / "wrong", UserOptions(pairs=2))
+    table = jsonl([{name: value for name, value in row.items() if name != "emb"} for row in rows], "none.jsonl")
+    with pytest.raises(UserError, match=r"no column `emb`.*--columns emb=NAME"):
+        embed_users(Pairs(path=table), column, tmp_path / "none", UserOptions(pairs=2))
