@@ -33,6 +33,15 @@ def generate(
     frames: Annotated[int | None, typer.Option(help="Frames of a clip; the model's own number by default.")] = None,
     fps: Annotated[float | None, typer.Option(help="Frames per second of a clip; the model's own by default.")] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What to guide away from.")] = None,
+    user: Annotated[str | None, typer.Option(help="Whom the images are for, by a run with a user adapter.")] = None,
+    blend: Annotated[str | None, typer.Option(help="Or a blend of users: alice:0.7,bob:0.3.")] = None,
+    users: Annotated[
+        Path | None, typer.Option(help="A folder of diffpo data users that knows them; the run's by default.")
+    ] = None,
+    user_pairs: Annotated[
+        str | None, typer.Option(help="A table of their pairs, of people who are new: embedded like the run's.")
+    ] = None,
+    strength: Annotated[float, typer.Option(help="What the user's part is multiplied with; 0 is the base.")] = 1.0,
     dtype: Annotated[
         str | None, typer.Option(help="float32, float16 or bfloat16; on a GPU half precision unless given.")
     ] = None,
@@ -52,6 +61,10 @@ def generate(
     given |= {"noise": "consecutive" if distinct_seeds else noise, "steps": steps, "guidance": guidance, "batch": batch}
     given |= {"size": parse_size(size), "frames": frames, "fps": fps, "negative_prompt": negative_prompt}
     given |= {"dtype": dtype, "device": device}
+    if {user, blend, users, user_pairs} != {None}:
+        from diffpo.commands.users import whom
+
+        given |= whom(tuned, user, blend, users, user_pairs) | {"strength": strength}
     done = run(make(GenerateOptions, given, "generate"), load_prompts(prompts), out, label=label, fresh=fresh)
     scorer = "shapes" if model.startswith("shapes:") else "pickscore"  # one that knows what the model draws
     made = "images" if all(item.frames == 1 for item in done.media) else "clips"

@@ -1,15 +1,16 @@
-"""The command `diffpo data users`: what people chose becomes numbers that a model can be told."""
+"""The commands about users: what they chose becomes numbers that a model can be told; does it please them then?"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from diffpo.commands.pairs import Columns, FreshTable, Limit, Split, Target, find_source
-from diffpo.commands.shared import quiet, say
+from diffpo.commands.shared import Fresh, quiet, say
 
 if TYPE_CHECKING:
     from diffpo.curate.users import Embedding
@@ -20,7 +21,7 @@ def embed_users(
     out: Annotated[Path, typer.Option(help="The folder to write.")],
     embedder: Annotated[
         str | None,
-        typer.Option(help="clip,path=MODEL; profile,path=MODEL (a vision-language model, as in PPD); column,name=emb."),
+        typer.Option(help="clip,path=MODEL; profile,path=MODEL (a vision-language model, as in PPD); column,of=MODEL."),
     ] = None,
     like: Annotated[
         Path | None, typer.Option(help="Or embed as another folder of users was: its embedder and directions.")
@@ -66,6 +67,81 @@ def embed_users(
     say(f"wrote {out}: {done}", f"diffpo train {config} data.path={out}/pairs data.users={out}")
 
 
+def personal(
+    model: Annotated[str, typer.Argument(help="A diffusers folder, a Hub id, or shapes:base.", show_default=False)],
+    tuned: Annotated[str, typer.Option(help="A run of diffpo train with a user adapter, or its final/.")],
+    prompts: Annotated[str, typer.Option(help="A file of prompts, or a named set such as shapes:heldout.")],
+    judge: Annotated[
+        str, typer.Option(help="users-world, or chat,path=MODEL: a vision-language model that is shown choices.")
+    ],
+    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    users: Annotated[Path | None, typer.Option(help="The folder of diffpo data users; the run's by default.")] = None,
+    each: Annotated[int, typer.Option(help="Prompts of each user.", min=1)] = 12,
+    most: Annotated[int, typer.Option(help="Users of each group, seen and unseen: the first ones.", min=2)] = 10,
+    pairs: Annotated[
+        str | None, typer.Option(help="The table of the users' own pairs, which a chat judge is shown.")
+    ] = None,
+    rival: Annotated[
+        list[str] | None, typer.Option(help="Another model: NAME=RUN, such as plain DPO on everybody's pairs.")
+    ] = None,
+    strength: Annotated[float, typer.Option(help="What the user's part is multiplied with.")] = 1.0,
+    steps: Annotated[int, typer.Option(help="Sampling steps.")] = 50,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale.")] = 7.5,
+    batch: Annotated[int | None, typer.Option(help="Images at a time.")] = None,
+    size: Annotated[str | None, typer.Option(help="HEIGHTxWIDTH in pixels; the model's own by default.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the noise, and of who the others are.", min=0)] = 0,
+    fresh: Fresh = False,
+) -> None:
+    """Judge whether a model that is told its users pleases them: against the base, and told the wrong user."""
+    from diffpo.captioners import JUDGES
+    from diffpo.config.blocks import make
+    from diffpo.config.options import from_spec, parse_size
+    from diffpo.errors import UserError
+
+    made = from_spec(judge, JUDGES, "judge")
+    quiet()
+    from diffpo.commands.personal import Personal, run_personal
+    from diffpo.generation.settings import GenerateOptions
+    from diffpo.media.prompts import load_prompts
+
+    given = {"model": model, "steps": steps, "guidance": guidance, "batch": batch, "size": parse_size(size)}
+    given |= {"seeds": (seed,)}
+    rivals = {}
+    for one in rival or ():
+        name, sign, run = one.partition("=")
+        if not (name and sign and run) or name in rivals or name in ("base", "own", "others"):
+            raise UserError(f"--rival is {one!r}; write NAME=RUN, with a name of its own: dpo=runs/dpo.")
+        rivals[name] = make(GenerateOptions, given | {"tuned": run}, "personal")
+    options = make(GenerateOptions, given | {"tuned": tuned, "strength": strength}, "personal")
+    asked = Personal(
+        options=options,
+        users=users or users_of(tuned),
+        judge=made,
+        prompts=load_prompts(prompts),
+        each=each,
+        most=most,
+        pairs=None if pairs is None else find_source(pairs),
+        rivals=rivals,
+        seed=seed,
+    )
+    for line in told(run_personal(asked, out, fresh=fresh)):
+        print(line)
+    say(f"wrote {out}/report.html, {out}/personal.json", f"open {out}/report.html in a browser")
+
+
+def told(found: Mapping[str, Any]) -> list[str]:
+    """What a personal evaluation found, in lines."""
+    lines = []
+    for result in found["results"]:
+        for group, rate in result["groups"].items():
+            macro = rate["macro"]
+            lines.append(
+                f"{group} users, {result['first']} against {result['second']}: {macro['estimate']:.3f} "
+                f"[{macro['ci_low']:.3f}, {macro['ci_high']:.3f}]"
+            )
+    return lines
+
+
 def make_embedding(spec: str) -> Embedding:
     """Make an embedder of `name,key=value,...`."""
     from diffpo.captioners import EMBEDDERS
@@ -89,3 +165,48 @@ def open_embedding(folder: Path) -> Embedding:
             f"{', '.join(EMBEDDERS)}."
         )
     return Embedding(make(EMBEDDERS[said["name"]], said["options"], "embedder"), directions)
+
+
+def whom(
+    tuned: str | None, user: str | None, blend: str | None, users: Path | None, user_pairs: str | None
+) -> dict[str, Any]:
+    """What `generate` is told of whom images are for: the folder that knows them, and their shares.
+
+    People who are new are embedded first, in the way in which those of the folder were.
+    """
+    from diffpo.errors import UserError
+    from diffpo.generation.users import normalised, parse_blend
+
+    if (user is None) == (blend is None):
+        raise UserError("say whom the images are for: either --user NAME or --blend NAME:SHARE,NAME:SHARE.")
+    shares, changed = normalised({user: 1.0} if user is not None else parse_blend(str(blend)))
+    if changed:
+        print("the shares do not sum to one; they count as", ", ".join(f"{n}:{s:.3g}" for n, s in shares.items()))
+    folder = users or users_of(tuned)
+    if user_pairs is not None:
+        folder = _embed_new(user_pairs, folder, list(shares))
+    return {"users": str(folder), "blend": shares}
+
+
+def users_of(tuned: str | None) -> Path:
+    """The folder of users that a run was trained with."""
+    from diffpo.disk.plain import read_file
+    from diffpo.errors import UserError
+
+    for run in () if tuned is None else (Path(tuned).expanduser(), Path(tuned).expanduser().parent):
+        if (run / "config.yaml").is_file():
+            said = read_file(run / "config.yaml")
+            place = said.get("data", {}).get("users") if isinstance(said, dict) else None
+            if place is not None and Path(place).expanduser().is_dir():
+                return Path(place).expanduser()
+    raise UserError(
+        "the folder of users that the model was trained with is not known, or not where it was: give it as --users."
+    )
+
+
+def _embed_new(table: str, like: Path, names: list[str]) -> Path:
+    """Embed people by all of their pairs in a table; a table without `user_id` is that of the one who is asked for."""
+    quiet()
+    from diffpo.curate.users import embed_new
+
+    return embed_new(find_source(table), open_embedding(like), names)

@@ -21,7 +21,6 @@ import re
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,10 +33,12 @@ from diffpo.disk.files import remove
 from diffpo.disk.lock import sole_writer
 from diffpo.errors import UserError
 from diffpo.generation.processes import make_state, quiet_console
-from diffpo.generation.sampling import Plan, plan_clips, sample_clips
+from diffpo.generation.sampling import Listeners, Plan, plan_clips, sample_clips
 from diffpo.generation.settings import GenerateOptions, hash_of
+from diffpo.generation.users import Audience, find_audience
 from diffpo.generation.work import Draw, Work, fill
 from diffpo.media.folder import LATENTS, MANIFEST, SCORES, SETTINGS, Media, read_manifest, read_settings
+from diffpo.media.frames import Clip
 from diffpo.media.prompts import PROMPTS, PromptSet
 from diffpo.models import Denoiser
 from diffpo.models.finding import Model, find_model
@@ -57,6 +58,8 @@ CPU_BATCH, MOST, GPU_PIXELS = 4, 64, 32 * 1024**2
 """Images at a time unless told: on a CPU, the most that a GPU is given, and the pixels that it is given."""
 USUAL_SIZE = (1024, 1024)
 """Taken for the size of images where none is asked for: the pipeline's own is known when it is loaded."""
+PERSONAL = frozenset({"blend", "states", "strength", "whose", "user_adapter_weights"})
+"""Settings of images that are made for somebody; others have none of them."""
 HOW = ("noise", "steps", "guidance", "negative_prompt", "batch", "dtype")
 """Options that are settings as they are."""
 
@@ -72,6 +75,8 @@ class Request:
     label: str
     fitting: Fitting
     """How many images at a time."""
+    audience: Audience | None = None
+    """Whom the images are for; None: nobody."""
 
     @staticmethod
     def of(options: GenerateOptions, label: str | None = None) -> Request:
@@ -86,14 +91,28 @@ class Request:
         name = path.parent.name if path.name == "final" and path.parent.name else path.name
         device = pick_device(options.device)
         options = settle(options, model, plan, device)
-        return Request(options, model, plan, device, label or name, Fitting(options.batch or 1))
+        audience = None if options.users is None else find_audience(options.users, options.blend, model)
+        return Request(options, model, plan, device, label or name, Fitting(options.batch or 1), audience)
 
     def open(self) -> Draw:
         """Load the pipeline."""
         pipeline = open_pipeline(self.model, dtype=DTYPES[self.options.dtype], device=self.device)
         if self.device.startswith("cuda"):
             decode_one_by_one(pipeline)
-        return partial(sample_clips, pipeline, sampler=self.options, fitting=self.fitting)
+        options, audience = self.options, self.audience
+
+        def draw(asked: Sequence[Media], told: Listeners | None = None) -> list[Clip]:
+            prompts, seeds = [item.prompt for item in asked], [item.seed or 0 for item in asked]
+            return sample_clips(pipeline, prompts, seeds, options, self.fitting, told)
+
+        def draw_told(asked: Sequence[Media]) -> list[Clip]:
+            clips: dict[int, Clip] = {}
+            for some, states, strength in audience.parts(asked) if audience is not None else ():
+                told = Listeners(states, options.strength * strength)
+                clips |= dict(zip(some, draw([asked[i] for i in some], told), strict=True))
+            return [clips[i] for i in range(len(asked))]
+
+        return draw if audience is None else draw_told
 
     def describe(self, prompts: PromptSet) -> dict[str, Any]:
         """The settings file. Whatever an image depends on is in it."""
@@ -114,6 +133,8 @@ class Request:
             "seeds": list(options.seeds),
             "size": options.size and list(options.size),
             **({} if self.plan.frames == 1 else asdict(self.plan)),
+            **({} if model.user_adapter is None else {"user_adapter_weights": model.user_adapter.identity}),
+            **({} if self.audience is None else self.audience.described | {"strength": options.strength}),
             **{name: getattr(options, name) for name in HOW},
             "device": self.device.partition(":")[0],
             "safety_checker": NO_SAFETY_CHECKER,
@@ -271,9 +292,10 @@ def _check_folder(out: Path, settings: dict[str, Any], fresh: bool, command: str
         return True
     if "noise" not in earlier:  # what settings said before there were three kinds
         earlier["noise"] = "consecutive" if earlier.get("distinct_seeds") else "shared"
-    changed = [key for key in settings.keys() - NAMES if earlier.get(key) != settings[key]]
+    asked = (settings.keys() | PERSONAL) - NAMES
+    changed = [key for key in asked if earlier.get(key) != settings.get(key)]
     if changed:
-        listed = "; ".join(f"{key} was {earlier.get(key)}, is now {settings[key]}" for key in sorted(changed))
+        listed = "; ".join(f"{key} was {earlier.get(key)}, is now {settings.get(key)}" for key in sorted(changed))
         raise UserError(
             f"{out} was made with other settings: {listed}. Use `--fresh` to replace it, or another folder."
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from math import lcm
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from diffpo.errors import UserError
 from diffpo.generation.settings import Sampler
@@ -19,6 +20,7 @@ from diffpo.media.frames import Clip
 from diffpo.models import Denoiser, family_of
 from diffpo.models.base import Asked
 from diffpo.models.fitting import Fitting
+from diffpo.models.user_adapter import user_adapter
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -30,6 +32,7 @@ def sample_clips(
     seeds: Sequence[int],
     sampler: Sampler,
     fitting: Fitting | None = None,
+    listeners: Listeners | None = None,
 ) -> list[Clip]:
     """Sample with a pipeline in memory: clip i is that of `prompts[i]` and `seeds[i]`; an image is a clip of one frame.
 
@@ -41,6 +44,7 @@ def sample_clips(
         seeds: One per clip.
         sampler: What the pipeline is told.
         fitting: How many at a time; by default as many as the sampler says, as long as they fit into memory.
+        listeners: Whom each clip is for, of a pipeline with a user adapter; None: nobody.
 
     Raises:
         UserError: If the size or the length is not possible, or a clip does not come out, or as not-a-number, or as
@@ -50,9 +54,32 @@ def sample_clips(
     family = find_family(pipeline)
     plan = plan_clips(family, {} if family is None else pipeline.vae.config, sampler)
     pipeline.set_progress_bar_config(disable=True)
-    rows, fitting = list(zip(prompts, seeds, strict=True)), fitting or Fitting(sampler.batch)
+    numbers, fitting = range(len(prompts)), fitting or Fitting(sampler.batch)
+
+    def call(some: Sequence[int]) -> list[Clip]:
+        rows = [(prompts[i], seeds[i]) for i in some]
+        with nullcontext() if listeners is None else listeners.telling(pipeline, some):
+            return call_pipeline(pipeline, rows, plan, sampler, {})
+
     with undisturbed(pipeline):
-        return fitting.run(lambda some: call_pipeline(pipeline, some, plan, sampler, {}), rows)
+        return fitting.run(call, numbers)
+
+
+@dataclass(frozen=True)
+class Listeners:
+    """Whom clips are for."""
+
+    states: Tensor
+    """`[n s d]` of each clip's user; zeros: nobody's."""
+    strength: float = 1.0
+    """What their part is multiplied with; 0 is the base exactly."""
+
+    def telling(self, pipeline: DiffusionPipeline, rows: Sequence[int]) -> AbstractContextManager[None]:
+        """Tell a pipeline whom some of the clips are for, while it makes them."""
+        family = find_family(pipeline)
+        adapter = None if family is None else user_adapter(getattr(pipeline, family.components[0]))
+        assert adapter is not None, "the request has seen to it"
+        return adapter.speaking(self.states[list(rows)], self.strength)
 
 
 def call_pipeline(

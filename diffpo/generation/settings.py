@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from diffpo.core.block import Block, Count, FramesPerSecond, Guidance, Pixels, Place, Range, SamplingSteps, Seed
+from diffpo.core.block import (
+    Block,
+    Count,
+    FramesPerSecond,
+    Guidance,
+    NotNegative,
+    Pixels,
+    Place,
+    Range,
+    SamplingSteps,
+    Seed,
+)
 from diffpo.errors import UserError
 from diffpo.media.folder import LARGEST_SEED
 
@@ -64,6 +75,12 @@ class GenerateOptions(Sampling):
     """Run folder of `diffpo train`, or its `final/`: a LoRA or a denoiser, whichever it holds."""
     seeds: tuple[Seed, ...] = (0,)
     """Seeds of the images of each prompt."""
+    users: Place | None = None
+    """Folder of `diffpo data users` that knows the users of `blend`."""
+    blend: dict[str, NotNegative] = field(default_factory=dict)
+    """Whom the images are for, where `tuned` holds a user adapter: users and their shares. Empty: nobody."""
+    strength: NotNegative = 1.0
+    """What the users' part is multiplied with; 0 is the base exactly."""
 
     def __post_init__(self) -> None:
         """Check the ranges, and that no seed stands there twice.
@@ -74,6 +91,10 @@ class GenerateOptions(Sampling):
         super().__post_init__()
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise UserError(f"seeds must be different numbers from 0, got {list(self.seeds)}.")
+        if bool(self.blend) != (self.users is not None):
+            raise UserError(
+                "whom images are for takes both: users, the folder that knows them, and blend, their shares."
+            )
 
     def seeds_of(self, prompt: str, number: int) -> tuple[int, ...]:
         """What the noise of the images of a prompt, of which the place in its set is `number`, is drawn with.

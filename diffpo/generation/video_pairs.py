@@ -190,15 +190,15 @@ def _open(request: Request, pairs: Sequence[VideoPair], out: Path) -> Draw:
     """Load the pipeline. What comes out draws clips by prompt and seed, and writes the latents beside them first."""
     model, options = request.model, request.options
     pipeline = open_pipeline(model, dtype=getattr(torch, options.dtype), device=request.device)
-    known = {(side.prompt, side.seed): (pair, side) for pair in pairs for side in pair.sides}
+    known = {side.file: (pair, side) for pair in pairs for side in pair.sides}
     family = model.family
     assert family is not None
     vae = fingerprint(model.base.path / "vae")
     multiple = lcm(family.sides, family.multiple(model.vae))
 
-    def draw(prompts: Sequence[str], seeds: Sequence[int]) -> list[Clip]:
+    def draw(asked: Sequence[Media]) -> list[Clip]:
         made: list[Clip] = []
-        for pair, group in groupby([known[one] for one in zip(prompts, seeds, strict=True)], key=itemgetter(0)):
+        for pair, group in groupby([known[one.file] for one in asked], key=itemgetter(0)):
             frames = read_frames(pair.clip, pair.sides[0], options.size, multiple)
             sampler = replace(options, size=(frames.shape[2], frames.shape[3]))
             # Both sides, even where one of them is there: what is in a batch decides the last bits.

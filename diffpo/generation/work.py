@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator, PartialState
     from rich.console import Console
 
-Draw = Callable[[Sequence[str], Sequence[int]], Sequence[Clip]]
-"""Prompts and seeds, one of each per image -> the images."""
+Draw = Callable[[Sequence[Media]], Sequence[Clip]]
+"""What is asked for -> the images."""
 _BATCH = ".batch-"
 FITTED = "batch that fitted"
 """The setting that says how many images were made at a time, where memory did not hold those that were asked for."""
@@ -122,7 +122,7 @@ def _make(work: Work, sample: Draw, batches: list[list[Media]], console: Console
 
     def sampled() -> Iterator[tuple[list[Media], Sequence[Clip]]]:
         for batch in batches:
-            yield batch, sample([item.prompt for item in batch], [item.seed for item in batch])
+            yield batch, sample(batch)
 
     def save(made: tuple[list[Media], Sequence[Clip]]) -> int:
         batch, clips = made

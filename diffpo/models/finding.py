@@ -13,6 +13,8 @@ from diffpo.errors import UserError
 from diffpo.models import Denoiser, family_of
 from diffpo.models.base import LORA_FILE
 from diffpo.models.peft_folder import CONFIG_FILE, is_peft_folder
+from diffpo.models.user_files import INDEX as USER_ADAPTER_INDEX
+from diffpo.models.user_files import TENSORS as USER_ADAPTER
 
 NETWORKS = ("unet", "transformer", "transformer_2")
 """What a pipeline calls the networks that denoise."""
@@ -31,6 +33,8 @@ class Model:
     base: Weights
     lora: Weights | None = None
     denoiser: Weights | None = None
+    user_adapter: Weights | None = None
+    """What tells the network its users; its folder holds nothing else that counts."""
 
     @property
     def index(self) -> dict[str, Any]:
@@ -60,8 +64,9 @@ def find_model(base: str, *, lora: str | None = None, denoiser: str | None = Non
         base: Folder of a diffusers pipeline, Hub id, or `shapes:base`.
         lora: Folder or file that `load_lora_weights` reads, or a Hub id.
         denoiser: Folder of a fully tuned UNet or transformer, or a Hub id that has one as `unet/` or `transformer/`.
-        tuned: A run of `diffpo train`, or its `final/`; which of the two it holds is found out. A LoRA that was trained
-            on another start than the base (`model.denoiser`) needs that as `denoiser` beside it.
+        tuned: A run of `diffpo train`, or its `final/`; which of the two it holds is found out, and whether it holds a
+            user adapter. A LoRA that was trained on another start than the base (`model.denoiser`) needs that as
+            `denoiser` beside it.
 
     Raises:
         UserError: If something is not there, is no model, or two LoRAs or two denoisers are given.
@@ -69,7 +74,8 @@ def find_model(base: str, *, lora: str | None = None, denoiser: str | None = Non
     if lora is not None and tuned is not None:
         raise UserError("give at most one of lora and tuned; got both.")
     weights = find_pipeline(base)
-    if tuned is not None:
+    told = None if tuned is None else _user_adapter_of(Path(tuned).expanduser())
+    if tuned is not None and (told is None or _lora_in(told.path)):
         kind, path = find_tuned(tuned)
         if kind == "lora":
             lora = str(path)
@@ -78,7 +84,7 @@ def find_model(base: str, *, lora: str | None = None, denoiser: str | None = Non
         else:
             denoiser = str(path)
     adapter = None if lora is None else find_lora(lora)
-    return Model(weights, adapter, None if denoiser is None else find_denoiser(denoiser))
+    return Model(weights, adapter, None if denoiser is None else find_denoiser(denoiser), told)
 
 
 def find_pipeline(spec: str) -> Weights:
@@ -136,6 +142,15 @@ def find_tuned(spec: str) -> tuple[str, Path]:
     begun = (root / "checkpoints").is_dir()
     hint = " The run is not finished: start `diffpo train` again, it continues." if begun else ""
     raise UserError(f"{root} holds no tuned weights: neither {wanted}.{hint}")
+
+
+def _user_adapter_of(root: Path) -> Weights | None:
+    """The user adapter of a run, or of a folder."""
+    for folder in (root / "final", root):
+        files = [folder / name for name in (USER_ADAPTER, USER_ADAPTER_INDEX)]
+        if all(file.is_file() for file in files):
+            return Weights(folder, f"blake2b:{'+'.join(map(fingerprint, files))}")
+    return None
 
 
 def _lora_in(folder: Path) -> Path | None:

@@ -17,6 +17,7 @@ from diffpo.errors import UserError
 from diffpo.models import family_of
 from diffpo.models.finding import FP16, INDEX, NETWORKS, SECOND, Model, named_parts, read_json
 from diffpo.models.peft_folder import load_peft_folder
+from diffpo.models.user_files import load_user_adapter
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -36,6 +37,8 @@ def open_pipeline(model: Model, *, dtype: torch.dtype, device: str) -> Diffusion
             raise UserError(f"{model.base.path} is a {type(pipeline).__name__}, which makes no images of prompts.")
         if model.lora is not None:
             _load_lora(pipeline, model.lora.path)
+        if model.user_adapter is not None:
+            load_user_adapter(pipeline, model.user_adapter.path)
     return pipeline.to(device)
 
 

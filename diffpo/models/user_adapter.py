@@ -152,17 +152,8 @@ class UserAdapter(nn.Module):
         return self.norm(made.unflatten(-1, (self.tokens, -1)).flatten(1, 2))
 
     def check(self, embedding: Embedding) -> None:
-        """Refuse states that the adapter was not trained on.
-
-        Raises:
-            UserError: They are of another embedder, or of another width.
-        """
-        if embedding != self.embedding:
-            raise UserError(
-                f"these users' states are {embedding.width} numbers of {embedding.embedder}, but the adapter was "
-                f"trained on {self.embedding.width} numbers of {self.embedding.embedder}: make them with that embedder "
-                "(`diffpo data users`)"
-            )
+        """Refuse states that the adapter was not trained on; see `check_states`."""
+        check_states(embedding, self.embedding)
 
     @contextmanager
     def speaking(
@@ -206,6 +197,20 @@ class UserAdapter(nn.Module):
         assert rows == 2 * len(states), f"states of {len(states)} users for {rows} rows"
         other = states if self.told.guidance == "both" else torch.zeros_like(states)
         return torch.cat([states, other] if self.place.halves == "first" else [other, states])
+
+
+def check_states(given: Embedding, trained: Embedding) -> None:
+    """Refuse states that an adapter was not trained on.
+
+    Raises:
+        UserError: They are of another embedder, or of another width.
+    """
+    if given != trained:
+        raise UserError(
+            f"these users' states are {given.width} numbers of {given.embedder}, but the adapter was trained on "
+            f"{trained.width} numbers of {trained.embedder}: make them with that embedder (`diffpo data users --like "
+            "FOLDER`, the folder of users that it was trained with)"
+        )
 
 
 def add_user_adapter(network: Any, place: TextAttention, embedding: Embedding, tokens: int) -> UserAdapter:

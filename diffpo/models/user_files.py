@@ -27,11 +27,12 @@ from diffpo.disk.files import write_json
 from diffpo.errors import UserError
 from diffpo.models import FAMILIES, family_of
 from diffpo.models.base import Denoiser
-from diffpo.models.bases import BaseModel
 from diffpo.models.user_adapter import ADAPTER, UserAdapter, add_user_adapter, user_adapter, user_attentions
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+
+    from diffpo.models.bases import BaseModel
 
 TENSORS, INDEX = "user_adapter.safetensors", "user_adapter.json"
 FORMAT = "diffpo user adapter 1"
@@ -88,6 +89,19 @@ def find_user_adapter(spec: str | Path) -> Path:
         f"{spec} holds no user adapter ({TENSORS} and {INDEX}): give the run of `diffpo train` with model=user, or its "
         "final/"
     )
+
+
+def embedding_of(folder: Path) -> Embedding:
+    """Read which states the adapter in a folder takes, without its tensors.
+
+    Raises:
+        UserError: The file is missing or broken.
+    """
+    try:
+        said = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        return Embedding(said["embedder"], said["width"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"the user adapter in {folder} cannot be read: {error}") from error
 
 
 def load_user_adapter(pipeline: DiffusionPipeline, spec: str | Path) -> UserAdapter:

@@ -79,7 +79,7 @@ class SampleGrids:
         """Draw the grid of an update."""
         batches = list(groups(self._media, self._sampler.batch))
         rank, world = share(accelerator)
-        mine = [self._sample(accelerator, [m.prompt for m in b], [m.seed for m in b]) for b in batches[rank::world]]
+        mine = [self._sample(accelerator, batch) for batch in batches[rank::world]]
         clips = [clip for batch in in_turn(mine, world) for clip in batch]
         if accelerator.is_main_process:
             pairs = zip(self._media, clips, strict=True)
@@ -88,7 +88,8 @@ class SampleGrids:
             note(self._folder.parent, file)
             write_sheet(file, draw_grid(["base", f"step {step}"], rows))
 
-    def _sample(self, accelerator: Accelerator, prompts: Sequence[str], seeds: Sequence[int]) -> list[Clip]:
+    def _sample(self, accelerator: Accelerator, asked: Sequence[Media]) -> list[Clip]:
+        prompts, seeds = [item.prompt for item in asked], [item.seed or 0 for item in asked]
         network = accelerator.unwrap_model(self._policy.network)  # still under accelerate's autocast
         with self._encoders.placed(accelerator.device, self._policy.dtype):
             return sample_clips(self._encoders.with_denoiser(network), prompts, seeds, self._sampler)
