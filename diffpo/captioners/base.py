@@ -1,6 +1,6 @@
-"""What captioners, perturbers, labellers and embedders of users are: frozen sets of options.
+"""What captioners, perturbers, labellers, embedders and judges of users are: frozen sets of options.
 
-They write captions, compare clips, or turn what a person preferred into numbers.
+They write captions, compare clips, turn what a person preferred into numbers, or say what they would prefer.
 """
 
 from abc import ABC, abstractmethod
@@ -135,6 +135,8 @@ class Choice:
     chosen: Image
     """Any size, RGB."""
     rejected: Image
+    vector: np.ndarray | None = None
+    """What the table says of the person, where an embedder reads that; the images may be anything then."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,9 @@ class UserEmbedder(Batched, ABC):
     name: ClassVar[str]
     """As in `EMBEDDERS`, and in the record of embeddings."""
     is_vector: ClassVar[bool]
-    """Whether what it gives is one vector `[1 d]`; else it is states of a network `[n d]`."""
+    """Whether what it gives is a vector, of which the length says nothing; else it is states of a network."""
+    reads_vectors: ClassVar[bool] = False
+    """Whether it reads vectors that the table holds, not the images."""
 
     @property
     @abstractmethod
@@ -173,4 +177,41 @@ class UserEmbedder(Batched, ABC):
 
         Raises:
             UserError: The weights cannot be found or are of the wrong kind, or nothing comes out.
+        """
+
+
+@dataclass(frozen=True)
+class Case:
+    """Two images for a prompt, and what the user who judges them chose before."""
+
+    user: str
+    shown: tuple[Choice, ...]
+    """Some of the user's own choices; none for a judge who knows the user."""
+    prompt: str
+    first: Image
+    second: Image
+    key: int
+    """Together with the options all that random draws depend on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserJudge(Batched, ABC):
+    """Says which of two images a user would prefer."""
+
+    name: ClassVar[str]
+    """As in `JUDGES`, and in results."""
+    needs_choices: ClassVar[bool]
+    """Whether it has to be shown choices of the user."""
+
+    @property
+    @abstractmethod
+    def provenance(self) -> dict[str, Any]:
+        """What decides a verdict, known without loading weights; a `UserError` where they cannot be found."""
+
+    @abstractmethod
+    def judge(self, cases: Sequence[Case]) -> list[float]:
+        """Judge: 1 where the first image would be preferred, 0 where the second one would, 1/2 for a tie.
+
+        Raises:
+            UserError: Nothing can be asked, or somebody is unknown.
         """

@@ -20,6 +20,7 @@ COMMANDS = {
     "score": media.score,
     "geneval": media.geneval,
     "set-metrics": media.set_metrics,
+    "personal": users.personal,
     "compare": verdicts.compare,
     "grid": verdicts.grid,
     "report": verdicts.report,

@@ -147,7 +147,6 @@ OTHERS = {
     "prefix": "Change it.",
     "window": 2,
     "splits": "ignore",
-    "frames": 4,
 }
 """For each option that decides a text, a value that is not its default."""
 

@@ -1,0 +1,134 @@
+"""`diffpo personal`: users judge what a model makes for them; and the demonstration that trains one."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from tiny import save_pipeline
+from tiny_language import llava_onevision
+from tiny_steps import move
+from tiny_users import EMBEDDING, save_users
+
+from diffpo.captioners.judges import ChatJudge, WorldJudge
+from diffpo.commands.personal import Choices, Personal, run_personal
+from diffpo.data import Pairs
+from diffpo.errors import UserError
+from diffpo.generation.personal import plan_sittings
+from diffpo.generation.settings import GenerateOptions
+from diffpo.media.folder import open_clip, read_media
+from diffpo.media.prompts import load_prompts
+from diffpo.media.users import Users
+from diffpo.models.bases import find_base
+from diffpo.models.unet import UNet
+from diffpo.models.user_adapter import add_user_adapter
+from diffpo.models.user_files import save_user_adapter
+from diffpo.worlds.users.people import utility
+
+NAMES = ("user-00", "user-01", "user-02", "user-03")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return save_pipeline("sd15", tmp_path_factory.mktemp("base") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def run(base, tmp_path_factory):
+    final = tmp_path_factory.mktemp("runs") / "ppd" / "final"
+    final.mkdir(parents=True)
+    unet = StableDiffusionPipeline.from_pretrained(base).unet
+    assert UNet.text_attention is not None
+    add_user_adapter(unet, UNet.text_attention, EMBEDDING, 4)
+    move(unet, 0.5)
+    save_user_adapter(final, find_base(str(base)), unet, dict(unet.state_dict()))
+    return final.parent
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory):
+    draws = {name: [[f"{name} {i}"] for i in range(2)] for name in NAMES}
+    return save_users(tmp_path_factory.mktemp("users") / "users", draws, unseen=NAMES[2:])
+
+
+@pytest.fixture
+def asked(base, run, people):
+    options = GenerateOptions(
+        model=str(base), tuned=str(run), steps=1, guidance=1.0, size=(64, 64), batch=8, device="cpu"
+    )
+    return Personal(
+        options=options,
+        users=people,
+        judge=WorldJudge(),
+        prompts=load_prompts("users:heldout:16"),
+        each=2,
+        most=2,
+        rivals={"plain": GenerateOptions(**{**vars(options), "tuned": None})},
+    )
+
+
+def test_results_are_what_the_users_say_of_the_images(asked, people, tmp_path):
+    found = run_personal(asked, tmp_path / "out")
+    assert found == json.loads((tmp_path / "out" / "personal.json").read_text())
+    compared = {(result["first"], result["second"]): result for result in found["results"]}
+    assert list(compared) == [("own", "base"), ("own", "plain"), ("own", "others"), ("others", "base")]
+    media = {kind: read_media(tmp_path / "out" / kind) for kind in ("own", "base", "others")}
+    users = Users.open(people)
+    for (first, second), result in compared.items():
+        if second == "plain":
+            continue
+        shares: dict[str, list[float]] = {}
+        for one, other in zip(media[first], media[second], strict=True):
+            assert (one.prompt, one.seed, one.user) == (other.prompt, other.seed, other.user)
+            support = {prompt for row in users.draws_of(one.user) for prompt in users.prompts[row]}
+            assert one.prompt not in support, "a judged prompt must not be one of a support pair"
+            a, b = (
+                utility(open_clip(tmp_path / "out" / kind, item).first, one.prompt, one.user)
+                for kind, item in ((first, one), (second, other))
+            )
+            shares.setdefault(one.user, []).append(0.5 + 0.5 * (a > b) - 0.5 * (a < b))
+        assert result["users"] == {name: np.mean(values) for name, values in shares.items()}
+        assert set(result["groups"]) == {"seen", "unseen"}
+    assert compared["own", "plain"]["users"] == compared["own", "base"]["users"]
+    assert found["agreement"] is None and found["users told from their states"]["unseen"]["users"] == 2
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("data:image/png") == 2 and "user-03" in page and "own against others" in page
+    assert {"users.png", "blend.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
+
+
+def test_a_judge_that_is_shown_choices_is_held_against_others(asked, base, run, people, tmp_path):
+    images, rows = tmp_path / "table", []
+    images.mkdir()
+    for number, name in enumerate(NAMES):
+        for i in range(5):  # two support pairs, three others
+            row = {"prompt": f"{name} {i}", "user_id": name}
+            for side in ("chosen", "rejected"):
+                file = images / f"{name}-{i}-{side}.png"
+                draws = np.random.default_rng([number, i, side == "chosen"])
+                Image.fromarray(draws.integers(0, 256, (16, 16, 3), np.uint8)).save(file)
+                row[side] = file.name
+            rows.append(row)
+    (images / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    llava_onevision(tmp_path / "llava")
+    judge = ChatJudge(path=str(tmp_path / "llava"), device="cpu", batch=8)
+    shown = {**vars(asked), "judge": judge, "rivals": {}, "held_out": 2, "each": 1}
+    with pytest.raises(UserError, match="the judge chat has to be shown pairs of the users"):
+        run_personal(Personal(**shown), tmp_path / "out")
+    source = Pairs(path=str(images / "pairs.jsonl"))
+    found = run_personal(Personal(**{**shown, "pairs": source}), tmp_path / "out")
+    assert found["agreement"]["pairs"] == 8 and set(found["agreement"]["users"]) == set(NAMES)
+    assert "it agrees with them in" in (tmp_path / "out" / "report.html").read_text()
+    users = Users.open(people)
+    choices = Choices.of(users, plan_sittings(users, NAMES, asked.prompts.prompts, 1, 0), source)
+    assert {choice.prompt for choice in choices.others["user-02"]} == {f"user-02 {i}" for i in (2, 3, 4)}
+    assert [choice.prompt for choice in choices.support[users.draws_of("user-02")[0]]] == ["user-02 0"]
