@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from diffpo.commands.shared import Config, Fresh, quiet, say
+from diffpo.commands.users import told
 
 
 def train(
@@ -40,15 +41,33 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of the training.", min=0, max=2**63 - 1)] = 0,
     prompts: Annotated[
         int | None,
-        typer.Option(help="Held-out prompts to judge: 200, of clips 61, unless given.", min=1, show_default=False),
+        typer.Option(
+            help="Held-out prompts to judge: 200, of clips 61, of each user 12, unless given.",
+            min=1,
+            show_default=False,
+        ),
     ] = None,
     video: Annotated[bool, typer.Option("--video", help="DenseDPO on clips of moving shapes.")] = False,
+    personal: Annotated[
+        bool, typer.Option("--personal", help="PPD: a model that is told whom images are for.")
+    ] = False,
     fresh: Fresh = False,
 ) -> None:
     """Run it all on the embedded shapes world: train, generate, score, compare, report."""
-    quiet()
-    from diffpo.commands.demo import MOVING, SHAPES, run_demo
+    from diffpo.errors import UserError
 
-    summary = run_demo(output, MOVING if video else SHAPES, seed=seed, prompts=prompts, fresh=fresh)
+    if video and personal:
+        raise UserError("--video and --personal are two demonstrations: give one of them.")
+    quiet()
+    if personal:
+        from diffpo.commands.demo_users import run_users_demo
+
+        summary = run_users_demo(output, seed=seed, prompts=prompts, fresh=fresh)
+        for line in told(summary):
+            print(line)
+    else:
+        from diffpo.commands.demo import MOVING, SHAPES, run_demo
+
+        summary = run_demo(output, MOVING if video else SHAPES, seed=seed, prompts=prompts, fresh=fresh)
     say(f"wrote {output}/summary.json, {output}/report.html", f"open {output}/report.html in a browser")
     print(f"win rate {summary['win_rate']:.3f} [{summary['ci_low']:.3f}, {summary['ci_high']:.3f}]")
