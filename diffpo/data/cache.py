@@ -210,12 +210,9 @@ class CachedEncodings(Encodings):
                 self.broken[row] = describe_broken_image(side, table.cell(row, side), reason)
         self.broken = dict(sorted((self.broken | lengths.dropped).items()))
         self.targets[list(self.broken)] = 0
-        self._places = {side: media.find(each) for side, each in keys.items()}
-        media.forget_keys()
 
     def images(self, index: int) -> dict[str, Tensor]:
-        assert index not in self.broken, f"row {index} cannot be used"
-        rows = {side: self.media.row(places[index]) for side, places in self._places.items()}
+        rows = {side: self.media[key_at(keys, index)] for side, keys in self.keys.items()}
         return {f"{side}_{name}": x for side, row in rows.items() for name, x in row.tensors.items()}
 
     def text(self, prompt: str) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,26 +119,16 @@ class RowStore:
         self._batches = [
             (file, number) for file, reader in self._readers.items() for number in range(reader.num_record_batches)
         ]
-        lengths = (len(self._batch(batch)) for batch in range(len(self._batches)))
-        self._starts = np.cumsum([0, *lengths], dtype=np.int32)
-        self.forget_keys()
-
-    def forget_keys(self) -> None:
-        """Let the keys go, where rows are read by their places from now on: they are read again if asked for."""
-        self.__dict__.pop("_ordered", None)
-
-    @cached_property
-    def _ordered(self) -> tuple[np.ndarray, np.ndarray]:
-        """The keys in the order of what they begin with, as numbers are compared faster than texts; and their rows."""
-        columns = (self._column(batch, "key") for batch in range(len(self._batches)))
+        columns = [self._column(batch, "key") for batch in range(len(self._batches))]
+        self._starts = np.cumsum([0, *map(len, columns)], dtype=np.int32)
         keys = [np.frombuffer(c.buffers()[1], KEY, len(c), KEY_BYTES * c.offset) for c in columns]
         together = np.concatenate([as_keys([]), *keys])
-        order = np.argsort(_begin(together), kind="stable").astype(np.int32)
-        return together[order], order
+        self._order = np.argsort(_begin(together), kind="stable").astype(np.int32)
+        self._keys = together[self._order]  # by what they begin with: numbers are compared faster than texts
 
     def __len__(self) -> int:
         """Count the rows on disk, those that were computed twice included."""
-        return int(self._starts[-1])
+        return len(self._keys)
 
     def __contains__(self, key: bytes) -> bool:
         """Whether a row is there."""
@@ -146,11 +136,7 @@ class RowStore:
 
     def find(self, keys: Sequence[bytes] | np.ndarray) -> np.ndarray:
         """Where rows are among all: `[n]`, -1 for those that are not there."""
-        ordered, order = self._ordered
-        at = locate(ordered, as_keys(keys))
-        found = at >= 0
-        at[found] = order[at[found]]
-        return at
+        return locate(self._keys, as_keys(keys))
 
     def missing(self, keys: Sequence[bytes] | np.ndarray) -> np.ndarray:
         """Places in `keys` of the rows that are not there; an empty key stands for none."""
@@ -162,14 +148,10 @@ class RowStore:
         Raises:
             KeyError: It is not there.
         """
-        place = self.find([key])[0]
-        if place < 0:
+        at = self.find([key])[0]
+        if at < 0:
             raise KeyError(key.hex())
-        return self.row(place)
-
-    def row(self, place: int) -> Row:
-        """Read the row at a place that `find` told."""
-        batches, rows = self._locate(np.array([place]))
+        batches, rows = self._locate(np.array([at]))
         return unpack(self._batch(batches[0]).slice(rows[0], 1).to_pylist()[0])
 
     def values(self, keys: Sequence[bytes] | np.ndarray) -> tuple[np.ndarray, list[Mapping[str, Any]]]:
@@ -269,8 +251,9 @@ class RowStore:
             write_json(self.folder / RECIPE, self.recipe)
         write_file(self.folder / f"{secrets.token_hex(8)}.arrow", lambda file: write(file, keys, rows))
 
-    def _locate(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _locate(self, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Batches, and places in them, of what `find` found."""
+        places = self._order[at]
         batches = np.searchsorted(self._starts, places, side="right").astype(np.int32) - 1
         return batches, places - self._starts[batches]
 
