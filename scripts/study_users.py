@@ -51,10 +51,10 @@ COUNTS = (1, 2, 4, 8)
 """Support pairs of a draw."""
 SHARES = tuple(i / 8 for i in range(9))
 PPD_TRIALS = (
-    ("train.learning_rate=2.0e-4",),
-    ("train.learning_rate=4.0e-4",),
-    ("train.learning_rate=2.0e-4", "method.beta=1000"),
-    ("train.learning_rate=4.0e-4", "method.beta=1000"),
+    ("train.learning_rate=3.0e-4",),
+    ("train.learning_rate=1.5e-4",),
+    ("train.learning_rate=3.0e-4", "method.beta=1000"),
+    ("train.learning_rate=3.0e-4", "model.tokens=4"),
 )
 DPO_TRIALS = (
     ("train.learning_rate=2.0e-5", "method.beta=500"),

@@ -89,6 +89,10 @@ def run_personal(asked: Personal, out: Path, *, fresh: bool = False) -> dict[str
         "agreement": _agreement(asked, users, sittings, shown),
         "prompts": {"set": asked.prompts.name, "each": asked.each},
         "results": [result.to_dict() for result in results],
+        "images": [
+            {"file": item.file, "user": sitting.user, "prompt": item.prompt}
+            for item, sitting in zip(made["own"], sittings, strict=True)
+        ],
         "users told from their states": _told_apart(users),
     }
     found = without_nan(found)

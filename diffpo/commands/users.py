@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,6 +25,12 @@ def embed_users(
     ] = None,
     like: Annotated[
         Path | None, typer.Option(help="Or embed as another folder of users was: its embedder and directions.")
+    ] = None,
+    by_scorer: Annotated[
+        list[str] | None, typer.Option(help="Synthetic users who prefer what a scorer gives more; a user each.")
+    ] = None,
+    mixture: Annotated[
+        list[str] | None, typer.Option(help="With --by-scorer: another user, of several: pickscore:0.5,aesthetic:0.5.")
     ] = None,
     pairs: Annotated[int, typer.Option(help="Support pairs of a draw.", min=1)] = 4,
     draws: Annotated[int, typer.Option(help="Draws of each person.", min=1)] = 1,
@@ -58,6 +64,11 @@ def embed_users(
     given = {"pairs": pairs, "draws": draws, "support": support, "unseen": unseen, "directions": directions}
     options = make(UserOptions, given | {"seed": seed}, "users")
     embedding = open_embedding(like) if like is not None else make_embedding(str(embedder))
+    if mixture and not by_scorer:
+        raise UserError("--mixture goes with --by-scorer.")
+    if by_scorer:
+        target = _label(target, by_scorer, mixture or (), out, split, limit, columns, fresh=fresh)
+        columns = None
     source = dataclasses.replace(find_source(target, split, unseen_split, limit, columns), ties="drop")
     state = make_state()
     workers = Workers(state.process_index, state.num_processes, state.wait_for_everyone)
@@ -65,6 +76,32 @@ def embed_users(
     state.wait_for_everyone()
     config = "configs/users-ppd.yaml" if target.startswith("users:") else "configs/sd15-ppd.yaml"
     say(f"wrote {out}: {done}", f"diffpo train {config} data.path={out}/pairs data.users={out}")
+
+
+def _label(
+    target: str,
+    scorers: Sequence[str],
+    mixtures: Sequence[str],
+    out: Path,
+    split: str | None,
+    limit: int | None,
+    columns: str | None,
+    *,
+    fresh: bool,
+) -> str:
+    """Label a table by synthetic users; returns where the new one stands."""
+    from diffpo.config.options import make_scorer
+    from diffpo.curate.scorer_users import label_by_scorers
+    from diffpo.generation.users import normalised, parse_blend
+
+    made = [make_scorer(spec) for spec in scorers]
+    shares = [normalised(parse_blend(text))[0] for text in mixtures]
+    folder = out.with_name(f"{out.name}-labelled")
+    names = label_by_scorers(
+        find_source(target, split, limit=limit, columns=columns), made, shares, folder, fresh=fresh
+    )
+    print(f"wrote {folder}: pairs as {', '.join(names)} see them")
+    return str(folder)
 
 
 def personal(

@@ -5,7 +5,7 @@
     OUT/others/     told another user of the same group: the control
     OUT/NAME/       another model, such as plain DPO on everybody's pairs
 
-All folders have the same prompts and seeds, and the manifest says whom each image is for (`user`).
+All folders have the same prompts and seeds, image after image in the order of the sittings.
 """
 
 from __future__ import annotations
@@ -119,10 +119,8 @@ def _fill(
     fresh: bool,
 ) -> list[Media]:
     """Make one folder; `rows` are the draws that the model is told, or None."""
-    media = [
-        replace(item, user=sitting.user, model=kind)
-        for item, sitting in zip(request.media(prompts, lambda n, _, seed: f"{n:06d}-s{seed}"), sittings, strict=True)
-    ]
+    media = [replace(item, model=kind) for item in request.media(prompts, lambda n, _, seed: f"{n:06d}-s{seed}")]
+    assert len(media) == len(sittings)
     audience = None
     if rows is not None:
         states = torch.stack([users.states(row) for row in rows])

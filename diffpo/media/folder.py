@@ -53,8 +53,6 @@ class Media:
     """An image is a clip of one frame."""
     fps: float | None = None
     """Frames per second of a clip."""
-    user: str | None = None
-    """Whom it is for, where images of one folder are for different users."""
 
 
 _NUMBERS: dict[str, tuple[type, float, float]] = {
@@ -111,11 +109,7 @@ def write_manifest(folder: Path, media: Iterable[Media]) -> None:
 
 def manifest_line(media: Media) -> str:
     """One line of a manifest, with its line break; what an image has not is left away."""
-    said = {
-        key: value
-        for key, value in asdict(media).items()
-        if (key, value) not in (("frames", 1), ("fps", None), ("user", None))
-    }
+    said = {key: value for key, value in asdict(media).items() if (key, value) not in (("frames", 1), ("fps", None))}
     return json.dumps(said, ensure_ascii=False) + "\n"
 
 
@@ -213,7 +207,7 @@ def _media(place: str, row: Mapping[str, Any]) -> Media:
         raise UserError(
             f"{place} ({row.get('file', 'no file name')}) lacks {', '.join(missing)}: every image needs it."
         )
-    texts = {name: row[name] for name in ("file", "prompt", "model", "user") if row.get(name) is not None}
+    texts = {name: row[name] for name in ("file", "prompt", "model")}
     for name, text in texts.items():
         if not isinstance(text, str):
             raise UserError(f"{place}: {name} is {text!r}; it must be a text.")

@@ -83,20 +83,23 @@ def test_results_are_what_the_users_say_of_the_images(asked, people, tmp_path):
     compared = {(result["first"], result["second"]): result for result in found["results"]}
     assert list(compared) == [("own", "base"), ("own", "plain"), ("own", "others"), ("others", "base")]
     media = {kind: read_media(tmp_path / "out" / kind) for kind in ("own", "base", "others")}
+    whose = {image["file"]: image["user"] for image in found["images"]}
+    assert list(whose.values()) == [name for name in (*NAMES[2:], *NAMES[:2]) for _ in range(2)]
     users = Users.open(people)
     for (first, second), result in compared.items():
         if second == "plain":
             continue
         shares: dict[str, list[float]] = {}
         for one, other in zip(media[first], media[second], strict=True):
-            assert (one.prompt, one.seed, one.user) == (other.prompt, other.seed, other.user)
-            support = {prompt for row in users.draws_of(one.user) for prompt in users.prompts[row]}
+            name = whose[one.file]
+            assert (one.file, one.prompt, one.seed) == (other.file, other.prompt, other.seed)
+            support = {prompt for row in users.draws_of(name) for prompt in users.prompts[row]}
             assert one.prompt not in support, "a judged prompt must not be one of a support pair"
             a, b = (
-                utility(open_clip(tmp_path / "out" / kind, item).first, one.prompt, one.user)
+                utility(open_clip(tmp_path / "out" / kind, item).first, one.prompt, name)
                 for kind, item in ((first, one), (second, other))
             )
-            shares.setdefault(one.user, []).append(0.5 + 0.5 * (a > b) - 0.5 * (a < b))
+            shares.setdefault(name, []).append(0.5 + 0.5 * (a > b) - 0.5 * (a < b))
         assert result["users"] == {name: np.mean(values) for name, values in shares.items()}
         assert set(result["groups"]) == {"seen", "unseen"}
     assert compared["own", "plain"]["users"] == compared["own", "base"]["users"]
