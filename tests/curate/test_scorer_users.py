@@ -7,13 +7,13 @@ from diffpo.curate.scorer_users import label_by_scorers
 from diffpo.data import Pairs, load_splits
 from diffpo.errors import UserError
 from diffpo.media.frames import decode
-from diffpo.scorers import Scorer
+from diffpo.scorers.base import ImageScorer
 
 
 class Channel:
     """The mean of one colour channel."""
 
-    judge = Scorer.judge
+    frames, judge = None, ImageScorer.judge
 
     def __init__(self, channel: int):
         self.name, self.channel = ("red", "green", "blue")[channel], channel
