@@ -7,7 +7,7 @@ two sides are always called `chosen` and `rejected`, in the order of the table.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Generic, Literal, TypeVar, get_args
 
@@ -21,8 +21,6 @@ DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in get_arg
 
 T = TypeVar("T")
 U = TypeVar("U")
-Asked = tuple[tuple[int, ...] | None, str]
-"""A draw: the shape of normal numbers, or None for a uniform one, and its purpose."""
 STAGED = 2**16
 """Bytes that CUDA copies at once from any memory; more must be pinned, or the copy waits for what the GPU is doing."""
 
@@ -283,38 +281,14 @@ class Rng:
 
     def __init__(self, seed: int, epoch: int, index: Tensor):
         self.seed, self.epoch, self.index = seed, epoch, index
-        self.asked: list[Asked] = []
-        """What has been asked for so far."""
-        self._ready: dict[Asked, Tensor] = {}
 
     def normal(self, shape: Sequence[int], purpose: str) -> Tensor:
         """Standard normal numbers, `[b, *shape]` float32 on the CPU, the same whatever dtype the computation has."""
-        return self._give(tuple(shape), purpose)
+        return torch.stack([torch.randn(tuple(shape), generator=g) for g in self._generators(purpose)])
 
     def uniform(self, purpose: str) -> Tensor:
         """Uniform numbers in [0, 1), `[b]` float64 on the CPU."""
-        return self._give(None, purpose)
-
-    def foresee(self, asked: Iterable[Asked], pin: bool = False) -> None:
-        """Draw now what will be asked for, such as what was last time; it changes no number.
-
-        Args:
-            asked: As in the `asked` of another one.
-            pin: Put the numbers where a GPU copies them from without anybody waiting.
-        """
-        for shape, purpose in asked:
-            drawn = self._draw(shape, purpose)
-            self._ready[shape, purpose] = drawn.pin_memory() if pin else drawn
-
-    def _give(self, shape: tuple[int, ...] | None, purpose: str) -> Tensor:
-        self.asked.append((shape, purpose))
-        ready = self._ready.pop((shape, purpose), None)
-        return self._draw(shape, purpose) if ready is None else ready
-
-    def _draw(self, shape: tuple[int, ...] | None, purpose: str) -> Tensor:
-        if shape is None:
-            return torch.cat([torch.rand(1, generator=g, dtype=torch.float64) for g in self._generators(purpose)])
-        return torch.stack([torch.randn(shape, generator=g) for g in self._generators(purpose)])
+        return torch.cat([torch.rand(1, generator=g, dtype=torch.float64) for g in self._generators(purpose)])
 
     def _generators(self, purpose: str) -> list[torch.Generator]:
         generators = []
