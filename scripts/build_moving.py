@@ -57,9 +57,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vae-steps", type=int, nargs=2, default=(3300, 1850), help="of 6 clips, in two rounds")
     parser.add_argument("--clips", type=int, default=10_240, help="clips whose latents the transformer is trained on")
-    parser.add_argument("--base-steps", type=int, default=860, help="of 32 clips; after many more it passes too often")
+    parser.add_argument("--base-steps", type=int, default=1800, help="of 32 clips; see the gate")
     parser.add_argument("--measured-clips", type=int, default=200, help="clips that the base model is measured on")
-    parser.add_argument("--pairs", type=int, nargs=2, default=(500, 50), help="of each kind: train, validation")
+    parser.add_argument("--pairs", type=int, nargs=2, default=(500, 60), help="of each kind: train, validation")
     return parser.parse_args()
 
 

@@ -25,7 +25,7 @@ from moving_builder.train_vae import statistics
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan, WanPipeline
 
-SAMPLER_STEPS, GUIDANCE = 12, 3.0
+SAMPLER_STEPS, GUIDANCE = 12, 1.0  # without guidance: it would hide most of what preferences have to mend
 GATE = {"direction": (0.7, 1.0), "shape": (0.6, 1.0), "passed": (0.3, 0.6)}
 """What a base model must reach from pure noise, and what it must leave to preference training."""
 

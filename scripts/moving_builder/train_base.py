@@ -19,7 +19,7 @@ from shapes_builder.building import Plan, load_average, step_generator, train
 from torch import Tensor, nn
 
 from diffpo.worlds.moving.render import render_batch
-from diffpo.worlds.moving.scenes import BASE_STYLE, sample_clips, sample_specs
+from diffpo.worlds.moving.scenes import BASE_STYLE, sample_clips, sample_specs, spoil
 from moving_builder.models import (
     MAX_TOKENS,
     make_scheduler,
@@ -46,7 +46,7 @@ def make_base(seed: int) -> nn.ModuleDict:
 
 @torch.no_grad()
 def cache_latents(vae: AutoencoderKLWan, n: int, seed: int, work: Path, device: str) -> dict[str, Tensor]:
-    """Encode `n` base-style clips of the train split once.
+    """Encode `n` base-style clips of the train split once, with the faults that real clips have.
 
     Returns:
         `latents [n 8 5 8 8]`, the posterior's mean with mean 0 and deviation 1 in each channel; `ids [n 12]`, tokens.
@@ -57,7 +57,7 @@ def cache_latents(vae: AutoencoderKLWan, n: int, seed: int, work: Path, device: 
     run_at_once(vae.to(device))
     generator = step_generator(seed + 2, 0)
     specs = sample_specs("train", n, generator)
-    clips = sample_clips(specs, generator, BASE_STYLE)
+    clips = spoil(sample_clips(specs, generator, BASE_STYLE), generator)
     mean, deviation = statistics(vae)
     latents = []
     for start in range(0, n, 32):

@@ -68,7 +68,7 @@ def test_the_base_passes_its_gate_from_pure_noise(pipeline):
     measured = summarize(generate(pipeline, prompts, range(32), tokens=32), prompts)
     assert 0.2 < measured["passed"] < 0.75, measured
     assert measured["direction"] > GATE["direction"][0] and measured["shape"] > GATE["shape"][0]
-    assert measured["motion_without_a_speed_word"] > 1.2
+    assert measured["motion_without_a_speed_word"] > 1.0
     assert gate(measured).count("yes") >= 2
 
 
@@ -80,10 +80,10 @@ def test_the_pairs_are_of_their_split_and_say_what_the_card_says(kind):
         assert {row["kind"] for row in rows} == {kind} and {row["preference"] for row in rows} == {0.5, 1.0}
         assert {len(row["segments"]) for row in rows} == set(segments_of(FRAMES, FPS, SEGMENT_SECONDS))
         measured = measure_pairs(rows)
-        assert measured["ties"] == pytest.approx(0.35, abs=0.02)
-        assert measured["segment_ties"] == pytest.approx(0.35, abs=0.02)
+        assert measured["ties"] == pytest.approx(0.6, abs=0.02)
+        assert measured["segment_ties"] == pytest.approx(0.6, abs=0.02)
         if split == "train":
-            low, high = (0.65, 0.8) if kind == "guided" else (1, 1)
+            low, high = (0.94, 0.98) if kind == "guided" else (1, 1)
             assert low <= min(row["eta"] for row in rows) and max(row["eta"] for row in rows) <= high
             noted = json.loads(card().split(f"<!-- {kind} -->")[1].split("```json")[1].split("```")[0])
             assert measured == noted

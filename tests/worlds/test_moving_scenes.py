@@ -1,5 +1,6 @@
 """The moving world's grammar and drawing: captions, splits, and shapes that stand where they should in every frame."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from diffpo.worlds.assets import asset_path
 from diffpo.worlds.moving.render import render, render_batch, to_uint8
 from diffpo.worlds.moving.scenes import (
     BASE_STYLE,
+    FADES,
     FPS,
     FRAME_SIZE,
     FRAMES,
@@ -32,7 +34,9 @@ from diffpo.worlds.moving.scenes import (
     segment_of,
     split_captions,
     split_of,
+    spoil,
 )
+from diffpo.worlds.moving.verify import verify
 from diffpo.worlds.shapes.scenes import EXTENTS, SPLITS
 
 
@@ -114,6 +118,28 @@ def test_a_drawn_clip_by_hand():
         assert pictures[frame, 16, (12 + frame + 16) % 32].tolist() == [102, 102, 102]
     area = (pictures[..., 0] / 255.0 - 0.4).sum((1, 2)) / 0.6
     assert np.allclose(area, np.pi * 25, rtol=0.01)
+
+
+def test_a_spoiled_clip_turns_pale_in_its_segment_and_stays_so():
+    """The first frame is never pale: there would be nothing to see."""
+    spec = ClipSpec("red", "circle", "right", "", "dark")
+    whole = Clip(spec, x=16, y=16, size=5, speed=1, saturation=1, value=1, hue_shift=0, background_level=0.4)
+    for segment, first in enumerate((1, 3, 5, 7)):
+        pictures = render(replace(whole, pale_from=segment))
+        assert np.array_equal(pictures[:first], render(whole)[:first])
+        assert [pictures[f, 16, 12 + f].tolist() for f in range(first, FRAMES)] == [[255, 128, 128]] * (FRAMES - first)
+        steady = [each.steady for each in verify(pictures, spec.caption).segments]
+        assert steady == [i != segment for i in range(SEGMENTS)]
+
+
+def test_what_moves_fast_turns_pale_more_often():
+    generator = torch.Generator().manual_seed(0)
+    low, high = SPEEDS[""]
+    for speed, probability in zip((low, high), FADES, strict=True):
+        clip = replace(sample_clips(sample_specs("train", 1, generator), generator)[0], speed=speed)
+        first = np.array([each.pale_from for each in spoil([clip] * 4000, generator)])
+        assert np.mean(first == 0) == pytest.approx(probability, abs=0.03)
+        assert np.mean(first < SEGMENTS) == pytest.approx(1 - (1 - probability) ** SEGMENTS, abs=0.03)
 
 
 def test_a_batch_draws_what_each_clip_draws_alone():

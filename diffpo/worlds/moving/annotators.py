@@ -38,7 +38,7 @@ from diffpo.worlds.moving.verify import (
 )
 from diffpo.worlds.shapes.verify import FoundObject
 
-TIE_SHARE = 0.35
+TIE_SHARE = 0.6
 FLIP_RATE = 0.04
 CLEAR, BLURRED = 0.95, 0.6  # overlaps with its shape's outline at which `clarity` is 1 and 0
 

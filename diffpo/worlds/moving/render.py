@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffpo.worlds.moving.scenes import FRAME_SIZE, FRAMES, Clip
+from diffpo.worlds.moving.scenes import FRAME_SIZE, FRAMES, PALE, Clip, segment_of
 from diffpo.worlds.shapes.render import hsv_to_rgb, signed_distance
 from diffpo.worlds.shapes.scenes import HUES
 
@@ -32,5 +32,10 @@ def _draw(clip: Clip) -> np.ndarray:
     x, y = np.array([clip.centre(frame) for frame in range(FRAMES)], dtype=np.float32).T
     dx, dy = grid[None, None, :] - x[:, None, None], grid[None, :, None] - y[:, None, None]
     alpha = np.clip(0.5 - signed_distance(clip.spec.shape, dx, dy, clip.size), 0, 1)
-    rgb = hsv_to_rgb(HUES[clip.spec.color] + clip.hue_shift, clip.saturation, clip.value)
-    return clip.background_level + alpha * (rgb[:, None, None, None] - np.float32(clip.background_level))
+    full, pale = (
+        hsv_to_rgb(HUES[clip.spec.color] + clip.hue_shift, saturation, clip.value)
+        for saturation in (clip.saturation, PALE * clip.saturation)
+    )
+    frames = [pale if frame and segment_of(frame) >= clip.pale_from else full for frame in range(FRAMES)]
+    rgb = np.stack(frames, axis=1)[:, :, None, None]
+    return clip.background_level + alpha * (rgb - np.float32(clip.background_level))

@@ -15,7 +15,7 @@ causal video autoencoder with temporal factor 2 keeps in its latent frames 0 and
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
 
@@ -39,6 +39,11 @@ SPEEDS = {"slowly": (0.6, 0.9), "": (0.6, 1.9), "fast": (1.5, 1.9)}
 """Pixels per frame by the caption's word; "" is a caption without one."""
 BACKGROUNDS = {"light": 0.65, "dark": 0.35}
 """Gray levels. They lie close together: a background fills the picture and would else be all that a model learns."""
+
+FADES = (0.1, 0.4)
+"""Probability that the colour turns pale in a segment, for the slowest and for the fastest motion."""
+PALE = 0.5
+"""What then remains of its saturation."""
 
 _GRAMMAR = "a {} {} moving {}{} on a {} background"
 _WORDS = (COLORS, SHAPES, DIRECTIONS, SPEEDS, BACKGROUNDS)
@@ -83,6 +88,8 @@ class Clip:
     value: float
     hue_shift: float
     background_level: float
+    pale_from: int = SEGMENTS
+    """The segment from which on the colour is pale: a fault. `SEGMENTS`: it stays as it is."""
 
     def centre(self, frame: float) -> tuple[float, float]:
         """Where the shape's centroid stands in a frame, in pixels from the left and from the top."""
@@ -176,6 +183,21 @@ def sample_clips(specs: Sequence[ClipSpec], generator: torch.Generator, style: S
     """Fill in, for each spec, what the caption leaves open."""
     draws = torch.rand(len(specs), 8, generator=generator, dtype=torch.float64).tolist()
     return [_place(spec, u, style) for spec, u in zip(specs, draws, strict=True)]
+
+
+def spoil(clips: Sequence[Clip], generator: torch.Generator) -> list[Clip]:
+    """Let the colour of some clips turn pale on the way, the faster they move the more often.
+
+    What a base model is trained on is not flawless, and what moves fast is the harder to film. So the model makes such
+    faults, too, and people who dislike them choose the slower one of two clips without meaning to.
+    """
+    low, high = SPEEDS[""]
+    draws = torch.rand(len(clips), SEGMENTS, generator=generator, dtype=torch.float64).tolist()
+    spoiled = []
+    for clip, row in zip(clips, draws, strict=True):
+        hazard = _between(FADES, (clip.speed - low) / (high - low))
+        spoiled.append(replace(clip, pale_from=next((i for i, u in enumerate(row) if u < hazard), SEGMENTS)))
+    return spoiled
 
 
 def _place(spec: ClipSpec, u: Sequence[float], style: Style) -> Clip:
