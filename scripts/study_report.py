@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import study_shapes as study
-from study_plan import HELD_OUT, SEEDS, UPDATES, VARIANTS, Variant
+from study_plan import HELD_OUT, PAIRS, SEEDS, UPDATES, VARIANTS, Variant
+from study_runs import judge_base, mean, percent, pooled, read_result, share, signed, write_between
 
 from diffpo.compare.p_values import holm
 from diffpo.compare.stats import Estimate, WinRate, mean_difference, win_rate
@@ -38,11 +39,11 @@ class Outcome:
 
 def outcomes(output: Path, variants: Sequence[Variant], budget: str) -> list[Outcome]:
     """Read and compare the finals of one budget; a variant whose pair costs what DPO's does has one budget only."""
-    base = study.judge_base(output, HELD_OUT)
+    base = judge_base(study.WORLD, output, HELD_OUT)
     found = []
     for variant in variants:
         jobs = [job for job in study.finals(output, variant) if Path(job.folder).name.startswith(budget)]
-        results = [study.read_result(job) for job in jobs]
+        results = [read_result(job) for job in jobs]
         if not results:
             continue
         scores = {name: pooled([result["scores"][name] for result in results]) for name in (JUDGE, VERIFIER)}
@@ -58,7 +59,7 @@ def outcomes(output: Path, variants: Sequence[Variant], budget: str) -> list[Out
                 mean_difference(scores[JUDGE], before[JUDGE], prompts),
                 mean_difference(scores[VERIFIER], before[VERIFIER], prompts),
                 drift([result["error"] for result in results]),
-                study.mean([result["seconds"] for result in results]),
+                mean([result["seconds"] for result in results]),
             )
         )
     return found
@@ -67,12 +68,7 @@ def outcomes(output: Path, variants: Sequence[Variant], budget: str) -> list[Out
 def dpo_scores(output: Path) -> list[float]:
     """DPO's utilities at equal pairs, seed after seed."""
     jobs = [job for job in study.finals(output, VARIANTS["dpo"]) if Path(job.folder).name.startswith("pairs")]
-    return pooled([study.read_result(job)["scores"][JUDGE] for job in jobs])
-
-
-def pooled(lists: Sequence[Sequence[float]]) -> list[float]:
-    """Put the seeds' scores one after the other."""
-    return [value for values in lists for value in values]
+    return pooled([read_result(job)["scores"][JUDGE] for job in jobs])
 
 
 def drift(errors: Sequence[dict[str, float]]) -> tuple[float, float]:
@@ -81,7 +77,7 @@ def drift(errors: Sequence[dict[str, float]]) -> tuple[float, float]:
     def change(side: str) -> float:
         pairs = [(e.get(f"error/{side}"), e.get(f"error/reference_{side}")) for e in errors]
         known = [100 * (new / old - 1) for new, old in pairs if new is not None and old is not None]
-        return study.mean(known) if known else float("nan")
+        return mean(known) if known else float("nan")
 
     return change("chosen"), change("rejected")
 
@@ -115,30 +111,15 @@ def trial_table(output: Path, variants: Sequence[Variant]) -> str:
     for variant in variants:
         best, cells = study.best_trial(output, variant), []
         for job, choice in zip(study.trials(output, variant), variant.trials, strict=True):
-            text = f"{', '.join(choice)}: {study.mean(study.read_result(job)['scores'][JUDGE]):.3f}"
+            text = f"{', '.join(choice)}: {mean(read_result(job)['scores'][JUDGE]):.3f}"
             cells.append(f"**{text}**" if job == best else text)
         lines.append(f"| {variant.name} | {' · '.join(cells)} |")
     return "\n".join(lines)
 
 
-def share(rate: WinRate) -> str:
-    """A win rate with its interval."""
-    return f"{rate.estimate:.3f} [{rate.ci_low:.3f}, {rate.ci_high:.3f}]"
-
-
-def signed(value: Estimate) -> str:
-    """A difference with its interval."""
-    return f"{value.estimate:+.3f} [{value.ci_low:+.3f}, {value.ci_high:+.3f}]"
-
-
 def probability(p: float) -> str:
     """A p-value."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def percent(value: float) -> str:
-    """A change; nothing where it is not known."""
-    return "-" if value != value else f"{value:+.1f} %"
 
 
 def plot(pairs: Sequence[Outcome], rows: Sequence[Outcome], path: Path) -> None:
@@ -174,12 +155,9 @@ def write_study(output: Path, variants: Sequence[Variant]) -> None:
     pairs, rows = (outcomes(output, variants, budget) for budget in ("pairs", "rows"))
     plot(pairs, rows, PLOT)
     text = (
-        f"### Equal pairs: {UPDATES} updates of {study.PAIRS} pairs\n\n{table(pairs)}\n\n"
+        f"### Equal pairs: {UPDATES} updates of {PAIRS} pairs\n\n{table(pairs)}\n\n"
         f"### Equal network rows: those of DPO's {UPDATES} updates\n\n{table(rows)}\n\n"
         f"### Trials\n\n{trial_table(output, variants)}\n"
     )
-    page = PAGE.read_text() if PAGE.exists() else f"# Study\n\n{MARKS[0]}\n{MARKS[1]}\n"
-    before, after = page.split(MARKS[0])[0], page.split(MARKS[1])[1]
-    PAGE.write_text(f"{before}{MARKS[0]}\n\n{text}\n{MARKS[1]}{after}")
-    print(text)
-    print(f"wrote {PAGE}, {PLOT}")
+    write_between(PAGE, MARKS, text)
+    print(f"wrote {PLOT}")

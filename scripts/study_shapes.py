@@ -15,93 +15,29 @@ A run is a folder below --output with `result.json` as its last file; those that
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import study_plan as plan
 from study_plan import HELD_OUT, PAIRS, SEEDS, UPDATES, VALIDATION, VARIANTS, Variant
-
-SAMPLING = {"steps": 20, "guidance": 4.0, "batch": 50, "noise": "consecutive"}
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training, and its images judged on a set of prompts."""
-
-    folder: str
-    config: str
-    overrides: tuple[str, ...]
-    updates: int
-    seed: int
-    prompts: str
-
-    @property
-    def choice(self) -> str:
-        """Its place among its variant's: for a trial, what was chosen."""
-        return Path(self.folder).name
-
-    @property
-    def done(self) -> bool:
-        """Whether its result is there."""
-        return (Path(self.folder) / "result.json").exists()
+from study_runs import Job, Scores, World, judge_base, mean, read_result, run_all
 
 
-def run(job: Job) -> Job:
-    """Train, generate, score, and write `result.json`."""
-    import warnings
-
-    warnings.filterwarnings("ignore")
-    from diffpo.compat import quiet_libraries
-    from diffpo.config.run import load_config
-    from diffpo.disk.files import write_json
-    from diffpo.training.train import train
-
-    quiet_libraries()
-    folder = Path(job.folder)
-    own = [f"train.output={folder / 'run'}", f"train.seed={job.seed}", f"train.steps={job.updates}"]
-    own += [f"train.batch={PAIRS}", f"train.warmup_steps={max(1, job.updates // 10)}", "train.sample_every=0"]
-    own += [f"train.eval_every={job.updates}", "train.checkpoint_every=1000"]
-    config = load_config(job.config, [*job.overrides, *own])
-    train(config)
-    images = judge(str(folder / "run"), folder / "media", job.prompts)
-    lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
-    write_json(
-        folder / "result.json",
-        asdict(job)
-        | {"scores": images, "seconds": sum(line["time/seconds"] for line in lines)}
-        | {"error": {key.removeprefix("eval/"): value for key, value in lines[-1].items() if "eval/error" in key}},
-    )
-    return job
-
-
-def judge(tuned: str | None, folder: Path, prompts: str) -> dict[str, list[float]]:
-    """Generate one image per prompt and score it; returns the scores in the prompts' order."""
-    from diffpo.generation.generate import generate
-    from diffpo.generation.settings import GenerateOptions
-    from diffpo.media.prompts import load_prompts
+def measure(folder: Path) -> Scores:
+    """Judge pictures of the shapes world."""
     from diffpo.scorers import ShapesUtility, ShapesVerifier
     from diffpo.scorers.scores import score_folder
 
-    generate(GenerateOptions(model="shapes:base", tuned=tuned, **SAMPLING), load_prompts(prompts), folder, label="x")
     rows = score_folder(folder, [ShapesUtility(), ShapesVerifier()]).rows
     return {name: [row.score for row in rows if row.scorer == name] for name in ("shapes-utility", "shapes")}
 
 
-def judge_base(output: Path, prompts: str) -> dict[str, list[float]]:
-    """Do the same for the base, once."""
-    file = output / "base" / f"{prompts.replace(':', '-')}.json"
-    if not file.exists():
-        scores = judge(None, output / "base" / prompts.replace(":", "-"), prompts)
-        file.write_text(json.dumps(scores))
-    return json.loads(file.read_text())
+WORLD = World(
+    "shapes:base", {"steps": 20, "guidance": 4.0, "batch": 50, "noise": "consecutive"}, measure, "shapes-utility"
+)
 
 
 def trials(output: Path, variant: Variant) -> list[Job]:
@@ -114,6 +50,8 @@ def trials(output: Path, variant: Variant) -> list[Job]:
             UPDATES,
             0,
             VALIDATION,
+            PAIRS,
+            UPDATES,
         )
         for choice in variant.trials
     ]
@@ -137,31 +75,12 @@ def finals(output: Path, variant: Variant) -> list[Job]:
             updates,
             seed,
             HELD_OUT,
+            PAIRS,
+            updates,
         )
         for budget, updates in budgets.items()
         for seed in SEEDS
     ]
-
-
-def read_result(job: Job) -> dict[str, Any]:
-    """Read a finished job's `result.json`."""
-    return json.loads((Path(job.folder) / "result.json").read_text())
-
-
-def mean(values: Sequence[float]) -> float:
-    """Arithmetic mean."""
-    return sum(values) / len(values)
-
-
-def run_all(jobs: Sequence[Job], processes: int, title: str) -> None:
-    """Run what is not there yet, several at a time, each on one thread."""
-    missing = [job for job in jobs if not job.done]
-    print(f"{title}: {len(missing)} of {len(jobs)} to run", flush=True)
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        for i, done in enumerate(as_completed(pool.submit(run, job) for job in missing), 1):
-            job = done.result()
-            utility = mean(read_result(job)["scores"]["shapes-utility"])
-            print(f"{title} {i}/{len(missing)}  utility {utility:.3f}  {job.folder}", flush=True)
 
 
 def make_tables(variants: Sequence[Variant]) -> None:
@@ -187,9 +106,9 @@ def main() -> None:
         os.environ["OMP_NUM_THREADS"] = "1"
         make_tables(variants)
         for prompts in (VALIDATION, HELD_OUT):
-            judge_base(args.output, prompts)
-        run_all([job for v in variants for job in trials(args.output, v)], args.processes, "trial")
-        run_all([job for v in variants for job in finals(args.output, v)], args.processes, "final")
+            judge_base(WORLD, args.output, prompts)
+        run_all(WORLD, [job for v in variants for job in trials(args.output, v)], args.processes, "trial")
+        run_all(WORLD, [job for v in variants for job in finals(args.output, v)], args.processes, "final")
     from study_report import write_study
 
     write_study(args.output, variants)
