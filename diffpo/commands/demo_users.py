@@ -22,7 +22,7 @@ from diffpo.training.train import train
 
 CONFIG = "configs/users-ppd.yaml"
 EMBEDDER = "clip,path=shapes:pickscore"
-PEOPLE = UserOptions(pairs=4, draws=16, support=32, directions=2)
+PEOPLE = UserOptions(pairs=4, draws=16, support=64, directions=2)
 PROMPTS = "users:heldout"
 
 

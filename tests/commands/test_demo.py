@@ -5,6 +5,7 @@ import json
 import pytest
 
 from diffpo.commands.demo import MOVING, SHAPES, run_demo
+from diffpo.commands.demo_users import run_users_demo
 from diffpo.config.run import load_config
 from diffpo.media.prompts import load_prompts
 
@@ -49,3 +50,15 @@ def test_a_world_judges_prompts_that_it_has_and_quality_first(world):
     assert world.scorers[0].measures == "quality"
     config = load_config(world.config)
     assert config.sample.prompts.split(":")[1] == "validation" and world.prompts.endswith(":heldout")
+
+
+@pytest.mark.slow
+def test_the_demo_of_users_judges_people_whom_the_model_has_never_met(tmp_path):
+    less = ("train.steps=2", "train.warmup_steps=1", "data.limit=64")
+    summary = run_users_demo(tmp_path / "demo", prompts=2, overrides=less)
+    assert summary == json.loads((tmp_path / "demo" / "summary.json").read_text())
+    compared = {(result["first"], result["second"]): result for result in summary["results"]}
+    assert set(compared) == {("own", "base"), ("own", "others"), ("others", "base")}
+    assert compared["own", "base"]["groups"]["unseen"]["n_users"] == 10
+    assert summary["users told from their states"]["unseen"]["users"] == 10
+    assert (tmp_path / "demo" / "report.html").is_file()

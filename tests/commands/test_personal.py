@@ -14,6 +14,7 @@ from tiny_users import EMBEDDING, save_users
 
 from diffpo.captioners.judges import ChatJudge, WorldJudge
 from diffpo.commands.personal import Choices, Personal, run_personal
+from diffpo.commands.users import users_of, whom
 from diffpo.data import Pairs
 from diffpo.errors import UserError
 from diffpo.generation.personal import plan_sittings
@@ -135,3 +136,19 @@ def test_a_judge_that_is_shown_choices_is_held_against_others(asked, base, run, 
     choices = Choices.of(users, plan_sittings(users, NAMES, asked.prompts.prompts, 1, 0), source)
     assert {choice.prompt for choice in choices.others["user-02"]} == {f"user-02 {i}" for i in (2, 3, 4)}
     assert [choice.prompt for choice in choices.support[users.draws_of("user-02")[0]]] == ["user-02 0"]
+
+
+def test_whom_images_are_for_is_said_by_a_user_or_by_shares(run, people, tmp_path, capsys):
+    known = {"users": str(people)}
+    assert whom(str(run), "user-00", None, people, None) == known | {"blend": {"user-00": 1.0}}
+    assert capsys.readouterr().out == ""
+    told = whom(str(run), None, "user-00:3,user-01:1", people, None)
+    assert told == known | {"blend": {"user-00": 0.75, "user-01": 0.25}}
+    assert "do not sum to one; they count as user-00:0.75, user-01:0.25" in capsys.readouterr().out
+    for user, blend in ((None, None), ("user-00", "user-01:1")):
+        with pytest.raises(UserError, match="either --user NAME or --blend"):
+            whom(str(run), user, blend, people, None)
+    with pytest.raises(UserError, match="give it as --users"):
+        whom(str(run), "user-00", None, None, None)
+    (tmp_path / "config.yaml").write_text(f"data:\n  users: {people}\n")
+    assert users_of(str(tmp_path)) == people == users_of(str(tmp_path / "final"))
