@@ -169,7 +169,7 @@ class Config(Document):
             if method.asks_reference_for is not None:
                 clashes.append(
                     f"data.reference_draws: the reference's errors cannot be kept for {self.method_name}, because "
-                    f"{method.asks_reference_for}; or leave data.reference_draws out"
+                    f"{method.asks_reference_for}. Without data.reference_draws it works"
                 )
             if not data.cache:
                 clashes.append("data.reference_draws: lie beside the encodings, so they need data.cache=true")
