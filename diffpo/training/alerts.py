@@ -4,6 +4,9 @@ import math
 from collections import deque
 from collections.abc import Iterator, Mapping
 
+from diffpo.config.run import Config
+from diffpo.core.types import PairBatch
+
 WINDOW = 25
 """Updates whose mean is looked at."""
 EARLY = 100
@@ -34,6 +37,30 @@ SMALL = (
 )
 
 
+ROUNDED = (
+    "train.mixed_precision={precision} alone moves the logit u by about {rounding:.1f}, at a beta of {beta:g} and "
+    "{numbers:,} numbers in a latent: single pairs are judged by rounding (docs/speed.md). Set "
+    "train.mixed_precision=no, or fp16, which rounds a tenth as much as bf16, or lower method.beta in a new run"
+)
+ROUNDING = {"no": 2e-6, "fp16": 1e-3, "bf16": 1.1e-2}
+"""How far rounding moves u, times the root of the numbers in a latent, at a beta of 1: `scripts/rounding.py`."""
+SWAMPED = 1.0
+"""Rounding of u that is said."""
+
+
+def judged_with(config: Config, batch: PairBatch) -> tuple[str, float, int]:
+    """The precision, the beta of a method that has one, and how many numbers of a latent a term is a mean over."""
+    method = config.method
+    beta = getattr(method, "beta", 0.0)
+    _, frames, *_ = batch.shape
+    return config.train.mixed_precision, beta, batch.shape.numel() // (frames if method.reads_segments else 1)
+
+
+def rounding_of(precision: str, beta: float, numbers: int) -> float:
+    """How far rounding moves the logit: it grows with beta, and averages out over the numbers in a latent."""
+    return ROUNDING[precision] * beta / math.sqrt(numbers)
+
+
 class Alerts:
     """Looks at the metrics of every update.
 
@@ -44,6 +71,13 @@ class Alerts:
         self._least_norm = least_norm
         self._seen: deque[Mapping[str, float]] = deque(maxlen=2 * WINDOW)
         self._said: set[str] = set()
+
+    def begin(self, precision: str, beta: float, numbers: int) -> Iterator[str]:
+        """Look at the settings and the size of the latents, and yield what there is to say, once."""
+        rounding = rounding_of(precision, beta, numbers)
+        if rounding > SWAMPED and ROUNDED not in self._said:
+            self._said.add(ROUNDED)
+            yield ROUNDED.format(precision=precision, rounding=rounding, beta=beta, numbers=numbers)
 
     def look(self, step: int, metrics: Mapping[str, float]) -> Iterator[str]:
         """Take in an update's metrics, and yield what has not been said yet."""

@@ -28,13 +28,13 @@ from diffpo.models.outline import Outline, outline
 from diffpo.training.cards import GIB, Card
 from diffpo.training.forecast import Traced, Weights, forecast, inverted
 
-SHARE = {"plain": 0.30, "fused": 0.40, "regional": 0.45, "whole": 0.45}
-"""Share of a large matrix product's pace that a step was seen to reach, by who computes it (docs/speed.md): torch's
-kernels one by one, `train.fused`, or what `train.compile` makes."""
-GAP = 10e-6
-"""Seconds that a GPU was seen to lose between two operations."""
-LAUNCH_AGAIN = 30e-6
-"""Seconds in which Python launches an operation, where gradient checkpointing lets it launch all of them."""
+SHARE = {"plain": 0.41, "fused": 0.60, "regional": 0.60, "whole": 0.60}
+"""Share of a large matrix product's pace that more pairs were seen to reach, by who computes: torch's kernels one by
+one, `train.fused`, or what `train.compile` makes (docs/speed.md)."""
+GAP = 25e-6
+"""Seconds that an operation was seen to cost beside its arithmetic."""
+FEWER = {"plain": 1.0, "fused": 1.0, "regional": 1 / 3, "whole": 1 / 3}
+"""Operations that a GPU is given, as a share of those of the step."""
 USABLE = 0.94
 """Share of a card's memory that one may count on: its driver and fragments take the rest."""
 WORTH_COMPILING = 600.0
@@ -132,8 +132,7 @@ class Plan:
         rate = self.card.single if HALF[self.config.train.mixed_precision] is None else self.card.half
         seconds = batch * flops / (rate * 1e12 * SHARE[kernels])
         if not self.card.is_cpu:
-            launches = again.launches if kernels == "plain" else again.launches / 2
-            seconds = max(seconds + GAP * launches, LAUNCH_AGAIN * launches if checkpointing else 0.0)
+            seconds += GAP * FEWER[kernels] * again.launches
         fits = needed <= USABLE * self.card.gib * GIB
         return Cut(
             batch=batch,

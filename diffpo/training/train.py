@@ -30,7 +30,7 @@ from diffpo.disk.published import published
 from diffpo.errors import UserError
 from diffpo.media.users import Users
 from diffpo.models.encoders import Encoders
-from diffpo.training.alerts import Alerts
+from diffpo.training.alerts import Alerts, judged_with
 from diffpo.training.export import export
 from diffpo.training.learner import Learner, averaged, how_to_go_on, identify_model, prepare_learner, resume, save
 from diffpo.training.log import RunLog, describe_run, mean_metrics
@@ -83,6 +83,8 @@ def train(config: Config, *, fresh: bool = False, push: str | None = None) -> Pa
             for line in describe_run(learner, plan, loader, held_out, folder, done):
                 log.say(line)
             for batches in loader.updates(plan, done, config.train.steps, rank=accelerator.process_index):
+                for alert in alerts.begin(*judged_with(config, batches[0])):
+                    log.say(f"note: {alert}")
                 metrics = update(learner, batches, plan.position(done)[0], micro_seed=done)
                 done += 1
                 metrics |= log.timing(plan.effective)

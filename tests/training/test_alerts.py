@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from diffpo.training.alerts import WINDOW, Alerts
+import pytest
+
+from diffpo.training.alerts import WINDOW, Alerts, rounding_of
 
 
 def said(curve):
@@ -44,3 +46,13 @@ def test_neither_alone_is_an_alert():
 
 def test_a_method_without_rewards_gets_none():
     assert not said([{"loss": 1.0, "error/chosen": 1.0 + step} for step in range(200)])
+
+
+def test_rounding_that_swamps_the_logit_is_said_once():
+    """By hand: 0.011 x 5000 / sqrt(4 x 8 x 8) = 3.4; at 64 x 64, 0.43; float32 rounds 5,000 times less."""
+    assert rounding_of("bf16", 5000.0, 256) == pytest.approx(0.011 * 5000 / 16)
+    alerts = Alerts()
+    (note,) = alerts.begin("bf16", 5000.0, 256)
+    assert "moves the logit u by about 3.4" in note and "256 numbers" in note
+    assert not [*alerts.begin("bf16", 5000.0, 256)]
+    assert not [*Alerts().begin("bf16", 5000.0, 4 * 64 * 64)] and not [*Alerts().begin("no", 5000.0, 256)]
