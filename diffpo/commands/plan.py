@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from diffpo.commands.shared import Config, quiet, say
+from diffpo.commands.shared import Config, listed, quiet, say
 
 if TYPE_CHECKING:
     from diffpo.training.planning import Cut, Plan
@@ -25,6 +26,12 @@ def plan(
     card: Annotated[
         str | None, typer.Option(help="A card, such as h100, a100, l40s, rtx4090, or cpu; what is here by default.")
     ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Time the most promising ways on what is here, with random weights.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Where --measure writes the settings of the fastest way.")] = Path(
+        "plan.yaml"
+    ),
 ) -> None:
     """Tell memory, pace and disk of a run before anything is downloaded, and how its update is best cut."""
     from diffpo.config.run import load_config
@@ -43,7 +50,12 @@ def plan(
     words = " ".join(overrides or [])
     again = f"diffpo train {config} {words}".rstrip()
     best = made.cuts()[0]
-    if best.fits:
+    if measure:
+        from diffpo.training.measuring import measure_cuts
+
+        found = measure_cuts(made, out, print)
+        say(f"wrote {listed(out)}", f"{again} {as_words(found)}")
+    elif best.fits:
         say("wrote nothing", f"{again} {as_words(best)}")
     else:
         say("wrote nothing: no way to cut the update fits this card", f"diffpo plan {config} {words} model=lora")

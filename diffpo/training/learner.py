@@ -60,14 +60,20 @@ def prepare_learner(
     """
     if needs_reference is None:
         needs_reference = config.method.needs_reference
-    train, device, autocast = config.train, accelerator.device, HALF.get(config.train.mixed_precision)
+    train, autocast = config.train, HALF.get(config.train.mixed_precision)
     with torch.random.fork_rng():
         torch.manual_seed(train.seed)  # an adapter's first factor is drawn from the global generator
         dtype, rate = DTYPES[train.dtype], config.data.fps
         embedding = None if users is None else users.embedding
         policy, reference = load(
-            config.model, dtype, needs_reference, rate, embedding, device=device, autocast=autocast
+            config.model, dtype, needs_reference, rate, embedding, device=accelerator.device, autocast=autocast
         )
+    return wrap(config, accelerator, policy, reference)
+
+
+def wrap(config: Config, accelerator: Accelerator, policy: Denoiser, reference: Reference | None) -> Learner:
+    """Let a policy and its reference learn as the config says: what accelerate wraps, optimizer, schedule, average."""
+    train = config.train
     policy.network.train()
     bare = policy.network
     own = reference is not None and reference.denoiser.network is not bare  # a network of the reference's own

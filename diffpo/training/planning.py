@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -60,12 +60,17 @@ class Cut:
     fits: bool
 
     @property
+    def compile(self) -> Literal["regional", "whole"] | None:
+        """What `train.compile` has to be."""
+        return {"regional": "regional", "whole": "whole"}.get(self.kernels)  # pyright: ignore[reportReturnType]
+
+    @property
     def overrides(self) -> dict[str, Any]:
         """The settings that choose it, by dotted key."""
         return {
             "train.batch": self.batch,
             "train.accumulate": self.accumulate,
-            "train.compile": self.kernels if self.kernels in ("regional", "whole") else None,
+            "train.compile": self.compile,
             "model.gradient_checkpointing": self.checkpointing,
         }
 

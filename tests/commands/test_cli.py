@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 
 import pytest
+import yaml
 from runs import ROOT, World, command, environment
 
 from diffpo.methods import METHODS
@@ -326,3 +328,14 @@ def test_plan_tells_what_a_run_takes_and_how_to_start_it(world, capsys, monkeypa
 def test_plan_without_configurations_is_a_users_mistake(world, capsys, monkeypatch):
     code, _, err = run(capsys, monkeypatch, "plan", world.write("far", {"model.path": "some/where"}), "--card", "h100")
     assert code == 2 and "hf download some/where" in err
+
+
+def test_plan_measures_here_and_writes_the_fastest_way(world, tmp_path, capsys, monkeypatch):
+    """The settings are a part of a configuration, and keep the pairs per update."""
+    config, out = world.write("timed", {"train.batch": 1, "model.rank": 2}), tmp_path / "fastest.yaml"
+    code, said, err = run(capsys, monkeypatch, "plan", config, "--card", "cpu", "--measure", "--out", out)
+    assert code == 0, err
+    settings = yaml.safe_load(out.read_text())
+    assert settings["train"] == {"accumulate": 1, "batch": 1, "compile": None}
+    assert set(settings["model"]) == {"gradient_checkpointing"}
+    assert len(re.findall("^batch 1, checkpointing", said, re.M)) == 2 and f"wrote {out}" in said
