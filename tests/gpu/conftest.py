@@ -141,8 +141,8 @@ def same_step(cosine):
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
-    """What compiles comes last: it may take minutes."""
-    items.sort(key=lambda item: item.path.name == "test_compiled.py")
+    """What may take long comes last: two processes, which may wait for each other, and what compiles."""
+    items.sort(key=lambda item: (item.path.name == "test_compiled.py", "two_processes" in item.name))
 
 
 REPORTS: list[dict[str, Any]] = []
