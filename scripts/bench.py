@@ -172,8 +172,6 @@ class Lap:
 
 def speed_up(policy: Denoiser, reference: Reference, options: argparse.Namespace) -> None:
     """Lay out and compile both, as the trainer does."""
-    if options.device == "cuda" and options.mixed_precision != "no":
-        torch.set_float32_matmul_precision("high")
     able = policy.can_fuse(torch.device(options.device)) and not options.compile and options.mixed_precision != "no"
     fused = able if options.fused is None else options.fused
     if options.tuning == "lora" and options.mixed_precision != "no":

@@ -32,8 +32,6 @@ def make_accelerator(config: Config) -> Accelerator:
         )
     except (ValueError, ImportError) as error:
         raise UserError(f"train.mixed_precision={config.train.mixed_precision} cannot be had here: {error}") from error
-    if accelerator.device.type == "cuda" and accelerator.mixed_precision != "no":
-        torch.set_float32_matmul_precision("high")  # of what autocast leaves in float32
     accelerator.gradient_accumulation_steps = 1  # the loop's own business, whatever a launcher's file says
     missing = set(config.train.trackers) - {str(tracker) for tracker in accelerator.log_with}
     if missing:

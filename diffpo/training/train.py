@@ -211,7 +211,7 @@ def update(learner: Learner, batches: list[PairBatch], epoch: int, micro_seed: i
     norm = check_norm(learner, norm)
     metrics = mean_metrics(["loss", *names], rows[:, 2:], rows[:, 1])
     metrics |= {"grad_norm": norm, "learning_rate": learner.schedule.get_last_lr()[0], "epoch": epoch}
-    step_optimizer(learner)
+    step_optimizer(learner, norm)
     return metrics
 
 
@@ -285,11 +285,15 @@ def check_norm(learner: Learner, norm: Tensor | None) -> float:
     return value
 
 
-def step_optimizer(learner: Learner) -> None:
-    """Update the weights, the schedule and the average; an fp16 overflow that the scaler handles updates nothing."""
+def step_optimizer(learner: Learner, norm: float) -> None:
+    """Update the weights, the schedule and the average; an fp16 overflow that the scaler handles updates nothing.
+
+    A fused optimizer leaves the weights alone by itself then, unseen by accelerate: the gradient's norm tells.
+    """
     learner.optimizer.step()
     learner.optimizer.zero_grad()
-    if not learner.accelerator.optimizer_step_was_skipped:
+    overflow = learner.accelerator.scaler is not None and not math.isfinite(norm)
+    if not overflow and not learner.accelerator.optimizer_step_was_skipped:
         learner.schedule.step()
         if learner.average is not None:
             learner.average.update(learner.policy.network)

@@ -26,7 +26,7 @@ def check(ours, theirs, inputs):
         pull = torch.randn(answer.shape, dtype=torch.float64, device=answer.device)
         found.append([answer, *torch.autograd.grad(answer, given, pull.to(answer.dtype))])
     for a, b in zip(*found, strict=True):
-        assert (a.double() - b.double()).norm() <= ROUNDING * b.double().norm()
+        assert (a.double() - b.double()).norm() <= ROUNDING * b.double().norm() + 1e-5  # a shift may have no say at all
 
 
 @pytest.mark.parametrize(("n", "c", "side", "groups"), [(2, 320, 16, 32), (3, 96, 7, 4), (1, 8, 5, 8)])
@@ -59,9 +59,12 @@ def test_layer_norm_and_gates(rows, width):
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])
-def test_a_fused_step_is_the_same_step(start, same_step, tuning):
-    plain = start({"model.name": tuning, "train.fused": False}, "levels").step()
-    same_step(plain, start({"model.name": tuning, "train.fused": True}, "levels").step())
+def test_a_fused_step_is_as_near_to_single_precision_as_the_plain_one(start, cosine, tuning):
+    """Of a tiny network half precision leaves a cosine of about 0.999 only, in either way."""
+    ways = ({"train.mixed_precision": "no"}, {"train.fused": False}, {"train.fused": True})
+    exact, plain, fused = (start({"model.name": tuning, **way}, "levels").step() for way in ways)
+    assert fused[0] == pytest.approx(plain[0], rel=1e-3)
+    assert cosine(exact[1], fused[1]) > cosine(exact[1], plain[1]) - 0.001
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])
