@@ -52,13 +52,12 @@ def test_a_run_goes_on_after_an_overflow(world):
     assert all(x.isfinite().all() for x in weights(run).values())
 
 
-@pytest.mark.parametrize("fused", [False, pytest.param(True, marks=needs_card)])
 @pytest.mark.parametrize("precision", HALF)
 @pytest.mark.parametrize("tuning", ["lora", "full"])
-def test_equal_networks_give_log_2(start, tuning, precision, fused):
+def test_equal_networks_give_log_2(start, tuning, precision):
     """Policy and reference are equal at the start, to the last bit, whatever is trained."""
     half = {"fp16": "float16", "bf16": "bfloat16"}[precision]
-    changes = {"model.name": tuning, "train.mixed_precision": precision, "method.beta": 5000.0, "train.fused": fused}
+    changes = {"model.name": tuning, "train.mixed_precision": precision, "method.beta": 5000.0}
     started = start(changes | ({"model.dtype": half} if tuning == "lora" else {}), moved=False)
     from diffpo.training.train import forward
 
@@ -72,13 +71,6 @@ def test_half_precision_is_near_single(start, cosine, family):
     single, half = (start(FULL | {"train.mixed_precision": p}, family).step() for p in ("no", "bf16"))
     assert half[0] == pytest.approx(single[0], rel=5e-3)
     assert cosine(single[1], half[1]) > 0.99
-
-
-@needs_card
-@pytest.mark.parametrize("tuning", ["lora", "full"])
-def test_fused_kernels_change_nothing_that_matters(start, same_step, tuning):
-    plain = start({"model.name": tuning}, "levels").step()
-    same_step(plain, start({"model.name": tuning, "train.fused": True}, "levels").step())
 
 
 def test_channels_last_changes_nothing_that_matters(start, same_step):
