@@ -14,6 +14,7 @@ from diffpo.methods.kto import KTO
 from diffpo.methods.mapo import MaPO
 from diffpo.methods.ppd import PPD
 from diffpo.methods.rdpo import RDPO
+from diffpo.methods.rpo import RPO
 from diffpo.methods.sft import SFT
 from diffpo.methods.smpo import SmPO
 
@@ -25,6 +26,7 @@ METHODS: dict[str, type[Method]] = {
     "dcpo": DCPO,
     "densedpo": DenseDPO,
     "ppd": PPD,
+    "rpo": RPO,
     "mapo": MaPO,
     "kto": KTO,
     "ipo": IPO,

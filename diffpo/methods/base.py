@@ -88,6 +88,9 @@ class TwoSidedMethod(Method):
 
     sft_weight: NotNegative = 0.0
     """Weight of the denoising error of the better image, added to the loss: an anchor against forgetting."""
+    sft_side: Literal["better", "chosen"] = "better"
+    """Whose error that is: of the `better` image as the label says, each with its share where the label is soft, or of
+    the `chosen` one whatever the label says (RPO, whose chosen images are photographs of a subject)."""
     guard: Fraction | None = None
     """Diffusion-SDPO's safeguard (arXiv:2511.03317), its mu in [0, 1]: 0.9 for SD1.5, 0.6 for SDXL; null is off.
     The worse image's pull is damped, pair by pair, so that to first order it cannot raise the error of the better
@@ -180,6 +183,7 @@ class TwoSidedMethod(Method):
     ) -> StepOutput:
         """Reduce errors to terms, take the expected loss over each term's label, and sum over the terms of a row."""
         terms = self.terms(batch)
+        chosen = policy.chosen
         if self.reads_segments:
             assert batch.segments is not None, "the columns that a method needs were checked before"
             policy = better_first(policy, batch.segments)
@@ -189,8 +193,10 @@ class TwoSidedMethod(Method):
         answers = Answers(policy, reference, terms, error, reference_error)
         metrics = self._metrics(answers)
         sums = terms.sum(torch.stack([value.detach() for value in metrics.values()], dim=1), batch.size)
-        loss = terms.sum(self._weighted(answers) + self._weighted(answers.swapped()), batch.size)
-        return StepOutput(loss, dict(zip(metrics, sums.unbind(1), strict=True)))
+        loss = self._weighted(answers) + self._weighted(answers.swapped())
+        if self.sft_weight and self.sft_side == "chosen":
+            loss = loss + self.sft_weight * terms.mean(chosen.error)
+        return StepOutput(terms.sum(loss, batch.size), dict(zip(metrics, sums.unbind(1), strict=True)))
 
     def _weighted(self, answers: Answers) -> Tensor:
         """P(chosen > rejected) times the loss in that direction, `[k]`.
@@ -202,7 +208,7 @@ class TwoSidedMethod(Method):
         which = p.nonzero().flatten()
         taken = answers.take(which)
         loss = self.compare(taken if self.guard is None else safeguard(taken, self.guard))
-        if self.sft_weight:
+        if self.sft_weight and self.sft_side == "better":
             loss = loss + self.sft_weight * taken.error.chosen
         return loss.new_zeros(len(p)).index_add(0, moved(which, loss.device), moved_to(p[which], loss) * loss)
 

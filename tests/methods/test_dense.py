@@ -22,8 +22,9 @@ LABELS = torch.tensor([[1, 0, -1], [-1, 1, 1], [-1, -1, -1], [0, 0, 0]])
 
 
 def make(name: str, **more) -> TwoSidedMethod:
-    """A method whose logit is neither zero nor huge on answers of about one."""
-    return METHODS[name](**({"scale": 1.0} if name == "mapo" else {"beta": 0.1}), **more)
+    """A method whose logit is neither zero nor huge on answers of about one, with no anchor of its own."""
+    scale = {"scale": 1.0} if name == "mapo" else {"beta": 0.1}
+    return METHODS[name](**scale | {"sft_weight": 0.0, "sft_side": "better"} | more)
 
 
 def judge(method: TwoSidedMethod, segments, sides=(0, 1), preference: float = 1.0) -> tuple[StepOutput, Pair]:
@@ -65,6 +66,14 @@ def test_the_worked_example():
     assert told["rewards/accuracies"].item() == 2, "two of the three labels are met"
     assert told["rewards/margins"].item() == pytest.approx(1.5)
     assert told["error/chosen"].item() == pytest.approx(1.0), "of the better side: 0, 1 and 0"
+
+
+def test_sft_on_the_chosen_clip_does_not_follow_the_labels():
+    """Frame by frame: the error of the clip that the table calls chosen, where no tie is, with either label."""
+    anchor = {"sft_weight": 0.3, "sft_side": "chosen", "dense": "frame"}
+    plain, anchored = (judge(make("dpo", **more), LABELS)[0].loss for more in ({"dense": "frame"}, anchor))
+    expected = 0.3 * (clips(0, len(LABELS)).chosen.error * LABELS.ne(0)).sum(1)
+    torch.testing.assert_close(anchored - plain, expected.detach(), rtol=1e-10, atol=1e-14)
 
 
 def test_the_pseudo_code_and_equation_7():
@@ -176,6 +185,7 @@ def test_everything_together(pipelines, name, inversion):
     That one is the pair with exchanged sides, and the tie leaves the others as they were.
     """
     models, more = moved(pipelines("sd3")), {"inversion": inversion, "guard": 0.6, "sft_weight": 0.3}
+    more["sft_side"] = "better"
     scale = {} if name == "mapo" else {"beta": 50.0}
     if issubclass(METHODS[name], PairwiseMethod):
         scale["flow_weight"] = "squared"

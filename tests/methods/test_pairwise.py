@@ -27,9 +27,9 @@ REFERENCE = answers(1.5, 1)
 
 
 def make(name: str, beta: float = 0.1, **more) -> TwoSidedMethod:
-    """A method whose logit is neither zero nor huge on answers of about one."""
+    """A method whose logit is neither zero nor huge on answers of about one, with no anchor of its own."""
     scale = {"scale": 1.0} if name == "mapo" else {"beta": beta}
-    return METHODS[name](**scale, **more)
+    return METHODS[name](**scale | {"sft_weight": 0.0, "sft_side": "better"} | more)
 
 
 def reference(name: str) -> Pair | None:
@@ -43,6 +43,7 @@ EQUAL = {
     "dcpo": math.log(2),
     "densedpo": math.log(2),
     "ppd": math.log(2),
+    "rpo": math.log(2),
     "cdpo": math.log(2),
     "rdpo": math.log(2),  # [(1 - e) log 2 - e log 2] / (1 - 2 e)
     "ipo": 25.0,  # (1 / (2 * 0.1))^2
@@ -151,6 +152,28 @@ def test_sft_weight_adds_the_error_of_the_better_image(name, preference):
     )
 
 
+@pytest.mark.parametrize("preference", [1.0, 0.75])
+@pytest.mark.parametrize("name", TWO_SIDED)
+def test_sft_on_the_chosen_side_does_not_read_the_label(name, preference):
+    """Errors 1 and 4, weight 0.3: 0.3 more whatever the label, and no gradient of it on the other side."""
+    policy, other, anchor = answers(1, 2), reference(name), {"sft_weight": 0.3, "sft_side": "chosen"}
+    plain, anchored = (judge(make(name, **more), policy, other, preference).loss.item() for more in ({}, anchor))
+    assert anchored - plain == pytest.approx(0.3, rel=1e-12)
+    before, after = (gradients(make(name, **more), policy, other, preference) for more in ({}, anchor))
+    torch.testing.assert_close(after.chosen - before.chosen, torch.full_like(after.chosen, 0.3 / 8))
+    assert torch.equal(after.rejected, before.rejected)
+
+
+def test_rpo_by_hand():
+    """Errors: policy 1, 4; reference 2.25, 1; beta 2: u = 4.25 (test_dpo), and beta 2 is RPO's own.
+
+    p = 0.75: 1 + 3/4 log(1 + e^-4.25) + 1/4 log(1 + e^4.25).
+    """
+    loss = judge(METHODS["rpo"](), answers(1, 2), REFERENCE, 0.75).loss.item()
+    expected = 1 + 0.75 * math.log1p(math.exp(-4.25)) + 0.25 * math.log1p(math.exp(4.25))
+    assert loss == pytest.approx(expected, rel=1e-12)
+
+
 @pytest.fixture(scope="module")
 def step(pipelines):
     """One step of a method on one and the same tiny model."""
@@ -194,6 +217,22 @@ def test_dcpo_with_equal_captions_is_dpo(step):
     plain = step(METHODS["dpo"](beta=50.0), one_prompt)
     assert torch.equal(step(METHODS["dcpo"](beta=50.0), two_captions).loss, plain.loss)
     assert not torch.isclose(step(METHODS["dcpo"](beta=50.0)).loss, plain.loss).any()
+
+
+def test_rpo_with_equal_captions_and_hard_labels_is_dpo_and_sft(step):
+    """The losses add up; soft labels and two captions change them."""
+
+    def one_caption(pairs):
+        return replace(pairs, cond=Pair(pairs.cond.chosen, pairs.cond.chosen))
+
+    def unsure(pairs):
+        return replace(one_caption(pairs), preference=torch.full((3,), 0.6))
+
+    rpo = METHODS["rpo"](beta=50.0)
+    together, dpo, sft = (step(x, one_caption).loss for x in (rpo, METHODS["dpo"](beta=50.0), METHODS["sft"]()))
+    torch.testing.assert_close(together, dpo + sft, rtol=1e-9, atol=0)
+    for other in (step(rpo).loss, step(rpo, unsure).loss):
+        assert not torch.isclose(other, together).any()
 
 
 @pytest.mark.parametrize("name", PAIRWISE)

@@ -118,8 +118,9 @@ def test_every_setting_of_a_method_changes_its_loss_or_its_gradients(name):
 
     Inversions and noises act before the answers: see test_inverted_steps and test_noising.
     """
-    plain = METHODS[name](**({"scale": 1.0} if name == "mapo" else {"beta": 0.1}), dense=None)
-    given = {"guard": 0.9, "sft_weight": 0.5, "dense": "frame", "flow_weight": "squared"}
+    scale = {"scale": 1.0} if name == "mapo" else {"beta": 0.1}
+    plain = METHODS[name](**scale, dense=None, sft_weight=0.2, sft_side="better")
+    given = {"guard": 0.9, "sft_weight": 0.5, "sft_side": "chosen", "dense": "frame", "flow_weight": "squared"}
     other = answers(1.5, 1) if plain.needs_reference else None
 
     def outcome(method) -> torch.Tensor:
