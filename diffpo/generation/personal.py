@@ -51,14 +51,15 @@ def plan_sittings(users: Users, names: Sequence[str], prompts: Sequence[str], ea
     Args:
         users: Who there is.
         names: Who sits.
-        prompts: What is asked, in order; every user takes the next ones.
+        prompts: What is asked; every user takes the next ones in an order that is drawn.
         each: Prompts of each.
-        seed: Of who the others are.
+        seed: Of that order, and of who the others are.
 
     Raises:
         UserError: There are too few prompts, or nobody else in a group.
     """
     generator, left = np.random.default_rng([seed, 31]), list(dict.fromkeys(prompts))
+    left = [left[i] for i in generator.permutation(len(left))]  # neighbours in a set are often alike
     found: list[Sitting] = []
     for name in names:
         draws = users.draws_of(name)
