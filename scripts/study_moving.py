@@ -4,8 +4,8 @@
     python scripts/study_moving.py --report    # table and picture in docs/ from what is there
 
 1. Tables: a third of the guided pairs, and that third with labels flipped and shuffled. 2. Drift: each variant is
-trained once, and the held-out error of the better side is followed; a variant gets as many updates as raise it by
-`DRIFT`. 3. Finals: three seeds with that many updates, judged on held-out prompts.
+trained once, and the held-out error of the better side is followed; a variant gets as many updates as come
+nearest to a rise by `DRIFT`. 3. Finals: three seeds with that many updates, judged on held-out prompts.
 
 A run is a folder below --output with `result.json` as its last file; those that are there are not run again.
 """
@@ -122,9 +122,9 @@ def drifts(output: Path) -> list[Job]:
 
 
 def updates(output: Path, variant: Variant) -> int:
-    """After how many updates the error of the better side has risen by `DRIFT`; all of them, where it does not."""
+    """After how many updates the error of the better side has risen by about `DRIFT`."""
     curve = read_result(job(output, variant, "drift", UPDATES, SEEDS[0], ""))["curve"]
-    return next((int(step) for step, errors in curve.items() if drift(errors) >= DRIFT), UPDATES)
+    return int(min(curve, key=lambda step: abs(drift(curve[step]) - DRIFT)))
 
 
 def drift(errors: dict[str, float]) -> float:
