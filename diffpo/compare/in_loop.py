@@ -1,7 +1,8 @@
 """Which scorers had a hand in making a model: a gain on such a scorer is no independent evidence.
 
     media folder  settings.json           `tuned` or `denoiser`: where the model came from
-    run folder    config.yaml             `data.path`: the pair table it learned from; `model.denoiser`: an earlier run
+    run folder    config.yaml             `data.path`: the pair table it learned from; `model.denoiser`: an earlier run;
+                                          `train.select.scorer`: who chose the update
     table         SPLIT.provenance.json   `recipe.scorer`: who labelled the pairs; `source`: what it was made of
 
 Whatever is missing on that way is not known, and is not guessed: a user adds it by name (`--used-in-training`).
@@ -18,6 +19,8 @@ from diffpo.errors import UserError
 
 LABELLED_BY = {"shapes:pairs": "shapes-utility"}
 """Tables that come with the package: their annotators are simulated."""
+LABELLED, SELECTED = "labelled the training pairs", "selected the update"
+"""What a scorer did."""
 _LEVELS = 3  # a run's `final/unet` lies two below it
 
 
@@ -26,16 +29,18 @@ def in_loop(settings: Iterable[Mapping[str, Any]], labels: Sequence[str], declar
 
     `settings` are the media folders'; `declared` are scorers that a user says were used in training or selection.
     """
-    found: dict[str, list[str]] = {}
+    found: dict[tuple[str, str], list[str]] = {}
     for known in settings:
         if known.get("label") in labels:
             runs = (_of_run(known.get(key), seen=set()) for key in ("tuned", "denoiser", "lora"))
-            for name in dict.fromkeys(chain.from_iterable(runs)):
-                found.setdefault(name, []).append(known["label"])
+            for hand in dict.fromkeys(chain.from_iterable(runs)):
+                found.setdefault(hand, []).append(known["label"])
     said = {name: f"{name} was used in training or selection" for name in declared}
-    for name, (*most, last) in found.items():
-        of = f"{', '.join(most)} and {last}" if most else last
-        said[name] = f"{name} labelled the training pairs of {of}"
+    told: dict[str, list[str]] = {}
+    for (name, did), (*most, last) in found.items():
+        models = f"{', '.join(most)} and {last}" if most else last
+        told.setdefault(name, []).append(f"{did} of {models}")
+    said |= {name: f"{name} {' and '.join(parts)}" for name, parts in told.items()}
     return {name: f"{text}: a gain on it is no independent evidence." for name, text in said.items()}
 
 
@@ -45,18 +50,26 @@ def runs_not_found(settings: Iterable[Mapping[str, Any]], labels: Sequence[str])
     return {label: place for label, place in tuned.items() if place and _run_folder(place) is None}
 
 
-def _of_run(place: str | None, seen: set[Path]) -> Iterator[str]:
-    """Scorers of the run that `place` is or lies in, and of the runs that it started from."""
+def _of_run(place: str | None, seen: set[Path]) -> Iterator[tuple[str, str]]:
+    """Scorers of the run that `place` is or lies in, and of the runs that it started from; each with what it did."""
     folder = _run_folder(place)
     if folder is None or folder in seen:
         return
     seen.add(folder)
     config = _mapping(folder / "config.yaml", read_file)
-    data, model = (value if isinstance(value := config.get(key), Mapping) else {} for key in ("data", "model"))
+    data, model, train = (_part(config, key) for key in ("data", "model", "train"))
     if data.get("path"):
-        yield from _of_table(data["path"], data.get("split") or "train")
+        for name in _of_table(data["path"], data.get("split") or "train"):
+            yield name, LABELLED
+    if isinstance(name := _part(_part(train, "select"), "scorer").get("name"), str):
+        yield name, SELECTED
     for key in ("denoiser", "lora"):
         yield from _of_run(model.get(key), seen)
+
+
+def _part(tree: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = tree.get(key)
+    return value if isinstance(value, Mapping) else {}
 
 
 def _run_folder(place: str | None) -> Path | None:
@@ -77,7 +90,7 @@ def _of_table(path: str, split: str) -> Iterator[str]:
 
 def _of_provenance(record: Mapping[str, Any]) -> Iterator[str]:
     """The scorer of a table's recipe, and those of the tables that it was made of."""
-    recipe, source = (value if isinstance(value := record.get(key), Mapping) else {} for key in ("recipe", "source"))
+    recipe, source = _part(record, "recipe"), _part(record, "source")
     scorer = recipe.get("scorer")
     if isinstance(scorer, Mapping) and isinstance(scorer.get("scorer"), str):
         yield scorer["scorer"]

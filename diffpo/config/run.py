@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from diffpo.config.blocks import Named
 from diffpo.config.loading import Document
+from diffpo.config.selecting import Select
 from diffpo.core.block import Block, Count, Place, Positive, Range, SamplingSteps, Seed, Sharing, Whole
 from diffpo.data import SOURCES
 from diffpo.data.records import Source
@@ -79,6 +80,9 @@ class Train(Block):
     """Held-out pairs to judge, at most."""
     sample_every: Whole = 0
     """Updates between sample grids of `sample.prompts`; 0 makes none."""
+    select: Select | None = None
+    """Export the update whose images a scorer prefers, instead of the last one, and perhaps stop early; null: the last
+    one."""
     log_every: Count = 1
     """Updates between lines of `metrics.jsonl`."""
     trackers: tuple[Literal["trackio", "wandb", "tensorboard"], ...] = ()

@@ -24,17 +24,26 @@ from diffpo.training.checkpoint import trained_weights
 from diffpo.training.learner import check_finite
 from diffpo.training.processes import by_the_first
 from diffpo.training.run import note, others
+from diffpo.training.selection import Selection
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 METRICS = ("loss", "rewards/accuracies", "rewards/margins", "error/chosen", "error/rejected", "eval/loss")
 
 
-def export(config: Config, accelerator: Accelerator, policy: Denoiser, folder: Path, push: str | None = None) -> Path:
+def export(
+    config: Config,
+    accelerator: Accelerator,
+    policy: Denoiser,
+    folder: Path,
+    push: str | None = None,
+    selection: Selection | None = None,
+) -> Path:
     """Write `final/`: an adapter for `pipe.load_lora_weights`, or a network folder for `from_pretrained`.
 
     Every process must call this; the first one writes, and pushes a copy to the Hub repository `push` (`owner/name`).
+    Where an update was selected, its weights are written, else the present ones.
     """
-    weights = trained_weights(policy.network)
+    weights = trained_weights(policy.network) if selection is None else selection.weights
     final = folder / "final"
 
     def write() -> None:
@@ -48,7 +57,8 @@ def export(config: Config, accelerator: Accelerator, policy: Denoiser, folder: P
             config.model.save(path, base, network, weights)
             if grid is not None:
                 shutil.copyfile(grid, path / "grid.png")
-            card = model_card(config, folder, base.component, {file.name for file in path.iterdir()})
+            step = None if selection is None else selection.step
+            card = model_card(config, folder, base.component, {file.name for file in path.iterdir()}, step)
             (path / "README.md").write_text(str(card))
             note(folder, *(final / new.relative_to(path) for new in path.rglob("*") if new.is_file()))
             for file in kept:  # somebody has put notes there, perhaps under the name of one of ours
@@ -62,7 +72,7 @@ def export(config: Config, accelerator: Accelerator, policy: Denoiser, folder: P
     return final
 
 
-def model_card(config: Config, folder: Path, component: str, files: Set[str]) -> ModelCard:
+def model_card(config: Config, folder: Path, component: str, files: Set[str], selected: int | None = None) -> ModelCard:
     """Write down the base model, the data, the method, the metrics and the exact config.
 
     Args:
@@ -70,14 +80,16 @@ def model_card(config: Config, folder: Path, component: str, files: Set[str]) ->
         folder: The run's.
         component: Name of the trained network in its pipeline.
         files: Names of what lies beside the card.
+        selected: The update whose weights lie there, where it need not be the last one.
     """
     tree = published(config.to_dict())
     method, tuned = tree["method"]["name"], tree["model"]["name"]
     lora, user = tuned == "lora" or bool({LORA_FILE, CONFIG_FILE} & files), USER_FILE in files
     base, dataset = tree["model"]["path"], tree["data"]["path"]
     file, values = folder / "metrics.jsonl", {}
-    for line in file.read_text().splitlines() if file.exists() else []:
-        values |= json.loads(line)
+    for line in map(json.loads, file.read_text().splitlines() if file.exists() else []):
+        if selected is None or line["step"] <= selected:
+            values |= line
     # the Hub checks base_model and datasets: only its own ids may stand there
     data = ModelCardData(
         library_name="diffusers",
@@ -101,6 +113,7 @@ def model_card(config: Config, folder: Path, component: str, files: Set[str]) ->
         start=tree["model"]["denoiser"],
         component=component,
         step=values.get("step", 0),
+        selected=selected is not None,
         rows="\n".join(f"| {name} | {values[name]:.5g} |" for name in METRICS if name in values),
         config=yaml.safe_dump(tree, sort_keys=False, allow_unicode=True),
     )

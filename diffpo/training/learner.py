@@ -26,6 +26,7 @@ from diffpo.training.average import Average
 from diffpo.training.optimizers import make_optimizer, make_schedule
 from diffpo.training.processes import by_the_first
 from diffpo.training.run import note
+from diffpo.training.selection import Selection
 
 
 @dataclass
@@ -39,6 +40,7 @@ class Learner:
     optimizer: AcceleratedOptimizer
     schedule: LambdaLR
     average: Average | None
+    selection: Selection | None = None
 
     @property
     def trained(self) -> list[nn.Parameter]:
@@ -159,6 +161,8 @@ def resume(learner: Learner, folder: Path, identity: Mapping[str, Any]) -> int:
         group.update(initial_lr=base, lr=rate)
     if learner.average is not None:
         learner.average.load(network, tensors["average"], values["average"])
+    if learner.selection is not None and values.get("selection") is not None:
+        learner.selection.load(values["selection"], tensors.get("selected", {}))
     if learner.accelerator.scaler is not None and values["scaler"]:
         learner.accelerator.scaler.load_state_dict(values["scaler"])
     train = learner.config.train
@@ -185,6 +189,10 @@ def save(learner: Learner, folder: Path, done: int, identity: Mapping[str, Any])
     }
     if learner.average is not None:
         tensors["average"] = learner.average.whole(learner.policy.network)
+    if learner.selection is not None:
+        values["selection"] = learner.selection.state()
+        if learner.selection.weights:
+            tensors["selected"] = learner.selection.weights
 
     def write() -> None:
         check_finite(tensors, done, learner.config)

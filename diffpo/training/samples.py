@@ -1,8 +1,7 @@
-"""Sample grids while training: fixed prompts and seeds, the base beside the tuned model."""
+"""Images while training: of fixed prompts and seeds, and grids of them, the base beside the tuned model."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
-from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -33,22 +32,45 @@ def _sampler(config: Config) -> Sampler:
     return Sampler(**{field.name: getattr(config.sample, field.name) for field in fields(Sampler)})
 
 
-class SampleGrids:
-    """Draws `samples/step-000100.png`.
+class Drawer:
+    """Draws with the policy as it stands, as the config's `sample` block says.
 
     With cached data the encoders rest on the CPU and visit the device only while images are drawn. The processes share
-    the drawing; of a sharded network, which needs all of them, every one draws all. The first one writes the grid.
+    the drawing; of a sharded network, which needs all of them, every one draws all.
     """
 
-    def __init__(self, config: Config, policy: Denoiser, encoders: Encoders, folder: Path, identity: Sequence[str]):
+    def __init__(self, config: Config, accelerator: Accelerator, policy: Denoiser, encoders: Encoders):
+        self.accelerator, self.encoders, self.sampler = accelerator, encoders, _sampler(config)
+        self._policy = policy
+        if config.data.cache:  # nobody else needs them
+            encoders.pipeline.to("cpu")
+
+    def draw(self, media: Sequence[Media]) -> list[Clip]:
+        """Make all that is listed; every process must call this, and gets all."""
+        batches = list(groups(media, self.sampler.batch))
+        rank, world = share(self.accelerator)
+        mine = [self.sample(batch) for batch in batches[rank::world]]
+        return [clip for batch in in_turn(mine, world) for clip in batch]
+
+    def sample(self, media: Sequence[Media]) -> list[Clip]:
+        """Make what is listed, each of its prompt and with its seed, in this process."""
+        prompts, seeds = [item.prompt for item in media], [item.seed or 0 for item in media]
+        network = self.accelerator.unwrap_model(self._policy.network)  # still under accelerate's autocast
+        with self.encoders.placed(self.accelerator.device, self._policy.dtype):
+            return sample_clips(self.encoders.with_denoiser(network), prompts, seeds, self.sampler)
+
+
+class SampleGrids:
+    """Draws `samples/step-000100.png`; the first process writes it."""
+
+    def __init__(self, config: Config, drawer: Drawer, folder: Path, identity: Sequence[str]):
         """Remember what to draw; `identity` names the weights of the untrained policy."""
-        sample = config.sample
-        self._sampler = _sampler(config)
-        self._policy, self._encoders, self._folder = policy, encoders, folder / "samples"
+        sample, encoders = config.sample, drawer.encoders
+        self._drawer, self._folder = drawer, folder / "samples"
         prompts = load_prompts(sample.prompts).prompts if isinstance(sample.prompts, str) else sample.prompts
         self._prompts = PromptSet.of(prompts)
         jobs = list(product(prompts, sample.seeds))
-        how = replace(self._sampler, batch=1)  # another number at a time makes no other images
+        how = replace(drawer.sampler, batch=1)  # another number at a time makes no other images
         model = (*identity, encoders.fingerprint, config.model.prediction, config.model.dtype)
         self._base = self._folder / f"base-{hash_of(repr((jobs, how, model)), 4)}"
         numbers = {prompt: number for number, prompt in enumerate(self._prompts.prompts)}
@@ -58,38 +80,28 @@ class SampleGrids:
             Media(file=f"{i:03d}{plan.suffix}", prompt=prompt, prompt_id=numbers[prompt], seed=seed, **usual)
             for i, (prompt, seed) in enumerate(jobs)
         ]
-        if config.data.cache:  # nobody else needs them
-            encoders.pipeline.to("cpu")
 
-    def base(self, accelerator: Accelerator) -> None:
+    def base(self) -> None:
         """Draw the base's images, unless an earlier start of this run did; the policy must be untrained yet."""
+        accelerator, sampler = self._drawer.accelerator, self._drawer.sampler
         work = Work(
             folder=self._base,
             media=self._media,
-            batch=self._sampler.batch,
-            sample=lambda: partial(self._sample, accelerator),
+            batch=sampler.batch,
+            sample=lambda: self._drawer.sample,
             prompts=self._prompts,
-            settings=asdict(self._sampler),
+            settings=asdict(sampler),
         )
         if accelerator.is_main_process:
             note(self._folder.parent, self._base)
         fill([work], accelerator, quiet_console(accelerator), sharded=is_sharded(accelerator))
 
-    def draw(self, accelerator: Accelerator, step: int) -> None:
+    def draw(self, step: int) -> None:
         """Draw the grid of an update."""
-        batches = list(groups(self._media, self._sampler.batch))
-        rank, world = share(accelerator)
-        mine = [self._sample(accelerator, batch) for batch in batches[rank::world]]
-        clips = [clip for batch in in_turn(mine, world) for clip in batch]
-        if accelerator.is_main_process:
+        clips = self._drawer.draw(self._media)
+        if self._drawer.accelerator.is_main_process:
             pairs = zip(self._media, clips, strict=True)
             rows = [Row(item.prompt, (Cell(open_clip(self._base, item)), Cell(clip))) for item, clip in pairs]
             file = self._folder / f"step-{step:06d}.png"
             note(self._folder.parent, file)
             write_sheet(file, draw_grid(["base", f"step {step}"], rows))
-
-    def _sample(self, accelerator: Accelerator, asked: Sequence[Media]) -> list[Clip]:
-        prompts, seeds = [item.prompt for item in asked], [item.seed or 0 for item in asked]
-        network = accelerator.unwrap_model(self._policy.network)  # still under accelerate's autocast
-        with self._encoders.placed(accelerator.device, self._policy.dtype):
-            return sample_clips(self._encoders.with_denoiser(network), prompts, seeds, self._sampler)

@@ -37,7 +37,8 @@ from diffpo.training.log import RunLog, describe_run, mean_metrics
 from diffpo.training.processes import gather_rows, in_turn, make_accelerator, share
 from diffpo.training.reference import find_kept, is_asked, keep
 from diffpo.training.run import check_devices, note, run_folder
-from diffpo.training.samples import SampleGrids, plan_samples
+from diffpo.training.samples import Drawer, SampleGrids, plan_samples
+from diffpo.training.selection import Selection
 from diffpo.training.serving import inverted
 from diffpo.training.stop import Stopped, Watch
 from diffpo.training.stream import open_stream
@@ -73,8 +74,11 @@ def train(config: Config, *, fresh: bool = False, push: str | None = None) -> Pa
         identity = {"pairs": loader.identity, "model": identify_model(config)}
         sampler = None
         if encoders is not None:
-            sampler = SampleGrids(config, learner.policy, encoders, folder, identity["model"])
-            sampler.base(accelerator)
+            drawer = Drawer(config, accelerator, learner.policy, encoders)
+            learner.selection = None if config.train.select is None else Selection(config.train.select, drawer)
+            if draws_grids(config):
+                sampler = SampleGrids(config, drawer, folder, identity["model"])
+                sampler.base()
         done, alerts = resume(learner, folder, identity), Alerts(least_norm(learner))
         with (
             RunLog(accelerator, folder, done, config.train.steps, every=config.train.log_every) as log,
@@ -82,7 +86,9 @@ def train(config: Config, *, fresh: bool = False, push: str | None = None) -> Pa
         ):
             for line in describe_run(learner, plan, loader, held_out, folder, done):
                 log.say(line)
-            for batches in loader.updates(plan, done, config.train.steps, rank=accelerator.process_index):
+            selection = learner.selection
+            last = done if selection is not None and selection.over else config.train.steps
+            for batches in loader.updates(plan, done, last, rank=accelerator.process_index):
                 for alert in alerts.begin(*judged_with(config, batches[0])):
                     log.say(f"note: {alert}")
                 metrics = update(learner, batches, plan.position(done)[0], micro_seed=done)
@@ -92,6 +98,10 @@ def train(config: Config, *, fresh: bool = False, push: str | None = None) -> Pa
                 if judged:
                     with log.aside("judging the held-out pairs"):
                         metrics |= evaluate(learner, held_out)
+                if selection is not None and due(selection.every, done, config):
+                    judged = True
+                    with log.aside("selecting"), averaged(learner):
+                        metrics |= selection.look(learner.policy.network, done)
                 if judged or due(config.train.log_every, done, config):
                     log.write(done, metrics)
                 log.advance(done, metrics)
@@ -99,17 +109,22 @@ def train(config: Config, *, fresh: bool = False, push: str | None = None) -> Pa
                     log.say(f"note: {alert}")
                 if sampler is not None and due(config.train.sample_every, done, config):
                     with log.aside("sampling"), averaged(learner):
-                        sampler.draw(accelerator, done)
+                        sampler.draw(done)
                 number, late = watch.look()
-                if number or late or due(config.train.checkpoint_every, done, config):
+                over = selection is not None and selection.over
+                if number or late or over or due(config.train.checkpoint_every, done, config):
                     with log.aside("writing a checkpoint"):
                         save(learner, folder, done, identity)
                     watch.saved()
                 if number:
                     accelerator.end_training()
                     raise Stopped(number, f"{folder}/checkpoints holds all {done} of {config.train.steps} updates.")
+                if over:
+                    break
+            if selection is not None:
+                log.say(f"{folder.name}: {selection.conclusion(done)}")
         with averaged(learner):
-            export(config, accelerator, learner.policy, folder, push)
+            export(config, accelerator, learner.policy, folder, push, selection)
     accelerator.end_training()
     return folder
 
@@ -123,6 +138,11 @@ def start_trackers(config: Config, accelerator: Accelerator, folder: Path) -> No
         finally:
             if accelerator.is_main_process:
                 note(folder, *(path for path in set(folder.rglob("*")) - before if path.is_file()))
+
+
+def draws_grids(config: Config) -> bool:
+    """Whether sample grids are asked for."""
+    return config.train.sample_every > 0 and bool(config.sample.prompts)
 
 
 def due(every: int, done: int, config: Config) -> bool:
@@ -141,7 +161,7 @@ def prepare_data(
     base = config.model.find()
     config.method.check_process(base.family.make_process(base.scheduler(config.model.prediction), config.model.time))
     encoders = Encoders(config.model, accelerator.device)
-    train, samples = config.train, config.train.sample_every > 0 and bool(config.sample.prompts)
+    train, samples = config.train, draws_grids(config) or config.train.select is not None
     if samples:
         plan_samples(config, encoders)
     if config.data.encoded is not None:
