@@ -272,12 +272,13 @@ def sketch(base: BaseModel) -> Any:
                 with torch.device("meta"):
                     parts[name] = getattr(transformers, kind)(config)
             elif library == "transformers":
-                parts[name] = getattr(transformers, kind).from_pretrained(base.part(name))
+                made = getattr(transformers, kind)
+                parts[name] = made.from_pretrained(base.part(name), trust_remote_code=False)
             elif isinstance(found := getattr(diffusers, kind, None), type) and issubclass(found, torch.nn.Module):
                 with torch.device("meta"):
                     parts[name] = found.from_config(base.config(name))
             elif found is not None:
-                parts[name] = found.from_pretrained(base.part(name))
+                parts[name] = found.from_pretrained(base.part(name), trust_remote_code=False)
     except BROKEN as error:
         raise UserError(f"cannot read the configurations of {base.folder}: {reason(error)}") from error
     if "safety_checker" in base.index:

@@ -140,6 +140,7 @@ OTHERS = {
     "temperature": 0.5,
     "top_p": 0.5,
     "seed": 3,
+    "frames": 3,
     "sees": "image",
     "instruction": "Say what {prompt} shows.",
     "level": "strong",

@@ -48,9 +48,9 @@ def judge(world, tmp_path, monkeypatch):
     sampled: list[tuple[str, int]] = []
     sample = diffpo.generation.generate.sample_clips
 
-    def counting(pipeline, prompts, seeds, **options):
+    def counting(pipeline, prompts, seeds, *more, **options):
         sampled.extend(zip(prompts, seeds, strict=True))
-        return sample(pipeline, prompts, seeds, **options)
+        return sample(pipeline, prompts, seeds, *more, **options)
 
     monkeypatch.setattr(diffpo.generation.generate, "sample_clips", counting)
 

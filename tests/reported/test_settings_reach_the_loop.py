@@ -37,6 +37,7 @@ LEARNED = {
 """Fields of `train`, and values that must change the weights after two updates."""
 
 SEEN_ELSEWHERE = {
+    "select": "training/test_selection.py",
     "steps": "test_metrics_have_the_names_of_trl",
     "output": "test_the_folder_holds_what_the_readme_says",
     "ema": "test_samples_are_drawn_with_the_average",
@@ -225,10 +226,10 @@ def test_samples_are_drawn_with_the_average(world, monkeypatch):
 
     draw, seen = SampleGrids.draw, []
 
-    def watched(self, accelerator, step):
-        network = self._policy.network
+    def watched(self, step):
+        network = self._drawer._policy.network
         seen.append({name: p.detach().clone() for name, p in network.named_parameters() if p.requires_grad})
-        draw(self, accelerator, step)
+        draw(self, step)
 
     monkeypatch.setattr(SampleGrids, "draw", watched)
     run = world.train("sampled", {"train.ema": 0.9, "train.sample_every": 3, "sample.prompts": ["thing 1"]})

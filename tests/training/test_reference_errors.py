@@ -122,7 +122,7 @@ def test_a_run_that_goes_on_learns_the_same(world, run, asked):
 def bytes_held() -> int:
     """Of all tensors of this process, each storage once."""
     gc.collect()
-    storages = [x.untyped_storage() for x in gc.get_objects() if isinstance(x, torch.Tensor)]
+    storages = [x.untyped_storage() for x in gc.get_objects() if type(x) in (torch.Tensor, torch.nn.Parameter)]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
