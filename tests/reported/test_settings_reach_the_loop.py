@@ -37,7 +37,7 @@ LEARNED = {
 """Fields of `train`, and values that must change the weights after two updates."""
 
 SEEN_ELSEWHERE = {
-    "select": "training/test_selection.py",
+    "select": "test_the_best_update_is_exported",
     "steps": "test_metrics_have_the_names_of_trl",
     "output": "test_the_folder_holds_what_the_readme_says",
     "ema": "test_samples_are_drawn_with_the_average",
