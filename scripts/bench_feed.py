@@ -184,7 +184,7 @@ class Bench:
         found["steady"] = count / (found["seconds"] - found["loading"])
         batch = min(count, request.fitting.most)
         start = time.perf_counter()
-        draw(["a picture"] * batch, range(batch))
+        draw([Media(file="", prompt="a picture", prompt_id=0, seed=seed, model="") for seed in range(batch)])
         found["device alone"] = batch / (time.perf_counter() - start)
         settings = read_settings(out)
         return with_share(found | {name: settings.get(name) for name in ("dtype", "batch", FITTED)})
