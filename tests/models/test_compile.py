@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 
 import pytest
 import torch
@@ -100,16 +101,21 @@ def step(policy: Denoiser, reference: Reference, family: str, rows: int) -> torc
     return loss.detach()
 
 
-def kinds(denoiser: Denoiser, ask) -> int:
-    """Count the different parts: class, shapes of the weights, shapes and layouts of the inputs."""
+def kinds(denoisers: Iterable[Denoiser], ask) -> int:
+    """Count what torch must tell apart: a part's class, plain attributes and shapes of weights, the shapes and layouts
+    of its inputs, which of them need a gradient, and whether one is wanted. A LoRA's first part has inputs that need
+    none."""
     found = set()
 
     def note(part, args, kwargs):
+        plain = {name: (type(x), x) for name, x in vars(part).items() if isinstance(x, bool | int | float | str)}
         weights = tuple(p.shape for p in part.parameters())
-        inputs = tuple((x.shape, x.stride()) for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor))
-        found.add((type(part), weights, inputs))
+        tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor)]
+        inputs = tuple((x.shape, x.stride(), x.requires_grad) for x in tensors)
+        found.add((type(part), tuple(sorted(plain.items())), weights, inputs, torch.is_grad_enabled()))
 
-    handles = [part.register_forward_pre_hook(note, with_kwargs=True) for part in denoiser.regions()]
+    parts = {id(part): part for denoiser in denoisers for part in denoiser.regions()}
+    handles = [part.register_forward_pre_hook(note, with_kwargs=True) for part in parts.values()]
     ask()
     for handle in handles:
         handle.remove()
@@ -134,7 +140,7 @@ SLOW = [
     SLOW,
 )
 def test_nothing_runs_uncompiled_and_graphs_are_few(monkeypatch, make, family, tuning, what, last):
-    """Two graphs for each kind of part, of policy and reference; as many again for all other numbers of rows.
+    """A graph for each kind of part, of policy and reference; as many again for all other numbers of rows.
 
     A number of rows that comes back compiles nothing. Torch raises here where it would give up. The graphs are run as
     they are captured: what torch makes of them takes minutes, and is not ours.
@@ -146,7 +152,8 @@ def test_nothing_runs_uncompiled_and_graphs_are_few(monkeypatch, make, family, t
             denoiser.put_channels_last()
         denoiser.compile(what)
     compiled[1].denoiser.layout = compiled[0].layout
-    most = 2 * kinds(plain[0], lambda: step(*plain, family, 4)) if what == "regional" else 2
+    asked = (plain[0], plain[1].denoiser)
+    most = kinds(asked, lambda: step(*plain, family, 4)) if what == "regional" else 2
     torch._dynamo.reset()
     counters.clear()
     graphs = []
@@ -154,7 +161,7 @@ def test_nothing_runs_uncompiled_and_graphs_are_few(monkeypatch, make, family, t
         torch.testing.assert_close(step(*compiled, family, rows), step(*plain, family, rows), rtol=2e-4, atol=0)
         graphs.append(counters["stats"]["unique_graphs"])
     usual, others = graphs[0], graphs[2] - graphs[0]
-    assert 2 <= usual <= (most if not last else 2 * most) * 1.2, (graphs, most)
+    assert 2 <= usual <= (most if not last else 2 * most), (graphs, most)
     assert graphs == [usual, usual, *[usual + others] * 5], "a number of rows compiles again"
     assert 0 < others <= usual
     assert not counters["graph_break"]
