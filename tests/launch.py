@@ -28,6 +28,7 @@ import diffpo.scorers.scores
 import diffpo.training.checkpoint
 import diffpo.training.samples
 import diffpo.training.train
+import diffpo.training.update
 from diffpo.__main__ import main
 
 
@@ -73,7 +74,7 @@ def unrenamed_export() -> None:
 
 PLACES: dict[str, Callable[[], None]] = {
     "encoding": lambda: at_call(diffpo.disk.rows, "write_file", 2, half_a_shard),  # one file of rows, and now
-    "step": lambda: at_call(diffpo.training.train, "step_optimizer", 4),
+    "step": lambda: at_call(diffpo.training.update, "step_optimizer", 4),
     "checkpoint": lambda: at_call(
         diffpo.training.checkpoint, "save_file", 5, half_a_file
     ),  # 3 files each: the 2nd of the 2nd
@@ -87,7 +88,7 @@ PLACES: dict[str, Callable[[], None]] = {
 
 STOPS: dict[str, tuple[Any, str, int]] = {
     "encoding": (diffpo.disk.files, "_begin", 7),  # two files of the run, of hashes, a recipe, one of rows, and now
-    "step": (diffpo.training.train, "step_optimizer", 4),
+    "step": (diffpo.training.update, "step_optimizer", 4),
     "sampling": (diffpo.training.samples.SampleGrids, "draw", 1),
     "checkpoint": (diffpo.training.checkpoint, "save_file", 5),
 }

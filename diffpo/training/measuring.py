@@ -21,7 +21,7 @@ from diffpo.models.outline import Outline, assemble
 from diffpo.training.learner import HALF, Learner, wrap
 from diffpo.training.planning import Cut, Plan
 from diffpo.training.processes import make_accelerator
-from diffpo.training.train import update
+from diffpo.training.update import update
 
 TRIED = 4
 """Ways that are timed."""

@@ -77,12 +77,12 @@ def test_debug_shows_the_traceback(monkeypatch):
 
 def test_a_bug_of_ours_is_exit_code_1(world, capsys, monkeypatch):
     """What we do not foresee: here, that the loop's own arithmetic breaks."""
-    import diffpo.training.train
+    import diffpo.training.update
 
     def broken(*_, **__):
         raise KeyError("step")
 
-    monkeypatch.setattr(diffpo.training.train, "mean_metrics", broken)
+    monkeypatch.setattr(diffpo.training.update, "mean_metrics", broken)
     code, _, err = run(capsys, monkeypatch, "train", world.write("bug"))
     assert code == 1
     assert "diffpo: KeyError" in err and "--debug" in err

@@ -47,7 +47,7 @@ class Started:
 
     def step(self) -> tuple[float, dict[str, Tensor]]:
         """Loss of the micro-batch, and the gradient of all that is trained; nothing is updated."""
-        from diffpo.training.train import forward
+        from diffpo.training.update import forward
 
         named = [(name, p) for name, p in self.learner.policy.network.named_parameters() if p.requires_grad]
         loss = forward(self.learner, self.batch, 0).loss.mean()

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._triton import has_triton
 
-from diffpo.training.train import forward
+from diffpo.training.update import forward
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not has_triton(), reason="there is no Triton here")]
 ROUNDING = 0.01

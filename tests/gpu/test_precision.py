@@ -23,7 +23,7 @@ def trained(started):
 @needs_card
 def test_an_overflow_skips_the_update_and_lowers_the_scale(start):
     """The scale is set so high that the first gradient is infinite: weights and schedule stay where they are."""
-    from diffpo.training.train import update
+    from diffpo.training.update import update
 
     started = start({"train.mixed_precision": "fp16", "train.warmup_steps": 2, "method.beta": 2000.0})
     learner, scaler = started.learner, started.accelerator.scaler
@@ -59,7 +59,7 @@ def test_equal_networks_give_log_2(start, tuning, precision):
     half = {"fp16": "float16", "bf16": "bfloat16"}[precision]
     changes = {"model.name": tuning, "train.mixed_precision": precision, "method.beta": 5000.0}
     started = start(changes | ({"model.dtype": half} if tuning == "lora" else {}), moved=False)
-    from diffpo.training.train import forward
+    from diffpo.training.update import forward
 
     output = forward(started.learner, started.batch, 0)
     assert output.metrics["rewards/margins"].abs().max() == 0

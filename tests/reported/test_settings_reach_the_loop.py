@@ -89,7 +89,7 @@ def trained(learner) -> dict[str, torch.Tensor]:
 
 
 def learned(world, **changes) -> dict[str, torch.Tensor]:
-    from diffpo.training.train import update
+    from diffpo.training.update import update
 
     learner, updates, _ = prepare(world, **changes)
     for done, batches in enumerate(updates):
@@ -138,7 +138,7 @@ def test_every_setting_of_a_method_changes_its_loss_or_its_gradients(name):
 
 def test_the_draws_follow_the_epoch(world, monkeypatch):
     """Two updates of all eight pairs are two epochs: other times and other noises."""
-    import diffpo.training.train as module
+    import diffpo.training.update as module
 
     epochs = []
 
@@ -153,7 +153,7 @@ def test_the_draws_follow_the_epoch(world, monkeypatch):
 
 
 def test_another_epoch_gives_another_loss(world):
-    from diffpo.training.train import forward
+    from diffpo.training.update import forward
 
     learner, [[batch], *_], _ = prepare(world)
     first, again, second = (forward(learner, batch, epoch).metrics["error/chosen"] for epoch in (0, 0, 1))
@@ -163,7 +163,7 @@ def test_another_epoch_gives_another_loss(world):
 @pytest.mark.parametrize("most", [1e-4, None])
 def test_the_gradient_is_clipped_before_the_step(world, most):
     """Its norm, as the optimizer sees it, is at most what was asked for; without a limit it is what was logged."""
-    from diffpo.training.train import update
+    from diffpo.training.update import update
 
     learner, [batches, *_], _ = prepare(world, **{"train.max_grad_norm": most})
     norms = []
@@ -181,7 +181,7 @@ def test_the_gradient_is_clipped_before_the_step(world, most):
 @pytest.mark.parametrize(("precision", "dtype"), [("no", torch.float32), ("bf16", torch.bfloat16)])
 def test_the_forward_runs_in_the_precision_that_was_asked_for(world, precision, dtype):
     """In updates and in held-out judgements."""
-    from diffpo.training.train import evaluate, update
+    from diffpo.training.update import evaluate, update
 
     learner, [batches, *_], held_out = prepare(world, **{"train.mixed_precision": precision})
     seen = set()
@@ -195,7 +195,7 @@ def test_the_forward_runs_in_the_precision_that_was_asked_for(world, precision, 
 
 
 def test_dropout_is_off_while_held_out_pairs_are_judged_and_on_again_afterwards(world):
-    from diffpo.training.train import evaluate, update
+    from diffpo.training.update import evaluate, update
 
     learner, updates, held_out = prepare(world, **{"model.dropout": 0.5, "method.name": "sft"})
     modes = []
@@ -242,7 +242,7 @@ def test_samples_are_drawn_with_the_average(world, monkeypatch):
 @pytest.mark.parametrize(("split", "sizes"), [(False, {8: 1}), (True, {4: 2})])
 def test_split_forward_asks_once_for_each_side(world, split, sizes):
     """Of four pairs, with gradients; the reference is asked alike."""
-    from diffpo.training.train import update
+    from diffpo.training.update import update
 
     learner, [batches, *_], _ = prepare(world, **{"train.split_forward": split})
     asked = Counter()
@@ -256,7 +256,7 @@ def test_split_forward_asks_once_for_each_side(world, split, sizes):
 
 
 def test_as_many_held_out_pairs_are_judged_as_asked_for(world):
-    from diffpo.training.train import evaluate
+    from diffpo.training.update import evaluate
 
     learner, _, held_out = prepare(world, **{"train.eval_pairs": 1, "train.batch": 1})
     asked = []
@@ -273,7 +273,7 @@ def test_one_line_for_every_so_many_updates(world):
 def test_an_update_without_a_term_is_a_loss_of_zero(world):
     """And moves nothing: no number is NaN, and a term is not missed in silence."""
     from diffpo.training.alerts import Alerts
-    from diffpo.training.train import evaluate, update
+    from diffpo.training.update import evaluate, update
 
     rows = [json.loads(line) for line in (world.folder / "pairs" / "pairs.jsonl").read_text().splitlines()]
     ties = "\n".join(json.dumps(row | {"segments": [0]}) for row in rows)

@@ -9,7 +9,7 @@ from runs import World, forget_accelerator
 from diffpo.config.run import build
 from diffpo.training.learner import prepare_learner
 from diffpo.training.processes import make_accelerator
-from diffpo.training.train import step_optimizer
+from diffpo.training.update import step_optimizer
 
 
 @pytest.mark.parametrize(("gradient", "updates"), [(float("inf"), 0), (1.0, 1)])

@@ -24,7 +24,8 @@ def learned(world, method: str, updates: int, **cut):
     """What the trained weights are after some updates of 8 pairs, with soft labels where the method reads them."""
     from diffpo.config.run import build
     from diffpo.training.processes import make_accelerator
-    from diffpo.training.train import prepare_data, prepare_learner, update
+    from diffpo.training.train import prepare_data, prepare_learner
+    from diffpo.training.update import update
 
     table = "labelled.jsonl" if METHODS[method].uses_preference else "pairs.jsonl"
     changes = {"method.name": method, "data.path": table, "train.dtype": "float64"}

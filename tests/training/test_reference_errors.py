@@ -83,7 +83,7 @@ def test_the_reference_is_asked_once_about_every_draw(run, asked):
 def test_twenty_updates_are_those_of_a_live_reference_on_the_same_draws(world, run):
     """Losses, all else that is logged, held-out losses and weights: equal, in double precision."""
     from diffpo.training.learner import prepare_learner
-    from diffpo.training.train import evaluate, update
+    from diffpo.training.update import evaluate, update
 
     plan, loader, held_out, learner, _ = prepare(world, LONG | DRAWS)
     loader.reference_errors = held_out.reference_errors = None

@@ -91,7 +91,8 @@ def test_updates_learn(world, tuning):
     """From the same pairs with the same draws, each update makes the loss smaller."""
     from diffpo.config.run import build
     from diffpo.training.processes import make_accelerator
-    from diffpo.training.train import prepare_data, prepare_learner, update
+    from diffpo.training.train import prepare_data, prepare_learner
+    from diffpo.training.update import update
 
     small = {"train.learning_rate": 1e-6, "train.dtype": "float64", "train.batch": 8}
     config = build(world.tree("learns", tuning | small))
