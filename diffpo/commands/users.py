@@ -13,7 +13,7 @@ from diffpo.commands.pairs import Columns, FreshTable, Limit, Split, Target, fin
 from diffpo.commands.shared import Fresh, quiet, say
 
 if TYPE_CHECKING:
-    from diffpo.curate.users import Embedding
+    from diffpo.curate.embedding import Embedding
 
 
 def embed_users(
@@ -57,7 +57,8 @@ def embed_users(
     if like is not None and directions:
         raise UserError(f"--directions are found anew, and --like takes those of {like}: leave one of both out.")
     quiet()
-    from diffpo.curate.users import UserOptions, Workers
+    from diffpo.curate.embedding import Workers
+    from diffpo.curate.users import UserOptions
     from diffpo.curate.users import embed_users as run
     from diffpo.generation.processes import make_state
 
@@ -183,7 +184,7 @@ def make_embedding(spec: str) -> Embedding:
     """Make an embedder of `name,key=value,...`."""
     from diffpo.captioners import EMBEDDERS
     from diffpo.config.options import from_spec
-    from diffpo.curate.users import Embedding
+    from diffpo.curate.embedding import Embedding
 
     return Embedding(from_spec(spec, EMBEDDERS, "embedder"))
 
@@ -192,7 +193,7 @@ def open_embedding(folder: Path) -> Embedding:
     """Open what a folder of users was embedded with."""
     from diffpo.captioners import EMBEDDERS
     from diffpo.config.blocks import make
-    from diffpo.curate.users import EMBEDDER, Embedding, read_embedder
+    from diffpo.curate.embedding import EMBEDDER, Embedding, read_embedder
     from diffpo.errors import UserError
 
     said, directions = read_embedder(folder / EMBEDDER)

@@ -4,7 +4,8 @@ import pytest
 from safetensors.torch import load_file
 
 from diffpo.captioners.contrast import ClipEmbedder
-from diffpo.curate.users import EMBEDDER, Embedding, UserOptions, embed_new, embed_users, read_embedder
+from diffpo.curate.embedding import EMBEDDER, Embedding, read_embedder
+from diffpo.curate.users import UserOptions, embed_new, embed_users
 from diffpo.data import Pairs, load_splits
 from diffpo.data.cache import EncodingCache
 from diffpo.data.loader import PairLoader
