@@ -1,9 +1,4 @@
-"""Triton kernels for what stands between the products of a Stable Diffusion UNet, forward and backward.
-
-Under autocast torch computes norms in float32: it writes the input in float32, the result in float32, its SiLU in
-float32, and rounds that for the convolution. Here each of these is one pass that reads half precision, computes in
-float32 and writes what the convolution would have rounded: the same arithmetic for a fifth of the memory traffic. No
-sum uses atomic additions, so results repeat bit for bit.
+"""Group norm of images, a shift of their channels before it, SiLU after it: two passes forward, two backward.
 
 Images lie with their channels last, `[n p c]` with p = h w.
 """
@@ -15,23 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-try:
-    import triton
-    import triton.language as tl
-    from triton import jit
-except ModuleNotFoundError:  # torch for CPUs comes without it; `fusing.can_fuse` says so
-
-    def jit(kernel: Any) -> Any:  # pyright: ignore
-        """Leave a kernel as it is: nobody calls it."""
-        return kernel
-
+from diffpo.models.kernels.language import PROGRAMS, jit, tl, triton
 
 CHANNELS = 64
 """Channels that one program looks at."""
 CELLS = 64
 """Cells of an image that it looks at, at a time."""
-PROGRAMS = 1024
-"""Programs that keep a large GPU busy."""
 
 
 @jit
@@ -254,131 +238,3 @@ class GroupNorm(torch.autograd.Function):
         dweight = own[:, 0].sum(0).to(weight.dtype) if ctx.needs_input_grad[2] else None
         dbias = own[:, 1].sum(0).to(bias.dtype) if ctx.needs_input_grad[3] else None
         return dx, (dshift.to(shift.dtype) if has else None), dweight, dbias, None, None, None
-
-
-@jit
-def _layer_norm(x, weight, bias, y, mean, rstd, rows, width, eps, BR: tl.constexpr, BW: tl.constexpr):
-    r, c = tl.program_id(0) * BR + tl.arange(0, BR), tl.arange(0, BW)
-    mask = (r < rows)[:, None] & (c < width)[None, :]
-    place = r.to(tl.int64)[:, None] * width + c[None, :]
-    value = tl.load(x + place, mask=mask, other=0.0).to(tl.float32)
-    middle = tl.sum(value, 1) / width
-    value = tl.where(mask, value - middle[:, None], 0.0)
-    scale = 1.0 / tl.sqrt(tl.sum(value * value, 1) / width + eps)
-    w = tl.load(weight + c, mask=c < width, other=0.0).to(tl.float32)
-    b = tl.load(bias + c, mask=c < width, other=0.0).to(tl.float32)
-    value = value * scale[:, None] * w[None, :] + b[None, :]
-    tl.store(y + place, value.to(y.dtype.element_ty), mask=mask)
-    tl.store(mean + r, middle, mask=r < rows)
-    tl.store(rstd + r, scale, mask=r < rows)
-
-
-@jit
-def _layer_norm_backward(
-    x, weight, mean, rstd, dy, dx, part, rows, width, per, WEIGHTS: tl.constexpr, BR: tl.constexpr, BW: tl.constexpr
-):
-    """Gradient of x for `per` rows, and their sums for the weight's and the bias's."""
-    c = tl.arange(0, BW)
-    w = tl.load(weight + c, mask=c < width, other=0.0).to(tl.float32)
-    first, second = tl.zeros([BW], tl.float32), tl.zeros([BW], tl.float32)
-    for start in range(0, per, BR):
-        r = tl.program_id(0) * per + start + tl.arange(0, BR)
-        there = (r < rows) & (start + tl.arange(0, BR) < per)
-        mask = there[:, None] & (c < width)[None, :]
-        place = r.to(tl.int64)[:, None] * width + c[None, :]
-        scale = tl.load(rstd + r, mask=there, other=0.0)
-        middle = tl.load(mean + r, mask=there, other=0.0)
-        xhat = tl.load(x + place, mask=mask, other=0.0).to(tl.float32)
-        xhat = tl.where(mask, (xhat - middle[:, None]) * scale[:, None], 0.0)
-        given = tl.load(dy + place, mask=mask, other=0.0).to(tl.float32)
-        du = given * w[None, :]
-        alone, with_xhat = tl.sum(du, 1) / width, tl.sum(du * xhat, 1) / width
-        out = scale[:, None] * (du - alone[:, None] - xhat * with_xhat[:, None])
-        tl.store(dx + place, out.to(dx.dtype.element_ty), mask=mask)
-        if WEIGHTS:
-            first += tl.sum(given * xhat, 0)
-            second += tl.sum(given, 0)
-    if WEIGHTS:
-        tl.store(part + tl.program_id(0) * 2 * width + c, first, mask=c < width)
-        tl.store(part + tl.program_id(0) * 2 * width + width + c, second, mask=c < width)
-
-
-class LayerNorm(torch.autograd.Function):
-    """Layer norm over the last axis."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        """Normalise x `[... d]`."""
-        x = x.contiguous()
-        width, rows = x.shape[-1], x.numel() // x.shape[-1]
-        tile = {"BR": max(1, 2048 // triton.next_power_of_2(width)), "BW": triton.next_power_of_2(width)}
-        mean, rstd = (x.new_empty(rows, dtype=torch.float32) for _ in range(2))
-        y = torch.empty_like(x)
-        _layer_norm[(triton.cdiv(rows, tile["BR"]),)](x, weight, bias, y, mean, rstd, rows, width, eps, **tile)
-        ctx.save_for_backward(x, weight, bias, mean, rstd)
-        ctx.tile = tile
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        """Gradients of x, the weight and the bias."""
-        x, weight, bias, mean, rstd = ctx.saved_tensors
-        width, rows, dy = x.shape[-1], x.numel() // x.shape[-1], grads[0].contiguous()
-        per = max(ctx.tile["BR"], triton.cdiv(rows, PROGRAMS))
-        programs, wanted = triton.cdiv(rows, per), ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
-        part = x.new_empty((programs if wanted else 1, 2, width), dtype=torch.float32)
-        dx = torch.empty_like(x)
-        _layer_norm_backward[(programs,)](x, weight, mean, rstd, dy, dx, part, rows, width, per, wanted, **ctx.tile)
-        if not wanted:
-            return dx, None, None, None
-        both = part.sum(0)
-        return dx, both[0].to(weight.dtype), both[1].to(bias.dtype), None
-
-
-@jit
-def _geglu(x, y, width, BLOCK: tl.constexpr):
-    row, c = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    mask = c < width
-    value = tl.load(x + row * 2 * width + c, mask=mask, other=0.0).to(tl.float32)
-    gate = tl.load(x + row * 2 * width + width + c, mask=mask, other=0.0).to(tl.float32)
-    gate = 0.5 * gate * (1.0 + tl.erf(gate * 0.7071067811865476))
-    gate = gate.to(y.dtype.element_ty).to(tl.float32)  # rounded where torch rounds
-    tl.store(y + row * width + c, (value * gate).to(y.dtype.element_ty), mask=mask)
-
-
-@jit
-def _geglu_backward(x, dy, dx, width, BLOCK: tl.constexpr):
-    row, c = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    mask = c < width
-    value = tl.load(x + row * 2 * width + c, mask=mask, other=0.0).to(tl.float32)
-    gate = tl.load(x + row * 2 * width + width + c, mask=mask, other=0.0).to(tl.float32)
-    given = tl.load(dy + row * width + c, mask=mask, other=0.0).to(tl.float32)
-    cdf = 0.5 * (1.0 + tl.erf(gate * 0.7071067811865476))
-    pdf = 0.3989422804014327 * tl.exp(-0.5 * gate * gate)
-    opened = (gate * cdf).to(dx.dtype.element_ty).to(tl.float32)
-    passed = (given * value).to(dx.dtype.element_ty).to(tl.float32)
-    tl.store(dx + row * 2 * width + c, (given * opened).to(dx.dtype.element_ty), mask=mask)
-    slope = (passed * (cdf + gate * pdf)).to(dx.dtype.element_ty)
-    tl.store(dx + row * 2 * width + width + c, slope, mask=mask)
-
-
-class Geglu(torch.autograd.Function):
-    """The first half of the last axis times the GELU of the second."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        """Gate x `[... 2 d]`."""
-        x = x.contiguous()
-        width, rows = x.shape[-1] // 2, x.numel() // x.shape[-1]
-        y = x.new_empty((*x.shape[:-1], width))
-        _geglu[rows, triton.cdiv(width, 1024)](x, y, width, BLOCK=1024)
-        ctx.save_for_backward(x)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        """The gradient of x."""
-        (x,), dy = ctx.saved_tensors, grads[0].contiguous()
-        width, rows, dx = x.shape[-1] // 2, x.numel() // x.shape[-1], torch.empty_like(x)
-        _geglu_backward[rows, triton.cdiv(width, 1024)](x, dy, dx, width, BLOCK=1024)
-        return dx
