@@ -67,9 +67,10 @@ from diffpo.core.step import invert_together, preference_step  # noqa: E402
 from diffpo.core.types import DTYPES, Rng, StepOutput  # noqa: E402
 from diffpo.errors import UserError  # noqa: E402
 from diffpo.models import Denoiser  # noqa: E402
+from diffpo.models.lora import LoRA  # noqa: E402
 from diffpo.models.networks import lean_adapters  # noqa: E402
 from diffpo.models.reference import Reference  # noqa: E402
-from diffpo.models.tuning import LoRA, Tuning  # noqa: E402
+from diffpo.models.tuning import Tuning  # noqa: E402
 from diffpo.training.optimizers import make_optimizer  # noqa: E402
 from diffpo.training.serving import images_per_call  # noqa: E402
 

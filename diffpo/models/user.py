@@ -14,7 +14,8 @@ from diffpo.core.types import Embedding
 from diffpo.errors import ConfigError, UserError
 from diffpo.models.base import Denoiser
 from diffpo.models.bases import BaseModel
-from diffpo.models.tuning import LoRA, Tuning
+from diffpo.models.lora import LoRA
+from diffpo.models.tuning import Tuning
 from diffpo.models.user_adapter import ADAPTER, ATTENTION, add_user_adapter
 from diffpo.models.user_files import IP_TOKENS, save_user_adapter
 

@@ -15,7 +15,8 @@ from diffpo.config.run import Config, Train, build, load_config
 from diffpo.data import Pairs, PickAPic
 from diffpo.errors import ConfigError
 from diffpo.methods import DPO, METHODS, SFT
-from diffpo.models.tuning import Full, LoRA
+from diffpo.models.lora import LoRA
+from diffpo.models.tuning import Full
 
 FILES = sorted(file for file in (ROOT / "configs").glob("*.yaml") if not file.stem.startswith("eval-"))
 SHAPES = "configs/shapes-dpo.yaml"

@@ -24,7 +24,7 @@ from diffpo.generation.settings import GenerateOptions, Sampler  # noqa: E402
 from diffpo.media.folder import open_clip, read_media  # noqa: E402
 from diffpo.models import FAMILIES  # noqa: E402
 from diffpo.models.base import LORA_FILE  # noqa: E402
-from diffpo.models.tuning import LoRA  # noqa: E402
+from diffpo.models.lora import LoRA  # noqa: E402
 
 PROMPTS = ["a red circle", "a blue square"]
 

@@ -19,7 +19,7 @@ def whole_float32(monkeypatch):
 def test_rows_encoded_together_agree_with_each_alone(world):
     """To 1e-4, as the documentation says; two batches are on their way at once."""
     from diffpo.models.encoders import Encoders
-    from diffpo.models.tuning import LoRA
+    from diffpo.models.lora import LoRA
 
     encoders = Encoders(LoRA(path=str(world.folder / "sd15")), DEVICE)
     draws = torch.Generator().manual_seed(0)

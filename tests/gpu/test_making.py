@@ -57,7 +57,7 @@ def test_scores_agree_with_the_cpus(dtype):
 def test_encodings_are_near_the_cpus(world):
     """Convolutions in TF32, torch's default on a card, keep ten bits; the texts have none."""
     from diffpo.models.encoders import Encoders
-    from diffpo.models.tuning import LoRA
+    from diffpo.models.lora import LoRA
 
     there, here = (Encoders(LoRA(path=str(world.folder / "sd15")), place) for place in (DEVICE, "cpu"))
     frames = torch.randint(0, 256, (3, 1, 64, 64), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)

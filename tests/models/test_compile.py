@@ -20,8 +20,9 @@ from diffpo.core.process import Time  # noqa: E402
 from diffpo.core.types import Condition  # noqa: E402
 from diffpo.models import FAMILIES, Denoiser  # noqa: E402
 from diffpo.models.compiling import compile_modules  # noqa: E402
+from diffpo.models.lora import LoRA  # noqa: E402
 from diffpo.models.reference import Reference  # noqa: E402
-from diffpo.models.tuning import Full, LoRA  # noqa: E402
+from diffpo.models.tuning import Full  # noqa: E402
 
 UNET = {"sample_size": 16, "layers_per_block": 1, "norm_num_groups": 4, "cross_attention_dim": 24}
 

@@ -10,8 +10,9 @@ from tiny import CLIPS
 
 from diffpo.errors import UserError
 from diffpo.models.encoders import Encoders
+from diffpo.models.lora import LoRA
 from diffpo.models.outline import CAPTION, KNOWN, PUBLISHED, assemble, of_known, outline
-from diffpo.models.tuning import Full, LoRA
+from diffpo.models.tuning import Full
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl", "sd3", "flux2", "sana", "wan", "hunyuanvideo"])

@@ -10,7 +10,7 @@ from tiny_steps import make, move
 from diffpo.errors import UserError
 from diffpo.models.base import LORA_FILE
 from diffpo.models.bases import find_base
-from diffpo.models.tuning import LoRA
+from diffpo.models.lora import LoRA
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from diffpo.disk.published import published
 from diffpo.errors import UserError
 from diffpo.models.base import LORA_FILE
 from diffpo.models.bases import find_base
-from diffpo.models.tuning import LoRA
+from diffpo.models.lora import LoRA
 from diffpo.training.export import export, is_hub_id
 from diffpo.training.processes import make_accelerator
 
