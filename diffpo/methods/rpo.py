@@ -4,8 +4,8 @@
     u    = -beta/2 [ (M_c - R_c) - (M_r - R_r) ]
 
 with M, R the mean squared errors of policy and reference, c a photograph of the subject with a plain prompt, r an image
-that the base model made, with its own prompt, and p = sigmoid(reward(c) - reward(r)) by the harmonic reward
-(`diffpo data subject`). It is a preset: DPO with `sft_weight=1` on the chosen side, soft labels and two captions.
+that the base model made, with its own prompt, and p = sigmoid(reward(c) - reward(r)) by a harmonic mean of two rewards,
+which the table brings along. It is a preset: DPO with `sft_weight=1` on the chosen side, soft labels and two captions.
 
 The released code draws a hard label with probability p each time that a pair is met. Here the loss is the expectation
 over that draw: the mean is the same, and the variance smaller. Its script for Stable Diffusion reads a beta and does

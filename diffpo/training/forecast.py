@@ -6,7 +6,7 @@ between them memory is a straight line in the pairs per forward.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 
@@ -18,6 +18,7 @@ from diffpo.core.method import Method
 from diffpo.core.process import NoiseProcess
 from diffpo.core.step import preference_step
 from diffpo.core.types import Condition, Pair, PairBatch, Rng
+from diffpo.errors import UserError
 from diffpo.models.base import Denoiser
 from diffpo.models.outline import Outline, assemble, looking
 from diffpo.models.recomputing import recompute
@@ -134,14 +135,19 @@ OPTIMIZER_BYTES = {
 def pairs_of(drawn: Outline, count: int, sides: tuple[str, ...]) -> PairBatch:
     """A batch of `count` pairs on the meta device; what is looked at, labels and masks, is real."""
     latent = {side: torch.empty(count, *drawn.latent, device="meta") for side in sides}
-    cond = drawn.cond.map(lambda x: x.expand(count, *x.shape[1:]).clone())
+    return labelled(latent, drawn.cond.map(lambda x: x.expand(count, *x.shape[1:]).clone()))
+
+
+def labelled(latent: Mapping[str, Tensor], cond: Condition) -> PairBatch:
+    """Pairs of latents `[b c f h w]` by side, one condition for the sides that are there, and hard labels."""
+    count, _, frames = next(iter(latent.values())).shape[:3]
     both = ("chosen", "rejected")
     return PairBatch(
         Pair(*(latent.get(side) for side in both)),
-        Pair(*(cond if side in sides else None for side in both)),
+        Pair(*(cond if side in latent else None for side in both)),
         torch.ones(count),
         torch.arange(count),
-        segments=torch.ones(count, drawn.latent[1], dtype=torch.long),
+        segments=torch.ones(count, frames, dtype=torch.long),
     )
 
 
@@ -162,6 +168,9 @@ def trace(
         batch: See `pairs_of`.
         half: What autocast computes in; None: there is no autocast.
         recomputed: Share of the blocks that gradient checkpointing recomputes; 0: there is none.
+
+    Raises:
+        UserError: The network makes numbers of its own, or looks at some, which the meta device has not.
     """
     method = without_inversion(method)
     if recomputed:  # under autocast, too, which is over when the backward begins
@@ -171,11 +180,20 @@ def trace(
     given = [x for x in batch.latent if x is not None] + [x for c in told for x in (c.text, c.pooled) if x is not None]
     ledger = Ledger([*given, *(x for network in networks for x in tensors(network))])
     judge = None if reference is None else Counted(reference, ledger)
-    with noted(policy, networks, ledger), ledger:
-        with looking(), Halving(half):
-            loss = preference_step(method, policy, judge, batch, Rng(0, 0, batch.index)).loss.sum()
-        kept, compiled = ledger.live, ledger.kept_if_compiled()
-        loss.backward()
+    try:
+        with noted(policy, networks, ledger), ledger:
+            with looking(), Halving(half):
+                loss = preference_step(method, policy, judge, batch, Rng(0, 0, batch.index)).loss.sum()
+            kept, compiled = ledger.live, ledger.kept_if_compiled()
+            loss.backward()
+    except (RuntimeError, NotImplementedError) as error:
+        if "meta" not in str(error):
+            raise
+        raise UserError(
+            f"what a {type(policy).pipelines[0]} takes cannot be told without its numbers ({error}). Train it for a "
+            "few updates instead, with train.steps=3: metrics.jsonl then holds time/pairs_per_second and "
+            "time/peak_memory_gib"
+        ) from error
     answered = 0 if judge is None else judge.flops
     return Traced(batch.size, kept, compiled, ledger.peak, ledger.flops, answered, ledger.launches)
 

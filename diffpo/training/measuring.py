@@ -14,10 +14,11 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from diffpo.config.run import Config
-from diffpo.core.types import DTYPES, Pair, PairBatch
+from diffpo.core.types import DTYPES, PairBatch
 from diffpo.disk.files import write_file
 from diffpo.errors import UserError
 from diffpo.models.outline import Outline, assemble
+from diffpo.training.forecast import labelled
 from diffpo.training.learner import HALF, Learner, wrap
 from diffpo.training.planning import Cut, Plan
 from diffpo.training.processes import make_accelerator
@@ -109,13 +110,4 @@ def random_pairs(drawn: Outline, count: int, sides: tuple[str, ...]) -> PairBatc
             return torch.randn(shape)
         return torch.full(shape, 1 if x.dtype == torch.bool else 512, dtype=x.dtype)  # a mask, or sizes in pixels
 
-    cond = drawn.cond.map(numbers)
-    latent = {side: torch.randn(count, *drawn.latent) for side in sides}
-    both = ("chosen", "rejected")
-    return PairBatch(
-        Pair(*(latent.get(side) for side in both)),
-        Pair(*(cond if side in sides else None for side in both)),
-        torch.ones(count),
-        torch.arange(count),
-        segments=torch.ones(count, drawn.latent[1], dtype=torch.long),
-    )
+    return labelled({side: torch.randn(count, *drawn.latent) for side in sides}, drawn.cond.map(numbers))

@@ -104,3 +104,10 @@ def test_full_size_memory_is_forecast_within_15_percent(case):
     settings = {"dtype": torch.float32, "half": torch.bfloat16, "optimizer": optimizer}
     weights, traced = forecast(of_known(KNOWN[name], (512, 512), ""), tuning, METHODS["dpo"](), pairs, **settings)
     assert (weights.resting + traced.peak) / GIB == pytest.approx(MEASURED[case], rel=0.15)
+
+
+def test_a_network_that_looks_at_numbers_is_refused(tmp_path):
+    world = World.make(tmp_path, "z-image")
+    changes = {"data.resolution": 32, "data.cache_dir": str(tmp_path / "cache")}
+    with pytest.raises(UserError, match=r"ZImagePipeline takes cannot be told .* train.steps=3"):
+        plan(build(world.tree("plan", changes, "z-image")), TINY_CARD)
