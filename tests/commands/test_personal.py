@@ -5,12 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
 from PIL import Image
 from tiny import save_pipeline
 from tiny_language import llava_onevision
-from tiny_steps import move
-from tiny_users import EMBEDDING, save_users
+from tiny_users import save_user_run, save_users
 
 from diffpo.captioners.judges import ChatJudge, WorldJudge
 from diffpo.commands.personal import Choices, Personal, run_personal
@@ -22,10 +20,6 @@ from diffpo.generation.settings import GenerateOptions
 from diffpo.media.folder import open_clip, read_media
 from diffpo.media.prompts import load_prompts
 from diffpo.media.users import Users
-from diffpo.models.bases import find_base
-from diffpo.models.unet import UNet
-from diffpo.models.user_adapter import add_user_adapter
-from diffpo.models.user_files import save_user_adapter
 from diffpo.worlds.users.people import utility
 
 NAMES = ("user-00", "user-01", "user-02", "user-03")
@@ -46,14 +40,7 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(base, tmp_path_factory):
-    final = tmp_path_factory.mktemp("runs") / "ppd" / "final"
-    final.mkdir(parents=True)
-    unet = StableDiffusionPipeline.from_pretrained(base).unet
-    assert UNet.text_attention is not None
-    add_user_adapter(unet, UNet.text_attention, EMBEDDING, 4)
-    move(unet, 0.5)
-    save_user_adapter(final, find_base(str(base)), unet, dict(unet.state_dict()))
-    return final.parent
+    return save_user_run(base, tmp_path_factory.mktemp("runs") / "ppd")
 
 
 @pytest.fixture(scope="module")

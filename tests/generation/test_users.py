@@ -11,8 +11,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 from tiny import save_pipeline
-from tiny_steps import move
-from tiny_users import EMBEDDING, save_users
+from tiny_users import save_user_run, save_users
 
 from diffpo.errors import UserError
 from diffpo.generation.generate import Request, generate
@@ -21,10 +20,7 @@ from diffpo.generation.settings import GenerateOptions
 from diffpo.generation.users import blended, normalised, parse_blend
 from diffpo.media.folder import read_media, read_settings
 from diffpo.media.users import Users
-from diffpo.models.bases import find_base
-from diffpo.models.unet import UNet
-from diffpo.models.user_adapter import add_user_adapter
-from diffpo.models.user_files import INDEX, load_user_adapter, save_user_adapter
+from diffpo.models.user_files import INDEX, load_user_adapter
 
 PROMPTS = ["a red circle", "a blue square", "a green cross"]
 
@@ -45,14 +41,7 @@ def base(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(base, tmp_path_factory):
     """A run folder whose `final/` holds a user adapter that has learned something."""
-    final = tmp_path_factory.mktemp("runs") / "ppd" / "final"
-    final.mkdir(parents=True)
-    unet = StableDiffusionPipeline.from_pretrained(base).unet
-    assert UNet.text_attention is not None
-    add_user_adapter(unet, UNet.text_attention, EMBEDDING, 4)
-    move(unet, 0.5)
-    save_user_adapter(final, find_base(str(base)), unet, dict(unet.state_dict()))
-    return final.parent
+    return save_user_run(base, tmp_path_factory.mktemp("runs") / "ppd")
 
 
 @pytest.fixture(scope="module")
