@@ -10,17 +10,16 @@ How often such a judge agrees with what users really chose has to be said beside
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from diffpo.captioners.base import Case, Choice, UserJudge
-from diffpo.captioners.chat import ChatModel
+from diffpo.captioners.chat import ImageTextModel
 from diffpo.captioners.labellers import quote
 from diffpo.captioners.language import stable_hash
 from diffpo.core.block import Count, Place
 from diffpo.disk.ahead import groups
 from diffpo.errors import UserError
 from diffpo.scorers.base import plain
-from diffpo.scorers.loading import Kind
 
 WORDS = ("1", "2")
 OPENING = (
@@ -57,16 +56,11 @@ class WorldJudge(UserJudge):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatJudge(ChatModel, UserJudge):
+class ChatJudge(ImageTextModel, UserJudge):
     """An image-text-to-text model of transformers that is shown some choices of the user."""
 
     name = "chat"
     needs_choices = True
-    kind = Kind("AutoModelForImageTextToText", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES")
-    what = "an image-text-to-text model"
-    reader = "AutoProcessor", "a processor of images and text"
-    reading: ClassVar = {"processor_kwargs": {"padding": True}}
-
     path: Place
     """Hub id or local folder of the model, such as Qwen/Qwen2.5-VL-7B-Instruct."""
     batch: Count = 1

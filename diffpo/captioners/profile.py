@@ -11,17 +11,16 @@ PPD took LLaVA-OneVision-Qwen2-7B, four pairs and up to 1,024 tokens; its classi
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from diffpo.captioners.base import Choice, Portrait, UserEmbedder
-from diffpo.captioners.chat import ChatModel
+from diffpo.captioners.chat import ImageTextModel
 from diffpo.captioners.labellers import quote
 from diffpo.core.block import Count, Place
 from diffpo.errors import UserError
 from diffpo.scorers.base import plain
-from diffpo.scorers.loading import Kind
 
 OPENING = "Below are pairs of images that one person compared. Each pair was made for one prompt."
 PAIR = (
@@ -35,16 +34,11 @@ they like in images and what they do not, whatever the prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProfileEmbedder(ChatModel, UserEmbedder):
+class ProfileEmbedder(ImageTextModel, UserEmbedder):
     """The states of an image-text-to-text model of transformers that has described a person's choices."""
 
     name = "profile"
     is_vector = False
-    kind = Kind("AutoModelForImageTextToText", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES")
-    what = "an image-text-to-text model"
-    reader = "AutoProcessor", "a processor of images and text"
-    reading: ClassVar = {"processor_kwargs": {"padding": True}}
-
     path: Place = "llava-hf/llava-onevision-qwen2-7b-ov-chat-hf"
     """Hub id or local folder of the model; the default is the paper's."""
     layers: tuple[int, ...] = (-1,)
