@@ -61,6 +61,7 @@ class ChatJudge(ImageTextModel, UserJudge):
 
     name = "chat"
     needs_choices = True
+
     path: Place
     """Hub id or local folder of the model, such as Qwen/Qwen2.5-VL-7B-Instruct."""
     batch: Count = 1

@@ -39,6 +39,7 @@ class ProfileEmbedder(ImageTextModel, UserEmbedder):
 
     name = "profile"
     is_vector = False
+
     path: Place = "llava-hf/llava-onevision-qwen2-7b-ov-chat-hf"
     """Hub id or local folder of the model; the default is the paper's."""
     layers: tuple[int, ...] = (-1,)
