@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, Self, final
 import torch
 from torch import Tensor, nn
 
-from diffpo.core.process import DiscreteProcess, NoiseProcess, Time
+from diffpo.core.process import NoiseProcess, Time
 from diffpo.core.segments import causal_frames
 from diffpo.core.types import Condition
 from diffpo.errors import UserError
@@ -29,8 +29,6 @@ from diffpo.models.user_adapter import TextAttention, user_adapter
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """What diffusers calls an adapter's file."""
-SCHEDULER_NAMES = {"eps": "epsilon", "v": "v_prediction"}
-"""What diffusers' schedulers call our parametrisations of discrete models."""
 
 
 @dataclass(frozen=True)
@@ -366,34 +364,6 @@ class Denoiser(ABC):
     def multiple(cls, vae: Mapping[str, Any]) -> int:
         """What sides in pixels must be divisible by: a patch of latents, from the VAE's configuration."""
         return cls.factors(vae)[0] * cls.patch
-
-
-def discrete_process(scheduler: Mapping[str, Any], time: Time, table: Any = None) -> DiscreteProcess:
-    """Build the process of a DDPM-type scheduler from its own `alphas_cumprod`.
-
-    Args:
-        scheduler: Its configuration.
-        time: How training times are drawn.
-        table: The class that makes the table of the configuration; None: DDPMScheduler, in float32.
-
-    Raises:
-        UserError: The scheduler predicts something other than epsilon or v.
-    """
-    from diffusers import DDPMScheduler
-
-    kind = scheduler.get("prediction_type", "epsilon")
-    names: dict[str, Any] = {theirs: ours for ours, theirs in SCHEDULER_NAMES.items()}
-    if kind not in names:
-        raise UserError(
-            f"the scheduler's prediction_type is {kind!r}; diffpo trains {' and '.join(names)} models of this family"
-        )
-    return DiscreteProcess(
-        prediction=names[kind],
-        alphas_cumprod=(table or DDPMScheduler).from_config(scheduler).alphas_cumprod,
-        offset=int(scheduler.get("steps_offset", 0)),
-        clean_abar=1.0 if scheduler.get("set_alpha_to_one", True) else None,
-        time=time,
-    )
 
 
 def images_only(fn: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:

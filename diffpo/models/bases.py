@@ -11,7 +11,7 @@ from typing import Any
 from diffpo.disk import weights
 from diffpo.errors import UserError
 from diffpo.models import FAMILIES, Denoiser, family_of
-from diffpo.models.base import SCHEDULER_NAMES
+from diffpo.models.discrete import SCHEDULER_NAMES
 from diffpo.models.finding import NETWORKS, find_denoiser, find_pipeline, named_parts, read_json
 from diffpo.models.pipelines import network_class
 

@@ -15,7 +15,8 @@ from diffpo.core.process import NoiseProcess, Time
 from diffpo.core.types import Condition
 from diffpo.errors import UserError
 from diffpo.media.footage import FrameRule
-from diffpo.models.base import Denoiser, Width, discrete_process
+from diffpo.models.base import Denoiser, Width
+from diffpo.models.discrete import discrete_process
 
 
 class CogVideoX(Denoiser):

@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from diffpo.core.types import Condition, moved
-from diffpo.models.base import Denoiser, Width, discrete_process, images_only
+from diffpo.models.base import Denoiser, Width, images_only
+from diffpo.models.discrete import discrete_process
 from diffpo.models.user_adapter import TextAttention
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from diffpo.core.types import Condition, moved
-from diffpo.models.base import Denoiser, Width, discrete_process, images_only
+from diffpo.models.base import Denoiser, Width, images_only
+from diffpo.models.discrete import discrete_process
 from diffpo.models.fusing import can_fuse, fuse
 from diffpo.models.user_adapter import TextAttention
 

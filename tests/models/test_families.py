@@ -17,8 +17,8 @@ from diffpo.data.loader import as_condition
 from diffpo.errors import UserError
 from diffpo.methods import METHODS
 from diffpo.models import FAMILIES
-from diffpo.models.base import discrete_process
 from diffpo.models.bases import find_base
+from diffpo.models.discrete import discrete_process
 from diffpo.models.encoders import Encoders
 from diffpo.models.flow import Flow
 from diffpo.models.packed import Packed

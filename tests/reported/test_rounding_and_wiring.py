@@ -6,7 +6,7 @@ import torch
 from tiny_steps import make
 
 from diffpo.core.process import Time
-from diffpo.models.base import discrete_process
+from diffpo.models.discrete import discrete_process
 from diffpo.models.encoders import Encoders
 from diffpo.models.tuning import Full
 
