@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import importlib.metadata
 import platform
@@ -123,6 +124,7 @@ def limited_memory(device: torch.device, share: float = 0.9) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
+@functools.cache  # a process measures it once
 def matmul_peak(device: torch.device, dtype: torch.dtype, size: int | None = None, repeats: int = 5) -> dict[str, Any]:
     """Measure the best matrix product of random square matrices.
 

@@ -1,9 +1,11 @@
 """The demo: aligning the shapes world makes held-out images better by the judges' own measure."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from diffpo.commands import demo_users
 from diffpo.commands.demo import MOVING, SHAPES, run_demo
 from diffpo.commands.demo_users import run_users_demo
 from diffpo.config.run import load_config
@@ -53,9 +55,10 @@ def test_a_world_judges_prompts_that_it_has_and_quality_first(world):
 
 
 @pytest.mark.slow
-def test_the_demo_of_users_judges_people_whom_the_model_has_never_met(tmp_path):
+def test_the_demo_of_users_judges_people_whom_the_model_has_never_met(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo_users, "PEOPLE", replace(demo_users.PEOPLE, draws=2, support=8))
     less = ("train.steps=2", "train.warmup_steps=1", "data.limit=64")
-    summary = run_users_demo(tmp_path / "demo", prompts=2, overrides=less)
+    summary = run_users_demo(tmp_path / "demo", prompts=1, overrides=less)
     assert summary == json.loads((tmp_path / "demo" / "summary.json").read_text())
     compared = {(result["first"], result["second"]): result for result in summary["results"]}
     assert set(compared) == {("own", "base"), ("own", "others"), ("others", "base")}

@@ -126,7 +126,6 @@ def kinds(denoisers: Iterable[Denoiser], ask) -> int:
 SLOW = [
     pytest.param(make, family, tuning, what, last, marks=pytest.mark.slow)
     for make, family, tuning, what, last in (
-        (sd15, "unet", "full", "regional", True),
         (sd15, "unet", "lora", "regional", False),
         (sdxl, "sdxl", "lora", "regional", True),
         (sd3, "sd3", "full", "regional", False),
