@@ -41,11 +41,6 @@ NEAREST = 1e-3
 """A level of the grid that lies below eta by no more is left out: a step would be shorter than the unit of time."""
 
 
-def strength_of(eta: float, shift: float) -> float:
-    """The share of steps, as diffusers' `strength`, that begins at the noise level eta where times are shifted."""
-    return eta / (shift - (shift - 1) * eta)
-
-
 @dataclass(frozen=True)
 class Denoised:
     """What became of a clip."""

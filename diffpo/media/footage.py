@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 NEARLY = 1e-3
 """Seconds: some containers round times to a thousandth, and what is nearer by less is not nearer."""
-UNEVEN = 0.5
-"""Rates vary where the longest and the shortest time between frames differ by more than this share of the mean."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +35,6 @@ class Timeline:
     def fps(self) -> float | None:
         """Frames per second, in the mean."""
         return round(len(self.starts) / self.end, 6) if self.end and len(self.starts) > 1 else None
-
-    @property
-    def is_uneven(self) -> bool:
-        """Whether the frame rate varies."""
-        if self.end is None or len(self.starts) < 3:
-            return False
-        gaps = [after - before for before, after in zip(self.starts, self.starts[1:], strict=False)]
-        return max(gaps) - min(gaps) > max(UNEVEN * sum(gaps) / len(gaps), 4 * NEARLY)
 
     def resample(self, fps: float) -> list[int]:
         """Number the frames that a clip of an even rate shows: each is the nearest one in time; the earlier of two.

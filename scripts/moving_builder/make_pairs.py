@@ -24,22 +24,13 @@ from shapes_builder.building import step_generator
 from torch import Tensor
 
 from diffpo.media.frames import decode_clip
-from diffpo.worlds.moving.annotators import ANNOTATORS, Judgement, assess, label, tie_threshold
 from diffpo.worlds.moving.render import render_batch, to_uint8
-from diffpo.worlds.moving.scenes import (
-    BASE_STYLE,
-    FPS,
-    FRAMES,
-    SEGMENTS,
-    Split,
-    parse_caption,
-    sample_clips,
-    sample_prompts,
-    split_of,
-)
+from diffpo.worlds.moving.scenes import FPS, FRAMES, SEGMENTS, Split, parse_caption, sample_prompts, split_of
 from diffpo.worlds.moving.verify import amplitude, largest, see
+from moving_builder.annotators import ANNOTATORS, Judgement, assess, label, tie_threshold
 from moving_builder.measure_world import SAMPLER_STEPS, generate
 from moving_builder.models import FLOW_SHIFT, SHORT_PADDING
+from moving_builder.sampling import BASE_STYLE, sample_clips
 from moving_builder.train_vae import statistics
 
 if TYPE_CHECKING:

@@ -10,16 +10,10 @@ import torch
 from shapes_builder.building import step_generator
 
 from diffpo.worlds.moving.render import render_batch, to_uint8
-from diffpo.worlds.moving.scenes import (
-    BASE_STYLE,
-    FRAME_SIZE,
-    FRAMES,
-    parse_caption,
-    sample_clips,
-    sample_prompts,
-)
+from diffpo.worlds.moving.scenes import FRAME_SIZE, FRAMES, parse_caption, sample_prompts
 from diffpo.worlds.moving.verify import ATTRIBUTES, amplitude, judge, largest, see
 from moving_builder.models import MAX_TOKENS
+from moving_builder.sampling import BASE_STYLE, sample_clips
 from moving_builder.train_vae import statistics
 
 if TYPE_CHECKING:

@@ -19,7 +19,6 @@ from shapes_builder.building import Plan, load_average, step_generator, train
 from torch import Tensor, nn
 
 from diffpo.worlds.moving.render import render_batch
-from diffpo.worlds.moving.scenes import BASE_STYLE, sample_clips, sample_specs, spoil
 from moving_builder.models import (
     MAX_TOKENS,
     make_scheduler,
@@ -27,6 +26,7 @@ from moving_builder.models import (
     make_tokenizer,
     make_transformer,
 )
+from moving_builder.sampling import BASE_STYLE, sample_clips, sample_specs, spoil
 from moving_builder.train_vae import encode, run_at_once, statistics
 
 if TYPE_CHECKING:

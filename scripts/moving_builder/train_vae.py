@@ -20,8 +20,8 @@ from shapes_builder.train_vae import reconstruction_terms
 from torch import Tensor, nn
 
 from diffpo.worlds.moving.render import render_batch
-from diffpo.worlds.moving.scenes import BASE_STYLE, WIDE_STYLE, sample_clips, sample_specs
 from moving_builder.models import make_vae
+from moving_builder.sampling import BASE_STYLE, WIDE_STYLE, sample_clips, sample_specs
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLWan

@@ -25,7 +25,7 @@ from diffpo.data.encode import LiveEncodings
 from diffpo.data.splits import load_table
 from diffpo.errors import UserError
 from diffpo.generation.generate import generate
-from diffpo.generation.guided import denoise_clip, strength_of
+from diffpo.generation.guided import denoise_clip
 from diffpo.generation.settings import GenerateOptions, Sampler
 from diffpo.generation.video_pairs import VideoPairOptions, make_video_pairs
 from diffpo.media.folder import read_manifest
@@ -102,8 +102,9 @@ def test_strength_of_diffusers_that_begins_at_eta(wan, shift):
         return plain.get_timesteps(999, scheduler.timesteps, strength, "cpu")[0][0].item() / 1000
 
     for eta, known in zip(ETAS, STRENGTHS[shift], strict=True):
-        assert strength_of(eta, shift) == pytest.approx(known, abs=6e-4)
-        assert begins(strength_of(eta, shift)) == pytest.approx(eta, abs=4e-3)
+        strength = eta / (shift - (shift - 1) * eta)  # as docs/video.md says
+        assert strength == pytest.approx(known, abs=6e-4)
+        assert begins(strength) == pytest.approx(eta, abs=4e-3)
     if shift == 5.66:
         assert begins(0.75) == pytest.approx(0.944, abs=2e-3)
 

@@ -4,13 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from moving_builder.sampling import sample_clips
 from PIL import Image
 
 from diffpo.errors import UserError
 from diffpo.media.frames import Clip
 from diffpo.scorers.moving import MovingMotion, MovingVerifier
 from diffpo.worlds.moving.render import render
-from diffpo.worlds.moving.scenes import parse_caption, sample_clips, sample_prompts
+from diffpo.worlds.moving.scenes import parse_caption, sample_prompts
 
 
 @pytest.fixture(scope="module")

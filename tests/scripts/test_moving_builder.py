@@ -18,11 +18,12 @@ from moving_builder.models import (
     make_transformer,
     make_vae,
 )
+from moving_builder.sampling import sample_clips
 from moving_builder.train_base import SHORT, pad_once, tokens
 
 from diffpo.worlds.assets import asset_path
 from diffpo.worlds.moving.render import render, render_batch
-from diffpo.worlds.moving.scenes import SPLITS, all_captions, parse_caption, sample_clips
+from diffpo.worlds.moving.scenes import SPLITS, all_captions, parse_caption
 from diffpo.worlds.moving.verify import motion
 
 

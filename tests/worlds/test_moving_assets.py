@@ -8,6 +8,7 @@ import torch
 from diffusers import WanPipeline
 from moving_builder.make_pairs import from_bytes, measure_pairs
 from moving_builder.measure_world import GATE, gate, generate, summarize
+from moving_builder.sampling import sample_clips
 from moving_builder.train_vae import statistics
 from pyarrow import parquet
 
@@ -15,15 +16,7 @@ from diffpo.core.segments import segments_of
 from diffpo.disk.weights import locate
 from diffpo.worlds.assets import asset_path
 from diffpo.worlds.moving.render import render_batch, to_uint8
-from diffpo.worlds.moving.scenes import (
-    FPS,
-    FRAMES,
-    SEGMENT_SECONDS,
-    parse_caption,
-    sample_clips,
-    sample_prompts,
-    split_of,
-)
+from diffpo.worlds.moving.scenes import FPS, FRAMES, SEGMENT_SECONDS, parse_caption, sample_prompts, split_of
 from diffpo.worlds.moving.verify import verify
 
 MEGABYTE = 2**20

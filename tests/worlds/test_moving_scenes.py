@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from moving_builder.sampling import BASE_STYLE, FADES, WIDE_STYLE, sample_clips, sample_specs, spoil
 
 from diffpo.core.segments import causal_frames, latent_labels, segments_of
 from diffpo.data.read import read_table
@@ -15,26 +16,20 @@ from diffpo.media.prompts import load_prompts
 from diffpo.worlds.assets import asset_path
 from diffpo.worlds.moving.render import render, render_batch, to_uint8
 from diffpo.worlds.moving.scenes import (
-    BASE_STYLE,
-    FADES,
     FPS,
     FRAME_SIZE,
     FRAMES,
     SEGMENT_SECONDS,
     SEGMENTS,
     SPEEDS,
-    WIDE_STYLE,
     Clip,
     ClipSpec,
     all_captions,
     parse_caption,
-    sample_clips,
     sample_prompts,
-    sample_specs,
     segment_of,
     split_captions,
     split_of,
-    spoil,
 )
 from diffpo.worlds.moving.verify import verify
 from diffpo.worlds.shapes.scenes import EXTENTS, SPLITS

@@ -5,21 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from moving_builder.sampling import BASE_STYLE, WIDE_STYLE, sample_clips
 from PIL import Image
 from scipy import ndimage
 
 from diffpo.worlds.moving.render import render, render_batch, to_uint8
-from diffpo.worlds.moving.scenes import (
-    BASE_STYLE,
-    FRAMES,
-    SHAPES,
-    WIDE_STYLE,
-    Clip,
-    ClipSpec,
-    parse_caption,
-    sample_clips,
-    sample_prompts,
-)
+from diffpo.worlds.moving.scenes import FRAMES, SHAPES, Clip, ClipSpec, parse_caption, sample_prompts
 from diffpo.worlds.moving.verify import ATTRIBUTES, SegmentVerdict, amplitude, judge, largest, motion, see, verify
 
 SPEC = ClipSpec("red", "circle", "right", "", "dark")

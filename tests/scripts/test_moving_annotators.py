@@ -5,14 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-
-from diffpo.worlds.moving.annotators import (
+from moving_builder.annotators import (
     ANNOTATORS,
     FLIP_RATE,
     assess,
     label,
     tie_threshold,
 )
+
 from diffpo.worlds.moving.render import render
 from diffpo.worlds.moving.scenes import Clip, ClipSpec
 from diffpo.worlds.moving.verify import see
