@@ -86,7 +86,7 @@ class Request:
             UserError: The model or the device is not there, or the model makes nothing of this size or length.
         """
         model = find_model(options.model, lora=options.lora, denoiser=options.denoiser, tuned=options.tuned)
-        plan = plan_clips(model.family, model.vae, options)
+        plan = plan_clips(model.family, model.vae, model.schedule, options)
         path = Path(options.tuned or options.lora or options.denoiser or options.model)
         name = path.parent.name if path.name == "final" and path.parent.name else path.name
         device = pick_device(options.device)

@@ -69,7 +69,7 @@ def denoise_clip(
     """
     family = find_family(pipeline)
     assert family is not None, "Request.of knows the family"
-    plan = plan_clips(family, pipeline.vae.config, sampler)
+    plan = plan_clips(family, pipeline.vae.config, pipeline.scheduler.config, sampler)
     rows = [(prompt, seed) for seed in seeds]
     spatial, temporal = family.factors(pipeline.vae.config)
     count, height, width = frames.shape[1:]

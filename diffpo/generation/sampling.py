@@ -52,7 +52,7 @@ def sample_clips(
     """
     assert len(prompts) == len(seeds), (len(prompts), len(seeds))
     family = find_family(pipeline)
-    plan = plan_clips(family, {} if family is None else pipeline.vae.config, sampler)
+    plan = plan_clips(family, {} if family is None else pipeline.vae.config, pipeline.scheduler.config, sampler)
     pipeline.set_progress_bar_config(disable=True)
     numbers, fitting = range(len(prompts)), fitting or Fitting(sampler.batch)
 
@@ -161,17 +161,25 @@ class Plan:
         return ".png" if self.frames == 1 else ".mp4"
 
 
-def plan_clips(family: type[Denoiser] | None, vae: Mapping[str, Any], sampler: Sampler) -> Plan:
+def plan_clips(
+    family: type[Denoiser] | None, vae: Mapping[str, Any], schedule: Mapping[str, Any], sampler: Sampler
+) -> Plan:
     """See what a model would make, before anything is made.
 
     Args:
         family: Of the model; None: one that diffpo does not train, which makes images.
         vae: Its VAE's configuration, where there is a family.
+        schedule: That of the pipeline's scheduler.
         sampler: What is asked for.
 
     Raises:
-        UserError: The model makes nothing of this size or length.
+        UserError: The model makes nothing of this size or length, or in one step.
     """
+    if sampler.steps == 1 and schedule.get("shift_terminal"):
+        raise UserError(
+            f"steps is 1, but this model's scheduler stretches its noise levels so that the last step begins at "
+            f"{schedule['shift_terminal']:g}, while a single step begins at 1: give steps=2 or more."
+        )
     multiple = 8 if family is None else lcm(family.sides, family.multiple(vae))
     if sampler.size is not None and any(edge % multiple for edge in sampler.size):
         height, width = sampler.size

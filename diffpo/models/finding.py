@@ -52,6 +52,11 @@ class Model:
         return {} if self.family is None else read_json(self.base.path / "vae" / "config.json")
 
     @property
+    def schedule(self) -> dict[str, Any]:
+        """Configuration of the sampler of a base that has a family."""
+        return {} if self.family is None else read_json(self.base.path / "scheduler" / "scheduler_config.json")
+
+    @property
     def scheduler(self) -> str:
         """Class name of the base's sampler."""
         return self.index.get("scheduler", (None, "unknown"))[1]

@@ -25,7 +25,7 @@ from diffpo.training.run import note
 
 def plan_samples(config: Config, encoders: Encoders) -> Plan:
     """See what would be drawn; a `UserError` where the model makes nothing of the size or length asked for."""
-    return plan_clips(encoders.family, encoders.vae, _sampler(config))
+    return plan_clips(encoders.family, encoders.vae, config.model.find().scheduler(None), _sampler(config))
 
 
 def _sampler(config: Config) -> Sampler:

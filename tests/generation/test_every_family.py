@@ -15,9 +15,10 @@ from diffpo.compat import ensure_torchvision
 
 ensure_torchvision()
 
-from diffusers import DiffusionPipeline  # noqa: E402
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler  # noqa: E402
 from peft import PeftModel  # noqa: E402
 
+from diffpo.errors import UserError  # noqa: E402
 from diffpo.generation.generate import generate  # noqa: E402
 from diffpo.generation.sampling import sample_clips  # noqa: E402
 from diffpo.generation.settings import GenerateOptions, Sampler  # noqa: E402
@@ -102,3 +103,13 @@ def test_every_family_of_clips_with_its_adapter(pipelines, name, tmp_path):
     assert clip.fps == item.fps == FAMILIES[FACTS[name].family].fps
     np.testing.assert_array_equal(np.stack([np.asarray(f) for f in clip.frames]), tuned := plain())
     assert not np.array_equal(base, tuned)
+
+
+def test_one_step_of_a_stretched_schedule_is_refused(pipelines, tmp_path):
+    """diffusers divides zero by zero there; nothing is loaded or begun."""
+    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(pipelines("ltx") / "scheduler")
+    scheduler.set_timesteps(sigmas=[1.0], mu=1.0)
+    assert scheduler.sigmas[0].isnan()
+    with pytest.raises(UserError, match=r"steps is 1, .* at 0\.1, .* give steps=2 or more"):
+        generate(GenerateOptions(model=str(pipelines("ltx")), steps=1, device="cpu"), PROMPTS[:1], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
