@@ -1,118 +1,31 @@
-"""What the package knows of a model: `predict(z, t, cond)`, and how its media, prompts, times and LoRA files are made.
+"""What the package knows of a model: `predict(z, t, cond)`, and what its family says of everything around the network.
 
 A family is one subclass in one file. That file owns every quirk of the model: layout, time scale, conditioning, the
-normalisation of latents. What is written here is what most families do.
+normalisation of latents. `family` has what most of them do, here is what the network itself is asked for.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from operator import itemgetter
+from abc import abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, final
+from typing import Any, Self, final
 
 import torch
 from torch import Tensor, nn
 
-from diffpo.core.process import NoiseProcess, Time
-from diffpo.core.segments import causal_frames
+from diffpo.core.process import NoiseProcess
 from diffpo.core.types import Condition
-from diffpo.errors import UserError
-from diffpo.media.footage import FrameRule
 from diffpo.models.compiling import Compile, compile_modules
+from diffpo.models.family import LORA_FILE, Asked, Family, Width, images_only
 from diffpo.models.networks import channels_last, largest_among_shards
-from diffpo.models.peft_folder import load_peft_folder, save_peft_folder
-from diffpo.models.user_adapter import TextAttention, user_adapter
+from diffpo.models.user_adapter import user_adapter
 
-LORA_FILE = "pytorch_lora_weights.safetensors"
-"""What diffusers calls an adapter's file."""
+__all__ = ["LORA_FILE", "Asked", "Denoiser", "Width", "images_only"]
 
 
-@dataclass(frozen=True)
-class Width:
-    """A size that other parts of a model give together and its network takes, found in their configurations."""
-
-    what: str
-    given: dict[str, str]
-    """Part -> the key in its configuration, with dots between levels; several are added up."""
-    taken: Callable[[Mapping[str, Any]], int]
-    """What the network's configuration says."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What is asked of a pipeline that samples."""
-
-    rows: int
-    """Images or clips at a time."""
-    guidance: float
-    """Guidance scale, as the pipeline counts it."""
-    negative: str | None
-    """What to guide away from."""
-    frames: int
-    """Of each clip; an image has one."""
-    fps: float | None
-    """Of clips."""
-    size: tuple[int, int] | None
-    """Height and width in pixels; None: the pipeline's own."""
-
-    @property
-    def usual(self) -> dict[str, Any]:
-        """What most pipelines of images are told of it, by their names for it."""
-        told: dict[str, Any] = {"guidance_scale": self.guidance}
-        if self.negative is not None:
-            told["negative_prompt"] = [self.negative] * self.rows
-        if self.size is not None:
-            told["height"], told["width"] = self.size
-        return told
-
-
-class Denoiser(ABC):
-    """A network behind the one interface that methods use; the class is its family.
-
-    Class methods get the rest of the model as `pipeline` (a diffusers pipeline without its network) and the network's
-    configuration as `network`.
-    """
-
-    pipelines: ClassVar[tuple[str, ...]]
-    """Names of the diffusers pipeline classes that this family reads."""
-    components: ClassVar[tuple[str, ...]]
-    """Names in such a pipeline of the networks that can be trained: `unet` or `transformer`."""
-    lora_targets: ClassVar[tuple[str, ...]] = ()
-    """Modules that a LoRA adapts unless the config names others."""
-    blocks: ClassVar[tuple[str, ...]]
-    """Classes of the network's repeated blocks: what regional compilation compiles."""
-    convolutional: ClassVar[bool] = False
-    """Whether the network is one of convolutions over images `[b c h w]`, which may lie with their channels last."""
-    patch: ClassVar[int] = 1
-    """Latent sides must be divisible by this."""
-    latent_channels: ClassVar[Width] = Width("latent channels", {"vae": "latent_channels"}, itemgetter("in_channels"))
-    """What the VAE gives, and what the network takes."""
-    widths: ClassVar[tuple[Width, ...]]
-    """What must fit beside the latents' channels: the widths of the text."""
-    most_frames: ClassVar[int | None] = 1
-    """The longest clip that the family takes; None: any length that the frame rule allows."""
-    usual_frames: ClassVar[int] = 1
-    """Frames that are sampled where nothing is said."""
-    fps: ClassVar[float | None] = None
-    """Frames per second of the clips that the model was made for; None: it makes images."""
-    sides: ClassVar[int] = 8
-    """The pipeline's own check: sides in pixels must be divisible by this, whatever the VAE and the patch."""
-    half: ClassVar[Literal["float16", "bfloat16"]] = "bfloat16"
-    """The half precision that it samples best in."""
-    whole_parts: ClassVar[tuple[str, ...]] = ()
-    """Parts of the pipeline that sample in float32, whatever the dtype of the others."""
-    text_attention: ClassVar[TextAttention | None] = None
-    """Where the network attends to the text, beside which a user adapter stands; None: there is no adapter for it."""
-    experts: ClassVar[dict[str, type[Denoiser]]] = {}
-    """Families of the networks of a pipeline that has one for high and one for low noise, `high` and `low`."""
-    token_limits: ClassVar[dict[str, int | None]] = {}
-    """Tokens that the pipeline reads of a prompt, by its name for the tokenizer; others read the tokenizer's own.
-
-    None: that tokenizer is given a part of the prompt, which is not counted."""
+class Denoiser(Family):
+    """A network behind the one interface that methods use; the class is its family."""
 
     def __init__(self, network: Any, process: NoiseProcess, guidance: float = 1.0, rate: float | None = None):
         """Remember them. `network` is what accelerate wraps: the loop assigns the wrapped module back.
@@ -154,179 +67,6 @@ class Denoiser(ABC):
     def answer(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """Do what `predict` says, for a family: call the network with everything but the user."""
 
-    @classmethod
-    def reads(cls, index: Mapping[str, Any]) -> bool:
-        """Whether this is the family of a pipeline, from its `model_index.json`."""
-        return index.get("_class_name") in cls.pipelines
-
-    @classmethod
-    def unheard(cls, network: Mapping[str, Any]) -> tuple[str, ...]:
-        """Beginnings of the names of parameters that change no answer, which are not trained.
-
-        A last block may make something of the text that nothing reads. Data parallelism would wait for its gradients.
-        """
-        return ()
-
-    @classmethod
-    def check_index(cls, index: Mapping[str, Any]) -> None:
-        """Refuse a pipeline's `model_index.json` that names no network, or is yet another model, with a `UserError`."""
-        missing = [name for name in cls.components if not any(index.get(name) or ())]
-        if missing:
-            raise UserError(f"its model_index.json names no {missing[0]}, which is what would be trained")
-
-    @staticmethod
-    @abstractmethod
-    def make_process(scheduler: Mapping[str, Any], time: Time) -> NoiseProcess:
-        """Read the noise process out of a pipeline's scheduler configuration."""
-
-    @classmethod
-    def within(cls, process: NoiseProcess, index: Mapping[str, Any]) -> NoiseProcess:
-        """Keep the times that the network is for, by its pipeline's `model_index.json`: all, but for experts."""
-        return process
-
-    @staticmethod
-    @abstractmethod
-    def encode_prompt(pipeline: Any, prompt: str, network: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Encode one prompt: `text` `[n d]`, and whatever else the family is told; there is no batch axis.
-
-        A family that masks adds `mask` `[n]`, boolean, true where `text` holds a token. What is called neither that nor
-        `pooled` comes back in `Condition.extra`, and has the same shape for every prompt, unless it is a second text,
-        `NAME` `[m d]` with a mask `NAME_mask` `[m]`.
-        """
-
-    @classmethod
-    def encode_prompts(
-        cls, pipeline: Any, prompts: Sequence[str], network: Mapping[str, Any]
-    ) -> list[dict[str, Tensor]]:
-        """Encode several prompts, each as `encode_prompt` does: here one by one, as padding that others need may tell.
-
-        A family whose texts are all padded to one length encodes them together.
-        """
-        return [cls.encode_prompt(pipeline, prompt, network) for prompt in prompts]
-
-    @staticmethod
-    def factors(vae: Mapping[str, Any]) -> tuple[int, int]:
-        """Pixels per latent cell along a side, and frames per latent frame, from the VAE's configuration."""
-        return 2 ** (len(vae["block_out_channels"]) - 1), 1
-
-    @classmethod
-    def check_frames(cls, count: int, vae: Mapping[str, Any], network: Mapping[str, Any] | None = None) -> None:
-        """Check a clip's length: one frame, and beyond that whole multiples of the VAE's temporal factor.
-
-        Args:
-            count: Frames.
-            vae: The VAE's configuration.
-            network: The network's, where it is to be trained on the clip; samplers round more than training can.
-
-        Raises:
-            UserError: The family takes no clips, or none of this length.
-        """
-        if cls.most_frames is not None and count > cls.most_frames:
-            longest = "takes images" if cls.most_frames == 1 else f"takes at most {cls.most_frames} frames"
-            raise UserError(f"a {cls.pipelines[0]} {longest}; it was given a clip of {count} frames")
-        _, temporal = cls.factors(vae)
-        if (count - 1) % temporal:
-            shorter = count - (count - 1) % temporal
-            raise UserError(
-                f"a {cls.pipelines[0]} takes clips of k * {temporal} + 1 frames; it was given {count} frames. "
-                f"The nearest lengths are {shorter} and {shorter + temporal}"
-            )
-
-    @classmethod
-    def frame_rule(cls, vae: Mapping[str, Any], network: Mapping[str, Any]) -> FrameRule:
-        """Say which clips it is trained on, from the configurations of its VAE and its network: see `check_frames`."""
-        return FrameRule(cls.factors(vae)[1], cls.most_frames, cls.fps)
-
-    @classmethod
-    def latent_frames(cls, count: int, vae: Mapping[str, Any]) -> list[range]:
-        """Say which frames of a clip of `count` frames each latent frame holds: here, as in a causal VAE."""
-        return causal_frames(count, cls.factors(vae)[1])
-
-    @staticmethod
-    def encode_media(pipeline: Any, frames: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Encode clips `[b 3 f h w]` in [-1, 1] to the moments of their posterior, normalised for the network.
-
-        Returns:
-            Mean and deviation, `[b c f' h' w']` float32 each; None for the latter where the VAE is deterministic, and
-            of clips, of which the mode is trained on.
-        """
-        vae = pipeline.vae
-        posterior = vae.encode(frames.squeeze(2)).latent_dist  # `check_frames` lets one frame through
-        shift, scale = vae.config.shift_factor or 0.0, vae.config.scaling_factor
-        mean, std = (x.float().unsqueeze(2) for x in (posterior.mean, posterior.std))
-        return (mean - shift) * scale, std * scale
-
-    @classmethod
-    def pieces(cls, count: int) -> list[range]:
-        """Which frames of a clip of `count` the VAE reads at a time: here all."""
-        return [range(count)]
-
-    @classmethod
-    def encode_pieces(cls, pipeline: Any, pieces: Iterator[Tensor]) -> tuple[Tensor, Tensor | None]:
-        """Do what `encode_media` does, given the frames of `pieces` one piece after the other."""
-        return cls.encode_media(pipeline, torch.cat([*pieces], dim=2))
-
-    @staticmethod
-    def decode_media(pipeline: Any, latent: Tensor) -> Tensor:
-        """Decode latents `[b c f' h' w']`, normalised as by `encode_media`, to clips `[b 3 f h w]` in [-1, 1]."""
-        vae = pipeline.vae
-        latent = latent / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
-        return images_only(lambda x: vae.decode(x.to(vae.dtype), return_dict=False)[0], latent)
-
-    @classmethod
-    def sampling(cls, asked: Asked) -> dict[str, Any]:
-        """What the pipeline is told beside prompts, steps and noise, by its names for it.
-
-        Raises:
-            UserError: It cannot do what is asked.
-        """
-        return asked.usual if cls.most_frames == 1 else asked.usual | {"num_frames": asked.frames}
-
-    @classmethod
-    def guided(cls, pipeline: Any, scale: float) -> AbstractContextManager[None]:
-        """Tell a pipeline that samples its guidance, for as long, where `sampling` cannot: most calls take it."""
-        return nullcontext()
-
-    @classmethod
-    def to_sampler(cls, latent: Tensor) -> Tensor:
-        """Latents `[b c f h w]` as the pipeline holds them while it samples."""
-        return latent.squeeze(2) if cls.most_frames == 1 else latent
-
-    @classmethod
-    def from_sampler(cls, held: Tensor, sizes: tuple[int, int, int]) -> Tensor:
-        """What the pipeline holds while it samples as latents `[b c f h w]`, whose f, h and w are given."""
-        return held.unsqueeze(2) if cls.most_frames == 1 else held
-
-    @staticmethod
-    def lora_file(folder: Path) -> Path:
-        """Where an export holds its adapter."""
-        return folder / LORA_FILE
-
-    @staticmethod
-    def save_lora(pipeline: Any, component: str, folder: Path, layers: dict[str, Tensor], config: dict) -> None:
-        """Write an adapter as `pipe.load_lora_weights(folder)` reads it, or for PEFT where the pipeline reads none.
-
-        Args:
-            pipeline: The pipeline's class.
-            component: The network's name in it.
-            folder: Where the files go.
-            layers: The adapter's tensors, named as in the network.
-            config: What PEFT says of the adapter (rank, alpha, modules).
-        """
-        from diffusers.loaders.lora_base import LoraBaseMixin
-
-        if not issubclass(pipeline, LoraBaseMixin):
-            return save_peft_folder(folder, layers, config)
-        said = {f"{component}_lora_layers": layers, f"{component}_lora_adapter_metadata": config}
-        pipeline.save_lora_weights(folder, **said)
-
-    @staticmethod
-    def load_lora(network: Any, component: str, path: Path, adapter: str) -> None:
-        """Read an adapter, diffusers' file or PEFT's folder, into a network, under the name `adapter`."""
-        if path.is_dir():
-            return load_peft_folder(network, path, adapter)
-        network.load_lora_adapter(path.parent, weight_name=path.name, prefix=component, adapter_name=adapter)
-
     def regions(self) -> list[nn.Module]:
         """List the parts of the network that regional compilation compiles; none lies in another one."""
         return [module for module in self.network.modules() if type(module).__name__ in self.blocks]
@@ -359,14 +99,3 @@ class Denoiser(ABC):
         the others waiting for ever.
         """
         return largest_among_shards(self.network, n)
-
-    @classmethod
-    def multiple(cls, vae: Mapping[str, Any]) -> int:
-        """What sides in pixels must be divisible by: a patch of latents, from the VAE's configuration."""
-        return cls.factors(vae)[0] * cls.patch
-
-
-def images_only(fn: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
-    """Run an image network `[b c h w]` on latents `[b c 1 h w]`."""
-    assert z.shape[2] == 1, f"this family takes images; got {z.shape[2]} frames"
-    return fn(z.squeeze(2)).unsqueeze(2)
