@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from diffpo.core.types import Condition, Pair, PairBatch
 from diffpo.methods import METHODS, PairwiseMethod
 from diffpo.models import FAMILIES, Denoiser
+from diffpo.models.known import DDPM, SD15, SD35_MEDIUM, SDXL
 from diffpo.models.lora import LoRA
-from diffpo.models.outline import DDPM, SD15, SD35_MEDIUM, SDXL, Outline, assemble
+from diffpo.models.outline import Outline, assemble
 from diffpo.models.reference import Reference
 from diffpo.models.tuning import Full, Tuning
 from diffpo.training.forecast import pairs_of, trace, weigh

@@ -47,7 +47,8 @@ from tiny_texts import clip_tokenizer  # noqa: E402
 from diffpo.data import Pairs, load_splits  # noqa: E402
 from diffpo.data.cache import EncodingCache  # noqa: E402
 from diffpo.disk.processes import cores  # noqa: E402
-from diffpo.generation.generate import Request, generate  # noqa: E402
+from diffpo.generation.generate import generate  # noqa: E402
+from diffpo.generation.request import Request  # noqa: E402
 from diffpo.generation.settings import GenerateOptions  # noqa: E402
 from diffpo.generation.work import FITTED  # noqa: E402
 from diffpo.media.folder import Media, read_settings, write_manifest  # noqa: E402

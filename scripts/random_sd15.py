@@ -25,7 +25,7 @@ from PIL import Image
 from tiny_texts import WIDTH, clip_tokenizer
 
 from diffpo.compat import quiet_libraries
-from diffpo.models.outline import DDPM, SD15
+from diffpo.models.known import DDPM, SD15
 
 quiet_libraries()
 

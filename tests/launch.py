@@ -22,7 +22,7 @@ from preload import preload
 
 import diffpo.disk.files
 import diffpo.disk.rows
-import diffpo.generation.generate
+import diffpo.generation.request
 import diffpo.generation.work
 import diffpo.scorers.scores
 import diffpo.training.checkpoint
@@ -80,7 +80,7 @@ PLACES: dict[str, Callable[[], None]] = {
     ),  # 3 files each: the 2nd of the 2nd
     "pruning": lambda: at_call(diffpo.disk.files, "remove", 1),
     "export": unrenamed_export,
-    "sampling": lambda: at_call(diffpo.generation.generate, "sample_clips", 3),
+    "sampling": lambda: at_call(diffpo.generation.request, "sample_clips", 3),
     "naming": lambda: at_call(diffpo.generation.work, "_give_names", 2),
     "scoring": lambda: at_call(diffpo.scorers.scores, "read_media", 2),  # the second model's folder
 }

@@ -26,8 +26,9 @@ from diffpo.config.run import Config, load_config
 from diffpo.disk.files import write_file
 from diffpo.disk.lock import sole_writer
 from diffpo.errors import UserError
-from diffpo.generation.generate import Request, find_stored
+from diffpo.generation.generate import find_stored
 from diffpo.generation.processes import forget_settings, make_state, quiet_console
+from diffpo.generation.request import Request
 from diffpo.generation.settings import GenerateOptions
 from diffpo.generation.work import fill
 from diffpo.media.prompts import load_prompts

@@ -22,8 +22,9 @@ from diffpo.data.splits import normalise, read_splits
 from diffpo.disk.ahead import groups
 from diffpo.disk.files import without_nan, write_json
 from diffpo.errors import UserError
-from diffpo.generation.generate import Request, fill_folder
+from diffpo.generation.generate import fill_folder
 from diffpo.generation.personal import COMMAND, Sitting, make_images, plan_sittings
+from diffpo.generation.request import Request
 from diffpo.generation.settings import GenerateOptions
 from diffpo.generation.users import blended, open_users, stacked
 from diffpo.media.folder import Media, open_clip

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from diffpo.commands.pairs import Columns, FreshTable, Limit, Split, Target, find_source
 from diffpo.commands.shared import Fresh, quiet, say
+from diffpo.commands.tables import Columns, FreshTable, Limit, Split, Target, find_source
 
 if TYPE_CHECKING:
     from diffpo.curate.embedding import Embedding

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from diffpo.commands.pairs import (
+from diffpo.commands.shared import Fresh, quiet, say
+from diffpo.commands.tables import (
     Columns,
     FreshTable,
     Limit,
@@ -18,7 +19,6 @@ from diffpo.commands.pairs import (
     find_source,
     say_table,
 )
-from diffpo.commands.shared import Fresh, quiet, say
 
 
 def video_pairs(

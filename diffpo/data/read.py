@@ -16,18 +16,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow
-from pyarrow import compute, parquet, types
+from pyarrow import compute, types
 
 from diffpo.data.checks import is_text
-from diffpo.disk.columns import join_tables, read_columns
+from diffpo.data.joining import map_parquet, parse_texts
 from diffpo.disk.mapped import mapped
 from diffpo.disk.rows import cache_home, digest
-from diffpo.disk.tables import TABLES, files_below, hash_file, is_hidden, refuse_twins
+from diffpo.disk.tables import TABLES, files_below, hash_file, is_hidden
 from diffpo.errors import UserError
 from diffpo.worlds.assets import WORLDS, asset_path
 
 if TYPE_CHECKING:
-    from datasets import Dataset, Features
+    from datasets import Dataset
 
 EMBEDDED = {
     "shapes:pairs": "shapes/pairs",
@@ -183,66 +183,10 @@ def _open_files(
         )
     root = files[0].parent.absolute()
     if suffixes == {".parquet"}:
-        return _map_parquet(files, path), _identity([file.absolute() for file in files], root), root
+        return map_parquet(files, path), _identity([file.absolute() for file in files], root), root
     identity = [f"{os.path.relpath(file.absolute(), root)}\t{hash_file(file).hex()}" for file in files]
     file = kept / f"{digest(PARSED, *identity, *texts).hex()}.arrow"
-    return mapped(file, lambda: _parse(files, texts)), identity, root
-
-
-def _parse(files: Sequence[Path], texts: Sequence[str]) -> pyarrow.Table:
-    """Read tables in text below each other."""
-    parts = [read_columns(file, texts) for file in files]
-    try:
-        return join_tables(parts)
-    except pyarrow.ArrowException as error:
-        raise _different(files, [part.schema for part in parts], error) from error
-
-
-def _map_parquet(files: Sequence[Path], path: str | Path) -> Dataset:
-    """Map parquet files as one table; where a column is of different types, it gets the one that holds them all."""
-    import datasets
-
-    try:
-        schemas = [parquet.read_schema(file) for file in files]
-    except (OSError, pyarrow.ArrowException) as error:
-        raise UserError(f"{path} cannot be read as a .parquet table: {error}") from error
-    for file, schema in zip(files, schemas, strict=True):
-        refuse_twins(file, schema.names)
-    alike = all(schema.equals(schemas[0]) for schema in schemas)
-    names = [glob.escape(str(file)) for file in files]
-    try:
-        features = None if alike else _common_features(schemas)
-        return datasets.load_dataset("parquet", data_files=names, features=features, split="train")
-    except (pyarrow.ArrowException, ValueError, TypeError, datasets.exceptions.DatasetGenerationError) as error:
-        if not alike:
-            raise _different(files, schemas, error) from error
-        raise UserError(f"{path} cannot be read as a .parquet table: {error.__cause__ or error}") from error
-
-
-def _common_features(schemas: Sequence[pyarrow.Schema]) -> Features:
-    """Find the types that hold what all files hold; what `datasets` knows of a column, such as images, stays."""
-    import datasets
-
-    whole = pyarrow.unify_schemas(schemas, promote_options="permissive").remove_metadata()
-    common = datasets.Features.from_arrow_schema(whole)
-    for schema in schemas:
-        found = datasets.Features.from_arrow_schema(schema)
-        common |= {name: kind for name, kind in found.items() if not isinstance(kind, datasets.Value)}
-    return common
-
-
-def _different(files: Sequence[Path], schemas: Sequence[pyarrow.Schema], error: Exception) -> UserError:
-    """Say which column is of types that have nothing in common, and in which files."""
-    kinds = defaultdict(dict)
-    for file, schema in zip(files, schemas, strict=True):
-        for field in schema:
-            kinds[field.name].setdefault(str(field.type), file.name)
-    odd = {name: found for name, found in kinds.items() if len(found.keys() - {"null"}) > 1}
-    said = "; ".join(
-        f"`{name}` is " + " and ".join(f"{kind} in {file}" for kind, file in found.items())
-        for name, found in odd.items()
-    )
-    return UserError(f"The files of a table hold different things: {said or error}. Give each column one type.")
+    return mapped(file, lambda: parse_texts(files, texts)), identity, root
 
 
 def _open_hub(path: str, split: str) -> tuple[Dataset, list[str], Path]:

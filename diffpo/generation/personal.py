@@ -19,7 +19,8 @@ import torch
 
 from diffpo.disk.rows import digest
 from diffpo.errors import UserError
-from diffpo.generation.generate import Request, fill_folder
+from diffpo.generation.generate import fill_folder
+from diffpo.generation.request import Request
 from diffpo.generation.settings import GenerateOptions
 from diffpo.generation.users import Audience
 from diffpo.media.folder import Media

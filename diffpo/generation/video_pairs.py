@@ -31,8 +31,9 @@ from diffpo.disk.files import write_file
 from diffpo.disk.rows import digest
 from diffpo.disk.weights import fingerprint
 from diffpo.errors import UserError
-from diffpo.generation.generate import Request, fill_folder
+from diffpo.generation.generate import fill_folder
 from diffpo.generation.guided import denoise_clip
+from diffpo.generation.request import Request
 from diffpo.generation.settings import GenerateOptions, hash_of
 from diffpo.generation.work import Draw, Work
 from diffpo.media.folder import DECODED, LATENTS, Media, home_of, read_media

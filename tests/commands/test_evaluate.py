@@ -9,7 +9,7 @@ import pytest
 import yaml
 from runs import ROOT, World, launch
 
-import diffpo.generation.generate
+import diffpo.generation.request
 from diffpo.commands.evaluate import evaluate, is_finished, prepare_run
 from diffpo.config.evaluation import JudgedModel, build_evaluation, load_evaluation
 from diffpo.errors import ConfigError, UserError
@@ -46,13 +46,13 @@ def tree(world: World, output: Path, **changes) -> dict:
 def judge(world, tmp_path, monkeypatch):
     """Run an evaluation in this process; returns what it did, and the prompts and seeds that were sampled."""
     sampled: list[tuple[str, int]] = []
-    sample = diffpo.generation.generate.sample_clips
+    sample = diffpo.generation.request.sample_clips
 
     def counting(pipeline, prompts, seeds, *more, **options):
         sampled.extend(zip(prompts, seeds, strict=True))
         return sample(pipeline, prompts, seeds, *more, **options)
 
-    monkeypatch.setattr(diffpo.generation.generate, "sample_clips", counting)
+    monkeypatch.setattr(diffpo.generation.request, "sample_clips", counting)
 
     def run(output: Path = tmp_path / "out", **changes):
         sampled.clear()

@@ -22,7 +22,8 @@ from tiny import save_pipeline
 from diffpo.disk.lock import sole_writer
 from diffpo.errors import UserError
 from diffpo.generation import sampling, work
-from diffpo.generation.generate import ASKED, NAMES, Request, generate, key_of, settle
+from diffpo.generation.generate import ASKED, NAMES, generate, key_of
+from diffpo.generation.request import Request, settle
 from diffpo.generation.sampling import Plan, sample_clips
 from diffpo.generation.settings import GenerateOptions, Sampler
 from diffpo.generation.work import FITTED

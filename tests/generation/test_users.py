@@ -14,8 +14,9 @@ from tiny import save_pipeline
 from tiny_users import save_user_run, save_users
 
 from diffpo.errors import UserError
-from diffpo.generation.generate import Request, generate
+from diffpo.generation.generate import generate
 from diffpo.generation.personal import make_images, plan_sittings
+from diffpo.generation.request import Request
 from diffpo.generation.settings import GenerateOptions
 from diffpo.generation.users import blended, normalised, parse_blend
 from diffpo.media.folder import read_media, read_settings

@@ -10,8 +10,9 @@ from tiny import CLIPS
 
 from diffpo.errors import UserError
 from diffpo.models.encoders import Encoders
+from diffpo.models.known import KNOWN, PUBLISHED
 from diffpo.models.lora import LoRA
-from diffpo.models.outline import CAPTION, KNOWN, PUBLISHED, assemble, of_known, outline
+from diffpo.models.outline import CAPTION, assemble, of_known, outline
 from diffpo.models.tuning import Full
 
 

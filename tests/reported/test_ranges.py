@@ -25,7 +25,7 @@ from diffpo.curate.pairing import Pairing
 from diffpo.curate.weights import WEIGHTINGS
 from diffpo.data import SOURCES
 from diffpo.errors import UserError
-from diffpo.generation.generate import GenerateOptions
+from diffpo.generation.settings import GenerateOptions
 from diffpo.methods import METHODS
 from diffpo.models.tunings import MODELS
 from diffpo.scorers import SCORERS

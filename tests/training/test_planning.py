@@ -14,8 +14,9 @@ from diffpo.data.splits import load_splits
 from diffpo.errors import UserError
 from diffpo.methods import METHODS
 from diffpo.models.encoders import Encoders
+from diffpo.models.known import KNOWN
 from diffpo.models.lora import LoRA
-from diffpo.models.outline import KNOWN, assemble, of_known
+from diffpo.models.outline import assemble, of_known
 from diffpo.models.tuning import Full
 from diffpo.training.cards import CARDS, GIB, Card, find_card
 from diffpo.training.forecast import forecast, weigh
