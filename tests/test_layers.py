@@ -70,8 +70,8 @@ ROOMS = {
         except_for="diffpo.models.base diffpo.models.Denoiser diffpo.models.load diffpo.models.reference"
         " diffpo.models.bases diffpo.models.tuning diffpo.models.encoders diffpo.models.finding"
         " diffpo.models.outline diffpo.models.recomputing"
-        " diffpo.models.peft_folder diffpo.models.user_files diffpo.core.inversion.trajectory"
-        " diffpo.core.inversion.Inversion",
+        " diffpo.models.peft_folder diffpo.models.user_files diffpo.models.user_adapter.is_adapters"
+        " diffpo.core.inversion.trajectory diffpo.core.inversion.Inversion",
         asks_names=False,
     ),
     "commands": Room(never="torch numpy"),

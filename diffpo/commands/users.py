@@ -193,8 +193,9 @@ def open_embedding(folder: Path) -> Embedding:
     """Open what a folder of users was embedded with."""
     from diffpo.captioners import EMBEDDERS
     from diffpo.config.blocks import make
-    from diffpo.curate.embedding import EMBEDDER, Embedding, read_embedder
+    from diffpo.curate.embedding import Embedding, read_embedder
     from diffpo.errors import UserError
+    from diffpo.media.users import EMBEDDER
 
     said, directions = read_embedder(folder / EMBEDDER)
     if said["name"] not in EMBEDDERS:
@@ -220,16 +221,27 @@ def whom(
     shares, changed = normalised({user: 1.0} if user is not None else parse_blend(str(blend)))
     if changed:
         print("the shares do not sum to one; they count as", ", ".join(f"{n}:{s:.3g}" for n, s in shares.items()))
-    folder = users or users_of(tuned)
     if user_pairs is not None:
-        folder = _embed_new(user_pairs, folder, list(shares))
+        folder = _embed_new(user_pairs, users or _embedder_of(tuned), list(shares))
+    else:
+        folder = users or users_of(tuned)
     return {"users": str(folder), "blend": shares}
 
 
 def users_of(tuned: str | None) -> Path:
     """The folder of users that a run was trained with."""
-    from diffpo.disk.plain import read_file
     from diffpo.errors import UserError
+
+    if (folder := _known_users(tuned)) is not None:
+        return folder
+    raise UserError(
+        "the folder of users that the model was trained with is not known, or not where it was: give it as --users."
+    )
+
+
+def _known_users(tuned: str | None) -> Path | None:
+    """That folder, where the run says which it is and it is still there."""
+    from diffpo.disk.plain import read_file
 
     for run in () if tuned is None else (Path(tuned).expanduser(), Path(tuned).expanduser().parent):
         if (run / "config.yaml").is_file():
@@ -237,9 +249,16 @@ def users_of(tuned: str | None) -> Path:
             place = said.get("data", {}).get("users") if isinstance(said, dict) else None
             if place is not None and Path(place).expanduser().is_dir():
                 return Path(place).expanduser()
-    raise UserError(
-        "the folder of users that the model was trained with is not known, or not where it was: give it as --users."
-    )
+    return None
+
+
+def _embedder_of(tuned: str | None) -> Path:
+    """The folder that says how the people of a run were embedded: that of its users, or the export."""
+    from diffpo.media.users import EMBEDDER
+
+    known = _known_users(tuned)
+    exported = () if tuned is None else (Path(tuned).expanduser() / "final", Path(tuned).expanduser())
+    return known or next((folder for folder in exported if (folder / EMBEDDER).is_file()), None) or users_of(tuned)
 
 
 def _embed_new(table: str, like: Path, names: list[str]) -> Path:

@@ -28,7 +28,6 @@ from diffpo.errors import UserError
 from diffpo.media.frames import BrokenImage, decode_whole
 
 COMMAND = "diffpo data users"
-EMBEDDER = "embedder.safetensors"
 ROWS_PER_FILE = 16
 """A kill costs so many embeddings at most: a profile may take a minute."""
 LONG = 60

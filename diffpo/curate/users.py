@@ -27,7 +27,7 @@ import torch
 from diffpo.captioners.base import Portrait
 from diffpo.core.block import Block, Count, Seed, Sharing, Whole
 from diffpo.curate.directions import find_directions
-from diffpo.curate.embedding import COMMAND, EMBEDDER, Asked, Embedding, Workers, embed_draws, keys_of
+from diffpo.curate.embedding import COMMAND, Asked, Embedding, Workers, embed_draws, keys_of
 from diffpo.curate.support import NAMED, Person, choose_support, split_people
 from diffpo.curate.write import Target, check_place, record_of
 from diffpo.data.records import Source, Table
@@ -36,6 +36,7 @@ from diffpo.disk.files import whole_folder, write_file, write_json
 from diffpo.disk.lock import sole_writer
 from diffpo.disk.rows import cache_home, digest
 from diffpo.errors import UserError
+from diffpo.media.users import EMBEDDER
 
 FORMAT = "diffpo users 1"
 

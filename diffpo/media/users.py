@@ -3,6 +3,7 @@
     users.json          what it is, who made the states (`embedder`), their `width`, and how many `states` each draw has
     users.parquet       a row per draw of support pairs: user_id, seen, prompts (those of its pairs), ...
     states.safetensors  one tensor `states` [draws n d]; its row i is that of the table's row i
+    embedder.safetensors    what embeds somebody new in the same way
 
 A draw is a choice of some of a user's pairs. States are stored as the adapter takes them; zeros are nobody's.
 """
@@ -20,14 +21,17 @@ import pyarrow
 import torch
 from pyarrow import parquet
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from diffpo.core.types import Embedding
+from diffpo.disk.published import published
 from diffpo.errors import UserError
 
 FORMAT = "diffpo users 1"
 """What the folder says that it is."""
 INDEX, TABLE, STATES = "users.json", "users.parquet", "states.safetensors"
+EMBEDDER = "embedder.safetensors"
 NAMED = 8
 """Users that a message names."""
 
@@ -101,6 +105,27 @@ class Users:
     def nobody(self) -> Tensor:
         """States of the null user, `[n d]` float32."""
         return torch.zeros(self.count, self.embedding.width)
+
+
+def copy_embedder(users: Path, folder: Path) -> None:
+    """Put what embeds somebody new into a folder that is published, if users have it; it names no place of here.
+
+    Raises:
+        UserError: The file is broken.
+    """
+    file = users / EMBEDDER
+    if not file.is_file():
+        return
+    try:
+        with safe_open(file, "pt") as content:
+            said = json.loads(content.metadata()["embedder"])
+            tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise UserError(
+            f"{file} cannot be read ({error}). Bring it back, or remove it and run the same command again: what is "
+            "exported then cannot embed anybody new."
+        ) from error
+    save_file(tensors, folder / EMBEDDER, {"embedder": json.dumps(published(said))})
 
 
 def _named(names: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from diffpo.disk.weights import Weights, fingerprint, hub_errors, locate, snapshot
 from diffpo.errors import UserError
+from diffpo.media.users import EMBEDDER
 from diffpo.models import Denoiser, family_of
 from diffpo.models.base import LORA_FILE
 from diffpo.models.peft_folder import CONFIG_FILE, is_peft_folder
@@ -23,6 +24,8 @@ SECOND = "transformer_2"
 INDEX = "model_index.json"
 FP16 = "fp16"
 """What names of half-precision files contain."""
+NO_LORA = (USER_ADAPTER, EMBEDDER)
+"""Files that lie where a LoRA may, and are none."""
 _A_MODEL = "a diffusers model"
 
 
@@ -188,13 +191,19 @@ def find_lora(spec: str) -> Weights:
     fetch = partial(snapshot, what="a LoRA", patterns=("*.safetensors", CONFIG_FILE), probe="*.safetensors")
     found = locate(spec, what="a LoRA", fetch=fetch)
     if found.path.is_file():
+        if found.path.name in NO_LORA:
+            raise UserError(
+                f"{spec} is part of a user adapter, no LoRA. To make images with it, give its folder as tuned."
+            )
         if is_peft_folder(found.path.parent):
             return Weights(found.path.parent)
         return _with_second(found.path, found.path.parent / SECOND / LORA_FILE)
     for folder in (found.path / "final", found.path):
         if adapter := _lora_in(folder):
             return _with_second(adapter, adapter.parent / SECOND / LORA_FILE)
-    files = sorted(found.path.glob("*.safetensors"))
+    files = [file for file in sorted(found.path.glob("*.safetensors")) if file.name not in NO_LORA]
+    if not files and (found.path / USER_ADAPTER).is_file():
+        raise UserError(f"{spec} holds a user adapter and no LoRA. To make images with it, give it as tuned.")
     if len(files) != 1:
         held = f"several: {', '.join(f.name for f in files)}" if files else "none"
         raise UserError(f"{spec} should hold one LoRA file ({LORA_FILE}); it holds {held}. Give the file itself.")

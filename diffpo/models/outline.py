@@ -18,7 +18,7 @@ from torch.fx.experimental import _config as meta_config
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from diffpo.core.types import Condition
+from diffpo.core.types import Condition, Embedding
 from diffpo.disk.weights import BROKEN, EMBEDDED, reason
 from diffpo.errors import UserError
 from diffpo.models import FAMILIES, Denoiser
@@ -52,6 +52,13 @@ class Outline:
     """What the network is told of one image, on the meta device; masks are real, and true."""
     told: str
     """Where the sizes come from, for people."""
+    embedding: Embedding | None = None
+    """What users' states are, for a network that is told the user."""
+
+    def telling(self, embedding: Embedding, count: int) -> Outline:
+        """The same model, told of users, each of whom has `count` states."""
+        user = torch.empty(1, count, embedding.width, device="meta")
+        return replace(self, embedding=embedding, cond=replace(self.cond, user=user))
 
 
 @torch.no_grad()
@@ -231,7 +238,7 @@ def assemble(
     for x in (*network.parameters(), *network.buffers()):  # tables made by numpy know no default
         x.data = x.data.to(device, first if x.is_floating_point() else x.dtype)
     process = family.within(family.make_process(dict(drawn.scheduler), tuning.time), drawn.index)
-    equip(network, tuning, family, dtype, None, device, autocast)
+    equip(network, tuning, family, dtype, drawn.embedding, device, autocast)
     policy = family(network, process, 1.0 if tuning.guidance is None else tuning.guidance)
     policy.network.train()
     return policy, tuning.reference(policy, frozen_dtype(tuning, dtype), autocast)

@@ -6,15 +6,14 @@ memory for more time: where all of it is more than is needed, every second or th
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from diffpo.models.user_adapter import checkpointing
+from diffpo.models.user_adapter import still_told
 
 KEPT = "keeps_activations"
 """An attribute of the blocks that are not checkpointed."""
@@ -34,16 +33,24 @@ def recompute(
         share: 1 for all; other things that diffusers checkpoints are checkpointed in any case.
         around: Makes what stands around every second computation.
     """
-    again: Callable[..., Any] = checkpointing(network) or partial(_again, around)
     blocks = [module for module in network.modules() if type(module).__name__ in kinds]
     for k, block in enumerate(blocks):
         setattr(block, KEPT, int((k + 1) * share) == int(k * share))
 
     def run(block: nn.Module, *args: Any) -> Any:
-        return block(*args) if getattr(block, KEPT, False) else again(block, *args)
+        return block(*args) if getattr(block, KEPT, False) else _again(network, around, block, *args)
 
     network.enable_gradient_checkpointing(run)
 
 
-def _again(around: Callable[[], AbstractContextManager[Any]], block: nn.Module, *args: Any) -> Any:
-    return checkpoint(block.__call__, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), around()))
+def _again(network: nn.Module, around: Callable[[], AbstractContextManager[Any]], block: nn.Module, *args: Any) -> Any:
+    def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+        return nullcontext(), _both(around(), still_told(network))
+
+    return checkpoint(block.__call__, *args, use_reentrant=False, context_fn=contexts)
+
+
+@contextmanager
+def _both(one: AbstractContextManager[Any], other: AbstractContextManager[Any]) -> Iterator[None]:
+    with one, other:
+        yield

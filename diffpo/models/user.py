@@ -16,7 +16,7 @@ from diffpo.models.base import Denoiser
 from diffpo.models.bases import BaseModel
 from diffpo.models.lora import LoRA
 from diffpo.models.tuning import Tuning
-from diffpo.models.user_adapter import ADAPTER, ATTENTION, add_user_adapter
+from diffpo.models.user_adapter import add_user_adapter, is_adapters
 from diffpo.models.user_files import IP_TOKENS, save_user_adapter
 
 
@@ -57,7 +57,7 @@ class User(LoRA):
             super().prepare(network, family, dtype)
         add_user_adapter(network, family.text_attention, embedding, self.tokens)
         for name, parameter in network.named_parameters():
-            if name.startswith(f"{ADAPTER}.") or f".{ATTENTION}.to_" in name:
+            if is_adapters(name):
                 parameter.data = parameter.data.to(dtype)
                 parameter.requires_grad_(True)
 

@@ -16,15 +16,14 @@ regional compilation, with blocks that are sharded, and with a LoRA on the same 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from torch.utils.checkpoint import checkpoint
 
 from diffpo.core.types import Embedding
 from diffpo.errors import UserError
@@ -266,23 +265,17 @@ def user_adapter(network: nn.Module) -> UserAdapter | None:
     return dict(network.named_children()).get(ADAPTER)  # pyright: ignore[reportReturnType]
 
 
+def is_adapters(name: str) -> bool:
+    """Whether a parameter of a network with an adapter is the adapter's, by its name."""
+    return name.startswith(f"{ADAPTER}.") or f".{ATTENTION}.to_" in name
+
+
 def user_attentions(network: nn.Module) -> dict[str, UserAttention]:
     """The adapter's parts in a network's attentions by their names, in the network's order."""
     return {name: module for name, module in network.named_modules() if isinstance(module, UserAttention)}
 
 
-def checkpointing(network: nn.Module) -> Callable[..., Any] | None:
-    """What computes activations a second time, for a network with an adapter; None: diffusers' own does.
-
-    By then another call may have told the adapter of other users.
-    """
+def still_told(network: nn.Module) -> AbstractContextManager[None]:
+    """Tell a network's adapter later what it is told now: by then another call may have told it of other users."""
     adapter = user_adapter(network)
-    if adapter is None:
-        return None
-
-    def run(block: nn.Module, *args: Any) -> Any:
-        told = Told(**vars(adapter.told))
-        contexts = (nullcontext(), adapter.again(told))
-        return checkpoint(block.__call__, *args, use_reentrant=False, context_fn=lambda: contexts)
-
-    return run
+    return nullcontext() if adapter is None else adapter.again(Told(**vars(adapter.told)))

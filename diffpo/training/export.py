@@ -16,6 +16,7 @@ from diffpo.config.run import Config
 from diffpo.disk.files import sweep, whole_folder
 from diffpo.disk.published import published
 from diffpo.errors import UserError
+from diffpo.media.users import copy_embedder
 from diffpo.models.base import LORA_FILE, Denoiser
 from diffpo.models.bases import find_base
 from diffpo.models.peft_folder import CONFIG_FILE
@@ -55,6 +56,8 @@ def export(
         sweep(folder)
         with whole_folder(final) as path:
             config.model.save(path, base, network, weights)
+            if config.data.users is not None:
+                copy_embedder(Path(config.data.users).expanduser(), path)
             if grid is not None:
                 shutil.copyfile(grid, path / "grid.png")
             step = None if selection is None else selection.step

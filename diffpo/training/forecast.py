@@ -24,6 +24,7 @@ from diffpo.models.outline import Outline, assemble, looking
 from diffpo.models.recomputing import recompute
 from diffpo.models.reference import Reference
 from diffpo.models.tuning import Tuning
+from diffpo.models.user_adapter import is_adapters
 from diffpo.training.tracing import Halving, Ledger
 
 GIB = 2**30
@@ -113,7 +114,8 @@ def weigh(policy: Denoiser, reference: Reference | None, optimizer: str) -> Weig
     own = size(policy.network)
     both = own if reference is None else size(policy.network, reference.denoiser.network)
     trained = [p for p in policy.network.parameters() if p.requires_grad]
-    parameters = sum(p.numel() for name, p in policy.network.named_parameters() if ".lora_" not in name)
+    named = policy.network.named_parameters()
+    parameters = sum(p.numel() for name, p in named if ".lora_" not in name and not is_adapters(name))
     state = sum(OPTIMIZER_BYTES[optimizer](p) for p in trained)
     gradients = sum(p.numel() * p.element_size() for p in trained)
     return Weights(own, both - own, gradients, state, parameters, sum(p.numel() for p in trained))

@@ -23,6 +23,7 @@ from diffpo.data.records import Table
 from diffpo.data.splits import load_splits
 from diffpo.disk.weights import EMBEDDED
 from diffpo.errors import UserError
+from diffpo.media.users import Users
 from diffpo.models.base import Denoiser
 from diffpo.models.outline import Outline, outline
 from diffpo.training.cards import GIB, Card
@@ -184,6 +185,9 @@ def plan(config: Config, card: Card) -> Plan:
     source, train = config.data, config.train
     frames = source.frames or 1
     drawn = outline(config.model, (source.resolution, source.resolution), frames)
+    if source.users is not None:
+        users = Users.open(source.users)
+        drawn = drawn.telling(users.embedding, users.count)
     most = max(2, train.batch)
     traced, weights = {}, None
     for checkpointing in (False, True):

@@ -6,21 +6,26 @@ from itertools import product
 from pathlib import Path
 
 from accelerate import Accelerator
+from torch import Tensor
 
 from diffpo.config.run import Config
 from diffpo.disk.ahead import groups
 from diffpo.generation.processes import quiet_console
-from diffpo.generation.sampling import Plan, plan_clips, sample_clips
+from diffpo.generation.sampling import Listeners, Plan, plan_clips, sample_clips
 from diffpo.generation.settings import Sampler, hash_of
 from diffpo.generation.work import Work, fill
 from diffpo.media.folder import Media, open_clip
 from diffpo.media.frames import Clip
 from diffpo.media.prompts import PromptSet, load_prompts
 from diffpo.media.sheet import Cell, Row, draw_grid, write_sheet
+from diffpo.media.users import Users
 from diffpo.models.base import Denoiser
 from diffpo.models.encoders import Encoders
 from diffpo.training.processes import in_turn, is_sharded, share
 from diffpo.training.run import note
+
+SHOWN = 2
+"""Users that a grid shows beside nobody."""
 
 
 def plan_samples(config: Config, encoders: Encoders) -> Plan:
@@ -45,26 +50,35 @@ class Drawer:
         if config.data.cache:  # nobody else needs them
             encoders.pipeline.to("cpu")
 
-    def draw(self, media: Sequence[Media]) -> list[Clip]:
-        """Make all that is listed; every process must call this, and gets all."""
+    def draw(self, media: Sequence[Media], told: Tensor | None = None) -> list[Clip]:
+        """Make all that is listed for one user, whose states `[n d]` are told, or for nobody.
+
+        Every process must call this, and gets all.
+        """
         batches = list(groups(media, self.sampler.batch))
         rank, world = share(self.accelerator)
-        mine = [self.sample(batch) for batch in batches[rank::world]]
+        mine = [self.sample(batch, told) for batch in batches[rank::world]]
         return [clip for batch in in_turn(mine, world) for clip in batch]
 
-    def sample(self, media: Sequence[Media]) -> list[Clip]:
-        """Make what is listed, each of its prompt and with its seed, in this process."""
+    def sample(self, media: Sequence[Media], told: Tensor | None = None) -> list[Clip]:
+        """Make what is listed, each of its prompt and with its seed, in this process; `told` as for `draw`."""
+        listeners = None if told is None else Listeners(told.expand(len(media), -1, -1))
         prompts, seeds = [item.prompt for item in media], [item.seed or 0 for item in media]
         network = self.accelerator.unwrap_model(self._policy.network)  # still under accelerate's autocast
         with self.encoders.placed(self.accelerator.device, self._policy.dtype):
-            return sample_clips(self.encoders.with_denoiser(network), prompts, seeds, self.sampler)
+            pipeline = self.encoders.with_denoiser(network)
+            return sample_clips(pipeline, prompts, seeds, self.sampler, listeners=listeners)
 
 
 class SampleGrids:
-    """Draws `samples/step-000100.png`; the first process writes it."""
+    """Draws `samples/step-000100.png`, for nobody and for the first users; the first process writes it."""
 
-    def __init__(self, config: Config, drawer: Drawer, folder: Path, identity: Sequence[str]):
-        """Remember what to draw; `identity` names the weights of the untrained policy."""
+    def __init__(
+        self, config: Config, drawer: Drawer, folder: Path, identity: Sequence[str], users: Users | None = None
+    ):
+        """Remember what to draw; `identity` names the untrained policy's weights, `users` are those that it is told."""
+        seen = [] if users is None else [name for name in users.draws if users.seen[name]][:SHOWN]
+        self._told = {name: users.states(users.draws_of(name)[0]) for name in seen if users is not None}
         sample, encoders = config.sample, drawer.encoders
         self._drawer, self._folder = drawer, folder / "samples"
         prompts = load_prompts(sample.prompts).prompts if isinstance(sample.prompts, str) else sample.prompts
@@ -98,10 +112,11 @@ class SampleGrids:
 
     def draw(self, step: int) -> None:
         """Draw the grid of an update."""
-        clips = self._drawer.draw(self._media)
+        columns = {f"step {step}": None} | {f"step {step}: {name}": told for name, told in self._told.items()}
+        drawn = [self._drawer.draw(self._media, told) for told in columns.values()]
         if self._drawer.accelerator.is_main_process:
-            pairs = zip(self._media, clips, strict=True)
-            rows = [Row(item.prompt, (Cell(open_clip(self._base, item)), Cell(clip))) for item, clip in pairs]
+            cells = zip(self._media, *drawn, strict=True)
+            rows = [Row(item.prompt, tuple(map(Cell, (open_clip(self._base, item), *clips)))) for item, *clips in cells]
             file = self._folder / f"step-{step:06d}.png"
             note(self._folder.parent, file)
-            write_sheet(file, draw_grid(["base", f"step {step}"], rows))
+            write_sheet(file, draw_grid(["base", *columns], rows))

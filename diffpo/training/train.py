@@ -66,7 +66,7 @@ def train(config: Config, *, fresh: bool = False, push: str | None = None) -> Pa
             drawer = Drawer(config, accelerator, learner.policy, encoders)
             learner.selection = None if config.train.select is None else Selection(config.train.select, drawer)
             if draws_grids(config):
-                sampler = SampleGrids(config, drawer, folder, identity["model"])
+                sampler = SampleGrids(config, drawer, folder, identity["model"], users)
                 sampler.base()
         done, alerts = resume(learner, folder, identity), Alerts(least_norm(learner))
         with (

@@ -1,6 +1,7 @@
 """`diffpo personal`: users judge what a model makes for them; and the demonstration that trains one."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,16 +11,18 @@ from tiny import save_pipeline
 from tiny_language import llava_onevision
 from tiny_users import save_user_run, save_users
 
+from diffpo.captioners.column import ColumnEmbedder
 from diffpo.captioners.judges import ChatJudge, WorldJudge
 from diffpo.commands.personal import Choices, Personal, run_personal
 from diffpo.commands.users import users_of, whom
+from diffpo.curate.embedding import Embedding
 from diffpo.data import Pairs
 from diffpo.errors import UserError
 from diffpo.generation.personal import plan_sittings
 from diffpo.generation.settings import GenerateOptions
 from diffpo.media.folder import open_clip, read_media
 from diffpo.media.prompts import load_prompts
-from diffpo.media.users import Users
+from diffpo.media.users import EMBEDDER, Users, copy_embedder
 from diffpo.worlds.users.people import utility
 
 NAMES = ("user-00", "user-01", "user-02", "user-03")
@@ -139,3 +142,27 @@ def test_whom_images_are_for_is_said_by_a_user_or_by_shares(run, people, tmp_pat
         whom(str(run), "user-00", None, None, None)
     (tmp_path / "config.yaml").write_text(f"data:\n  users: {people}\n")
     assert users_of(str(tmp_path)) == people == users_of(str(tmp_path / "final"))
+
+
+def test_a_published_folder_embeds_somebody_new(run, people, tmp_path, monkeypatch):
+    """Where the users that it was trained with are not: as they were embedded."""
+    monkeypatch.setenv("DIFFPO_CACHE", str(tmp_path / "cache"))
+    final = tmp_path / "published"
+    shutil.copytree(run / "final", final)
+    rows = []
+    for i, vector in enumerate(([3.0, 0.0], [3.0, 8.0])):
+        row = {"prompt": f"prompt {i}", "emb": vector}
+        for side in ("chosen", "rejected"):
+            row[side] = f"{i}-{side}.png"
+            Image.new("RGB", (8, 8), (50 * i, 0, 99 * (side == "chosen"))).save(tmp_path / row[side])
+        rows.append(row)
+    (tmp_path / "dora.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = (str(final), "dora", None, None, str(tmp_path / "dora.jsonl"))
+    with pytest.raises(UserError, match="give it as --users"):
+        whom(*asked)
+    Embedding(ColumnEmbedder(of="tiny")).write(people / EMBEDDER)
+    copy_embedder(people, final)
+    found = whom(*asked)
+    users = Users.open(found["users"])
+    assert found["blend"] == {"dora": 1.0} and list(users.draws) == ["dora"]
+    assert users.states(0)[0].tolist() == pytest.approx([0.6, 0.8], abs=1e-3)

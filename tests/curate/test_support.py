@@ -4,7 +4,7 @@ import pytest
 from safetensors.torch import load_file
 
 from diffpo.captioners.contrast import ClipEmbedder
-from diffpo.curate.embedding import EMBEDDER, Embedding, read_embedder
+from diffpo.curate.embedding import Embedding, read_embedder
 from diffpo.curate.users import UserOptions, embed_new, embed_users
 from diffpo.data import Pairs, load_splits
 from diffpo.data.cache import EncodingCache
@@ -13,7 +13,7 @@ from diffpo.data.plan import Schedule
 from diffpo.data.splits import normalise
 from diffpo.data.users import RowUsers
 from diffpo.errors import UserError
-from diffpo.media.users import Users
+from diffpo.media.users import EMBEDDER, Users
 
 CLIP = Embedding(ClipEmbedder(path="shapes:pickscore", device="cpu"))
 

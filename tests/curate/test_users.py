@@ -13,12 +13,13 @@ from safetensors.torch import load_file
 from diffpo.captioners.column import ColumnEmbedder
 from diffpo.captioners.contrast import ClipEmbedder
 from diffpo.curate.directions import along, find_directions
-from diffpo.curate.embedding import EMBEDDER, Embedding, Workers, read_embedder
+from diffpo.curate.embedding import Embedding, Workers, read_embedder
 from diffpo.curate.support import choose_support, split_people
 from diffpo.curate.users import UserOptions, embed_users
 from diffpo.data import Pairs, load_splits
 from diffpo.data.splits import normalise
 from diffpo.errors import UserError
+from diffpo.media.users import EMBEDDER
 
 CLIP = ClipEmbedder(path="shapes:pickscore", device="cpu")  # its network is loaded once
 

@@ -179,6 +179,17 @@ def test_an_adapter_is_found_in_a_file_a_folder_and_a_run(tmp_path):
         assert find_lora(str(place)).path == final / LORA_FILE
 
 
+def test_a_user_adapter_is_no_lora(tmp_path):
+    for name in ("user_adapter.safetensors", "embedder.safetensors"):
+        (tmp_path / name).touch()
+        with pytest.raises(UserError, match="is part of a user adapter"):
+            find_lora(str(tmp_path / name))
+    with pytest.raises(UserError, match="holds a user adapter and no LoRA"):
+        find_lora(str(tmp_path))
+    (tmp_path / "mine.safetensors").touch()
+    assert find_lora(str(tmp_path)).path == tmp_path / "mine.safetensors"
+
+
 def test_full_tuning_continues_no_adapter(pipelines):
     with pytest.raises(UserError, match="choose model=lora"):
         make(pipelines("sd15"), "full", lora="somewhere")

@@ -17,8 +17,9 @@ from diffpo.config.blocks import make as build
 from diffpo.core.types import Embedding
 from diffpo.errors import UserError
 from diffpo.models.bases import find_base
+from diffpo.models.recomputing import recompute
 from diffpo.models.tunings import MODELS
-from diffpo.models.user_adapter import checkpointing, user_adapter
+from diffpo.models.user_adapter import user_adapter
 from diffpo.models.user_files import INDEX, TENSORS, load_user_adapter
 
 SMALL = {"num_inference_steps": 2, "height": 16, "width": 16, "output_type": "np"}
@@ -99,7 +100,7 @@ def test_checkpointing_remembers_the_users(pipelines, name):
     gradients = []
     for checkpoint in (False, True):
         if checkpoint:
-            policy.network.enable_gradient_checkpointing(checkpointing(policy.network))
+            recompute(policy.network, policy.blocks, 1.0)
         mine, others = (told(batch, users).cond.chosen for users in (user_states(2), user_states(4)[2:]))
         answer = policy.predict(batch.latent.chosen, t, mine)
         policy.predict(batch.latent.chosen, t, others)

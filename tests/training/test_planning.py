@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 from runs import World
+from tiny_users import save_users
 
 from diffpo.config.run import build
 from diffpo.data.cache import EncodingCache
 from diffpo.data.splits import load_splits
 from diffpo.errors import UserError
+from diffpo.media.users import Users
 from diffpo.methods import METHODS
 from diffpo.models.encoders import Encoders
 from diffpo.models.known import KNOWN
@@ -19,8 +22,12 @@ from diffpo.models.lora import LoRA
 from diffpo.models.outline import assemble, of_known
 from diffpo.models.tuning import Full
 from diffpo.training.cards import CARDS, GIB, Card, find_card
-from diffpo.training.forecast import forecast, weigh
+from diffpo.training.forecast import forecast, size, weigh
+from diffpo.training.learner import prepare_learner
 from diffpo.training.planning import USABLE, plan
+from diffpo.training.processes import make_accelerator
+from diffpo.training.train import prepare_data
+from diffpo.training.update import update
 
 TINY_CARD = Card("tiny", 1.0, 1.0, 1.0)
 
@@ -47,6 +54,28 @@ def test_memory_by_part(world, told):
     full = weigh(policy, reference, "adafactor")
     assert full.trained == full.parameters and full.optimizer < full.gradients
     assert full.policy / 2 < full.reference < full.policy, "only products are in half precision"
+
+
+def test_a_user_adapter_is_counted(world):
+    """As the learner of the same run has it after an update."""
+    users, pairs = world.folder / "users", world.folder / "pairs"
+    save_users(users, {"ann": [["x"]], "bob": [["y"]]})
+    rows = [json.loads(line) for line in (pairs / "pairs.jsonl").read_text().splitlines()]
+    told = [row | {"user_id": ("ann", "bob")[i % 2]} for i, row in enumerate(rows)]
+    (pairs / "users.jsonl").write_text("\n".join(map(json.dumps, told)))
+    changes = {"model.name": "user", "method.name": "ppd", "data.path": "users.jsonl", "data.users": str(users)}
+    config = build(world.tree("told", changes | {"data.cache_dir": str(world.folder / "cache")}))
+    weights = plan(config, TINY_CARD).weights
+
+    accelerator, known = make_accelerator(config), Users.open(users)
+    schedule, loader, _, _ = prepare_data(config, accelerator, known)
+    learner = prepare_learner(config, accelerator, users=known)
+    update(learner, next(iter(loader.updates(schedule, 0, 1))), 0, 0)
+    network, trained = learner.policy.network, learner.trained
+    state = [x for held in learner.optimizer.state.values() for x in held.values() if x.ndim]
+    assert weights.trained == sum(p.numel() for p in trained) and weights.gradients == 4 * weights.trained
+    assert weights.optimizer == sum(x.nbytes for x in state) and weights.policy == size(network)
+    assert weights.parameters + weights.trained == sum(p.numel() for p in network.parameters())
 
 
 def test_a_batch_between_two_traces_lies_on_their_line(told):

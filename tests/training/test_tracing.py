@@ -94,16 +94,19 @@ def test_a_compiled_block_keeps_what_products_read():
         del y
 
 
-@pytest.mark.parametrize("pairs", [8, 32])
-def test_the_forecast_is_what_torch_allocates(pairs):
+@pytest.mark.parametrize(("kind", "pairs"), [("full", 8), ("full", 32), ("user", 2)])
+def test_the_forecast_is_what_torch_allocates(kind, pairs):
     """A step of the shapes world's network on the CPU, whose allocations torch's profiler counts."""
+    from diffpo.core.types import Embedding
     from diffpo.methods import METHODS
     from diffpo.models.outline import assemble, outline
-    from diffpo.models.tuning import Full
+    from diffpo.models.tunings import MODELS
     from diffpo.training.forecast import pairs_of, trace
 
-    tuning, method = Full(path="shapes:base"), METHODS["dpo"]()
+    tuning, method = MODELS[kind](path="shapes:base"), METHODS["dpo"]()
     drawn = outline(tuning, (64, 64), 1)
+    if kind == "user":
+        drawn = drawn.telling(Embedding("somebody", 64), 300)
     policy, reference = assemble(drawn, tuning, torch.float32)
     forecast = trace(policy, reference, method, pairs_of(drawn, pairs, method.sides), None)
     assert math.isclose(measured(drawn, tuning, method, pairs), forecast.peak, rel_tol=0.1)

@@ -1,17 +1,24 @@
 """PPD, from a table with users to an export: the same after an interruption, and DPO where nothing was learned."""
 
+import itertools
 import json
+from dataclasses import asdict
 
+import numpy as np
 import pytest
 import torch
 from runs import World, assert_same, contents, metrics, weights
 from tiny_steps import draws, make, pair_batch, with_users
 from tiny_users import save_users
 
+from diffpo.captioners.contrast import ClipEmbedder
 from diffpo.config.run import build
 from diffpo.core.step import preference_step
+from diffpo.curate.embedding import Embedding, read_embedder
 from diffpo.errors import ConfigError, UserError
+from diffpo.media.users import EMBEDDER
 from diffpo.methods import METHODS
+from diffpo.training import samples
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +27,8 @@ def world(tmp_path_factory):
     rows = [json.loads(line) for line in (world.folder / "pairs" / "pairs.jsonl").read_text().splitlines()]
     rows = [row | {"user_id": f"user {i % 3}"} for i, row in enumerate(rows)]
     (world.folder / "pairs" / "users.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    save_users(world.folder / "users", {f"user {i}": [["x"], ["y"]] for i in range(3)}, unseen=["user 2"])
+    users = save_users(world.folder / "users", {f"user {i}": [["x"], ["y"]] for i in range(3)}, unseen=["user 2"])
+    Embedding(ClipEmbedder(path=str(world.folder / "clip"))).write(users / EMBEDDER)
     return world
 
 
@@ -38,7 +46,21 @@ def test_a_run_that_was_interrupted_is_the_same(world):
     assert first["loss"] == pytest.approx(0.6931472) and all(line["loss"] != first["loss"] for line in others)
     assert (weights(straight)["ip_adapter.1.to_v_ip.weight"] != 0).any()
     card = (straight / "final" / "README.md").read_text()
+    said, _ = read_embedder(straight / "final" / EMBEDDER)
+    assert said == {"name": "clip", "options": asdict(ClipEmbedder(path=".../clip"))}, "no place of this machine"
     assert "load_user_adapter(pipe" in card and "load_ip_adapter(" in card and "load_lora_weights" not in card
+
+
+def test_samples_are_drawn_for_nobody_and_for_the_first_users_to_learn_from(world, monkeypatch):
+    drawn, draw = [], samples.draw_grid
+    monkeypatch.setattr(samples, "draw_grid", lambda *grid: drawn.append(grid) or draw(*grid))
+    settings = {"train.learning_rate": 0.1, "train.sample_every": 3, "sample.prompts": ["thing 1"]}
+    world.train("shown", told(world, **settings))
+    ((columns, (row,)),) = drawn
+    assert columns == ["base", "step 3", "step 3: user 0", "step 3: user 1"]
+    base, nobody, *users = (np.asarray(cell.clip.first) for cell in row.cells)
+    assert np.array_equal(base, nobody)
+    assert not any(np.array_equal(a, b) for a, b in itertools.combinations((base, *users), 2))
 
 
 @pytest.mark.parametrize("name", ["sd15", "sd3"])
