@@ -4,8 +4,8 @@
     prediction = p x0 + q eps                     (p, q) = (0, 1) eps | (-sigma, alpha) v | (-1, 1) flow
 
 Both lines are linear in (x0, eps), so one 2x2 solve takes any prediction apart again. The schedule (alpha, sigma as
-functions of t) is either a discrete table (DDPM, arXiv:2006.11239; v: arXiv:2202.00512) or the straight line of
-rectified flow (arXiv:2209.03003; logit-normal times and the shift: arXiv:2403.03206).
+functions of t) is a discrete table (DDPM, arXiv:2006.11239; v: arXiv:2202.00512), the straight line of rectified flow
+(arXiv:2209.03003; logit-normal times and the shift: arXiv:2403.03206), or any function whose squares sum to one.
 """
 
 from __future__ import annotations
@@ -161,8 +161,24 @@ class NoiseProcess(ABC):
         return {"eps": (zero, one), "v": (-sigma, alpha), "flow": (-one, one)}[self.prediction]
 
 
+@dataclass(frozen=True, kw_only=True)
+class VariancePreserving(NoiseProcess):
+    """Models whose alpha^2 + sigma^2 is 1: an inversion follows eps, by DDIM's steps."""
+
+    def slope(self, prediction: Tensor, z: Tensor, level: Level) -> Tensor:
+        return self.split(prediction, z, level)[1]
+
+    def move(self, z: Tensor, slope: Tensor, here: Level, there: Level) -> Tensor:
+        (alpha, sigma), (alpha_there, sigma_there) = ((expand(x, z) for x in level) for level in (here, there))
+        return alpha_there * (z - sigma * slope) / alpha + sigma_there * slope
+
+    def slope_between(self, z: Tensor, z_there: Tensor, here: Level, there: Level) -> Tensor:
+        (alpha, sigma), (alpha_there, sigma_there) = ((expand(x, z) for x in level) for level in (here, there))
+        return (z_there - alpha_there / alpha * z) / (sigma_there - alpha_there / alpha * sigma)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
-class DiscreteProcess(NoiseProcess):
+class DiscreteProcess(VariancePreserving):
     """A table of cumulative alphas; t is an integer 0 .. T-1."""
 
     alphas_cumprod: Tensor
@@ -202,16 +218,34 @@ class DiscreteProcess(NoiseProcess):
             alpha[0], sigma[0] = self.clean_abar**0.5, (1 - self.clean_abar) ** 0.5
         return Path(time, alpha, sigma, n)
 
-    def slope(self, prediction: Tensor, z: Tensor, level: Level) -> Tensor:
-        return self.split(prediction, z, level)[1]
 
-    def move(self, z: Tensor, slope: Tensor, here: Level, there: Level) -> Tensor:
-        (alpha, sigma), (alpha_there, sigma_there) = ((expand(x, z) for x in level) for level in (here, there))
-        return alpha_there * (z - sigma * slope) / alpha + sigma_there * slope
+@dataclass(frozen=True, kw_only=True)
+class ContinuousProcess(VariancePreserving):
+    """A schedule over the whole range; t is its fraction, in [0, 1]."""
 
-    def slope_between(self, z: Tensor, z_there: Tensor, here: Level, there: Level) -> Tensor:
-        (alpha, sigma), (alpha_there, sigma_there) = ((expand(x, z) for x in level) for level in (here, there))
-        return (z_there - alpha_there / alpha * z) / (sigma_there - alpha_there / alpha * sigma)
+    alpha: Callable[[Tensor], Tensor]
+    """The signal level at times `[...]`, in their dtype."""
+
+    def alpha_sigma(self, t: Tensor) -> Level:
+        alpha = self.alpha(t.double().cpu())
+        return alpha, (1 - alpha.square()).sqrt()
+
+    def sample_time(self, rng: Rng, shape: Sequence[int]) -> Tensor:
+        return draw(self.time, rng.uniform("time"), self.time.density or "uniform")
+
+    def relative(self, t: Tensor) -> Tensor:
+        return t
+
+    @property
+    def end(self) -> Tensor:
+        return torch.tensor(1.0, dtype=torch.float64)
+
+    def path(self, t: Tensor, steps: int, landing: Landing, shape: Sequence[int]) -> Path:
+        _refuse_released(landing)
+        n, time = _walk(torch.arange(steps + 1, dtype=torch.float64) / steps, t.double().cpu(), landing)
+        alpha, sigma = self.alpha_sigma(time)
+        alpha[0], sigma[0] = 1.0, 0.0
+        return Path(time, alpha, sigma, n)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,10 +271,7 @@ class FlowProcess(NoiseProcess):
         return torch.tensor(1.0, dtype=torch.float64)
 
     def path(self, t: Tensor, steps: int, landing: Landing, shape: Sequence[int]) -> Path:
-        if landing == "released":
-            raise ConfigError(
-                "landing=released is what the authors' code does to discrete models: use landing=exact here"
-            )
+        _refuse_released(landing)
         grid = self._shifted(torch.arange(steps + 1, dtype=torch.float64) / steps, shape)  # even before the shift
         n, time = _walk(grid, t.double().cpu(), landing)
         return Path(time, 1 - time, time, n)
@@ -258,6 +289,11 @@ class FlowProcess(NoiseProcess):
         own = self.shift(shape) if callable(self.shift) else self.shift
         shift = own if self.time.shift is None else self.time.shift
         return shift * t / (1 + (shift - 1) * t)
+
+
+def _refuse_released(landing: Landing) -> None:
+    if landing == "released":
+        raise ConfigError("landing=released is what the authors' code does to discrete models: use landing=exact here")
 
 
 def _walk(grid: Tensor, t: Tensor, landing: Landing) -> tuple[Tensor, Tensor]:
