@@ -1,5 +1,6 @@
 """Small random models of the real classes, one for each family, saved as the folders that `from_pretrained` reads."""
 
+import functools
 import json
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,8 @@ from diffusers import (  # noqa: E402
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
     DDIMScheduler,
+    DDPMWuerstchenScheduler,
+    DiffusionPipeline,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -47,6 +50,8 @@ from diffusers import (  # noqa: E402
     SanaPipeline,
     SanaTransformer2DModel,
     SD3Transformer2DModel,
+    StableCascadeCombinedPipeline,
+    StableCascadeUNet,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
@@ -59,6 +64,8 @@ from diffusers import (  # noqa: E402
     ZImageTransformer2DModel,
 )
 from diffusers.guiders import ClassifierFreeGuidance  # noqa: E402
+from diffusers.pipelines.deprecated.wuerstchen import PaellaVQModel  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
 from tiny_texts import (  # noqa: E402
     WIDTH,
     clip_config,
@@ -85,6 +92,8 @@ from transformers import (  # noqa: E402
     UMT5Config,
     UMT5EncoderModel,
 )
+
+from diffpo.models.effnet import FILE, EfficientNetEncoder  # noqa: E402
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
@@ -328,6 +337,39 @@ def z_image():
     )
 
 
+def cascade_unet(*attending: str, **more):
+    blocks = ("SDCascadeResBlock", "SDCascadeTimestepBlock", *attending)
+    return StableCascadeUNet(
+        block_types_per_layer=(blocks, blocks),
+        timestep_ratio_embedding_dim=8,
+        conditioning_dim=16,
+        block_out_channels=(16, 16),
+        num_attention_heads=(2, 2),
+        down_num_layers_per_block=(1, 1),
+        up_num_layers_per_block=(1, 1),
+        clip_text_pooled_in_channels=WIDTH,
+        clip_seq=2,
+        **more,
+    )
+
+
+def stable_cascade():
+    encoder = CLIPTextModelWithProjection(clip_config())
+    return StableCascadeCombinedPipeline(
+        tokenizer=clip_tokenizer(),
+        text_encoder=encoder,
+        decoder=cascade_unet(in_channels=4, out_channels=4, effnet_in_channels=16, timestep_conditioning_type=("sca",)),
+        scheduler=DDPMWuerstchenScheduler(),
+        vqgan=PaellaVQModel(bottleneck_blocks=1, embed_dim=8, num_vq_embeddings=8),
+        prior_prior=cascade_unet(
+            "SDCascadeAttnBlock", clip_text_in_channels=WIDTH, clip_image_in_channels=8, switch_level=(False,)
+        ),
+        prior_text_encoder=encoder,
+        prior_tokenizer=clip_tokenizer(),
+        prior_scheduler=DDPMWuerstchenScheduler(),
+    )
+
+
 def wan(channels=4, boundary=None, **more):
     mean, std = torch.linspace(-0.7, 0.5, channels).tolist(), torch.linspace(2.8, 0.5, channels).tolist()
     network = partial(
@@ -540,6 +582,7 @@ PIPELINES = {
     "qwen-image": qwen_image,
     "sana": sana,
     "z-image": z_image,
+    "stable-cascade": stable_cascade,
     "wan": wan,
     "wan-5b": wan_5b,
     "wan-a14b": lambda: wan(boundary=0.5),
@@ -562,12 +605,25 @@ CLIPS = {
 }
 """Pipelines that make clips, and what plain diffusers is told to make a small one."""
 IMAGES = [name for name in PIPELINES if name not in CLIPS]
+DECODED = [name for name in IMAGES if name != "stable-cascade"]
+"""Pipelines that decode their latents of pictures."""
 TUNED = [(name, tuning) for tuning in ("full", "lora") for name in PIPELINES]
 """(pipeline, tuning): all of them go together."""
 
 
+def open_plain(folder: Path):
+    """A pipeline as a user of plain diffusers opens it; it can no longer open stage A of Stable Cascade unasked."""
+    if not (folder / "vqgan").is_dir():
+        return DiffusionPipeline.from_pretrained(folder)
+    parts = StableCascadeCombinedPipeline.from_pretrained(folder, vqgan=None).components
+    return StableCascadeCombinedPipeline(**parts | {"vqgan": PaellaVQModel.from_pretrained(folder / "vqgan")})
+
+
 def as_called(pipeline, how: dict) -> dict:
-    """What the call of plain diffusers is told; where a guider guides, it is replaced by one with the scale."""
+    """What the call of plain diffusers is told: a guider is replaced by one with the scale; stage C has other words."""
+    if isinstance(pipeline, StableCascadeCombinedPipeline):
+        names = {"num_inference_steps": "prior_num_inference_steps", "guidance_scale": "prior_guidance_scale"}
+        return {names.get(name, name): value for name, value in how.items()}
     if "guider" not in pipeline.components:
         return how
     pipeline.guider = pipeline.guider.new(guidance_scale=how["guidance_scale"])
@@ -580,7 +636,26 @@ def save_pipeline(name: str, folder: Path) -> Path:
         torch.manual_seed(0)
         pipeline = PIPELINES[name]()
     pipeline.save_pretrained(folder)
+    if name == "stable-cascade":
+        save_file(effnet(), folder / FILE)
     return folder
+
+
+@functools.cache
+def effnet() -> dict[str, torch.Tensor]:
+    """What encodes Stable Cascade's pictures, in its own size: random, with the statistics of some pictures."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        encoder = EfficientNetEncoder(16)
+        for module in encoder.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = 1.0
+        images = 2 * torch.rand(4, 3, 64, 64) - 1
+        with torch.no_grad():
+            encoder(images)
+            encoder.backbone.eval()
+            encoder(images)
+    return {key: x.half() if x.is_floating_point() else x for key, x in encoder.state_dict().items()}
 
 
 def save_pairs(folder: Path, rows: int = 12, size: int = 16) -> Path:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from tiny_users import EMBEDDING, user_states
 
+from diffpo.core.process import DiscreteProcess
 from diffpo.core.types import Condition, Pair, PairBatch, Rng
 from diffpo.models import FAMILIES
 from diffpo.models.base import Denoiser
@@ -61,6 +62,8 @@ class Facts:
     """Width of the states of a second text; 0: none."""
     large: bool = False
     """Whether its own size is too large for a test."""
+    side: int = 32
+    """Pixels of the shorter side of small pictures that it makes."""
 
 
 SIZE = {"original_size": (96, 80), "crops_coords_top_left": (5, 7), "target_size": (18, 14)}
@@ -135,6 +138,15 @@ FACTS = {
         backwards=True,
         call=(("guidance_scale", 0.0),),
     ),
+    "stable-cascade": Facts(
+        family="stable-cascade",
+        latent=(16, 1, 2, 3),
+        pooled=24,
+        multiple=32,
+        silent=("clip_img_mapper.weight",),
+        large=True,
+        side=128,
+    ),
     "wan": Facts(family="wan", latent=(4, 3, 4, 4), masked=True, single=True, multiple=16, cut=((512, 0),)),
     "wan-5b": Facts(family="wan-5b", latent=(6, 3, 4, 4), masked=True, single=True, multiple=32, cut=((512, 0),)),
     "wan-a14b": Facts(family="wan-a14b", latent=(4, 3, 4, 4), masked=True, single=True, multiple=16, cut=((512, 0),)),
@@ -204,7 +216,7 @@ def near(name: str, rtol: float, atol: float) -> dict[str, float]:
 def times(denoiser: Denoiser, relative: list[float], dtype: torch.dtype = torch.float64) -> torch.Tensor:
     """Times in the unit of the denoiser's process, from fractions of the whole range."""
     t = torch.tensor(relative, dtype=dtype)
-    return t if denoiser.process.prediction == "flow" else (1000 * t).long()
+    return (1000 * t).long() if isinstance(denoiser.process, DiscreteProcess) else t
 
 
 def pair_batch(name: str, rows: list[int], dtype: torch.dtype = torch.float32) -> PairBatch:

@@ -52,7 +52,8 @@ def sample_clips(
     """
     assert len(prompts) == len(seeds), (len(prompts), len(seeds))
     family = find_family(pipeline)
-    plan = plan_clips(family, {} if family is None else pipeline.vae.config, pipeline.scheduler.config, sampler)
+    vae = {} if family is None or family.vae_file is not None else pipeline.vae.config
+    plan = plan_clips(family, vae, pipeline.scheduler.config, sampler)
     pipeline.set_progress_bar_config(disable=True)
     numbers, fitting = range(len(prompts)), fitting or Fitting(sampler.batch)
 
@@ -101,13 +102,13 @@ def call_pipeline(
         negative=sampler.negative_prompt,
         frames=plan.frames,
         fps=plan.fps,
+        steps=sampler.steps,
         size=sampler.size,
     )
     family = find_family(pipeline) or Denoiser
     with _own_size(pipeline, sampler), family.guided(pipeline, sampler.guidance):
         result = pipeline(
             prompt=[prompt for prompt, _ in rows],
-            num_inference_steps=sampler.steps,
             generator=[torch.Generator("cpu").manual_seed(seed) for _, seed in rows],
             output_type="np",
             **family.sampling(asked),

@@ -125,6 +125,11 @@ def make_video_pairs(
             f"{options.model} is a {request.model.index.get('_class_name')}, which diffpo does not train: the noise "
             "levels of its latents are not known. `diffpo models` lists what is."
         )
+    if request.model.family.vae_file is not None:
+        raise UserError(
+            f"{options.model} is a {request.model.family.pipelines[0]}, which has no VAE to encode clips with: give a "
+            "model that has one."
+        )
     clips, left_out = _usable(source, request)
     prompts = PromptSet.of([item.prompt for item in clips], source.name)
     places = {prompt: place for place, prompt in enumerate(prompts.prompts)}

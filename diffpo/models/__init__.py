@@ -20,6 +20,7 @@ from diffpo.models.qwenimage import QwenImage  # noqa: E402
 from diffpo.models.sana import Sana  # noqa: E402
 from diffpo.models.sd3 import SD3  # noqa: E402
 from diffpo.models.sdxl import SDXL  # noqa: E402
+from diffpo.models.stable_cascade import StableCascade  # noqa: E402
 from diffpo.models.unet import UNet  # noqa: E402
 from diffpo.models.wan import Wan, Wan22High, Wan22Small  # noqa: E402
 from diffpo.models.zimage import ZImage  # noqa: E402
@@ -36,6 +37,7 @@ FAMILIES: dict[str, type[Denoiser]] = {
     "qwen-image": QwenImage,
     "sana": Sana,
     "z-image": ZImage,
+    "stable-cascade": StableCascade,
     "wan": Wan,
     "wan-5b": Wan22Small,
     "wan-a14b": Wan22High,

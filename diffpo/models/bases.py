@@ -15,8 +15,13 @@ from diffpo.models.discrete import SCHEDULER_NAMES
 from diffpo.models.finding import NETWORKS, find_denoiser, find_pipeline, named_parts, read_json
 from diffpo.models.pipelines import network_class
 
-UNUSED = ("feature_extractor", "image_encoder", "motion_adapter")
+UNUSED = (
+    *("feature_extractor", "image_encoder", "motion_adapter"),
+    *("prior_feature_extractor", "prior_image_encoder"),
+)
 """Parts of pipelines that neither encode nor denoise. (A motion adapter's weights are in the network.)"""
+DECODERS = ("vqgan",)
+"""Parts that decode, and encode nothing that is trained on."""
 
 
 @dataclass(frozen=True)
@@ -47,22 +52,29 @@ class BaseModel:
         return network_class(self.config(self.component))
 
     @property
+    def left_out(self) -> tuple[str, ...]:
+        """Names of parts that are no network, and not needed to encode or to sample while training."""
+        return (*UNUSED, *self.family.unread)
+
+    @property
     def encoders(self) -> tuple[str, ...]:
         """Names of the parts that decide an encoding: VAE, text encoders, tokenizers."""
-        others = (*NETWORKS, "scheduler", "guider", "safety_checker", *UNUSED)
-        return tuple(name for name in named_parts(self.index) if name not in others)
+        others = (*NETWORKS, *DECODERS, "scheduler", self.family.scheduler, "guider", "safety_checker", *self.left_out)
+        parts = dict.fromkeys((*named_parts(self.index), *self.replaced))
+        return tuple(name for name in parts if name not in others)
 
     def part(self, name: str) -> Path:
-        """Folder of a part."""
+        """Folder of a part, or its file: see `Denoiser.vae_file`."""
         return self.replaced.get(name, self.folder / name)
 
     def config(self, name: str) -> dict[str, Any]:
-        """Configuration of a network."""
-        return read_json(self.part(name) / "config.json")
+        """Configuration of a network; that of a file is empty."""
+        part = self.part(name)
+        return {} if part.is_file() else read_json(part / "config.json")
 
     def scheduler(self, prediction: str | None) -> dict[str, Any]:
-        """Configuration of the pipeline's scheduler; `prediction` (eps or v) goes over what it says of that."""
-        config = read_json(self.folder / "scheduler" / "scheduler_config.json")
+        """Configuration of the network's scheduler; `prediction` (eps or v) goes over what it says of that."""
+        config = read_json(self.folder / self.family.scheduler / "scheduler_config.json")
         return config if prediction is None else config | {"prediction_type": SCHEDULER_NAMES[prediction]}
 
 
@@ -81,7 +93,8 @@ def find_base(
     family, name = family_of(index), index.get("_class_name")
     if family is None:
         known = ", ".join(dict.fromkeys(p for other in FAMILIES.values() for p in other.pipelines))
-        raise UserError(f"{path} is a {name}, which diffpo does not train; supported are {known}")
+        hint = "".join(f". {other.hints[str(name)]}" for other in FAMILIES.values() if name in other.hints)
+        raise UserError(f"{path} is a {name}, which diffpo does not train; supported are {known}{hint}")
     if expert is not None and not family.experts:
         raise UserError(f"model.expert is {expert}, but a {name} like {path} has one network: leave model.expert out")
     family = family.experts.get(expert or "", family)
@@ -90,7 +103,9 @@ def find_base(
     except UserError as error:
         raise UserError(f"{path} cannot be trained: {error}") from error
     replaced = {}
-    if vae is not None:
+    if family.vae_file is not None:
+        replaced["vae"] = _find_vae_file(family, folder if vae is None else vae)
+    elif vae is not None:
         fetch = partial(weights.snapshot, what="a VAE", patterns=("*.json", "*.safetensors"), probe="config.json")
         replaced["vae"] = weights.locate(vae, what="a VAE", fetch=fetch).path
     if denoiser is not None:
@@ -104,6 +119,20 @@ def find_base(
         )
     _check_widths(base)
     return base
+
+
+def _find_vae_file(family: type[Denoiser], place: str | Path) -> Path:
+    """Find what encodes media for a pipeline that has none for that: the file itself, or in a folder or a Hub id."""
+    file = str(family.vae_file)
+    fetch = partial(weights.snapshot, what="an encoder", patterns=(file,), probe=file)
+    found = weights.locate(str(place), what="an encoder", fetch=fetch).path
+    found = found / file if found.is_dir() else found
+    if not found.is_file():
+        raise UserError(
+            f"there is no {found}: a {family.pipelines[0]} encodes no pictures itself. Give "
+            f"model.vae={family.vae_source}, which has the file, or a file or folder of your own"
+        )
+    return found
 
 
 def _check_widths(base: BaseModel) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from diffpo.core.types import DTYPES
 from diffpo.disk import weights
 from diffpo.models.base import Denoiser
-from diffpo.models.bases import UNUSED, BaseModel
+from diffpo.models.bases import BaseModel
 from diffpo.models.finding import NETWORKS, named_parts
 from diffpo.models.fitting import Fitting
 from diffpo.models.pipelines import load_network, load_parts, part_dtype
@@ -50,15 +50,18 @@ class Encoders:
     def pipeline(self) -> Any:
         """The diffusers pipeline, without its denoiser; a `UserError` where files are broken."""
         base, dtype = self._base, DTYPES[self._tuning.encoder_dtype]
-        parts = dict.fromkeys(name for name in base.index if name in (*NETWORKS, *UNUSED))
-        if "vae" in base.replaced:
+        parts = dict.fromkeys(name for name in base.index if name in (*NETWORKS, *base.left_out))
+        if "vae" in base.replaced and self.family.vae_file is None:
             parts["vae"] = load_network(base.part("vae"), part_dtype(base.index, "vae", dtype))
         pipeline = load_parts(base.folder, dtype, parts, told="cannot load the VAE and text encoders of")
         if self._tuning.prediction is not None:
-            pipeline.scheduler = type(pipeline.scheduler).from_config(base.scheduler(self._tuning.prediction))
+            scheduler = type(getattr(pipeline, self.family.scheduler))
+            setattr(pipeline, self.family.scheduler, scheduler.from_config(base.scheduler(self._tuning.prediction)))
         for part in pipeline.components.values():
             if isinstance(part, torch.nn.Module):
                 part.requires_grad_(False).eval()
+        if self.family.vae_file is not None:  # no part of the pipeline, which neither moves it nor samples with it
+            pipeline.vae = self.family.open_vae(base.part("vae")).to(self._device)
         return pipeline.to(self._device)
 
     @torch.no_grad()
@@ -155,7 +158,7 @@ class Encoders:
         """Count the prompts that are longer than a text encoder reads: tokens that it reads -> prompts cut there."""
         cut: dict[int, set[int]] = {}
         for name, part in self.pipeline.components.items():
-            if name.startswith("tokenizer") and part is not None:
+            if "tokenizer" in name and part is not None:
                 tokenizer = vars(part).get("tokenizer", part)  # a processor holds one
                 limit = self.family.token_limits.get(name, tokenizer.model_max_length)
                 if limit is None:
@@ -183,7 +186,7 @@ class Encoders:
         flags = {k: v for k, v in self.pipeline.config.items() if k not in parts and not k.startswith("_")}
         networks = {self._base.component: network}
         for name in named_parts(self._base.index):
-            if name in NETWORKS and name not in networks:  # the other one of two experts
+            if name in NETWORKS and name not in networks:  # the other one of two experts, or stage B
                 networks[name] = load_network(self._base.part(name), network.dtype).to(network.device)
         return type(self.pipeline)(**flags, **parts | networks)
 

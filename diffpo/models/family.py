@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffpo.core.process import NoiseProcess, Time
 from diffpo.core.segments import causal_frames
@@ -56,13 +56,15 @@ class Asked:
     """Of each clip; an image has one."""
     fps: float | None
     """Of clips."""
+    steps: int
+    """Of the sampler."""
     size: tuple[int, int] | None
     """Height and width in pixels; None: the pipeline's own."""
 
     @property
     def usual(self) -> dict[str, Any]:
         """What most pipelines of images are told of it, by their names for it."""
-        told: dict[str, Any] = {"guidance_scale": self.guidance}
+        told: dict[str, Any] = {"num_inference_steps": self.steps, "guidance_scale": self.guidance}
         if self.negative is not None:
             told["negative_prompt"] = [self.negative] * self.rows
         if self.size is not None:
@@ -79,8 +81,18 @@ class Family(ABC):
 
     pipelines: ClassVar[tuple[str, ...]]
     """Names of the diffusers pipeline classes that this family reads."""
+    hints: ClassVar[Mapping[str, str]] = {}
+    """What to do with pipelines that hold a part of the model only, by their class."""
     components: ClassVar[tuple[str, ...]]
-    """Names in such a pipeline of the networks that can be trained: `unet` or `transformer`."""
+    """Names in such a pipeline of the networks that can be trained: `unet` or `transformer`, for most."""
+    scheduler: ClassVar[str] = "scheduler"
+    """Name in it of the scheduler that these networks were trained with."""
+    unread: ClassVar[tuple[str, ...]] = ()
+    """Parts of it, beside those that no family needs, that neither encode nor sample."""
+    vae_file: ClassVar[str | None] = None
+    """A file beside the parts that encodes media, where none of them does; `model.vae` says where else it lies."""
+    vae_source: ClassVar[str] = ""
+    """Hub id that has this file."""
     lora_targets: ClassVar[tuple[str, ...]] = ()
     """Modules that a LoRA adapts unless the config names others."""
     blocks: ClassVar[tuple[str, ...]]
@@ -208,6 +220,15 @@ class Family(ABC):
         return causal_frames(count, cls.factors(vae)[1])
 
     @staticmethod
+    def open_vae(file: Path) -> nn.Module:
+        """Load what encodes media out of `vae_file`, frozen, on the CPU in float32.
+
+        Raises:
+            UserError: It holds something else, or a library is missing.
+        """
+        raise NotImplementedError("only a family with a vae_file is asked")
+
+    @staticmethod
     def encode_media(pipeline: Any, frames: Tensor) -> tuple[Tensor, Tensor | None]:
         """Encode clips `[b 3 f h w]` in [-1, 1] to the moments of their posterior, normalised for the network.
 
@@ -240,7 +261,7 @@ class Family(ABC):
 
     @classmethod
     def sampling(cls, asked: Asked) -> dict[str, Any]:
-        """What the pipeline is told beside prompts, steps and noise, by its names for it.
+        """What the pipeline is told beside prompts and noise, by its names for it.
 
         Raises:
             UserError: It cannot do what is asked.

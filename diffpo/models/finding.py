@@ -17,8 +17,8 @@ from diffpo.models.peft_folder import CONFIG_FILE, is_peft_folder
 from diffpo.models.user_files import INDEX as USER_ADAPTER_INDEX
 from diffpo.models.user_files import TENSORS as USER_ADAPTER
 
-NETWORKS = ("unet", "transformer", "transformer_2")
-"""What a pipeline calls the networks that denoise."""
+NETWORKS = ("unet", "transformer", "transformer_2", "prior_prior", "decoder")
+"""What a pipeline calls the networks that denoise; of two that have one class, the one that is trained comes first."""
 SECOND = "transformer_2"
 """The network for low noise, of pipelines that have one for high noise beside it."""
 INDEX = "model_index.json"
@@ -51,8 +51,10 @@ class Model:
 
     @property
     def vae(self) -> dict[str, Any]:
-        """Configuration of the VAE of a base that has a family."""
-        return {} if self.family is None else read_json(self.base.path / "vae" / "config.json")
+        """Configuration of the VAE of a base that has a family, and a VAE."""
+        if self.family is None or self.family.vae_file is not None:
+            return {}
+        return read_json(self.base.path / "vae" / "config.json")
 
     @property
     def schedule(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from diffpo.core.types import Condition, Embedding
 from diffpo.disk.weights import BROKEN, EMBEDDED, reason
 from diffpo.errors import UserError
 from diffpo.models import FAMILIES, Denoiser
-from diffpo.models.bases import UNUSED, BaseModel
+from diffpo.models.bases import BaseModel
 from diffpo.models.finding import NETWORKS, named_parts
 from diffpo.models.known import KNOWN, PUBLISHED, Known
 from diffpo.models.load import equip, first_dtype, frozen_dtype
@@ -180,7 +180,7 @@ def sketch(base: BaseModel) -> Any:
     import diffusers
     import transformers
 
-    parts: dict[str, Any] = dict.fromkeys(name for name in base.index if name in (*NETWORKS, *UNUSED))
+    parts: dict[str, Any] = dict.fromkeys(name for name in base.index if name in (*NETWORKS, *base.left_out))
     try:
         for name in named_parts(base.index):
             library, kind = base.index[name][:2]
@@ -196,13 +196,16 @@ def sketch(base: BaseModel) -> Any:
             elif isinstance(found := getattr(diffusers, kind, None), type) and issubclass(found, torch.nn.Module):
                 with torch.device("meta"):
                     parts[name] = found.from_config(base.config(name))
-            elif found is not None:
-                parts[name] = found.from_pretrained(base.part(name), trust_remote_code=False)
+            else:
+                parts[name] = found and found.from_pretrained(base.part(name), trust_remote_code=False)
     except BROKEN as error:
         raise UserError(f"cannot read the configurations of {base.folder}: {reason(error)}") from error
     if "safety_checker" in base.index:
         parts |= {"safety_checker": None, "requires_safety_checker": False}
-    return getattr(diffusers, base.pipeline)(**parts)
+    pipeline = getattr(diffusers, base.pipeline)(**parts)
+    if base.family.vae_file is not None:
+        pipeline.vae = base.family.open_vae(base.part("vae")).to("meta")
+    return pipeline
 
 
 @contextmanager

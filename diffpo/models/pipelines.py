@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,9 @@ from diffpo.models.user_files import load_user_adapter
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+
+MOVED = {"PaellaVQModel": "diffusers.pipelines.stable_cascade.pipeline_stable_cascade"}
+"""Classes of parts that diffusers cannot open with their pipelines, since it moved them, and a module that has each."""
 
 
 def open_pipeline(model: Model, *, dtype: torch.dtype, device: str) -> DiffusionPipeline:
@@ -67,14 +71,20 @@ def load_parts(folder: Path, dtype: torch.dtype, parts: dict[str, Any], *, told:
     parts = {name: None for name, kind in index.items() if kind == [None, None]} | parts
     if "safety_checker" in index:
         parts |= {"safety_checker": None, "requires_safety_checker": False}
+    dtypes = {name: part_dtype(index, name, dtype) for name in named_parts(index)}
+    moved = [name for name in dtypes if index[name][1] in MOVED and name not in parts]
+    parts |= dict.fromkeys(moved)
     try:
         kinds = variant(*(folder / name for name in index if name not in parts))
-        dtypes = {name: part_dtype(index, name, dtype) for name in named_parts(index)}
-        return _pipeline_class(index).from_pretrained(
+        pipeline = _pipeline_class(index).from_pretrained(
             folder, dtype=dtypes, variant=kinds, trust_remote_code=False, **parts
         )
     except BROKEN as error:
         raise UserError(f"{told} {folder}: {reason(error)}") from error
+    if not moved:
+        return pipeline
+    found = {name: load_network(folder / name, dtypes[name]) for name in moved}
+    return type(pipeline)(**pipeline.components | found)
 
 
 def _pipeline_class(index: dict[str, Any]) -> Any:
@@ -161,9 +171,10 @@ def network_class(config: dict[str, Any]) -> Any:
     from diffusers.configuration_utils import LegacyConfigMixin
     from diffusers.models.model_loading_utils import _fetch_remapped_cls_from_config
 
-    kind = getattr(diffusers, str(config.get("_class_name")), None)
+    name = str(config.get("_class_name"))
+    kind = getattr(import_module(MOVED[name]) if name in MOVED else diffusers, name, None)
     if not isinstance(kind, type):
-        raise UserError(f"diffusers has no network called {config.get('_class_name')}")
+        raise UserError(f"diffusers has no network called {name}")
     return _fetch_remapped_cls_from_config(config, kind) if issubclass(kind, LegacyConfigMixin) else kind
 
 

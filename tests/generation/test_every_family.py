@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import CLIPS, IMAGES, as_called
+from tiny import CLIPS, IMAGES, as_called, open_plain
 from tiny_steps import FACTS, make, move
 
 from diffpo.compat import ensure_torchvision
@@ -25,6 +25,7 @@ from diffpo.generation.settings import GenerateOptions, Sampler  # noqa: E402
 from diffpo.media.folder import open_clip, read_media  # noqa: E402
 from diffpo.models import FAMILIES  # noqa: E402
 from diffpo.models.base import LORA_FILE  # noqa: E402
+from diffpo.models.finding import NETWORKS  # noqa: E402
 from diffpo.models.lora import LoRA  # noqa: E402
 
 PROMPTS = ["a red circle", "a blue square"]
@@ -49,7 +50,8 @@ def load_adapter(pipeline, folder: Path) -> None:
     if (folder / LORA_FILE).is_file():
         pipeline.load_lora_weights(folder)
     else:
-        pipeline.transformer = PeftModel.from_pretrained(pipeline.transformer, folder)
+        name = next(name for name in NETWORKS if name in pipeline.components)
+        setattr(pipeline, name, PeftModel.from_pretrained(getattr(pipeline, name), folder))
 
 
 @pytest.mark.parametrize("name", IMAGES)
@@ -58,20 +60,23 @@ def test_every_family_with_its_adapter(pipelines, name, tmp_path):
     folder, facts = pipelines(name), FACTS[name]
     final = export(name, folder, tmp_path / "final")
     negative = {"negative_prompt": "blue"} if facts.negative else {}
-    size = {"size": (32, 64)} if facts.large else {}  # others make their own, which is small
+    side = facts.side
+    size = {"size": (side, 2 * side)} if facts.large else {}  # others make their own, which is small
     generate(options(folder, final, **negative, **size), PROMPTS[:1], tmp_path / "out")
     told = {"num_inference_steps": 2, **dict(facts.guided)}
-    told |= negative | ({"height": 32, "width": 64} if facts.large else {})
+    told |= negative | ({"height": side, "width": 2 * side} if facts.large else {})
     told |= {key: value for key, value in facts.call if key == "use_resolution_binning" and facts.large}
-    pipeline = DiffusionPipeline.from_pretrained(folder)
+    pipeline = open_plain(folder)
     pipeline.set_progress_bar_config(disable=True)
+    told = as_called(pipeline, told)
 
     def plain() -> np.ndarray:
         return np.asarray(pipeline(prompt=PROMPTS[0], generator=torch.Generator().manual_seed(5), **told).images[0])
 
     base = plain()
-    images = sample_clips(pipeline, PROMPTS[:2], [0, 1], Sampler(steps=1, guidance=3.0, size=(64, 32), **negative))
-    assert [image.first.size for image in images] == [(32, 64)] * 2
+    sampler = Sampler(steps=1, guidance=3.0, size=(2 * side, side), **negative)
+    images = sample_clips(pipeline, PROMPTS[:2], [0, 1], sampler)
+    assert [image.first.size for image in images] == [(side, 2 * side)] * 2
     load_adapter(pipeline, final)
     (item,) = read_media(tmp_path / "out")
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / item.file)), tuned := plain())

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import CLIPS, IMAGES, PIPELINES, as_called
+from tiny import CLIPS, DECODED, IMAGES, PIPELINES, as_called, open_plain
 from tiny_steps import FACTS, SIZE, draws, make, moved, near, pair_batch, times
 
 from diffpo.core.process import DiscreteProcess, FlowProcess, Time
@@ -28,16 +28,15 @@ from diffpo.models.unet import UNet
 
 def overhear(folder, prompt: str, **more) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """(z, time, answer) of every forward that plain diffusers makes of one prompt, without guidance."""
-    from diffusers import DiffusionPipeline
-
-    pipeline = DiffusionPipeline.from_pretrained(folder)
+    pipeline = open_plain(folder)
     pipeline.set_progress_bar_config(disable=True)
     network = pipeline.components[find_base(str(folder)).component]
     heard = []
 
     def listen(_, args, kwargs, output):
-        z = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-        time = kwargs["timestep"] if "timestep" in kwargs else args[1]
+        z = next((kwargs[name] for name in ("hidden_states", "sample") if name in kwargs), None)
+        time = next((kwargs[name] for name in ("timestep", "timestep_ratio") if name in kwargs), None)
+        z, time = args[0] if z is None else z, args[1] if time is None else time
         heard.append((as_tensor(z), as_tensor(time), as_tensor(output[0])))
 
     network.register_forward_hook(listen, with_kwargs=True)
@@ -221,7 +220,8 @@ def test_names_are_told_apart():
     """One pipeline class, one family, but for Wan's; a network is looked up by the component's name."""
     classes = [name for family in FAMILIES.values() for name in family.pipelines if name != "WanPipeline"]
     assert len(classes) == len(set(classes))
-    assert {name for family in FAMILIES.values() for name in family.components} == {"unet", "transformer"}
+    components = {name for family in FAMILIES.values() for name in family.components}
+    assert components == {"unet", "transformer", "prior_prior"}
 
 
 @pytest.mark.parametrize("method", ["dcpo", "dpo"])
@@ -254,7 +254,7 @@ def test_pixart_answers_half_of_its_channels(pipelines):
     assert whole[0].shape[1] == 8 and torch.equal(answer.squeeze(2), whole[0][:, :4])
 
 
-@pytest.mark.parametrize("name", IMAGES)
+@pytest.mark.parametrize("name", DECODED)
 def test_decoding_undoes_the_normalisation(pipelines, name):
     """Latents of the encoder, decoded by the family: the pictures that the pipeline makes of the same latents."""
     from diffusers import DiffusionPipeline

@@ -20,7 +20,7 @@ from diffpo.models.base import Asked  # noqa: E402
 from diffpo.models.encoders import Encoders  # noqa: E402
 from diffpo.models.tuning import Full  # noqa: E402
 
-ASKED = Asked(rows=2, guidance=4.0, negative=None, frames=1, fps=None, size=None)
+ASKED = Asked(rows=2, guidance=4.0, negative=None, frames=1, fps=None, steps=3, size=None)
 
 
 def test_pixart_alpha_for_1024_pixels_is_told_sizes(pipelines):
@@ -88,7 +88,8 @@ def test_qwen_images_latents_and_guidance(pipelines):
         torch.testing.assert_close(mean[channel], (posterior.mean[0, channel] - centre) / spread, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(std[channel], posterior.std[0, channel] / spread, rtol=1e-5, atol=1e-5)
     told = FAMILIES["qwen-image"].sampling(ASKED)
-    assert told == {"guidance_scale": None, "true_cfg_scale": 4.0, "negative_prompt": [" ", " "]}
+    guided = {"guidance_scale": None, "true_cfg_scale": 4.0, "negative_prompt": [" ", " "]}
+    assert told == guided | {"num_inference_steps": 3}
 
 
 @pytest.mark.parametrize("name", ["qwen-image", "z-image"])

@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import PIPELINES
+from tiny import PIPELINES, open_plain
 from tiny_steps import FACTS, ask, is_unheard, make, move, pair_batch
 
 from diffpo.config.blocks import make as build
@@ -116,7 +116,6 @@ def test_a_continued_adapter(pipelines, tmp_path, name):
 @pytest.mark.parametrize("name", PIPELINES)
 def test_an_exported_adapter_loads_in_plain_diffusers(pipelines, tmp_path, name):
     """Continued and moved on: the export holds the trained adapter alone, with its scale, and no pickle."""
-    from diffusers import DiffusionPipeline
     from peft import PeftModel
 
     first, _ = make(pipelines(name), "lora", rank=2, alpha=6.0)
@@ -129,7 +128,7 @@ def test_an_exported_adapter_loads_in_plain_diffusers(pipelines, tmp_path, name)
     assert files in ({LORA_FILE}, {CONFIG_FILE, TENSORS_FILE})
     tensors = tmp_path / "second" / next(file for file in files if file.endswith(".safetensors"))
     assert not any("reference" in key for key in load_file(tensors))
-    pipeline = DiffusionPipeline.from_pretrained(pipelines(name))
+    pipeline = open_plain(pipelines(name))
     family = find_base(str(pipelines(name))).family
     network = pipeline.components[family.components[0]]
     if LORA_FILE in files:
