@@ -20,7 +20,7 @@ from diffpo.captioners.base import Captioner, Level, Perturber
 from diffpo.captioners.language import stable_hash
 from diffpo.core.block import Seed
 from diffpo.errors import UserError
-from diffpo.scorers.shapes import ShapesVerifier
+from diffpo.scorers.worlds import ShapesVerifier
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -8,14 +8,13 @@ from diffpo.scorers.frame_change import FrameChange
 from diffpo.scorers.hps import HPSv2, HPSv21
 from diffpo.scorers.hpsv3 import HPSv3
 from diffpo.scorers.imagereward import ImageReward
-from diffpo.scorers.moving import MovingMotion, MovingVerifier
 from diffpo.scorers.mps import MPS
 from diffpo.scorers.optical_flow import DynamicDegree, Motion
 from diffpo.scorers.pickscore import PickScore
-from diffpo.scorers.shapes import ShapesUtility, ShapesVerifier
 from diffpo.scorers.steadiness import Flicker, SmoothnessLinear
 from diffpo.scorers.videoreward import VideoReward
 from diffpo.scorers.visionreward import VisionReward
+from diffpo.scorers.worlds import MovingMotion, MovingVerifier, ShapesUtility, ShapesVerifier
 
 SCORERS: dict[str, type[Scorer]] = {
     "shapes": ShapesVerifier,

@@ -9,7 +9,7 @@ from PIL import Image
 
 from diffpo.errors import UserError
 from diffpo.media.frames import Clip
-from diffpo.scorers.moving import MovingMotion, MovingVerifier
+from diffpo.scorers.worlds import MovingMotion, MovingVerifier
 from diffpo.worlds.moving.render import render
 from diffpo.worlds.moving.scenes import parse_caption, sample_prompts
 

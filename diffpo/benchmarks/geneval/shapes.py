@@ -9,7 +9,7 @@ from PIL.Image import Image
 from diffpo.benchmarks.geneval.tasks import Requirement, SeenObject, Task
 from diffpo.core.block import Block
 from diffpo.errors import UserError
-from diffpo.scorers.shapes import ShapesVerifier
+from diffpo.scorers.worlds import ShapesVerifier
 
 
 @dataclass(frozen=True, kw_only=True)
