@@ -21,16 +21,16 @@ Verdict = Literal["first", "second", "tie"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Writer(Batched, ABC):
-    """Writes captions. Weights are loaded when the first one is written."""
+class Asked(Batched, ABC):
+    """Something that is asked about images or texts. Weights are loaded when the first question comes."""
 
     name: ClassVar[str]
-    """As in `CAPTIONERS` or `PERTURBERS`, and in the provenance of tables."""
+    """As in `CAPTIONERS`, `PERTURBERS`, `LABELLERS`, `EMBEDDERS` or `JUDGES`, and in the provenance of results."""
 
     @property
     @abstractmethod
     def provenance(self) -> dict[str, Any]:
-        """What decides a caption: weights, instruction, sampling. Known without loading the weights.
+        """What decides an answer: weights, instruction, sampling. Known without loading the weights.
 
         Raises:
             UserError: If the weights cannot be found.
@@ -38,7 +38,7 @@ class Writer(Batched, ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Captioner(Writer, ABC):
+class Captioner(Asked, ABC):
     """Says what an image shows."""
 
     frames: ClassVar[int] = 1
@@ -67,7 +67,7 @@ class Captioner(Writer, ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Perturber(Writer, ABC):
+class Perturber(Asked, ABC):
     """Rewrites a caption so that it fits its image less well."""
 
     @abstractmethod
@@ -88,19 +88,11 @@ class Segment:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Labeller(Batched, ABC):
+class Labeller(Asked, ABC):
     """Says which of two clips is better in a segment."""
-
-    name: ClassVar[str]
-    """As in `LABELLERS`, and in the provenance of tables."""
 
     fps: FramesPerSecond = 8.0
     """Frames that are looked at, per second of each clip. 8 is DenseDPO's."""
-
-    @property
-    @abstractmethod
-    def provenance(self) -> dict[str, Any]:
-        """What decides an answer, known without loading weights; a `UserError` where they cannot be found."""
 
     @property
     def rule(self) -> dict[str, Any]:
@@ -150,20 +142,13 @@ class Portrait:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UserEmbedder(Batched, ABC):
+class UserEmbedder(Asked, ABC):
     """Turns a person's choices into numbers that a model can be told."""
 
-    name: ClassVar[str]
-    """As in `EMBEDDERS`, and in the record of embeddings."""
     is_vector: ClassVar[bool]
     """Whether what it gives is a vector, of which the length says nothing; else it is states of a network."""
     reads_vectors: ClassVar[bool] = False
     """Whether it reads vectors that the table holds, not the images."""
-
-    @property
-    @abstractmethod
-    def provenance(self) -> dict[str, Any]:
-        """What decides an embedding, known without loading weights; a `UserError` where they cannot be found."""
 
     def normalise(self, states: np.ndarray) -> np.ndarray:
         """Bring states `[... n d]` to mean 0 and deviation 1 along d: language models have a few huge channels."""
@@ -195,18 +180,11 @@ class Case:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UserJudge(Batched, ABC):
+class UserJudge(Asked, ABC):
     """Says which of two images a user would prefer."""
 
-    name: ClassVar[str]
-    """As in `JUDGES`, and in results."""
     needs_choices: ClassVar[bool]
     """Whether it has to be shown choices of the user."""
-
-    @property
-    @abstractmethod
-    def provenance(self) -> dict[str, Any]:
-        """What decides a verdict, known without loading weights; a `UserError` where they cannot be found."""
 
     @abstractmethod
     def judge(self, cases: Sequence[Case]) -> list[float]:

@@ -13,7 +13,6 @@ from diffpo.commands.shared import Config, listed, quiet, say
 if TYPE_CHECKING:
     from diffpo.training.planning import Cut, Plan
 
-GIB = 2**30
 SHOWN = 6
 """Ways to cut the update that are listed."""
 
@@ -114,7 +113,7 @@ def shown(made: Plan) -> list[Cut]:
 
 def gib(size: float) -> str:
     """Bytes in GiB, aligned."""
-    return f"{size / GIB:7.2f} GiB"
+    return f"{size / 2**30:7.2f} GiB"
 
 
 def name_of(cut: Cut) -> str:

@@ -12,7 +12,6 @@ The first line names the columns; others are left alone. Several votes on the sa
 one prompt: the prompt stays the unit, and its share of votes won is its value.
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from diffpo.compare.pairing import PairedScores
+from diffpo.disk.files import hash_of
 from diffpo.disk.tables import read_rows
 from diffpo.errors import UserError
 
@@ -68,7 +68,7 @@ class Votes:
             "about": "Choices of people between two images.",
             "votes": len(self.votes),
             "users": None if None in users else len(users),
-            "hash": hashlib.blake2b(self.path.read_bytes(), digest_size=8).hexdigest(),
+            "hash": hash_of(self.path.read_bytes()),
         }
 
     def between(self, model: str, baseline: str) -> list[Vote]:

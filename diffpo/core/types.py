@@ -18,6 +18,8 @@ from torch.nn.functional import pad
 DtypeName = Literal["float32", "float16", "bfloat16", "float64"]
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in get_args(DtypeName)}
 """The dtypes of weights and computations, by the names that configs use."""
+HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
+"""What autocast makes of products, by the name of the mixed precision."""
 
 T = TypeVar("T")
 U = TypeVar("U")

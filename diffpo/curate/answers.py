@@ -13,7 +13,6 @@ CSV, ...) whose rows name a pair, by `pair` or by the file names of `chosen` and
     a-0.mp4,a-1.mp4,first tie second           or numbers: 1 0 -1
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -60,11 +59,6 @@ class Answer:
 def answers_file(folder: Path, split: str) -> Path:
     """Name the file of a split's answers."""
     return folder / f"{split}.answers.jsonl"
-
-
-def digest_of(file: Path) -> str:
-    """Hash a file."""
-    return hashlib.blake2b(file.read_bytes(), digest_size=8).hexdigest()
 
 
 def write_answers(file: Path, table: Table, keys: np.ndarray, answers: Sequence[Answer | None], seconds: float) -> None:

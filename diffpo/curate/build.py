@@ -11,7 +11,6 @@ Pairs like those of the shapes world (there every two of three images meet, and 
 """
 
 import dataclasses
-import hashlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from datasets import Features, Image, Value
 from diffpo.curate.pairing import Candidate, Judged, Pairing, by_prompt, read_choices
 from diffpo.curate.write import check_place, write_table
 from diffpo.data.encode import BOTH
+from diffpo.disk.files import hash_of
 from diffpo.disk.lock import sole_writer
 from diffpo.errors import UserError
 from diffpo.media.folder import MANIFEST, SCORES, read_file, read_media
@@ -106,7 +106,7 @@ def build_by_choices(folders: Sequence[Path], choices: Path, output: Output) -> 
     """Make pairs of the images that people chose between: see `pairing.read_choices` and `build_by_scores`."""
     candidates = _candidates(folders)
     judged = read_choices(choices, candidates)
-    recipe = _recipe(folders, output) | {"choices": str(choices), "choices hash": _digest(choices.read_bytes())}
+    recipe = _recipe(folders, output) | {"choices": str(choices), "choices hash": hash_of(choices.read_bytes())}
     with sole_writer(output.folder, "diffpo data build"):
         check_place(output.folder, recipe, fresh=output.fresh)
         return _write(judged, candidates, recipe, output)
@@ -120,12 +120,8 @@ def _candidates(folders: Sequence[Path]) -> list[Candidate]:
 
 def _recipe(folders: Sequence[Path], output: Output) -> dict[str, Any]:
     """Name all that decides the table, besides which image is better."""
-    read = [{"path": str(folder), "manifest": _digest((folder / MANIFEST).read_bytes())} for folder in folders]
+    read = [{"path": str(folder), "manifest": hash_of((folder / MANIFEST).read_bytes())} for folder in folders]
     return {"made by": "diffpo data build", "folders": read, "ties": output.ties}
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=8).hexdigest()  # as in score tables
 
 
 def _known_scores(candidates: Sequence[Candidate], name: str) -> tuple[dict[tuple[Path, str], float], Any] | None:
@@ -140,7 +136,7 @@ def _known_scores(candidates: Sequence[Candidate], name: str) -> tuple[dict[tupl
         row = rows.get((candidate.folder, candidate.media.file))
         if row is None or row.prompt != candidate.media.prompt:
             return None
-        if row.digest not in ("", _digest(read_file(candidate.folder, candidate.media))):
+        if row.digest not in ("", hash_of(read_file(candidate.folder, candidate.media))):
             return None
     first, *others = (table.provenance.get(names[folder]) for folder, table in tables.items())
     if any(other != first for other in others):

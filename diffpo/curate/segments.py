@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from diffpo.captioners.base import Labeller, Segment, Verdict
-from diffpo.curate.answers import VALUES, Answer, answers_file, digest_of, read_corrections, read_labels, write_answers
+from diffpo.curate.answers import VALUES, Answer, answers_file, read_corrections, read_labels, write_answers
 from diffpo.curate.derived import read_tables
 from diffpo.curate.lasting import Lasting, read_lasting, segment_frames
 from diffpo.curate.score import turn
@@ -33,6 +33,7 @@ from diffpo.curate.write import Target, file_of, read_record
 from diffpo.data.contents import read_contents
 from diffpo.data.encode import BOTH
 from diffpo.data.records import Source, Table
+from diffpo.disk.files import hash_of
 from diffpo.disk.lock import sole_writer
 from diffpo.disk.progress import stderr_console
 from diffpo.disk.rows import Row, RowStore, as_keys, digest, key_at
@@ -138,7 +139,7 @@ def label_by_hand(source: Source, labels: Path, folder: Path, *, fresh: bool = F
                 clip.check(one.labels, one.place)
         return found
 
-    recipe = {"labels": labels.name, "hash": digest_of(labels), "seconds": source.segment_seconds}
+    recipe = {"labels": labels.name, "hash": hash_of(labels.read_bytes()), "seconds": source.segment_seconds}
     return _write(splits, recipe, folder, answer, fresh=fresh)
 
 
@@ -221,7 +222,7 @@ def _write(splits: dict[str, _Pairs], recipe: dict[str, Any], folder: Path, answ
             target = Target(folder, split, pairs.table, {"made by": COMMAND, **recipe})
             file, finished = answers_file(folder, split), target.is_finished(fresh=fresh)
             made = read_record(target.record) if finished else {}
-            if not (finished and file.is_file() and made.get("answers") == digest_of(file)):
+            if not (finished and file.is_file() and made.get("answers") == hash_of(file.read_bytes())):
                 made = _label(target, pairs, file, answer, recipe["seconds"])
             counts.update(made["labels"])
             corrected, written = corrected + made["corrected"], written + made["rows"]
@@ -244,7 +245,7 @@ def _label(target: Target, pairs: _Pairs, file: Path, answer: Ask, seconds: floa
     write_answers(file, pairs.table, pairs.keys, answers, seconds)
     labels = [answers[row].labels for row in rows]
     changed = sum(sum(a != b for a, b in zip(answers[row].found, answers[row].labels, strict=False)) for row in rows)
-    notes = {"answers": digest_of(file), "labels": Counter(itertools.chain(*labels)), "corrected": changed}
+    notes = {"answers": hash_of(file.read_bytes()), "labels": Counter(itertools.chain(*labels)), "corrected": changed}
     _write_table(target, rows, labels, notes)
     return read_record(target.record)
 

@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import hashlib
 import json
 import math
 import os
@@ -140,6 +141,11 @@ def discard(path: Path) -> None:
     """Remove a file, a link or a whole folder, of which no half is ever there under its name."""
     is_folder = path.is_dir() and not path.is_symlink()
     remove(path.rename(path.with_name(f".{path.name}{UNFINISHED}")) if is_folder else path)
+
+
+def hash_of(content: bytes | str, size: int = 8) -> str:
+    """A short hash, in hexadecimal digits, two per byte of `size`."""
+    return hashlib.blake2b(content.encode() if isinstance(content, str) else content, digest_size=size).hexdigest()
 
 
 def sync(path: Path) -> None:

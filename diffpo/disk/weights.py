@@ -5,12 +5,14 @@ theirs. The content of a large file is judged by 64 pieces of it, spread evenly:
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 from diffpo.errors import UserError
 
@@ -137,3 +139,14 @@ def fingerprint(path: Path) -> str:
                         stream.seek(piece * (size - _MEGABYTE) // (_PIECES - 1))
                     digest.update(stream.read(_MEGABYTE))
     return digest.hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read one of the JSON files beside weights; a `UserError` where it is missing or broken."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} should hold a JSON object, and is a {type(content).__name__}.")
+    return content

@@ -23,12 +23,12 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffpo.disk.files import remove
+from diffpo.disk.files import hash_of, remove
 from diffpo.disk.lock import sole_writer
 from diffpo.errors import UserError
 from diffpo.generation.processes import make_state, quiet_console
 from diffpo.generation.request import NO_SAFETY_CHECKER, Request
-from diffpo.generation.settings import GenerateOptions, hash_of
+from diffpo.generation.settings import GenerateOptions
 from diffpo.generation.work import Work, fill
 from diffpo.media.folder import LATENTS, MANIFEST, SCORES, SETTINGS, read_manifest, read_settings
 from diffpo.media.prompts import PROMPTS, PromptSet
@@ -134,7 +134,7 @@ def find_stored(request: Request, prompts: PromptSet, home: Path, labels: Collec
         if other.name.removesuffix(f"-{key}") not in {request.label, *labels} and not folder.exists():
             with suppress(OSError):  # another process did
                 other.rename(folder)
-    media = request.media(prompts, lambda _, prompt, seed: f"{hash_of(prompt, 8)}-s{seed}")
+    media = request.media(prompts, lambda _, prompt, seed: f"{hash_of(prompt)}-s{seed}")
     return request.work(folder, prompts, media)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -18,6 +17,7 @@ from diffpo.core.block import (
     SamplingSteps,
     Seed,
 )
+from diffpo.disk.files import hash_of
 from diffpo.errors import UserError
 from diffpo.media.folder import LARGEST_SEED
 
@@ -107,8 +107,3 @@ class GenerateOptions(Sampling):
         if largest + first > LARGEST_SEED:
             raise UserError(f"the seed {largest + first} of {prompt!r} is too large: at most {LARGEST_SEED} is kept.")
         return tuple(seed + first for seed in self.seeds)
-
-
-def hash_of(text: str, size: int) -> str:
-    """A hash of a text, in hexadecimal digits, two per byte of `size`."""
-    return hashlib.blake2b(text.encode(), digest_size=size).hexdigest()

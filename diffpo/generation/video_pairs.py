@@ -27,14 +27,14 @@ from torch import Tensor
 
 from diffpo.core.block import Fraction
 from diffpo.disk.ahead import WORKERS, ahead
-from diffpo.disk.files import write_file
+from diffpo.disk.files import hash_of, write_file
 from diffpo.disk.rows import digest
 from diffpo.disk.weights import fingerprint
 from diffpo.errors import UserError
 from diffpo.generation.generate import fill_folder
 from diffpo.generation.guided import denoise_clip
 from diffpo.generation.request import Request
-from diffpo.generation.settings import GenerateOptions, hash_of
+from diffpo.generation.settings import GenerateOptions
 from diffpo.generation.work import Draw, Work
 from diffpo.media.folder import DECODED, LATENTS, Media, home_of, read_media
 from diffpo.media.frames import BrokenImage, Clip, encode, open_footage
@@ -138,7 +138,7 @@ def make_video_pairs(
         for number, item in enumerate(clips)
     ]
     stated = [[item.file, item.prompt, (home_of(source) / item.file).stat().st_size] for item in clips]
-    settings = request.describe(prompts) | {"eta": list(options.eta), "clips": hash_of(str(stated), 8)}
+    settings = request.describe(prompts) | {"eta": list(options.eta), "clips": hash_of(str(stated))}
     media = [side for pair in pairs for side in pair.sides]
 
     def look() -> Work:

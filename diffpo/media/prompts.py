@@ -8,7 +8,6 @@ A named set is one line in `SETS`; benchmarks are one entry in `prompt_sets.yaml
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from diffpo.disk.files import write_file
+from diffpo.disk.files import hash_of, write_file
 from diffpo.errors import UserError
 from diffpo.media.prompt_files import READERS, PromptRecord, read_prompt_file
 from diffpo.media.prompt_sets import BENCHMARKS, benchmark_records, did_you_mean, local_copy
@@ -53,7 +52,7 @@ class PromptSet:
     @property
     def hash(self) -> str:
         """Identity of the prompts and their order; the name and the details do not matter."""
-        return hashlib.blake2b(json.dumps(self.prompts).encode(), digest_size=8).hexdigest()
+        return hash_of(json.dumps(self.prompts))
 
     @property
     def categories(self) -> tuple[str, ...]:

@@ -7,7 +7,6 @@ between families stands in the families.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from diffpo.core.types import DTYPES
 from diffpo.disk import weights
+from diffpo.disk.files import hash_of
 from diffpo.models.base import Denoiser
 from diffpo.models.bases import BaseModel
 from diffpo.models.finding import NETWORKS, named_parts
@@ -209,4 +209,4 @@ def fingerprint(base: BaseModel, tuning: Tuning) -> str:
     parts = (f"{name} {weights.fingerprint(base.part(name))}" for name in sorted(base.encoders))
     empty = [] if tuning.empty_text == "encoded" else [f"empty text {tuning.empty_text}"]
     identity = "\n".join([tuning.encoder_dtype, *parts, *empty])
-    return hashlib.blake2b(identity.encode(), digest_size=16).hexdigest()
+    return hash_of(identity, 16)

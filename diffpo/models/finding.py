@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from diffpo.disk.weights import Weights, fingerprint, hub_errors, locate, snapshot
+from diffpo.disk.weights import Weights, fingerprint, hub_errors, locate, read_json, snapshot
 from diffpo.errors import UserError
 from diffpo.media.users import EMBEDDER
 from diffpo.models import Denoiser, family_of
@@ -221,14 +220,3 @@ def find_denoiser(spec: str) -> Weights:
     if kind != "denoiser":
         raise UserError(f"{spec} holds a LoRA, not a denoiser: give it as lora.")
     return _with_second(folder, folder.parent / SECOND) if folder.name == NETWORKS[1] else Weights(folder)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read one of a model's JSON files; a `UserError` where it is missing or broken."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} should hold a JSON object.")
-    return value

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
@@ -88,7 +89,9 @@ def write_report(
     motionless = not comparisons and gallery is not None and gallery.motion is None  # a comparison has a note of it
     curves = [(path.name, draw_panels(read_metrics(path), str(i))) for i, path in enumerate(runs)]
     thing = "clip" if any(row.frames > 1 for place in evidence.scored for row in place.table.rows) else "image"
-    page = PAGES.get_template("report.html.j2").render(
+    return write_page(
+        out,
+        "report.html.j2",
         title=title or (f"{models[1]} against {models[0]}" if len(models) == 2 else f"{len(models)} models compared"),
         models=models,
         thing=thing,
@@ -108,23 +111,22 @@ def write_report(
         runs=[(name if len(runs) > 1 else "", panels) for name, panels in curves if panels],
         facts=_facts(evidence, models, comparisons),
         provenance=_provenance(evidence, comparisons, runs, thing),
-        **closed_page(),
         plot=PLOT,
-        date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        version=__version__,
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_file(out, page)
-    return out
 
 
-def closed_page() -> dict[str, str]:
-    """The style and the script of a page, and the policy that lets nothing else in."""
+def write_page(out: Path, template: str, **shown: Any) -> Path:
+    """Fill a template, with the style and the script of a page, and the policy that lets nothing else in."""
     script = _resource("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     allowed = "img-src data:; media-src data:; style-src 'unsafe-inline'"
     policy = f"default-src 'none'; {allowed}; script-src 'sha256-{digest}'"
-    return {"style": Markup(_resource("report.css")), "script": Markup(script), "policy": policy}
+    closed = {"style": Markup(_resource("report.css")), "script": Markup(script), "policy": policy}
+    made = {"date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), "version": __version__}
+    page = PAGES.get_template(template).render(**shown, **closed, **made)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_file(out, page)
+    return out
 
 
 def _motion_of(comparisons: Sequence[Comparison], model: str) -> ScorerResult | None:

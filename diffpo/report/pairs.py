@@ -2,15 +2,13 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
-from diffpo import __version__
-from diffpo.disk.files import check_output, write_file
+from diffpo.disk.files import check_output
 from diffpo.media.frames import Clip
 from diffpo.report.embed import data_uri
 from diffpo.report.examples import Example, Picture
-from diffpo.report.page import PAGES, closed_page
+from diffpo.report.page import write_page
 
 
 @dataclass(frozen=True)
@@ -56,18 +54,7 @@ def write_pairs(out: str | Path, title: str, about: str, pairs: Iterable[ShownPa
     """
     out = Path(out)
     check_output(out)
-    examples = [_example(pair) for pair in pairs]
-    page = PAGES.get_template("pairs.html.j2").render(
-        title=title,
-        about=about,
-        examples=examples,
-        date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        version=__version__,
-        **closed_page(),
-    )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_file(out, page)
-    return out
+    return write_page(out, "pairs.html.j2", title=title, about=about, examples=list(map(_example, pairs)))
 
 
 def _example(pair: ShownPair) -> Example:

@@ -6,15 +6,13 @@ import base64
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from diffpo import __version__
 from diffpo.compare.personal import GROUPS, PersonalResult
-from diffpo.disk.files import check_output, write_file
+from diffpo.disk.files import check_output
 from diffpo.disk.published import published
-from diffpo.report.page import PAGES, closed_page
+from diffpo.report.page import write_page
 
 MEANING = {
     "own": "the model, told the user",
@@ -48,7 +46,9 @@ def write_personal(out: Path, page: PersonalPage) -> Path:
     check_output(out)
     names = sorted(page.results[0].users, key=lambda name: (page.seen[name], -page.results[0].users[name]))
     told = page.found["users told from their states"]
-    text = PAGES.get_template("personal.html.j2").render(
+    return write_page(
+        out,
+        "personal.html.j2",
         title=published(page.title),
         groups=list(GROUPS),
         results=page.results,
@@ -60,12 +60,7 @@ def write_personal(out: Path, page: PersonalPage) -> Path:
         judge=page.found["judge"],
         pictures=[(name, _uri(file), about) for name, (file, about) in page.pictures.items()],
         record=json.dumps(published(dict(page.found)), indent=2, ensure_ascii=False),
-        date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        version=__version__,
-        **closed_page(),
     )
-    write_file(out, text)
-    return out
 
 
 def _uri(file: Path) -> str:

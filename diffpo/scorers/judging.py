@@ -5,7 +5,6 @@ file together with what it was judged for. So it does not matter who asked first
 share the work; a kill loses the group that was being judged.
 """
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from diffpo.disk.ahead import WORKERS, ahead, groups
-from diffpo.disk.files import sweep
+from diffpo.disk.files import hash_of, sweep
 from diffpo.disk.progress import progress
 from diffpo.disk.rows import MOST_FILES, Row, RowStore, digest
 from diffpo.media.folder import Media, open_clip, read_file
@@ -120,7 +119,7 @@ class _Seen:
 def _see(home: Path, judges: Sequence[Judge], item: Media) -> _Seen:
     """Read a file, and decode it if a judge does not know it; threads do it ahead."""
     try:
-        content = hashlib.blake2b(read_file(home, item), digest_size=8).hexdigest()
+        content = hash_of(read_file(home, item))
         unknown = any(judge.key(content, item) not in judge for judge in judges)
         return _Seen(item, content, open_clip(home, item) if unknown else None)
     except BrokenImage as error:

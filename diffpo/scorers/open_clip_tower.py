@@ -4,7 +4,6 @@ HPS scales the longest side to the network's size, on the tensor, and pads with 
 read by open_clip's tokenizer, which mends quotes and entities first and pads with 0; that of transformers does neither.
 """
 
-import hashlib
 import importlib.util
 import json
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from diffpo.compat import ensure_torchvision
+from diffpo.disk.files import hash_of
 from diffpo.disk.weights import Weights, snapshot
 from diffpo.errors import UserError
 from diffpo.scorers.base import versions
@@ -80,7 +80,7 @@ def _spec(
 
     `preprocess` is what its configuration says about images, beside the defaults of open_clip.
     """
-    digest = hashlib.blake2b(json.dumps(config, sort_keys=True).encode(), digest_size=4).hexdigest()
+    digest = hash_of(json.dumps(config, sort_keys=True), 4)
     own = resizing == "own"
     _open_clip()
     record = {

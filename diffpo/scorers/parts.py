@@ -4,12 +4,11 @@ A part is given as a local path, a Hub id, `shapes:NAME` or, for a single file, 
 identity, which names its content in a scorer's provenance. `loading` loads what is found here.
 """
 
-import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from diffpo.disk.weights import Weights, locate, snapshot
+from diffpo.disk.weights import Weights, locate, read_json, snapshot
 from diffpo.errors import UserError
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
@@ -92,17 +91,6 @@ def describe_folder(folder: Path) -> str:
     if "_class_name" in config:
         return f"a {config['_class_name']} of diffusers"
     return f"a {config['model_type']!r} model" if "model_type" in config else "no model of transformers"
-
-
-def read_json(path: Path) -> dict:
-    """Read a configuration."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is no readable JSON file: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} should hold a JSON object, and is a {type(content).__name__}.")
-    return content
 
 
 def _download(address: str, what: str) -> Path:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from diffpo.core.inversion import Inversion
 from diffpo.core.method import Method
-from diffpo.core.process import NoiseProcess
 from diffpo.core.step import preference_step
 from diffpo.core.types import Condition, Pair, PairBatch, Rng
 from diffpo.errors import UserError
@@ -26,8 +25,6 @@ from diffpo.models.reference import Reference
 from diffpo.models.tuning import Tuning
 from diffpo.models.user_adapter import is_adapters
 from diffpo.training.tracing import Halving, Ledger
-
-GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -73,24 +70,15 @@ class Traced:
         return self.peak - self.kept + self.kept_compiled if compiled else self.peak
 
 
-class Counted:
+class Counted(Reference):
     """A reference that adds up what its forwards cost."""
 
     def __init__(self, inner: Reference, ledger: Ledger):
         """Count the calls of `inner` that happen while `ledger` is open."""
+        super().__init__(inner.denoiser)
         self.inner, self.ledger, self.flops = inner, ledger, 0
 
-    @property
-    def process(self) -> NoiseProcess:
-        """The inner one's."""
-        return self.inner.process
-
-    def lockstep(self, n: int) -> int:
-        """Ask the inner one."""
-        return self.inner.lockstep(n)
-
     def predict(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        """Pass on, and count."""
         before = self.ledger.flops
         answer = self.inner.predict(z, t, cond)
         self.flops += self.ledger.flops - before

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from diffpo.config.run import Config
-from diffpo.core.types import DTYPES
+from diffpo.core.types import DTYPES, HALF
 from diffpo.disk.rows import cache_home
 from diffpo.errors import UserError
 from diffpo.media.users import Users
@@ -46,10 +46,6 @@ class Learner:
     def trained(self) -> list[nn.Parameter]:
         """The parameters that learn."""
         return [p for p in self.policy.network.parameters() if p.requires_grad]
-
-
-HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
-"""What autocast makes of products, by the name of the mixed precision."""
 
 
 def prepare_learner(

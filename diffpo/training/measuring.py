@@ -14,12 +14,12 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from diffpo.config.run import Config
-from diffpo.core.types import DTYPES, PairBatch
+from diffpo.core.types import DTYPES, HALF, PairBatch
 from diffpo.disk.files import write_file
 from diffpo.errors import UserError
 from diffpo.models.outline import Outline, assemble
 from diffpo.training.forecast import labelled
-from diffpo.training.learner import HALF, Learner, wrap
+from diffpo.training.learner import Learner, wrap
 from diffpo.training.planning import Cut, Plan
 from diffpo.training.processes import make_accelerator
 from diffpo.training.update import update

@@ -15,10 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from diffpo.config.run import Config
-from diffpo.core.types import DTYPES
+from diffpo.core.types import DTYPES, HALF
 from diffpo.data.records import Table
 from diffpo.data.splits import load_splits
 from diffpo.disk.weights import EMBEDDED
@@ -42,7 +40,6 @@ WORTH_COMPILING = 600.0
 """Seconds that a run must last for the minutes of compiling to come back."""
 MOST = 64
 """Pairs per forward that are tried."""
-HALF = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +97,7 @@ class Plan:
     def usual(self) -> str:
         """Which kernels compute where nothing is compiled: ours for a UNet on a GPU in half precision, or torch's."""
         train, family = self.config.train, self.drawn.family
-        ours = family.convolutional and family.fuse is not Denoiser.fuse and HALF[train.mixed_precision] is not None
+        ours = family.convolutional and family.fuse is not Denoiser.fuse and train.mixed_precision in HALF
         return "fused" if ours and not self.card.is_cpu and train.fused is not False else "plain"
 
     @property
@@ -135,7 +132,7 @@ class Plan:
         again = self.traced[True][0] if checkpointing else self.traced[False][0]
         plain = self.traced[False][0]
         flops = self.flops + (again.flops / again.pairs - plain.flops / plain.pairs)
-        rate = self.card.single if HALF[self.config.train.mixed_precision] is None else self.card.half
+        rate = self.card.single if self.config.train.mixed_precision not in HALF else self.card.half
         seconds = batch * flops / (rate * 1e12 * SHARE[kernels])
         if not self.card.is_cpu:
             seconds += GAP * FEWER[kernels] * again.launches
@@ -192,7 +189,7 @@ def plan(config: Config, card: Card) -> Plan:
     traced, weights = {}, None
     for checkpointing in (False, True):
         tuning = replace(config.model, gradient_checkpointing=checkpointing)
-        settings: dict[str, Any] = {"dtype": DTYPES[train.dtype], "half": HALF[train.mixed_precision]}
+        settings: dict[str, Any] = {"dtype": DTYPES[train.dtype], "half": HALF.get(train.mixed_precision)}
         steps = []
         for pairs in (1, most):
             weights, step = forecast(drawn, tuning, config.method, pairs, optimizer=train.optimizer, **settings)

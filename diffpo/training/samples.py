@@ -10,9 +10,10 @@ from torch import Tensor
 
 from diffpo.config.run import Config
 from diffpo.disk.ahead import groups
+from diffpo.disk.files import hash_of
 from diffpo.generation.processes import quiet_console
 from diffpo.generation.sampling import Listeners, Plan, plan_clips, sample_clips
-from diffpo.generation.settings import Sampler, hash_of
+from diffpo.generation.settings import Sampler
 from diffpo.generation.work import Work, fill
 from diffpo.media.folder import Media, open_clip
 from diffpo.media.frames import Clip

@@ -87,7 +87,7 @@ def test_a_model_of_another_kind(language_model):
 
 
 def test_a_folder_that_is_no_model(tmp_path):
-    with pytest.raises(UserError, match=r"config\.json is no readable JSON file"):
+    with pytest.raises(UserError, match=r"config\.json cannot be read"):
         _ = Instruct(path=str(tmp_path)).model
 
 

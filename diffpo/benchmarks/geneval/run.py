@@ -6,7 +6,6 @@ What was judged before is not judged again, as long as the image, the task, the 
 A clip is judged by its first frame.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +17,7 @@ from rich.console import Console
 
 from diffpo.benchmarks.geneval.decide import Rules, decide, keep
 from diffpo.benchmarks.geneval.tasks import ColorNamer, Detector, Task
-from diffpo.disk.files import write_json
+from diffpo.disk.files import hash_of, write_json
 from diffpo.disk.lock import sole_writer
 from diffpo.disk.rows import Row, RowStore
 from diffpo.errors import UserError
@@ -186,7 +185,7 @@ def _look(
 
 
 def _digest(task: Task) -> str:
-    return hashlib.blake2b(json.dumps(asdict(task)).encode(), digest_size=8).hexdigest()
+    return hash_of(json.dumps(asdict(task)))
 
 
 def _question(tasks: Sequence[Task]) -> str:

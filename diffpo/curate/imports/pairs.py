@@ -3,7 +3,6 @@
 A part is what becomes one file of the table, and what a kill costs at most.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from diffpo.disk.ahead import groups
+from diffpo.disk.files import hash_of
 from diffpo.disk.tables import UTF16, read_text
 from diffpo.errors import UserError
 
@@ -94,7 +94,7 @@ def inventory_of(pairs: Sequence[ImportedPair], unpaired: Sequence[str] = ()) ->
 
 def identity_of(*words: str) -> str:
     """Hash whatever decides a part's pairs."""
-    return hashlib.blake2b("\n".join(words).encode(), digest_size=16).hexdigest()
+    return hash_of("\n".join(words), 16)
 
 
 def filled_columns(pairs: Iterable[ImportedPair]) -> tuple[str, ...]:
