@@ -88,3 +88,35 @@ def _renamed(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         else:
             renamed[own] = value.clone()
     return renamed
+
+
+def write_align(folder: Path) -> Path:
+    """A random ALIGN of the real classes, with a tokenizer of single letters and its own image processor."""
+    from transformers import AlignConfig, AlignModel, BertTokenizerFast, EfficientNetImageProcessorPil
+
+    torch.manual_seed(0)
+    text = {"vocab_size": 128, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text |= {"intermediate_size": 32, "max_position_embeddings": 64}
+    stages = {"in_channels": [32, 16], "out_channels": [16, 24], "kernel_sizes": [3, 3], "strides": [1, 2]}
+    stages |= {"num_block_repeats": [1, 1], "expand_ratios": [1, 2], "depthwise_padding": []}
+    vision = stages | {"image_size": 32, "hidden_dim": 24, "width_coefficient": 1.0, "depth_coefficient": 1.0}
+    config = AlignConfig(text_config=text, vision_config=vision, projection_dim=24)
+    AlignModel(config).save_pretrained(folder)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(chr(i) for i in range(97, 123))]
+    words += [f"##{chr(i)}" for i in range(97, 123)]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    BertTokenizerFast(vocab_file=str(folder / "vocab.txt")).save_pretrained(folder)
+    size = {"height": 32, "width": 32}
+    EfficientNetImageProcessorPil(size=size, crop_size=size).save_pretrained(folder)
+    return folder
+
+
+def write_vit(folder: Path) -> Path:
+    """A random ViT of the real classes with its image processor, as DINO is published: without a pooler."""
+    from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    ViTModel(ViTConfig(**sizes, image_size=32, patch_size=16), add_pooling_layer=False).save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder

@@ -61,7 +61,7 @@ def _of_run(place: str | None, seen: set[Path]) -> Iterator[tuple[str, str]]:
     if data.get("path"):
         for name in _of_table(data["path"], data.get("split") or "train"):
             yield name, LABELLED
-    if isinstance(name := _part(_part(train, "select"), "scorer").get("name"), str):
+    for name in _names(_part(train, "select").get("scorer"), "name"):
         yield name, SELECTED
     for key in ("denoiser", "lora"):
         yield from _of_run(model.get(key), seen)
@@ -70,6 +70,15 @@ def _of_run(place: str | None, seen: set[Path]) -> Iterator[tuple[str, str]]:
 def _part(tree: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     value = tree.get(key)
     return value if isinstance(value, Mapping) else {}
+
+
+def _names(scorer: Any, key: str) -> Iterator[str]:
+    """The name of a scorer, and of those that it is made of; `key` is what its block calls the name."""
+    if isinstance(scorer, Mapping):
+        if isinstance(name := scorer.get(key), str):
+            yield name
+        for part in scorer.values():
+            yield from _names(part, key)
 
 
 def _run_folder(place: str | None) -> Path | None:
@@ -91,9 +100,7 @@ def _of_table(path: str, split: str) -> Iterator[str]:
 def _of_provenance(record: Mapping[str, Any]) -> Iterator[str]:
     """The scorer of a table's recipe, and those of the tables that it was made of."""
     recipe, source = _part(record, "recipe"), _part(record, "source")
-    scorer = recipe.get("scorer")
-    if isinstance(scorer, Mapping) and isinstance(scorer.get("scorer"), str):
-        yield scorer["scorer"]
+    yield from _names(recipe.get("scorer"), "scorer")
     if isinstance(source.get("provenance"), Mapping):
         yield from _of_provenance(source["provenance"])
     elif source.get("path") in LABELLED_BY:

@@ -16,30 +16,13 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from diffpo.config.names import close_match, synonym
 from diffpo.config.values import kinds, read_value
+from diffpo.core.block import Named as Named
 from diffpo.core.block import hints_of, out_of_range
 from diffpo.disk.plain import read_yaml
 from diffpo.errors import UserError
 
 T = TypeVar("T")
 _WRONG: Any = object()
-
-
-@dataclasses.dataclass(frozen=True)
-class Named:
-    """Beside a type: the block is one of several classes, chosen by its key `name`."""
-
-    known: Mapping[str, type]
-    """The classes by name."""
-    what: str
-    """What they are, for messages: "scorer"."""
-    keeps: bool = False
-    """Whether an override that chooses another class, such as `model=lora`, keeps the fields that both have."""
-
-    __hash__ = object.__hash__
-
-    def name_of(self, block: Any) -> str:
-        """The name of a block's class."""
-        return next(name for name, cls in self.known.items() if cls is type(block))
 
 
 @dataclasses.dataclass(frozen=True)

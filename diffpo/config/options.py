@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def from_spec(spec: str, known: Mapping[str, type[T]], what: str) -> T:
+def from_spec(spec: str | Mapping[str, Any], known: Mapping[str, type[T]], what: str) -> T:
     """Make one of the known classes from `name` or `name,key=value,...`; `what` they are is for messages: "scorer".
+
+    Plain values, `{name: ..., key: value}`, are the same.
 
     Raises:
         UserError: The name or a key is unknown, or a value wrong.
@@ -28,8 +30,8 @@ def from_spec(spec: str, known: Mapping[str, type[T]], what: str) -> T:
     return make(Annotated[object, Named(known, what)], spec, "")
 
 
-def make_scorer(spec: str) -> Scorer:
-    """Make a scorer from `name` or `name,key=value,...`; see `from_spec`."""
+def make_scorer(spec: str | Mapping[str, Any]) -> Scorer:
+    """Make a scorer from `name` or `name,key=value,...`, or of plain values; see `from_spec`."""
     from diffpo.scorers import SCORERS
 
     return from_spec(spec, SCORERS, "scorer")

@@ -59,6 +59,24 @@ class Filled:
         return "a name that is not empty, or left out"
 
 
+@dataclass(frozen=True)
+class Named:
+    """Beside a type: the block is one of several classes, chosen by its key `name`."""
+
+    known: Mapping[str, type]
+    """The classes by name."""
+    what: str
+    """What they are, for messages: "scorer"."""
+    keeps: bool = False
+    """Whether an override that chooses another class, such as `model=lora`, keeps the fields that both have."""
+
+    __hash__ = object.__hash__
+
+    def name_of(self, block: Any) -> str:
+        """The name of a block's class."""
+        return next(name for name, cls in self.known.items() if cls is type(block))
+
+
 FINITE = Range()
 Count = Annotated[int, Range(least=1, most=2**31 - 1)]
 """At least one of something."""

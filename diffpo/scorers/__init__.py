@@ -5,12 +5,14 @@ from diffpo.scorers.base import Scorer as Scorer
 from diffpo.scorers.clip import Clip
 from diffpo.scorers.consistency import BackgroundConsistency, SubjectConsistency
 from diffpo.scorers.frame_change import FrameChange
+from diffpo.scorers.harmonic import LambdaHarmonic
 from diffpo.scorers.hps import HPSv2, HPSv21
 from diffpo.scorers.hpsv3 import HPSv3
 from diffpo.scorers.imagereward import ImageReward
 from diffpo.scorers.mps import MPS
 from diffpo.scorers.optical_flow import DynamicDegree, Motion
 from diffpo.scorers.pickscore import PickScore
+from diffpo.scorers.references import ClipI, Dino
 from diffpo.scorers.steadiness import Flicker, SmoothnessLinear
 from diffpo.scorers.videoreward import VideoReward
 from diffpo.scorers.visionreward import VisionReward
@@ -39,4 +41,7 @@ SCORERS: dict[str, type[Scorer]] = {
     "dynamic-degree": DynamicDegree,
     "videoreward": VideoReward,
     "visionreward": VisionReward,
+    "clip-i": ClipI,
+    "dino": Dino,
+    "lambda-harmonic": LambdaHarmonic,
 }

@@ -50,12 +50,15 @@ class Kind(NamedTuple):
     auto: str
     """The class of transformers that loads it."""
     types: str
-    """The `model_type` that it must have, or the table of transformers that lists them."""
+    """The `model_type`s that it may have, with spaces between, or the table of transformers that lists them."""
     spare: tuple[str, ...] = ()
     """What the names of weights begin with that nobody asks for, so that they may be missing."""
 
 
 CLIP = Kind("AutoModel", "clip")
+IMAGE_TEXT = Kind("AutoModel", "clip align")
+"""Models with one space for images and texts."""
+VIT = Kind("AutoModel", "vit dinov2 dinov2_with_registers", spare=("pooler.",))  # DINO is published without it
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -130,7 +133,7 @@ def _frozen(network: Network, dtype: str | None, device: str) -> Network:
 def check_kind(folder: Path, kind: Kind, what: str) -> None:
     """Check by its configuration that a folder is what it should be: transformers would fill up with random numbers."""
     ensure_torchvision()
-    allowed: Container[str] = (kind.types,)
+    allowed: Container[str] = kind.types.split()
     if kind.types.isupper():
         from transformers.models.auto import modeling_auto
 

@@ -43,14 +43,14 @@ class Tower:
 
     @property
     def logit_scale(self) -> float:
-        """The learned factor of the cosine, exp of the parameter."""
-        return self.network.logit_scale.float().exp().item()
+        """The learned factor of the cosine: exp of a CLIP's parameter, one divided by an ALIGN's temperature."""
+        own = dict(self.network.named_parameters())
+        return (own["logit_scale"].float().exp() if "logit_scale" in own else 1 / own["temperature"].float()).item()
 
     def image_features(self, images: Sequence[Image], batch: int) -> Tensor:
         """Features of images."""
         rgb = [plain(image) for image in images]
-        keys = [hashlib.blake2b(f"{x.size}".encode() + x.tobytes(), digest_size=16).hexdigest() for x in rgb]
-        return _remembered(self._images, keys, rgb, partial(self._image_batches, batch=batch))
+        return _remembered(self._images, [pixels_of(x) for x in rgb], rgb, partial(self._image_batches, batch=batch))
 
     def prompt_features(self, prompts: Sequence[str], batch: int) -> Tensor:
         """Features of prompts."""
@@ -115,6 +115,11 @@ class CosineScorer(TowerScorer, ABC):
         if self.scale == "clipscore":
             return 2.5 * cosine.clamp(min=0)
         return {"cosine": 1.0, "percent": 100.0, "logit": self.tower.logit_scale}[self.scale] * cosine
+
+
+def pixels_of(rgb: Image) -> str:
+    """Hash the size and the pixels of an RGB image."""
+    return hashlib.blake2b(f"{rgb.size}".encode() + rgb.tobytes(), digest_size=16).hexdigest()
 
 
 def _remembered(
