@@ -32,6 +32,11 @@ class Method(Block, ABC):
     """Whether the method reads `batch.preference`; if not, every pair is learned as "chosen is better"."""
 
     @property
+    def needs_order(self) -> bool:
+        """Whether rows are refused whose label says that the rejected image is the better one."""
+        return not self.uses_preference
+
+    @property
     def reads_segments(self) -> bool:
         """Whether the method reads `batch.segments`."""
         return False

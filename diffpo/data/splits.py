@@ -225,7 +225,8 @@ def check_order(table: Table, method: str) -> None:
     if opposite:
         raise UserError(
             f"{opposite} rows of {table.path} have a preference below 0.5: their label disagrees with their order, and "
-            f"{method} does not read the column. Exchange chosen and rejected there, or leave those rows out."
+            f"{method} does not read the column. Exchange chosen and rejected there, leave those rows out, or set "
+            "method.sft_side=chosen, if chosen images are to be learned whatever labels say."
         )
     if ties:
         log.warning(

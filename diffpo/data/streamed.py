@@ -112,7 +112,7 @@ def check_recipe(index: Index, recipe: Mapping[str, Any], address: str) -> None:
         )
 
 
-def check_columns(index: Index, split: str, needed: frozenset[str], address: str, *, reads_preference: bool) -> None:
+def check_columns(index: Index, split: str, needed: frozenset[str], address: str, *, refuses_opposite: bool) -> None:
     """Check that shards hold what a method needs (as `splits.check_requires` and `check_order` do of a table).
 
     Raises:
@@ -124,7 +124,7 @@ def check_columns(index: Index, split: str, needed: frozenset[str], address: str
             f"{', '.join(index.columns)}. Add them to the table and encode it again, or choose method=dpo."
         )
     against = sum(shard.against for shard in index.splits[split].shards)
-    if against and not reads_preference:
+    if against and refuses_opposite:
         raise UserError(
             f"{against} rows of {address} have a preference below 0.5: their label disagrees with their order, and "
             "this method does not read the column. Exchange chosen and rejected in the table, and encode it again."

@@ -6,7 +6,7 @@ The rejected image is neither loaded, noised nor forwarded, and there is no refe
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from diffpo.core.types import Denoised, Judged, Pair, PairBatch, StepOutput
 from diffpo.methods.base import Method
@@ -17,6 +17,14 @@ class SFT(Method):
     """Denoising loss on the chosen images."""
 
     sides: ClassVar[tuple[str, ...]] = ("chosen",)
+
+    sft_side: Literal["better", "chosen"] = "better"
+    """`better`: a table that says of some rows that the chosen image is the worse one is refused. `chosen`: chosen
+    images are learned whatever labels say, such as photographs of a subject (DreamBooth, without its prior images)."""
+
+    @property
+    def needs_order(self) -> bool:
+        return self.sft_side == "better"
 
     @property
     def needs_reference(self) -> bool:

@@ -84,7 +84,7 @@ def open_stream(
     check_recipe(index, _recipe(config, encoders), address)
     loaders = []
     for split in [TRAIN, VALIDATION] if train.eval_every and VALIDATION in index.splits else [TRAIN]:
-        check_columns(index, split, method.columns, address, reads_preference=method.uses_preference)
+        check_columns(index, split, method.columns, address, refuses_opposite=method.needs_order)
         dropout = config.data.caption_dropout if split == TRAIN else 0.0
         how: dict[str, Any] = {"seed": train.seed, "caption_dropout": dropout, "sides": method.sides}
         how |= {"reads_segments": method.reads_segments, "rank": accelerator.process_index}

@@ -162,7 +162,7 @@ def prepare_data(
         tables.append(splits.validation)
     for table in tables:
         check_requires(config.method.columns | ({"user_id"} if users else set()), table, config.method_name)
-        if not config.method.uses_preference:
+        if config.method.needs_order:
             check_order(table, config.method_name)
     loaders = []
     for table in tables:

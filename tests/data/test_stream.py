@@ -181,11 +181,11 @@ def test_a_place_of_other_settings_or_labels_is_refused(table, tmp_path, records
     with pytest.raises(UserError, match="encoder is 'other' here"):
         check_recipe(index, recipe_of(source, TinyEncoder("other"), 0), "shards")
     with pytest.raises(UserError, match="needs the columns segments"):
-        check_columns(index, "train", frozenset({"segments"}), "shards", reads_preference=True)
+        check_columns(index, "train", frozenset({"segments"}), "shards", refuses_opposite=False)
     opposite = jsonl(records(8, preference=lambda i: 0.2), "opposite.jsonl")
     other = written(opposite, tmp_path / "opposite")[2]
     with pytest.raises(UserError, match=r"8 rows of there have a preference below 0\.5"):
-        check_columns(other, "train", frozenset(), "there", reads_preference=False)
+        check_columns(other, "train", frozenset(), "there", refuses_opposite=True)
     shutil.copy(tmp_path / "shards/train/00001.arrow", tmp_path / "half")
     (tmp_path / "shards/train/00001.arrow").write_bytes((tmp_path / "half").read_bytes()[:500])
     with pytest.raises(UserError, match=r"00001.arrow is damaged"):
