@@ -74,10 +74,11 @@ class Selection:
         return {"select/score": score, "select/best": self.score, "select/step": self.step}
 
     def conclusion(self, done: int) -> str:
-        """Say what is exported of the updates that were done."""
+        """Say what is exported of the updates that were done, and what it cost to choose it."""
         stopped = f"stopped after {self.worse} looks that found nothing better: " if self.over else ""
         judged = f"whose mean {self._select.scorer.name} is {self.score:.5g}"
-        return f"{stopped}update {self.step} of {done} is exported, {judged}"
+        cost = f"{done - self.step} further updates and {-(-done // self.every) * len(self._media)} images"
+        return f"{stopped}update {self.step} of {done} is exported, {judged}; choosing it cost {cost}"
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps beside the weights."""
