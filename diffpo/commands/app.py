@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from diffpo import __version__
-from diffpo.commands import encode, lists, media, pairs, plan, train, users, verdicts, video
+from diffpo.commands import encode, lists, media, pairs, plan, subject, train, users, verdicts, video
 
 COMMANDS = {
     "train": train.train,
@@ -43,6 +43,7 @@ DATA = {
     "video-pairs": video.video_pairs,
     "segments": video.label_segments,
     "users": users.embed_users,
+    "subject": subject.subject_pairs,
 }
 
 

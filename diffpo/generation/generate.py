@@ -51,6 +51,8 @@ def generate(
     out: str | Path,
     *,
     label: str | None = None,
+    command: str = "diffpo generate",
+    added: Sequence[str] = (),
     fresh: bool = False,
     console: Console | None = None,
 ) -> Work:
@@ -63,6 +65,8 @@ def generate(
         prompts: What to sample.
         out: The folder.
         label: Name of the model in tables and grids; by default the last part of its path.
+        command: What makes it, for messages.
+        added: Names of files that the command adds to the media.
         fresh: Remove what an earlier call made in `out` first.
         console: Where to show progress; standard error by default.
 
@@ -77,9 +81,11 @@ def generate(
     request = Request.of(options, label)
     media = request.media(prompts, lambda number, _, seed: f"{number:06d}-s{seed}")  # refused before it is begun
     settings = request.describe(prompts)
-    return fill_folder(
-        out, "diffpo generate", settings, lambda: request.work(out, prompts, media), fresh=fresh, console=console
-    )
+
+    def look() -> Work:
+        return request.work(out, prompts, media)
+
+    return fill_folder(out, command, settings, look, added=added, fresh=fresh, console=console)
 
 
 def fill_folder(

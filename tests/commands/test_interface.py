@@ -83,6 +83,9 @@ def words(world: World) -> dict[str, list[str]]:
         " steps=2,guidance=1,size=[16,16]",
         "data users": f"data users users:pairs --limit 130 --pairs 2 --embedder clip,path=shapes:pickscore"
         f" --out {place}/users",
+        "data subject": f"data subject {place}/sd15 {place}/twins/w --class cat --out {place}/subject --seeds 0"
+        " --sampling steps=1,guidance=1,size=[16,16]"
+        f" --scorer clip-i,model=shapes:pickscore,references={place}/twins/w",
         "data segments": f"data segments shapes:pairs --limit 3 --scorer shapes --out {place}/segments",
     }
     return {name: line.split() for name, line in lines.items()}
