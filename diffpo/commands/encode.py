@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from diffpo.commands.pairs import FreshTable
 from diffpo.commands.shared import Config, quiet, say
 
 
@@ -16,6 +17,7 @@ def encode_pairs(
     shard_rows: Annotated[
         int | None, typer.Option(help="Pairs in a shard; about 128 MiB of them unless given.", min=1)
     ] = None,
+    fresh: FreshTable = False,
 ) -> None:
     """Encode a config's pairs into shards, for tables whose encodings no disk holds; it continues after a kill."""
     from diffpo.config.run import load_config
@@ -25,7 +27,7 @@ def encode_pairs(
     from diffpo.generation.processes import make_state
     from diffpo.training.stream import write_stream
 
-    index = write_stream(loaded, out, make_state(), shard_rows=shard_rows)
+    index = write_stream(loaded, out, make_state(), shard_rows=shard_rows, fresh=fresh)
     split = index.splits["train"]
     pairs = sum(shard.rows for shard in split.shards)
     more = " ".join(["", *(overrides or [])])

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import chain, islice, tee
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -25,7 +26,7 @@ from diffpo.data.lengths import Lengths, read_lengths
 from diffpo.data.records import Source, Table
 from diffpo.data.segments import SegmentLabels
 from diffpo.data.shards import FORMAT, Shard, ShardSplit
-from diffpo.data.storage import Storage
+from diffpo.data.storage import Storage, Written
 from diffpo.disk.ahead import WORKERS, ahead
 from diffpo.disk.packing import Row, write
 from diffpo.disk.progress import progress, track
@@ -44,6 +45,14 @@ def recipe_of(source: Source, encoder: Encoder, seed: int) -> dict[str, Any]:
     return named | geometry_of(source, encoder)
 
 
+def table_of(source: Source) -> dict[str, Any]:
+    """The settings that choose a table and its rows, as plain values; of paths the last name, since tables move."""
+    names = ("split", "validation_split", "validation_fraction", "ties", "limit", "columns")
+    places = {name: getattr(source, name) for name in ("path", "validation_path")}
+    named = {name: place and Path(place).name for name, place in places.items()}
+    return {"name": type(source).__name__} | named | {name: getattr(source, name) for name in names}
+
+
 @dataclass(frozen=True)
 class Sharding:
     """How a table becomes the shards of a split."""
@@ -54,6 +63,8 @@ class Sharding:
     storage: Storage
     split: str
     seed: int
+    recipe: Mapping[str, Any]
+    """All that decides a shard beside the table: `recipe_of`, and how labels were made."""
     labels: Callable[[np.ndarray, float | None], SegmentLabels] | None = None
     """Labels of latent frames, for a table that has any: given the frames of each row, and their rate."""
     shard_rows: int | None = None
@@ -155,7 +166,7 @@ class Sharding:
     def finish(self) -> ShardSplit:
         """What the index says of the split, once all shards are there."""
         told = [self._told(number, rows) for number, (_, rows) in enumerate(self.plan())]
-        shards = [Shard(**each["shard"] | {"size": tuple(each["shard"]["size"])}) for each in told if each is not None]
+        shards = [Shard.read(each["shard"]) for each in told if each is not None]
         if len(shards) < len(told):
             raise UserError(f"{len(told) - len(shards)} shards of {self.storage.address} are missing: run it again.")
         shards = tuple(shard for shard in shards if shard.rows)
@@ -167,14 +178,39 @@ class Sharding:
         return f"{self.split}/{number:05d}"
 
     def _told(self, number: int, rows: np.ndarray) -> dict[str, Any] | None:
-        """What is written beside a shard of these rows, if it is there."""
-        told = self.storage.read_json(f"{self._name(number)}.json")
-        return told if isinstance(told, dict) and told.get("made of") == self._made_of(rows) else None
+        """What is written beside a shard of these rows, if it is there, and the shard is whole."""
+        name = self._name(number)
+        told = self.storage.read_json(f"{name}.json")
+        if not isinstance(told, dict) or told.get("made of") != self._made_of(rows):
+            return None
+        there = self.storage.size(f"{name}.arrow") if told["shard"]["rows"] else 0
+        return told if there is not None and told.get("bytes", there) == there else None
+
+    def check_place(self) -> None:
+        """Check that no shards of another table, or made with other settings, are where these go.
+
+        Raises:
+            UserError: There are some.
+        """
+        told = self.storage.read_json(f"{self._name(0)}.json")
+        ours = isinstance(told, dict) and told.get("made of") == self._made_of(self.plan()[0][1])
+        if told is not None and not ours:
+            raise UserError(
+                f"{self.storage.address} holds shards of another table, or that were made with other settings "
+                f"({self._name(0)}.json): choose another place, or give --fresh to replace them."
+            )
+
+    def clear(self) -> None:
+        """Remove the shards that an earlier call wrote."""
+        number = 0
+        while self.storage.size(f"{self._name(number)}.json") is not None:
+            for suffix in ("arrow", "json"):
+                self.storage.remove(f"{self._name(number)}.{suffix}")
+            number += 1
 
     def _made_of(self, rows: np.ndarray) -> str:
         """What decides a shard: settings, table, rows."""
-        recipe = recipe_of(self.source, self.encoder, self.seed)
-        return digest(repr(recipe), self.table.fingerprint, self.table.places[rows].tobytes()).hex()
+        return digest(repr(self.recipe), self.table.fingerprint, self.table.places[rows].tobytes()).hex()
 
     def _encode(self, rows: Sequence[int], found: Iterator[Any]) -> tuple[list[tuple[bytes, Row]], Iterator[Any]]:
         """Encode rows, of which both images are given, and their captions: keys and rows of the file."""
@@ -217,9 +253,9 @@ class Sharding:
             keys, both = tee(noted())
             write(file, (key for key, _ in keys), (row for _, row in both))
 
-        name = self._name(number)
+        name, written = self._name(number), Written(0, "")
         if pairs:
-            self.storage.write(f"{name}.arrow", fill)
+            written = self.storage.write(f"{name}.arrow", fill)
         labels = [row.values["preference"] for _, row in pairs]
         shard = Shard(
             file=f"{name}.arrow",
@@ -229,8 +265,10 @@ class Sharding:
             broken=len(rows) - len(pairs),
             against=sum(label < 0.5 for label in labels),
             ties=sum(label == 0.5 for label in labels),
+            content=written.content,
         )
-        self.storage.write_json(f"{name}.json", {"made of": self._made_of(rows), "shard": asdict(shard)})
+        told = {"made of": self._made_of(rows), "bytes": written.bytes, "shard": asdict(shard)}
+        self.storage.write_json(f"{name}.json", told)
 
 
 def _identify(key: bytes, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:

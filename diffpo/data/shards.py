@@ -11,11 +11,12 @@ more than `KEPT`.
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -28,6 +29,7 @@ from diffpo.data.records import Counts
 from diffpo.data.storage import Storage
 from diffpo.disk.packing import Row, unpack
 from diffpo.disk.rows import digest
+from diffpo.disk.tables import hash_file
 from diffpo.errors import UserError
 
 FORMAT = 1
@@ -35,6 +37,7 @@ FORMAT = 1
 INDEX = "index.json"
 KEPT = 64
 """Shards that are open, or copied to this machine, unless the window asks for more."""
+AGAIN = "remove it, and run the same `diffpo data encode` again, which writes what is not there."
 FETCHERS = 4
 """Shards that are copied at a time."""
 
@@ -55,6 +58,21 @@ class Shard:
     """Pairs whose label says that the rejected side is better."""
     ties: int = 0
     """Pairs whose label says that none is."""
+    content: str = ""
+    """The hash of the file's bytes; "": of a shard that was written before there were any."""
+
+    @staticmethod
+    def read(plain: Mapping[str, Any]) -> Shard:
+        """Make a shard of what JSON says of it.
+
+        Raises:
+            TypeError, ValueError: It says something else.
+        """
+        shard = Shard(**plain)
+        frames, height, width = map(int, shard.size)
+        if not re.fullmatch(r"[a-z]+/\d{5,}\.arrow", shard.file) or not shard.rows >= 0:  # no path to another place
+            raise ValueError(f"{shard.file!r} with {shard.rows} rows is no shard")
+        return replace(shard, size=(frames, height, width))
 
 
 @dataclass(frozen=True)
@@ -80,13 +98,15 @@ class Index:
     columns: tuple[str, ...]
     """Of the table."""
     splits: Mapping[str, ShardSplit]
+    table: Mapping[str, Any] = field(default_factory=dict)
+    """The settings that chose the table and its rows; empty in an index of an earlier version."""
 
     @staticmethod
     def read(storage: Storage) -> Index:
         """Read the index of a place.
 
         Raises:
-            UserError: There is none.
+            UserError: There is none, or it is damaged.
         """
         found = storage.read_json(INDEX)
         if not isinstance(found, dict) or found.get("format") != FORMAT:
@@ -94,19 +114,23 @@ class Index:
                 f"{storage.address} has no {INDEX} of encoded pairs: `diffpo data encode CONFIG --out PLACE` writes "
                 "it when all shards are there. The same command goes on after a kill."
             )
-        splits = {
-            name: ShardSplit(
-                tuple(Shard(**shard | {"size": tuple(shard["size"])}) for shard in split["shards"]),
-                Counts(**split["counts"]),
-            )
-            for name, split in found["splits"].items()
-        }
-        return Index(found["recipe"], tuple(found["columns"]), splits)
+        try:
+            splits = {
+                name: ShardSplit(tuple(map(Shard.read, split["shards"])), Counts(**split["counts"]))
+                for name, split in found["splits"].items()
+            }
+            return Index(dict(found["recipe"]), tuple(found["columns"]), splits, dict(found.get("table", {})))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"{storage.address}/{INDEX} is damaged ({type(error).__name__}: {error}): remove it, and run the same "
+                "`diffpo data encode` again."
+            ) from error
 
     def write(self, storage: Storage) -> None:
         """Write the index: from then on the place can be read."""
         splits = {name: asdict(split) for name, split in self.splits.items()}
-        plain = {"format": FORMAT, "recipe": self.recipe, "columns": self.columns, "splits": splits}
+        plain = {"format": FORMAT, "recipe": self.recipe, "table": self.table}
+        plain |= {"columns": self.columns, "splits": splits}
         storage.write_json(INDEX, plain)
 
 
@@ -119,7 +143,7 @@ class OpenShard:
             self._reader = pyarrow.ipc.open_file(pyarrow.memory_map(str(file)))
             batches = [self._reader.get_batch(i) for i in range(self._reader.num_record_batches)]
         except (OSError, pyarrow.ArrowException) as error:
-            raise UserError(f"{file} is damaged ({error}): encode it again, or copy it again.") from error
+            raise UserError(f"{file} is damaged ({error}): {AGAIN}") from error
         self._batches, self._starts = batches, np.cumsum([0, *map(len, batches)])
         keys = [key.as_py() for batch in batches for key in batch.column("key")]
         self._texts = {key.hex(): pairs + place for place, key in enumerate(keys[pairs:])}
@@ -141,7 +165,7 @@ class Shards:
         """Open none yet; copies lie below `home`, in a folder of their own for each place and process."""
         self._storage, self._shards, self._kept = storage, shards, kept
         self._home, self._fetched = home, OrderedDict[int, Future[Path]]()
-        self._opened, self._lock = OrderedDict[int, OpenShard](), Lock()
+        self._opened, self._lock, self._whole = OrderedDict[int, OpenShard](), Lock(), set[int]()
         self._pool = ThreadPoolExecutor(FETCHERS)
         if storage.folder is None:
             shutil.rmtree(home, ignore_errors=True)  # what a kill left behind
@@ -150,11 +174,26 @@ class Shards:
         """Open a shard, or wait until it is here."""
         with self._lock:
             if number not in self._opened:
-                self._opened[number] = OpenShard(self._file(number), self._shards[number].rows)
+                file = self._file(number)
+                self._check(number, file)
+                self._opened[number] = OpenShard(file, self._shards[number].rows)
                 while len(self._opened) > self._kept:
                     self._opened.popitem(last=False)
             self._opened.move_to_end(number)
             return self._opened[number]
+
+    def _check(self, number: int, file: Path) -> None:
+        """Refuse, when it is first opened, a file that is not the one that was written."""
+        shard = self._shards[number]
+        if number in self._whole or not shard.content:
+            return
+        if not file.is_file() or hash_file(file).hex() != shard.content:
+            raise UserError(
+                f"{self._storage.address}/{shard.file} is not what `diffpo data encode` wrote there: it is missing, "
+                f"cut off, damaged or another shard's: {AGAIN}"
+            )
+        if self._storage.folder is not None:  # a copy may be made anew
+            self._whole.add(number)
 
     def expect(self, numbers: Iterable[int]) -> None:
         """Begin to copy shards that will be asked for."""

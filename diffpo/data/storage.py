@@ -8,13 +8,31 @@ as `s3fs`.
 from __future__ import annotations
 
 import json
+import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from diffpo.disk.files import write_file
-from diffpo.errors import UserError
+from diffpo.disk.tables import hash_file
+from diffpo.errors import UserError, disk_is_full
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a file that was written is."""
+
+    bytes: int
+    content: str
+    """The hash of its bytes."""
+
+    @staticmethod
+    def of(file: Path) -> Written:
+        """Look at a file."""
+        return Written(file.stat().st_size, hash_file(file).hex())
 
 
 class Storage:
@@ -28,13 +46,28 @@ class Storage:
         """
         from fsspec.core import url_to_fs
 
+        if not address.strip():
+            raise UserError("the address is empty: give a folder, or an address such as s3://bucket/pairs")
+        if half := re.match(r"([a-z0-9]+):/(?!/)", address):  # it would be a folder of that name
+            raise UserError(f"{address} is no address: did you mean {half[1]}://{address[half.end() :]}?")
         self.address = address
-        try:
+        with self._telling(address, "opened"):
             self._files, self._root = url_to_fs(address)
-        except (ImportError, ValueError) as error:
-            raise UserError(f"{address} cannot be opened: {error}") from error
         self.folder = Path(self._root) if "file" in self._protocols else None
         """Where it is, if that is on this machine."""
+        if self.folder is not None and self.folder.exists() and not self.folder.is_dir():
+            raise UserError(f"{address} is a file: give a folder, or an address such as s3://bucket/pairs")
+
+    @staticmethod
+    @contextmanager
+    def _telling(what: str, done: str) -> Iterator[None]:
+        """Say of whatever a store raises (each has errors of its own) that something cannot be done."""
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, UserError) or disk_is_full(error):
+                raise
+            raise UserError(f"{what} cannot be {done}: {error or type(error).__name__}") from error
 
     @property
     def _protocols(self) -> tuple[str, ...]:
@@ -50,12 +83,32 @@ class Storage:
         Raises:
             UserError: It is damaged, or the store does not answer.
         """
-        try:
-            return json.loads(self._files.cat_file(self._place(name)))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self.address}/{name} cannot be read: {error}") from error
+        with self._telling(f"{self.address}/{name}", "read"):
+            try:
+                return json.loads(self._files.cat_file(self._place(name)))
+            except FileNotFoundError:
+                return None
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; None where there is none.
+
+        Raises:
+            UserError: The store does not answer.
+        """
+        with self._telling(f"{self.address}/{name}", "read"):
+            try:
+                return self._files.size(self._place(name))
+            except FileNotFoundError:
+                return None
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there.
+
+        Raises:
+            UserError: It cannot be removed.
+        """
+        with self._telling(f"{self.address}/{name}", "removed"), suppress(FileNotFoundError):
+            self._files.rm_file(self._place(name))
 
     def fetch(self, name: str, file: Path) -> None:
         """Copy a file to this machine, whole or not at all.
@@ -69,14 +122,12 @@ class Storage:
                 while part := there.read(2**22):
                     opened.write(part)
 
-        try:
+        with self._telling(f"{self.address}/{name}", "read"):
             file.parent.mkdir(parents=True, exist_ok=True)
             write_file(file, copy)
-        except OSError as error:
-            raise UserError(f"{self.address}/{name} cannot be read: {error}") from error
 
-    def write(self, name: str, fill: Callable[[BinaryIO], Any]) -> int:
-        """Write a file, whole or not at all; returns its bytes.
+    def write(self, name: str, fill: Callable[[BinaryIO], Any]) -> Written:
+        """Write a file, whole or not at all.
 
         Raises:
             UserError: It cannot be written.
@@ -85,15 +136,13 @@ class Storage:
             file = self.folder / name
             file.parent.mkdir(parents=True, exist_ok=True)
             write_file(file, fill)
-            return file.stat().st_size
+            return Written.of(file)
         with tempfile.NamedTemporaryFile() as here:
             fill(here)  # pyright: ignore[reportArgumentType]
             here.flush()
-            try:
+            with self._telling(f"{self.address}/{name}", "written"):
                 self._files.put_file(here.name, self._place(name))
-            except (OSError, NotImplementedError) as error:
-                raise UserError(f"{self.address}/{name} cannot be written: {error}") from error
-            return Path(here.name).stat().st_size
+            return Written.of(Path(here.name))
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file; see `write`."""

@@ -98,14 +98,17 @@ class StreamLoader(PairLoader):
         }
 
 
-def check_recipe(index: Index, recipe: Mapping[str, Any], address: str) -> None:
-    """Check that what lies in shards was encoded as a config says.
+def check_recipe(index: Index, recipe: Mapping[str, Any], table: Mapping[str, Any], address: str) -> None:
+    """Check that what lies in shards is of the table that a config names, and was encoded as it says.
 
     Raises:
         UserError: It was not; the message names what differs.
     """
-    if differ := [name for name in recipe if index.recipe.get(name) != recipe[name]]:
-        told = "; ".join(f"{name} is {recipe[name]!r} here and {index.recipe.get(name)!r} there" for name in differ)
+    here, there = dict(recipe), index.recipe | index.table
+    if index.table:
+        here |= table
+    if differ := [name for name in here if there.get(name) != here[name]]:
+        told = "; ".join(f"{name} is {here[name]!r} here and {there.get(name)!r} there" for name in differ)
         raise UserError(
             f"{address} was encoded with other settings: {told}. Train with those, or encode with these: "
             "`diffpo data encode CONFIG --out ANOTHER`"

@@ -5,19 +5,21 @@ It is for tables whose encodings no disk holds: nothing is kept but the shards, 
 
 from __future__ import annotations
 
+import json
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from diffpo.config.run import Config
 from diffpo.data.records import Table
 from diffpo.data.segments import SegmentLabels
-from diffpo.data.sharding import Sharding, recipe_of
-from diffpo.data.shards import Index
+from diffpo.data.sharding import Sharding, recipe_of, table_of
+from diffpo.data.shards import INDEX, Index
 from diffpo.data.splits import check_requires, load_splits
 from diffpo.data.storage import Storage
 from diffpo.data.stream_plan import StreamSchedule
 from diffpo.data.streamed import StreamLoader, check_columns, check_recipe
 from diffpo.disk.lock import sole_writer
+from diffpo.errors import UserError
 from diffpo.models.encoders import Encoders
 
 if TYPE_CHECKING:
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
 TRAIN, VALIDATION = "train", "validation"
 
 
-def write_stream(config: Config, address: str, state: PartialState, *, shard_rows: int | None = None) -> Index:
+def write_stream(
+    config: Config, address: str, state: PartialState, *, shard_rows: int | None = None, fresh: bool = False
+) -> Index:
     """Encode a config's pairs into shards; after a kill, the same call goes on.
 
     Args:
@@ -34,6 +38,7 @@ def write_stream(config: Config, address: str, state: PartialState, *, shard_row
         address: A folder, or one in an object store.
         state: Which process this is; they share the shards.
         shard_rows: Pairs in a shard; None: as many as take about 128 MiB.
+        fresh: Whether shards of another table, or that were made with other settings, may be replaced.
 
     Raises:
         UserError: Whatever the user can mend; finished shards stay.
@@ -41,7 +46,7 @@ def write_stream(config: Config, address: str, state: PartialState, *, shard_row
     storage, splits = Storage(address), load_splits(config.data)
     tables = {TRAIN: splits.train} | ({} if splits.validation is None else {VALIDATION: splits.validation})
     encoders = Encoders(config.model, state.device)
-    lock = nullcontext()
+    recipe, lock = _recipe(config, encoders), nullcontext()
     if storage.folder is not None and state.is_main_process:
         lock = sole_writer(storage.folder, "diffpo data encode")
     with lock:
@@ -55,19 +60,54 @@ def write_stream(config: Config, address: str, state: PartialState, *, shard_row
                 storage,
                 split,
                 config.train.seed,
+                recipe,
                 labels=_labels(config, encoders, table) if config.method.reads_segments else None,
                 shard_rows=shard_rows,
                 shown=state.is_main_process,
             )
-            written[split].write(rank=state.process_index, world=state.num_processes)
+        made = {"recipe": recipe, "table": table_of(config.data)}
+        take_place(storage, made, list(written.values()), state, fresh=fresh)
+        for sharding in written.values():
+            sharding.write(rank=state.process_index, world=state.num_processes)
         state.wait_for_everyone()
         columns = tuple(splits.train.rows.column_names)
         found = {split: sharding.finish() for split, sharding in written.items()}
-        index = Index(_recipe(config, encoders), columns, found)
+        index = Index(recipe, columns, found, made["table"])
         if state.is_main_process:
             index.write(storage)
         state.wait_for_everyone()
     return index
+
+
+def take_place(
+    storage: Storage, made: dict[str, Any], shardings: list[Sharding], state: PartialState, *, fresh: bool
+) -> None:
+    """Check, before anything is written, that nothing of others is at the place; with `fresh`, remove other shards.
+
+    The index goes first: nobody may read shards that others replace by and by. `made` is what it will say of recipe and
+    table.
+
+    Raises:
+        UserError: There is something else.
+    """
+    index = storage.read_json(INDEX)
+    if index is not None and not (isinstance(index, dict) and {"format", "recipe"} <= index.keys()):
+        raise UserError(f"{storage.address} holds an {INDEX} that names no encoded pairs: choose another place.")
+    if not fresh:
+        plain = json.loads(json.dumps(made))  # as the index holds it
+        if index is not None and any(index.get(name, value) != value for name, value in plain.items()):
+            raise UserError(
+                f"{storage.address} holds other encodings ({INDEX} says of what, and how they were made): choose "
+                "another place, or give --fresh to replace them."
+            )
+        for sharding in shardings:
+            sharding.check_place()
+    state.wait_for_everyone()
+    if fresh and state.is_main_process:
+        storage.remove(INDEX)
+        for sharding in shardings:
+            sharding.clear()
+    state.wait_for_everyone()
 
 
 def open_stream(
@@ -81,9 +121,14 @@ def open_stream(
     address, method, train = str(config.data.encoded), config.method, config.train
     storage = Storage(address)
     index = Index.read(storage)
-    check_recipe(index, _recipe(config, encoders), address)
-    loaders = []
-    for split in [TRAIN, VALIDATION] if train.eval_every and VALIDATION in index.splits else [TRAIN]:
+    check_recipe(index, _recipe(config, encoders), table_of(config.data), address)
+    loaders, splits = [], [TRAIN, VALIDATION] if train.eval_every else [TRAIN]
+    if missing := [split for split in splits if split not in index.splits]:
+        raise UserError(
+            f"{address} holds no {missing[0]} pairs. Encode them, with data.validation_path, validation_split or "
+            "validation_fraction in the config, to another place; or set train.eval_every=0"
+        )
+    for split in splits:
         check_columns(index, split, method.columns, address, refuses_opposite=method.needs_order)
         dropout = config.data.caption_dropout if split == TRAIN else 0.0
         how: dict[str, Any] = {"seed": train.seed, "caption_dropout": dropout, "sides": method.sides}

@@ -72,9 +72,10 @@ def written(path, place, encoder=None, *, rows=4, **settings):
     source = Pairs(path=path, resolution=16, **settings)
     encoder = encoder or TinyEncoder()
     storage, table = Storage(str(place)), load_splits(source).train
-    sharding = Sharding(table, source, encoder, storage, "train", 0, shard_rows=rows, shown=False)
+    recipe = recipe_of(source, encoder, 0)
+    sharding = Sharding(table, source, encoder, storage, "train", 0, recipe, shard_rows=rows, shown=False)
     sharding.write()
-    index = Index(recipe_of(source, encoder, 0), tuple(table.rows.column_names), {"train": sharding.finish()})
+    index = Index(recipe, tuple(table.rows.column_names), {"train": sharding.finish()})
     index.write(storage)
     return source, table, index
 
@@ -177,9 +178,9 @@ def test_shards_of_a_store_are_copied_a_few_at_a_time(table, tmp_path, store, mo
 def test_a_place_of_other_settings_or_labels_is_refused(table, tmp_path, records, jsonl):
     source, _, index = written(table, tmp_path / "shards")
     with pytest.raises(UserError, match="resolution is 20 here and 16 there"):
-        check_recipe(index, recipe_of(Pairs(path=table, resolution=20), TinyEncoder(), 0), "shards")
+        check_recipe(index, recipe_of(Pairs(path=table, resolution=20), TinyEncoder(), 0), {}, "shards")
     with pytest.raises(UserError, match="encoder is 'other' here"):
-        check_recipe(index, recipe_of(source, TinyEncoder("other"), 0), "shards")
+        check_recipe(index, recipe_of(source, TinyEncoder("other"), 0), {}, "shards")
     with pytest.raises(UserError, match="needs the columns segments"):
         check_columns(index, "train", frozenset({"segments"}), "shards", refuses_opposite=False)
     opposite = jsonl(records(8, preference=lambda i: 0.2), "opposite.jsonl")
@@ -188,5 +189,5 @@ def test_a_place_of_other_settings_or_labels_is_refused(table, tmp_path, records
         check_columns(other, "train", frozenset(), "there", refuses_opposite=True)
     shutil.copy(tmp_path / "shards/train/00001.arrow", tmp_path / "half")
     (tmp_path / "shards/train/00001.arrow").write_bytes((tmp_path / "half").read_bytes()[:500])
-    with pytest.raises(UserError, match=r"00001.arrow is damaged"):
+    with pytest.raises(UserError, match=r"00001.arrow is not what `diffpo data encode` wrote there"):
         opened(tmp_path / "shards", source).batch([5], 0)
