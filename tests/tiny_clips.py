@@ -104,8 +104,7 @@ def write_align(folder: Path) -> Path:
     AlignModel(config).save_pretrained(folder)
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(chr(i) for i in range(97, 123))]
     words += [f"##{chr(i)}" for i in range(97, 123)]
-    (folder / "vocab.txt").write_text("\n".join(words))
-    BertTokenizerFast(vocab_file=str(folder / "vocab.txt")).save_pretrained(folder)
+    BertTokenizerFast(vocab={word: number for number, word in enumerate(words)}).save_pretrained(folder)
     size = {"height": 32, "width": 32}
     EfficientNetImageProcessorPil(size=size, crop_size=size).save_pretrained(folder)
     return folder

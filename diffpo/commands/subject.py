@@ -42,6 +42,7 @@ def subject_pairs(
     from diffpo.config.blocks import make
     from diffpo.config.options import make_scorer, parse_seeds, read_block
     from diffpo.disk.files import write_file
+    from diffpo.media.frames import name_others
     from diffpo.media.subjects import JUDGED, LEARNED, SELECTING, Subject
 
     subject = make(Subject, {"kind": kind, "token": token}, "subject")
@@ -58,10 +59,11 @@ def subject_pairs(
     options = make(GenerateOptions, given | read_block(sampling, given, GenerateOptions, "sampling"), "subject")
     labelling = make(SubjectLabels, {"labels": labels, "temperature": temperature, "seed": seed}, "subject")
     read_references(references)
+    name_others(references)
     _ = reward.provenance  # weights that are not there are missed before the work
     lists = {} if prompts is not None else {SELECTED: subject.prompts(SELECTING), HELD_OUT: subject.prompts(JUDGED)}
     written = listed(out / TABLE)
-    work = generate(options, asked, out, command=COMMAND, added=(*ADDED, *lists), fresh=fresh)
+    work = generate(options, asked, out, command=COMMAND, added=(*ADDED, SELECTED, HELD_OUT), fresh=fresh)
     if not make_state().is_main_process:
         return
     done = write_subject_pairs(out, references, said, reward, labelling, {"settings": work.settings})

@@ -22,7 +22,7 @@ from diffpo.core.block import Place
 from diffpo.disk.rows import digest
 from diffpo.disk.tables import files_below
 from diffpo.errors import UserError
-from diffpo.media.frames import PICTURES, BrokenImage, decode, find_pictures, read_bytes
+from diffpo.media.frames import PICTURES, BrokenImage, decode, find_pictures, name_others, read_bytes
 from diffpo.scorers.base import plain
 from diffpo.scorers.clip import Library, Preprocessing, find_clip
 from diffpo.scorers.towers import TowerScorer, TowerSpec, pixels_of
@@ -155,6 +155,7 @@ def find_references(folder: Path) -> list[Path]:
     below = files_below(folder, PICTURES)
     found = [path for path in below if path.parent == folder]
     if not found:
+        name_others(folder)
         deeper = f" It has pictures in {below[0].parent.name}/: give that folder." if below else ""
         clips = " Clips are no reference pictures." if not below and find_pictures(folder) else ""
         raise UserError(f"{folder} holds no reference picture of the subject.{deeper}{clips}")
