@@ -60,6 +60,17 @@ def half_a_file(content: Any, path: Path) -> None:
     die()
 
 
+def half_a_checkpoint() -> None:
+    """Die in the sixth update, while another thread is in the middle of the second checkpoint's second file."""
+
+    def stuck(content: Any, path: Path) -> None:
+        Path(path).write_bytes(b"\0" * 1000)
+        signal.pause()
+
+    at_call(diffpo.training.checkpoint, "save_file", 5, stuck)
+    at_call(diffpo.training.update, "step_optimizer", 6)
+
+
 def unrenamed_export() -> None:
     """Die when `final/` is written but does not yet have its name."""
     put = diffpo.disk.files._put
@@ -78,6 +89,7 @@ PLACES: dict[str, Callable[[], None]] = {
     "checkpoint": lambda: at_call(
         diffpo.training.checkpoint, "save_file", 5, half_a_file
     ),  # 3 files each: the 2nd of the 2nd
+    "background": half_a_checkpoint,
     "pruning": lambda: at_call(diffpo.disk.files, "remove", 1),
     "export": unrenamed_export,
     "sampling": lambda: at_call(diffpo.generation.request, "sample_clips", 3),

@@ -76,6 +76,7 @@ def describe(made: Plan) -> list[str]:
         *(f"         {gib(size)}  {name}" for name, size in parts_of(made, kept).items()),
         f"         {gib(weights.resting + peak)}  at the peak, in the backward: "
         f"{'fits' if own.fits else 'DOES NOT FIT'}",
+        f"host     {gib(made.copied).strip()} for the copy of a checkpoint that is being written",
         f"work     {made.flops / 1e12:.3g} TFLOP per pair, {sides} images",
         f"pace     about {own.pace:.3g} pairs/s: {train.steps:,} updates of {made.effective:,} pairs take "
         f"{hours:.3g} hours on one card",

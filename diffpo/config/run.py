@@ -74,6 +74,9 @@ class Train(Block):
     """Minutes after which a checkpoint is written although `checkpoint_every` does not ask for one yet; null: never."""
     keep_last: Count = 2
     """Checkpoints to keep."""
+    async_checkpoints: bool | None = None
+    """Write checkpoints in the background while updates go on, from a copy in host memory. Default: on a GPU, which
+    would wait for the disk; on a CPU writing takes the cores that train."""
     eval_every: Whole = 0
     """Updates between held-out losses (fixed times and noises); 0 makes none."""
     eval_pairs: Count = 64

@@ -25,7 +25,6 @@ from diffpo.training import checkpoint
 from diffpo.training.average import Average
 from diffpo.training.optimizers import make_optimizer, make_schedule
 from diffpo.training.processes import by_the_first
-from diffpo.training.run import note
 from diffpo.training.selection import Selection
 
 
@@ -167,37 +166,6 @@ def resume(learner: Learner, folder: Path, identity: Mapping[str, Any]) -> int:
         lambda: checkpoint.prune(path.parent, keep=train.keep_last, every=train.checkpoint_every),
     )
     return values["step"]
-
-
-def save(learner: Learner, folder: Path, done: int, identity: Mapping[str, Any]) -> None:
-    """Write a checkpoint; every process takes part in collecting, the first one writes. Arguments as for `resume`."""
-    accelerator = learner.accelerator
-    weights = checkpoint.trained_weights(learner.policy.network)
-    state, plain = checkpoint.optimizer_state(learner.policy.network, learner.optimizer.optimizer)
-    tensors = {"weights": weights, "optimizer": state}
-    values = {
-        "step": done,
-        "identity": identity,
-        "optimizer": plain,
-        "schedule": learner.schedule.last_epoch,
-        "scaler": accelerator.scaler.state_dict() if accelerator.scaler is not None else None,
-        "average": learner.average.updates if learner.average is not None else 0,
-    }
-    if learner.average is not None:
-        tensors["average"] = learner.average.whole(learner.policy.network)
-    if learner.selection is not None:
-        values["selection"] = learner.selection.state()
-        if learner.selection.weights:
-            tensors["selected"] = learner.selection.weights
-
-    def write() -> None:
-        check_finite(tensors, done, learner.config)
-        path = folder / "checkpoints" / checkpoint.NAME.format(done)
-        note(folder, path)
-        train = learner.config.train
-        checkpoint.save(path.parent, done, tensors, values, keep=train.keep_last, every=train.checkpoint_every)
-
-    by_the_first(accelerator, write)
 
 
 def check_finite(tensors: Mapping[str, Mapping[str, Tensor]], done: int, config: Config) -> None:

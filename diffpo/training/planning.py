@@ -110,6 +110,12 @@ class Plan:
         return plain.flops / plain.pairs + inverted(getattr(self.config.method, "inversion", None)) * forward
 
     @property
+    def copied(self) -> int:
+        """Bytes of a checkpoint's copy in host memory: trained weights, perhaps their average, and optimizer."""
+        trained = self.weights.gradients  # as large as what they are of
+        return trained * (2 if self.config.train.ema else 1) + self.weights.optimizer
+
+    @property
     def effective(self) -> int:
         """Pairs per update of one process."""
         return self.config.train.batch * self.config.train.accumulate

@@ -26,7 +26,7 @@ from diffpo.disk.files import UNFINISHED, discard, sweep, write_file, write_json
 from diffpo.disk.lock import sole_writer
 from diffpo.disk.plain import read_saved
 from diffpo.errors import ConfigError, UserError
-from diffpo.training.checkpoint import differences, flatten, newest, updates_done
+from diffpo.training.checkpoint import differences, flatten, is_checkpoint, newest, updates_done
 from diffpo.training.processes import by_the_first
 
 MARK = "run.json"
@@ -43,7 +43,7 @@ FREE = {
     *("train.batch", "train.accumulate"),  # as long as their product with the processes stays
     *("train.log_every", "train.trackers", "train.project", "train.output"),
     *("train.sample_every", "train.eval_every", "train.eval_pairs"),
-    *("train.checkpoint_every", "train.checkpoint_minutes", "train.keep_last"),
+    *("train.checkpoint_every", "train.checkpoint_minutes", "train.keep_last", "train.async_checkpoints"),
     *("sample.prompts", "sample.seeds", "sample.steps", "sample.guidance", "sample.batch"),
     *("sample.size", "sample.negative_prompt"),
     *("data.cache", "data.cache_dir", "data.workers", "data.encoded"),
@@ -113,12 +113,17 @@ def claim(folder: Path, tree: dict[str, Any], *, fresh: bool) -> None:
 
 
 def note(folder: Path, *paths: Path) -> None:
-    """Write down which files or folders of its own the run is about to write; only the first process calls this."""
+    """Write down which files or folders of its own the run is about to write; only the first process calls this.
+
+    What is gone is struck off, but for a checkpoint that may be on its way.
+    """
     mark = read_mark(folder)
     assert mark is not None, "a run writes to a folder that it has claimed"
     names = {path.relative_to(folder).as_posix() for path in paths}
     if not names <= set(mark["wrote"]):
+        done = updates_done(newest(folder / "checkpoints"))
         there = {name for name in mark["wrote"] if name in ALWAYS or os.path.lexists(folder / name)}
+        there |= {name for name in mark["wrote"] if is_checkpoint(Path(name)) and updates_done(Path(name)) > done}
         write_json(folder / MARK, mark | {"wrote": sorted(there | names)})
 
 

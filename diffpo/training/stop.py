@@ -57,12 +57,13 @@ class Watch:
         finally:
             self._patient = False
 
-    def look(self) -> tuple[int, bool]:
+    def look(self, failed: bool = False) -> tuple[int, bool]:
         """Agree with the other processes, which all must call this after each update.
 
-        Returns the signal that one of them has got, or 0; and whether a checkpoint is due by the first one's clock.
+        Returns the signal that one of them has got, or 0; and whether a checkpoint is due: by the first one's clock, or
+        because the one that it was writing has `failed`.
         """
-        late = self._minutes is not None and time.monotonic() - self._saved >= 60 * self._minutes
+        late = failed or (self._minutes is not None and time.monotonic() - self._saved >= 60 * self._minutes)
         seen = [self._signal, int(late and self._accelerator.is_main_process)]
         if self._accelerator.num_processes > 1:
             flags = self._accelerator.gather(torch.tensor([seen], device=self._accelerator.device))

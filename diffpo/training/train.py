@@ -21,12 +21,13 @@ from diffpo.media.users import Users
 from diffpo.models.encoders import Encoders
 from diffpo.training.alerts import Alerts, judged_with
 from diffpo.training.export import export
-from diffpo.training.learner import averaged, identify_model, prepare_learner, resume, save
+from diffpo.training.learner import averaged, identify_model, prepare_learner, resume
 from diffpo.training.log import RunLog, describe_run
 from diffpo.training.processes import make_accelerator
 from diffpo.training.reference import find_kept, is_asked, keep
 from diffpo.training.run import check_devices, note, run_folder
 from diffpo.training.samples import Drawer, SampleGrids, plan_samples
+from diffpo.training.saving import Saver
 from diffpo.training.selection import Selection
 from diffpo.training.stop import Stopped, Watch
 from diffpo.training.stream import open_stream
@@ -72,6 +73,7 @@ def train(config: Config, *, fresh: bool = False, push: str | None = None) -> Pa
         with (
             RunLog(accelerator, folder, done, config.train.steps, every=config.train.log_every) as log,
             watch.patiently(),
+            Saver(learner, folder, identity) as saver,
         ):
             for line in describe_run(learner, plan, loader, held_out, folder, done):
                 log.say(line)
@@ -99,11 +101,13 @@ def train(config: Config, *, fresh: bool = False, push: str | None = None) -> Pa
                 if sampler is not None and due(config.train.sample_every, done, config):
                     with log.aside("sampling"), averaged(learner):
                         sampler.draw(done)
-                number, late = watch.look()
+                number, late = watch.look(saver.failed)
                 over = selection is not None and selection.over
                 if number or late or over or due(config.train.checkpoint_every, done, config):
                     with log.aside("writing a checkpoint"):
-                        save(learner, folder, done, identity)
+                        saver.save(done)
+                        if number or over or done == last:
+                            saver.finish()
                     watch.saved()
                 if number:
                     accelerator.end_training()

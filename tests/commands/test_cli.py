@@ -317,7 +317,7 @@ def test_plan_tells_what_a_run_takes_and_how_to_start_it(world, capsys, monkeypa
     code, out, _ = run(capsys, monkeypatch, "plan", config, "model.rank=2", "--card", "rtx4090")
     assert code == 0
     titles = [line.split()[0] for line in out.splitlines() if not line.startswith(" ")]
-    assert titles == ["model", "sizes", "card", "memory", "work", "pace", "cache", "choice", "wrote", "next:"]
+    assert titles == ["model", "sizes", "card", "memory", "host", "work", "pace", "cache", "choice", "wrote", "next:"]
     *_, last = out.splitlines()
     assert (
         last.startswith(f"next: diffpo train {config} model.rank=2 train.batch=") and "true" not in last.split("=")[1]

@@ -10,7 +10,9 @@ from tiny import TUNED
 from tiny_steps import ask, make, move, moved, pair_batch
 
 from diffpo.models.base import Denoiser
+from diffpo.models.load import load
 from diffpo.models.reference import Reference, frozen_copy, initial_adapters
+from diffpo.models.tuning import Full
 from diffpo.models.unet import UNet
 
 TUNINGS = ["full", "lora"]
@@ -59,6 +61,14 @@ def test_asking_it_leaves_no_trace(pipelines, name, tuning):
     assert {k: p.requires_grad for k, p in policy.network.named_parameters()} == flags
     assert any(flags.values()) and policy.network.training == training
     assert torch.equal(ask(policy, batch), before)
+
+
+def test_a_copy_is_made_where_the_policy_lies(pipelines):
+    """Not in host memory: here on another device than that, the one without numbers."""
+    tuning = Full(path=str(pipelines("sd15")))
+    policy, reference = load(tuning, torch.float32, True, device="meta", autocast=torch.bfloat16)
+    for denoiser in (policy, reference.denoiser):
+        assert {x.device.type for x in (*denoiser.network.parameters(), *denoiser.network.buffers())} == {"meta"}
 
 
 def test_adapters_come_back_after_an_error(pipelines):

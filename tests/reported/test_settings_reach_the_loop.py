@@ -48,6 +48,7 @@ SEEN_ELSEWHERE = {
     "checkpoint_every": "test_the_folder_holds_what_the_readme_says",
     "checkpoint_minutes": "test_checkpoints_by_the_clock_in_a_run",
     "keep_last": "test_the_folder_holds_what_the_readme_says",
+    "async_checkpoints": "test_updates_go_on_while_a_checkpoint_is_written",
     "eval_every": "test_metrics_have_the_names_of_trl",
     "eval_pairs": "test_as_many_held_out_pairs_are_judged_as_asked_for",
     "sample_every": "test_samples_stand_beside_the_base",

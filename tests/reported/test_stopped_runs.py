@@ -45,6 +45,7 @@ def stopped(world):
         cache = str(world.folder / ("cache-new" if name == "encoding" else "cache"))
         both = name == "two processes"
         changes = RUN | {"data.cache_dir": cache, "train.batch": 1 if both else 2}
+        changes |= {"train.async_checkpoints": True} if name in ("step", "two processes") else {}
         place = "step" if name in ("interrupt", "two processes") else name
         job = {"argv": ["train", str(world.write(name, changes))], "signal": [place, int(number)], "seconds": 120}
         jobs.append(job | ({"processes": 2, "env": CPU} if both else {}))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import threading
+from concurrent.futures import CancelledError
 
 import pytest
 import torch
@@ -90,6 +92,19 @@ def test_a_real_limit_on_file_sizes_leaves_the_last_checkpoint_whole(tmp_path):
     assert done.stdout.startswith("UserError the disk is full"), done.stdout + done.stderr
     assert names(tmp_path) == ["step-000001"]
     assert checkpoint.load(checkpoint.newest(tmp_path))[0]["weights"]["a"].tolist() == [1.0] * 9
+
+
+def test_what_is_given_up_leaves_nothing(tmp_path):
+    given_up = threading.Event()
+    given_up.set()
+    with pytest.raises(CancelledError):
+        checkpoint.save(tmp_path, 1, {"weights": {"a": torch.ones(3)}}, {"step": 1}, keep=1, given_up=given_up)
+    assert names(tmp_path) == []
+
+
+def test_large_numbers_are_finite_although_their_sum_is_not():
+    large = torch.full((9,), torch.finfo(torch.float32).max)
+    assert checkpoint.find_not_finite({"weights": {"a": large, "b": torch.tensor([1.0, -torch.inf])}}) == ["weights: b"]
 
 
 def test_another_error_is_not_called_a_full_disk(tmp_path, monkeypatch):

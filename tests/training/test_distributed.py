@@ -50,7 +50,8 @@ def done(world):
             if (how == "fsdp" and case not in SHARDED) or (case, how) == ("dpo-full", "2x4"):
                 continue
             processes, env = (2 if more is SPLIT else 1), FSDP2 if how == "fsdp" else CPU
-            file = world.write(f"{case}-{how}", changes | more)
+            behind = {"train.async_checkpoints": True} if how == "fsdp" else {}
+            file = world.write(f"{case}-{how}", changes | more | behind)
             jobs[f"{case}-{how}"] = {"argv": ["train", str(file)], "processes": processes, "env": env}
     answers = launch(list(jobs.values()), world.folder / "jobs.json")
     for name, answer in zip(jobs, answers, strict=True):

@@ -26,6 +26,7 @@ from diffpo.training.forecast import forecast, size, weigh
 from diffpo.training.learner import prepare_learner
 from diffpo.training.planning import USABLE, plan
 from diffpo.training.processes import make_accelerator
+from diffpo.training.saving import collect
 from diffpo.training.train import prepare_data
 from diffpo.training.update import update
 
@@ -61,11 +62,12 @@ def test_a_user_adapter_is_counted(world):
     users, pairs = world.folder / "users", world.folder / "pairs"
     save_users(users, {"ann": [["x"]], "bob": [["y"]]})
     rows = [json.loads(line) for line in (pairs / "pairs.jsonl").read_text().splitlines()]
-    told = [row | {"user_id": ("ann", "bob")[i % 2]} for i, row in enumerate(rows)]
-    (pairs / "users.jsonl").write_text("\n".join(map(json.dumps, told)))
+    rows = [row | {"user_id": ("ann", "bob")[i % 2]} for i, row in enumerate(rows)]
+    (pairs / "users.jsonl").write_text("\n".join(map(json.dumps, rows)))
     changes = {"model.name": "user", "method.name": "ppd", "data.path": "users.jsonl", "data.users": str(users)}
     config = build(world.tree("told", changes | {"data.cache_dir": str(world.folder / "cache")}))
-    weights = plan(config, TINY_CARD).weights
+    told = plan(config, TINY_CARD)
+    weights = told.weights
 
     accelerator, known = make_accelerator(config), Users.open(users)
     schedule, loader, _, _ = prepare_data(config, accelerator, known)
@@ -75,6 +77,9 @@ def test_a_user_adapter_is_counted(world):
     state = [x for held in learner.optimizer.state.values() for x in held.values() if x.ndim]
     assert weights.trained == sum(p.numel() for p in trained) and weights.gradients == 4 * weights.trained
     assert weights.optimizer == sum(x.nbytes for x in state) and weights.policy == size(network)
+    tensors, _ = collect(learner, 1, {})
+    copied = sum(x.nbytes for content in tensors.values() for x in content.values() if x.ndim)
+    assert told.copied == copied, "but for the number of updates, which AdamW counts for each tensor"
     assert weights.parameters + weights.trained == sum(p.numel() for p in network.parameters())
 
 

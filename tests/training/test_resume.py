@@ -1,8 +1,8 @@
 """A run killed with SIGKILL and started again by the same command ends as one that was not killed, bit for bit.
 
 The kills land in known places (`launch.PLACES`): in the middle of a shard's encoding, between a gradient and its
-update, in the middle of a checkpoint's file, between a checkpoint's rename and the removal of old ones,
-and when the export is written but not yet renamed.
+update, in the middle of a checkpoint's file (also while updates go on), between a checkpoint's rename and the removal
+of old ones, and when the export is written but not yet renamed.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ RUN = {
     "train.sample_every": 3,
     "sample.prompts": ["thing 1"],
 }
-KILLED = ("encoding", "step", "checkpoint", "pruning", "export")
-UPDATES = {"encoding": 0, "step": 3, "checkpoint": 4, "pruning": 6, "export": 6}
+KILLED = ("encoding", "step", "checkpoint", "background", "pruning", "export")
+UPDATES = {"encoding": 0, "step": 3, "checkpoint": 4, "background": 5, "pruning": 6, "export": 6}
 """Lines of `metrics.jsonl` at the kill."""
 HELD = {
     "encoding": None,
     "step": ["step-000002"],
     "checkpoint": [".step-000004.KEY.unfinished", "step-000002"],
+    "background": [".step-000004.KEY.unfinished", "step-000002"],
     "pruning": [".step-000002.unfinished", "step-000004", "step-000006"],
     "export": ["step-000004", "step-000006"],
 }
@@ -60,7 +61,8 @@ def after_kill(world):
     jobs = [{"argv": ["train", str(whole)]}]
     for place in KILLED:
         cache = world.folder / ("cache-encoding" if place == "encoding" else "cache-whole")
-        file = world.write(place, RUN | {"data.cache_dir": str(cache)})
+        behind = {"train.async_checkpoints": True} if place == "background" else {}
+        file = world.write(place, RUN | behind | {"data.cache_dir": str(cache)})
         jobs.append({"argv": ["train", str(file)], "kill": place})
     done = launch(jobs, world.folder / "kill.json")
     assert done[0]["code"] == 0, done[0]["text"]

@@ -42,6 +42,16 @@ def claimed(tmp_path):
     return made
 
 
+def test_what_is_gone_is_struck_off_but_not_a_checkpoint_on_its_way(claimed):
+    folder = claimed(learned=True)
+    for name in ("samples/step-000002.png", "checkpoints/step-000002"):
+        note(folder, folder / name)
+    note(folder, folder / "samples" / "step-000003.png")
+    wrote = json.loads((folder / "run.json").read_text())["wrote"]
+    assert {"checkpoints/step-000001", "checkpoints/step-000002", "samples/step-000003.png"} <= set(wrote)
+    assert "samples/step-000002.png" not in wrote
+
+
 def history(folder):
     return json.loads((folder / "run.json").read_text())["history"]
 
