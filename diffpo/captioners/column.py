@@ -32,7 +32,8 @@ class ColumnEmbedder(UserEmbedder):
     def embed(self, choices: Sequence[Choice]) -> Portrait:
         vectors = [choice.vector for choice in choices]
         shapes = {None if vector is None else vector.shape for vector in vectors}
-        if len(shapes) != 1 or None in shapes or not 1 <= len(next(iter(shapes))) <= 2:
+        shape = next(iter(shapes))
+        if len(shapes) != 1 or shape is None or not 1 <= len(shape) <= 2 or 0 in shape:
             raise UserError(
                 f"the column `emb` of the pairs for {choices[0].prompt!r} holds values of the shapes "
                 f"{', '.join(sorted(map(str, shapes)))}: every pair needs a list of d numbers, or n such lists. If the "

@@ -17,6 +17,7 @@ from typing import Any
 
 from diffpo.captioners.base import Case, Choice, UserJudge
 from diffpo.compare.personal import GROUPS, PersonalResult, Verdict, agreement, summarise, top_k
+from diffpo.data.checks import user_name
 from diffpo.data.records import Source
 from diffpo.data.splits import normalise, read_splits
 from diffpo.disk.ahead import groups
@@ -140,9 +141,9 @@ class Choices:
         for table in tables:
             if "user_id" not in table.rows.column_names:
                 raise UserError(f"{table.path} has no column `user_id`, so nobody knows whose pairs they are.")
-            for row, name in enumerate(map(str, table.column("user_id"))):
+            for row, name in enumerate(map(user_name, table.column("user_id"))):
                 if name in names:
-                    images = [decode_whole(table.cell(row, side)).first for side in ("chosen", "rejected")]
+                    images = [decode_whole(table.cell(row, side)).first for side in table.sides(row)]
                     choice = Choice(table.cell(row, "prompt"), *images)
                     rows_of.setdefault((name, normalise(choice.prompt)), []).append(choice)
         support, taken = {}, set()

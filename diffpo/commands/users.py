@@ -97,7 +97,8 @@ def _label(
 
     made = [make_scorer(spec) for spec in scorers]
     shares = [normalised(parse_blend(text))[0] for text in mixtures]
-    folder = out.with_name(f"{out.name}-labelled")
+    out = out if out.name else out.absolute()  # "." has no name
+    folder = out.parent / f"{out.name}-labelled"
     names = label_by_scorers(
         find_source(target, split, limit=limit, columns=columns), made, shares, folder, fresh=fresh
     )

@@ -129,7 +129,7 @@ def embed_draws(asked: Sequence[Asked], embedder: UserEmbedder, workers: Workers
 def keys_of(asked: Sequence[Asked]) -> NDArray[np.bytes_]:
     """The hashes of all that draws are made of: images and prompts, in their order."""
     tables = {id(one.person.table): one.person.table for one in asked}
-    contents = {key: [read_contents(table, side).keys for side in BOTH] for key, table in tables.items()}
+    contents = {key: {side: read_contents(table, side).keys for side in BOTH} for key, table in tables.items()}
     prompts = {key: table.column("prompt") for key, table in tables.items()}
     embedded = {key: table for key, table in tables.items() if "emb" in table.rows.column_names}
     vectors = {key: [repr(cell) for cell in table.column("emb")] for key, table in embedded.items()}
@@ -137,7 +137,8 @@ def keys_of(asked: Sequence[Asked]) -> NDArray[np.bytes_]:
     for one in asked:
         table, parts = id(one.person.table), list[bytes | str]()
         for row in one.rows:
-            parts += [*(key_at(found, row) for found in contents[table]), prompts[table][row]]
+            sides = one.person.table.sides(row)
+            parts += [*(key_at(contents[table][side], row) for side in sides), prompts[table][row]]
             parts += [vectors[table][row]] if table in vectors else []
         keys.append(digest(*parts))
     return as_keys(keys)
@@ -177,4 +178,4 @@ def _choice(table: Table, row: int) -> Choice:
                 f"row {table.origin[row]} of {table.path}, a support pair of {table.cell(row, 'user_id')}, cannot be "
                 f"used: {describe_broken_image(side, cell, error)}. Remove its row from the table."
             ) from error
-    return Choice(table.cell(row, "prompt"), images["chosen"], images["rejected"])
+    return Choice(table.cell(row, "prompt"), *(images[side] for side in table.sides(row)))

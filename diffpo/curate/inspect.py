@@ -10,6 +10,7 @@ from rich.console import Group
 from rich.table import Table as Grid
 from rich.text import Text
 
+from diffpo.data.checks import user_name
 from diffpo.data.contents import read_contents
 from diffpo.data.encode import BOTH
 from diffpo.data.lengths import describe_broken_image
@@ -174,7 +175,7 @@ def _inspect(table: Table) -> SplitReport:
         identical=sum(n for (_, chosen, rejected), n in pairs.items() if chosen == rejected != b""),
         contradicting=sum(n for (prompt, a, b), n in pairs.items() if a != b and (prompt, b, a) in pairs),
         prompts=len(set(prompts)),
-        users=len(set(table.column("user_id"))) if "user_id" in columns else None,
+        users=len({*map(user_name, table.column("user_id"))} - {None}) if "user_id" in columns else None,
     )
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from diffpo.data.checks import user_name
 from diffpo.data.records import Table
 from diffpo.data.splits import normalise
 from diffpo.disk.rows import digest
@@ -80,8 +81,8 @@ def _people(table: Table) -> dict[str, dict[str, list[int]]]:
         )
     found: dict[str, dict[str, list[int]]] = {}
     for row, (name, prompt) in enumerate(zip(table.column("user_id"), table.column("prompt"), strict=True)):
-        if name is not None and str(name).strip():
-            found.setdefault(str(name), {}).setdefault(normalise(prompt), []).append(row)
+        if (name := user_name(name)) is not None:
+            found.setdefault(name, {}).setdefault(normalise(prompt), []).append(row)
     if not found:
         raise UserError(f"every `user_id` of {table.path} is missing or empty: nobody is known to have chosen.")
     return found
@@ -115,24 +116,30 @@ def choose_support(
         else:
             chosen.append(draw)
     if not chosen:
-        most = max(left_out, key=left_out.__getitem__)
+        possible = max(len(_pool(person, seed)[0]) for person in people)
+        fewer = f"Give --pairs {possible}, or more pairs" if possible else "Give pairs of two prompts at least"
         raise UserError(
-            f"nobody has enough pairs: {pairs} support pairs and another one, of another prompt, are needed; {most} "
-            f"has the most, {left_out[most]}. Give --pairs {max(1, left_out[most] - 1)}, or more pairs of each person."
+            f"nobody has enough pairs: {pairs} support pairs and another one, of another prompt, are needed; the most "
+            f"that can be support pairs of a person are {possible}. {fewer} of each person."
         )
     return chosen, left_out
 
 
-def _choose(person: Person, support: int, pairs: int, draws: int, seed: int) -> Person | None:
+def _pool(person: Person, seed: int, support: int | None = None) -> tuple[list[int], list[str], np.random.Generator]:
+    """The rows that draws are made of, the prompts that are set aside for them, and what draws are drawn with."""
     generator = np.random.default_rng(list(digest(str(seed), person.name)))
     prompts = [list(person.rows)[i] for i in generator.permutation(len(person.rows))]
     pool, used = [], []
     for prompt in prompts[:-1]:  # one prompt is left: a person of whom nothing is learned or judged is of no use
-        if len(pool) >= support:
+        if support is not None and len(pool) >= support:
             break
         pool += person.rows[prompt]
         used.append(prompt)
-    pool = pool[:support]
+    return pool[:support], used, generator
+
+
+def _choose(person: Person, support: int, pairs: int, draws: int, seed: int) -> Person | None:
+    pool, used, generator = _pool(person, seed, support)
     if len(pool) < pairs:
         return None
     found: list[list[int]] = []

@@ -19,17 +19,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 
 from diffpo.captioners.base import Portrait
-from diffpo.core.block import Block, Count, Seed, Sharing, Whole
+from diffpo.core.block import Block, Count, Range, Seed, Sharing, Whole
 from diffpo.curate.directions import find_directions
 from diffpo.curate.embedding import COMMAND, Asked, Embedding, Workers, embed_draws, keys_of
 from diffpo.curate.support import NAMED, Person, choose_support, split_people
 from diffpo.curate.write import Target, check_place, record_of
+from diffpo.data.checks import user_name
+from diffpo.data.contents import identify
 from diffpo.data.records import Source, Table
 from diffpo.data.splits import read_splits
 from diffpo.disk.files import whole_folder, write_file, write_json
@@ -39,6 +41,11 @@ from diffpo.errors import UserError
 from diffpo.media.users import EMBEDDER
 
 FORMAT = "diffpo users 1"
+HOLDS = (
+    *("users.json", "users.parquet", "states.safetensors", EMBEDDER, "train.provenance.json"),
+    *("pairs", "pairs/*.parquet", "pairs/*.provenance.json"),
+)
+"""Patterns of what a folder of users holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +54,7 @@ class UserOptions(Block):
 
     pairs: Count = 4
     """Support pairs of a draw. 4 is the paper's."""
-    draws: Count = 1
+    draws: Annotated[int, Range(least=1, most=4096)] = 1
     """Draws of each person, as different as their support pairs allow: training meets another one in each epoch."""
     support: Count | None = None
     """Pairs of each person that draws are made of. Default: `pairs` times `draws`: no two draws share a pair."""
@@ -117,9 +124,12 @@ def embed_users(
     needed = options.support or options.pairs * options.draws
     drawn, left_out = choose_support(people, needed, options.pairs, options.draws, options.seed)
     recipe = {"made by": COMMAND, "options": asdict(options), "embedder": embedding.embedder.provenance}
+    recipe |= {"like": embedding.title} if embedding.directions is not None else {}
+    recipe |= {"tables": [identify(table) for table in tables]}
     asked = [Asked(person, rows) for person in drawn for rows in person.draws]
-    check_place(folder, recipe, fresh=fresh)
+    check_place(folder, recipe, fresh=fresh, holds=HOLDS)
     portraits = embed_draws(asked, embedding.embedder, workers)
+    _check_alike(asked, portraits)
     if workers.rank:
         return _done(folder, drawn, left_out, tables)
     with sole_writer(folder, COMMAND):
@@ -147,24 +157,34 @@ def embed_new(source: Source, embedding: Embedding, names: Sequence[str]) -> Pat
     """
     table = read_splits(source).train
     rows: dict[str, list[int]] = {name: [] for name in names}
-    known = table.column("user_id") if "user_id" in table.rows.column_names else [None] * len(table)
+    given = table.column("user_id") if "user_id" in table.rows.column_names else [None] * len(table)
+    known = [user_name(name) for name in given]
     if len(names) == 1 and not any(known):
         known = list(names) * len(table)
-    for row, name in enumerate(map(str, known)):
-        rows.get(name, []).append(row)
+    for row, name in enumerate(known):
+        rows.get(name or "", []).append(row)
     if missing := [name for name, own in rows.items() if not own]:
-        others = ", ".join(sorted(set(map(str, known)))[:NAMED])
+        others = ", ".join(sorted({*filter(None, known)})[:NAMED]) or "nobody who is named"
         raise UserError(
             f"{table.path} has no pairs of {', '.join(missing)}: a user needs pairs of their own. There are pairs of "
             f"{others}."
         )
     asked = [Asked(Person(name, False, table, {}), own) for name, own in rows.items()]
     portraits, keys = embed_draws(asked, embedding.embedder, Workers()), keys_of(asked)
+    _check_alike(asked, portraits)
     folder = cache_home() / "new-users" / digest(embedding.title, keys.tobytes(), *names).hex()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with whole_folder(folder) as temporary:
         _write(temporary, asked, portraits, embedding, max(map(len, rows.values())))
     return folder
+
+
+def _check_alike(asked: Sequence[Asked], portraits: Sequence[Portrait]) -> None:
+    """Refuse states of different shapes, such as vectors of different widths in a table."""
+    of = {portrait.states.shape: one.person.name for one, portrait in zip(asked, portraits, strict=True)}
+    if len(of) > 1:
+        told = ", ".join(f"{'x'.join(map(str, shape))} of {name}" for shape, name in of.items())
+        raise UserError(f"all people need states of one shape; there are {told}. Remove the rows of some of them.")
 
 
 def _with_directions(
@@ -187,6 +207,12 @@ def _write(
     from safetensors.torch import save
 
     states = embedding.finish(np.stack([portrait.states for portrait in portraits]))
+    if nobody := sorted({one.person.name for one, x in zip(asked, states, strict=True) if not x.any()}):
+        raise UserError(
+            f"the support pairs of {len(nobody)} people say nothing of them, for example {', '.join(nobody[:NAMED])}: "
+            "their states are zeros, which are nobody's. Are the images of their pairs the same, or their vectors "
+            "zeros? Remove their rows from the table, or use another embedder."
+        )
     rows = [
         {
             "user_id": one.person.name,
@@ -222,7 +248,7 @@ def _write_pairs(folder: Path, people: Sequence[Person], tables: Sequence[Table]
             if rows:
                 kept = table.rows.select(rows)
                 target = Target(folder / "pairs", split, table, recipe)
-                target.write(kept, {"user_id": [str(name) for name in kept["user_id"]]})
+                target.write(kept, {"user_id": [user_name(name) for name in kept["user_id"]]})
 
 
 def _done(folder: Path, people: Sequence[Person], left_out: dict[str, int], tables: Sequence[Table]) -> Embedded:

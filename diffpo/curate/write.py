@@ -12,6 +12,7 @@ import contextlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,7 +25,7 @@ from pyarrow import parquet
 from diffpo.data.contents import identify
 from diffpo.data.records import Table
 from diffpo.disk.ahead import groups
-from diffpo.disk.files import whole_folder, write_file, write_json
+from diffpo.disk.files import UNFINISHED, whole_folder, write_file, write_json
 from diffpo.disk.progress import track
 from diffpo.errors import UserError
 
@@ -52,8 +53,13 @@ def read_record(record: Path) -> dict[str, Any]:
         raise UserError(f"{record} is damaged ({error}): restore it, or choose another folder.") from error
 
 
-def check_place(folder: Path, recipe: Mapping[str, Any], *, fresh: bool) -> None:
-    """Check that `folder` is new, empty, or holds a table of this recipe or, with `fresh`, of another one."""
+def check_place(
+    folder: Path, recipe: Mapping[str, Any], *, fresh: bool, holds: Sequence[str] = ("train*.parquet", "train.*.json")
+) -> None:
+    """Check that `folder` is new, empty, or holds a table of this recipe or, with `fresh`, of another one.
+
+    All of the folder is replaced, so files of others, whose names are none of the patterns `holds`, are refused too.
+    """
     _check_folder(folder)
     if not folder.is_dir() or not any(folder.iterdir()):
         return
@@ -62,6 +68,12 @@ def check_place(folder: Path, recipe: Mapping[str, Any], *, fresh: bool) -> None
         raise UserError(f"{folder} holds other files and no {record.name}: choose another folder.")
     if read_record(record).get("recipe") != recipe and not fresh:
         raise _made_otherwise(f"{folder} holds a table made with other settings", record)
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.name.endswith(UNFINISHED))
+    if others := sorted(name for name in names if not any(fnmatchcase(name, each) for each in holds)):
+        raise UserError(
+            f"{folder} is about to be replaced, and holds other files, too, such as {', '.join(others[:3])}: move them "
+            "away, or choose another folder."
+        )
 
 
 def write_table(

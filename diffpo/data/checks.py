@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -57,6 +58,25 @@ def check_captions(rows: Dataset, name: str, path: str) -> None:
     if not is_text(cells.type):
         refuse(cells.is_valid().to_numpy(), cells, f"{path}: `{name}` holds captions, texts or null")
     check_texts(rows, name, path)
+
+
+def check_users(rows: Dataset, name: str, path: str) -> None:
+    """Refuse users who are neither texts nor numbers."""
+    cells = arrow_column(rows, name)
+    if types.is_nested(cells.type):
+        refuse(cells.is_valid().to_numpy(), cells, f"{path}: `{name}` holds names, numbers or null")
+
+
+def user_name(value: str | float | None) -> str | None:
+    """Name the user of a row; None: nobody is known.
+
+    A column of numbers in which one is missing is one of fractions, as many programs write it: user 3 is not 3.0 there.
+    """
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None
+        value = int(value) if value.is_integer() else value
+    return None if value is None or not str(value).strip() else str(value)
 
 
 def as_numbers(cells: pyarrow.ChunkedArray) -> np.ndarray:

@@ -97,6 +97,11 @@ class Table:
         """Read one value."""
         return self.arrow(name, slice(row, row + 1))[0].as_py()
 
+    def sides(self, row: int) -> tuple[str, str]:
+        """Name the side of a row that was preferred, and the other: below 0.5, `preference` is against the order."""
+        label = self.cell(row, "preference") if "preference" in self.rows.column_names else 1.0
+        return ("rejected", "chosen") if label < 0.5 else ("chosen", "rejected")
+
     @cached_property
     def _views(self) -> dict[str, Dataset]:
         """Each column as a table of its own: making one takes longer than reading from it."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from diffpo.data.checks import check_captions
+from diffpo.data.checks import check_captions, check_users
 from diffpo.data.read import TEXTS, read_table
 from diffpo.data.records import OPTIONAL, REQUIRED, Source, Splits, Table
 from diffpo.data.sources import SOURCES
@@ -64,6 +64,8 @@ def load_table(source: Source, path: str, split: str) -> Table:
     places = np.arange(len(layout.rows))
     table = Table(layout.rows.select_columns(keep), places, fingerprint, layout.counts, path).take(index)
     _note_missing_captions(table)
+    if "user_id" in keep:
+        check_users(table.rows, "user_id", path)
     return table
 
 

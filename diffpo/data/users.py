@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from diffpo.core.types import Rng
+from diffpo.data.checks import user_name
 from diffpo.data.records import Table
 from diffpo.data.splits import normalise
 from diffpo.disk.tables import hash_file
@@ -70,10 +71,10 @@ class RowUsers:
         if told:
             log.warning(f"{table.path}: of {len(table)} rows {told}: they are left out.")
 
-    def _reason(self, who: str | int | None, prompt: str) -> int:
-        """Why a row is left out, a place in `REASONS`; some tables have numbers for names."""
-        name = "" if who is None else str(who)
-        if not name.strip():
+    def _reason(self, who: str | float | None, prompt: str) -> int:
+        """Why a row is left out, a place in `REASONS`."""
+        name = user_name(who)
+        if name is None:
             return 1
         if name not in self._users.draws:
             return 2
@@ -93,7 +94,7 @@ class RowUsers:
         drawn, dropped = rng.uniform("user").tolist(), (rng.uniform("user_dropout") < self._dropout).tolist()
         return torch.stack(
             [
-                self._users.nobody if drop else self._pick(str(name), u)
+                self._users.nobody if drop else self._pick(user_name(name) or "", u)
                 for name, u, drop in zip(names, drawn, dropped, strict=True)
             ]
         )

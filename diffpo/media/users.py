@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
 
 import pyarrow
@@ -76,6 +77,8 @@ class Users:
                 f"the files in {folder} do not fit together: {INDEX} says {index.get('format')!r}, {count} states of "
                 f"{embedding.width}; {TABLE} has {len(table['user_id'])} rows; {STATES} holds {shape}. {advice}."
             )
+        if None in (*table["user_id"], *table["seen"], *table["prompts"], *chain(*filter(None, table["prompts"]))):
+            raise UserError(f"{folder / TABLE} has a draw of nobody, or without its prompts. {advice}.")
         draws: dict[str, list[int]] = defaultdict(list)
         for row, name in enumerate(table["user_id"]):
             draws[name].append(row)
@@ -97,9 +100,18 @@ class Users:
         raise UserError(f"{self.folder} knows no user {name!r}.{hint} There are {_named(list(self.draws))}{more}.")
 
     def states(self, row: int) -> Tensor:
-        """States of a draw, `[n d]` float32."""
+        """States of a draw, `[n d]` float32.
+
+        Raises:
+            UserError: They are no numbers.
+        """
         with safe_open(self.folder / STATES, "pt") as file:
-            return file.get_slice("states")[row].float()
+            states = file.get_slice("states")[row].float()
+        if not states.isfinite().all():
+            raise UserError(
+                f"draw {row} in {self.folder / STATES} holds what is no finite number: embed its user anew."
+            )
+        return states
 
     @property
     def nobody(self) -> Tensor:
