@@ -38,6 +38,7 @@ class LambdaHarmonic(ImageScorer):
     origin = f"those of its parts; the paper's are clip-i and clip with Hub {ALIGN}"
     scale = "0 to 1"
 
+    # These types are read when the first block is made; `SCORERS` is whole then.
     image: Annotated[Scorer, Named(registry.SCORERS, "scorer")]
     """I: what judges the subject, such as `{name: clip-i, model: kakaobrain/align-base, references: dog}`."""
     text: Annotated[Scorer, Named(registry.SCORERS, "scorer")]
@@ -73,15 +74,18 @@ class LambdaHarmonic(ImageScorer):
         }
 
     def score(self, images: Sequence[Image], prompts: Sequence[str]) -> Tensor:
-        weight = self.image_weight
-        parts = ((weight, self.image, self.image_range), (1 - weight, self.text, self.text_range))
-        needed = [
-            (share, _scaled(scorer.score(images, prompts), limits)) for share, scorer, limits in parts if share > 0
-        ]
-        if len(needed) == 1:
-            return needed[0][1]
-        (first, image), (second, text) = needed
-        return 1 / (first / (image + TINY) + second / (text + TINY))
+        if self.image_weight == 0:
+            return self._text(images, prompts)
+        if self.image_weight == 1:
+            return self._image(images, prompts)
+        image, text = self._image(images, prompts) + TINY, self._text(images, prompts) + TINY
+        return 1 / (self.image_weight / image + (1 - self.image_weight) / text)
+
+    def _image(self, images: Sequence[Image], prompts: Sequence[str]) -> Tensor:
+        return _scaled(self.image.score(images, prompts), self.image_range)
+
+    def _text(self, images: Sequence[Image], prompts: Sequence[str]) -> Tensor:
+        return _scaled(self.text.score(images, prompts), self.text_range)
 
 
 def _scaled(scores: Tensor, limits: tuple[float, float]) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from itertools import product
 from typing import Any
 
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from diffpo.config.selecting import Select
@@ -32,8 +33,7 @@ class Selection:
             drawer: Draws with the policy.
         """
         self._select, self._drawer = select, drawer
-        prompts = load_prompts(select.prompts).prompts if isinstance(select.prompts, str) else select.prompts
-        jobs = enumerate(product(prompts, select.seeds))
+        jobs = enumerate(product(_prompts(select), select.seeds))
         self._media = [
             Media(file=f"{i:03d}", prompt=prompt, prompt_id=i, seed=seed, model="") for i, (prompt, seed) in jobs
         ]
@@ -88,3 +88,21 @@ class Selection:
         """Put back what a checkpoint kept."""
         self.step, self.worse, self.weights = state["step"], state["worse"], weights
         self.score = -float("inf") if state["score"] is None else state["score"]
+
+
+def check_selection(select: Select, accelerator: Accelerator) -> None:
+    """Find the prompts and the parts of the scorer, before the work; every process must call this.
+
+    Raises:
+        UserError: One of them is not there.
+    """
+
+    def find() -> None:
+        _prompts(select)
+        _ = select.scorer.provenance
+
+    by_the_first(accelerator, find)
+
+
+def _prompts(select: Select) -> tuple[str, ...]:
+    return load_prompts(select.prompts).prompts if isinstance(select.prompts, str) else select.prompts

@@ -28,7 +28,7 @@ from diffpo.training.reference import find_kept, is_asked, keep
 from diffpo.training.run import check_devices, note, run_folder
 from diffpo.training.samples import Drawer, SampleGrids, plan_samples
 from diffpo.training.saving import Saver
-from diffpo.training.selection import Selection
+from diffpo.training.selection import Selection, check_selection
 from diffpo.training.stop import Stopped, Watch
 from diffpo.training.stream import open_stream
 from diffpo.training.update import evaluate, least_norm, update
@@ -157,6 +157,8 @@ def prepare_data(
     train, samples = config.train, draws_grids(config) or config.train.select is not None
     if samples:
         plan_samples(config, encoders)
+    if train.select is not None:
+        check_selection(train.select, accelerator)
     if config.data.encoded is not None:
         plan, streams = open_stream(config, accelerator, encoders)
         return plan, streams[0], streams[1] if len(streams) > 1 else None, encoders if samples else None

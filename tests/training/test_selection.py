@@ -7,7 +7,7 @@ from runs import World, assert_same, checkpoints, contents, metrics, weights
 from safetensors.torch import load_file
 
 from diffpo.compare.in_loop import in_loop
-from diffpo.errors import ConfigError
+from diffpo.errors import ConfigError, UserError
 
 SELECT = {"scorer": "pickscore,path=shapes:pickscore", "prompts": ["thing 1", "thing 2"], "every": 1}
 RUN = {
@@ -74,6 +74,18 @@ def test_it_stops_when_nothing_better_comes(world, whole):
 def test_the_scorer_is_said_to_have_had_a_hand(whole):
     said = in_loop([{"label": "mine", "tuned": str(whole)}], ["mine"], [])
     assert said == {"pickscore": "pickscore selected the update of mine: a gain on it is no independent evidence."}
+
+
+def test_what_the_judge_lacks_is_missed_before_the_work(world):
+    """Not at the first look, after so many updates."""
+    dino = f"dino,path=shapes:pickscore,references={world.folder}/nowhere"
+    for output, select, words in (
+        ("no pictures", SELECT | {"scorer": dino}, "there is no folder .*nowhere"),
+        ("no prompts", SELECT | {"prompts": "nowhere.txt"}, r"no prompt file nowhere\.txt"),
+    ):
+        with pytest.raises(UserError, match=words):
+            world.train(output, RUN | {"train.select": select})
+        assert not (world.folder / output / "metrics.jsonl").exists()
 
 
 def test_mistakes_are_named(world):
