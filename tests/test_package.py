@@ -98,7 +98,7 @@ def test_the_wheel_carries_the_world_and_the_configs(tmp_path):
     names = set(zipfile.ZipFile(wheel).namelist())
     in_tree = {
         f"diffpo/{path.relative_to(ROOT)}"
-        for folder in ("configs", "assets/shapes", "assets/moving", "assets/users")
+        for folder in ("configs", "assets/shapes", "assets/moving", "assets/users", "assets/subject")
         for path in (ROOT / folder).rglob("*")
         if path.is_file()
     }

@@ -16,7 +16,14 @@ from diffpo.scorers.references import ClipI, Dino
 from diffpo.scorers.steadiness import Flicker, SmoothnessLinear
 from diffpo.scorers.videoreward import VideoReward
 from diffpo.scorers.visionreward import VisionReward
-from diffpo.scorers.worlds import MovingMotion, MovingVerifier, ShapesUtility, ShapesVerifier
+from diffpo.scorers.worlds import (
+    MovingMotion,
+    MovingVerifier,
+    ShapesUtility,
+    ShapesVerifier,
+    SubjectFidelity,
+    SubjectPrompt,
+)
 
 SCORERS: dict[str, type[Scorer]] = {
     "shapes": ShapesVerifier,
@@ -33,6 +40,8 @@ SCORERS: dict[str, type[Scorer]] = {
     "frame-change": FrameChange,
     "moving": MovingVerifier,
     "moving-motion": MovingMotion,
+    "subject": SubjectFidelity,
+    "subject-prompt": SubjectPrompt,
     "flicker": Flicker,
     "smoothness-linear": SmoothnessLinear,
     "subject-consistency": SubjectConsistency,

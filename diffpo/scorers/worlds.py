@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from diffpo.media.frames import Clip
 
 SHAPES = ("shapes/scenes", "shapes/render", "shapes/verify")
+SUBJECT = ("subject/scenes", "subject/verify")
 MOVING = ("moving/scenes", "moving/render", "moving/verify")
 
 
@@ -51,11 +52,8 @@ class WorldScorer(Scorer, ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShapesJudge(WorldScorer, ImageScorer, ABC):
-    """A judge of images of the shapes world."""
-
-    judges = "images of the shapes world"
-    sources = (*SHAPES, "shapes/annotators")
+class ImageJudge(WorldScorer, ImageScorer, ABC):
+    """A judge of images."""
 
     def score(self, images: Sequence[Image], prompts: Sequence[str]) -> Tensor:
         import torch
@@ -67,6 +65,14 @@ class ShapesJudge(WorldScorer, ImageScorer, ABC):
     @abstractmethod
     def _judge_image(self, image: Image, prompt: str) -> float:
         """Score one image for its prompt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapesJudge(ImageJudge, ABC):
+    """A judge of images of the shapes world."""
+
+    judges = "images of the shapes world"
+    sources = (*SHAPES, "shapes/annotators")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +108,42 @@ class ShapesUtility(ShapesJudge):
         from diffpo.worlds.shapes.annotators import utility
 
         return utility(image, prompt, self.annotator)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubjectJudge(ImageJudge, ABC):
+    """A judge of images of the subject world."""
+
+    judges = "images of the subject world"
+    sources = (*SUBJECT, *SHAPES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubjectFidelity(SubjectJudge):
+    """How well an image shows the subject of the subject world, wherever it stands."""
+
+    name = "subject"
+    about = "How well the image shows the subject of the subject world, whatever its prompt says: an exact measure."
+    scale = "0 to 1"
+
+    def _judge_image(self, image: Image, prompt: str) -> float:
+        from diffpo.worlds.subject.verify import subject_fidelity
+
+        return subject_fidelity(image)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubjectPrompt(SubjectJudge):
+    """How well an image of the subject world shows what its prompt says beside the subject."""
+
+    name = "subject-prompt"
+    about = "Share of what the prompt says beside the subject's colours that the image shows: an exact check."
+    scale = "0 to 1"
+
+    def _judge_image(self, image: Image, prompt: str) -> float:
+        from diffpo.worlds.subject.verify import prompt_fidelity
+
+        return prompt_fidelity(image, prompt)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,11 +4,12 @@ shapes/    pipeline/   a complete StableDiffusionPipeline      pairs/     train.
            pickscore/  a CLIP in PickScore's format            prompts/   train.txt, validation.txt, heldout.txt
 moving/    base/       a complete WanPipeline                  prompts/   train.txt, validation.txt, heldout.txt
 users/     pairs/      train.parquet (people who are seen), test.parquet (people who are not)
+subject/   references/ four pictures of the subject            prompts/   train.txt, templates with {} for the subject
 """
 
 from pathlib import Path
 
-WORLDS = ("shapes", "moving", "users")
+WORLDS = ("shapes", "moving", "users", "subject")
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 

@@ -45,6 +45,7 @@ OPTIONS = "dtype=bfloat16,device=cpu,batch=2"
 
 
 CODE = {"shapes", "shapes-utility", "frame-change", "moving", "moving-motion", "flicker", "smoothness-linear"}
+CODE |= {"subject", "subject-prompt"}
 """Those that have no weights."""
 COMPOSED = {"lambda-harmonic"}
 """Those that are made of others; see test_harmonic."""

@@ -108,7 +108,7 @@ def judge(seen: Seen, spec: SceneSpec) -> Verdict:
             shape1=first is not None and first.shape == spec.first.shape,
             color2=second is not None and second.color == spec.second.color,
             shape2=second is not None and second.shape == spec.second.shape,
-            relation=first is not None and second is not None and _relation(first, second) == spec.relation,
+            relation=first is not None and second is not None and relation_between(first, second) == spec.relation,
             background=seen.background == spec.background,
         )
         for first, second in permutations([*seen.objects[:2], None, None][:2])
@@ -116,25 +116,27 @@ def judge(seen: Seen, spec: SceneSpec) -> Verdict:
     return max(verdicts, key=lambda verdict: verdict.score)
 
 
-def see(image: ImageLike) -> Seen:
-    """Find the objects and the background of one picture (same kinds of image as `verify`)."""
-    rgb = _to_array(image).astype(np.float32) / 255
+def see(image: ImageLike, alike: Sequence[str] = ()) -> Seen:
+    """Find the objects and the background of one picture (same kinds of image as `verify`; `alike` as below)."""
+    rgb = to_array(image).astype(np.float32) / 255
     gray = plain_gray(rgb)
     background = UNKNOWN if gray is None else min(BACKGROUNDS, key=lambda name: abs(BACKGROUNDS[name] - gray))
-    return Seen(find_objects(rgb), background)
+    return Seen(find_objects(rgb, alike=alike), background)
 
 
-def find_objects(rgb: np.ndarray, shapes: Sequence[str] = SHAPES) -> tuple[FoundObject, ...]:
+def find_objects(rgb: np.ndarray, shapes: Sequence[str] = SHAPES, alike: Sequence[str] = ()) -> tuple[FoundObject, ...]:
     """Find the objects of a picture, the largest first.
 
     Args:
         rgb: float32 `[h w 3]` in [0, 1].
         shapes: What an object may be; one that looks like none of them is "unknown".
+        alike: Colours that one object may have together.
     """
     chroma = rgb.max(-1) - rgb.min(-1)
     colored = chroma > MIN_CHROMA
     classes, owner = np.full(chroma.shape, -1), np.full(chroma.shape, -1)
-    classes[colored] = _nearest_color(rgb[colored])
+    kind = np.array([COLORS.index(alike[0] if color in alike else color) for color in COLORS])
+    classes[colored] = kind[_nearest_color(rgb[colored])]
     for index in np.unique(classes[colored]):
         labels, _ = ndimage.label(classes == index)
         for part in np.flatnonzero(np.bincount(labels.ravel())[1:] >= MIN_AREA) + 1:
@@ -152,7 +154,7 @@ def plain_gray(rgb: np.ndarray) -> float | None:
     return middle if (np.abs(gray - middle) < PLAIN_TOLERANCE).mean() >= MIN_PLAIN else None
 
 
-def _to_array(image: ImageLike) -> np.ndarray:
+def to_array(image: ImageLike) -> np.ndarray:
     """Any accepted image -> uint8 `[64 64 3]`."""
     if isinstance(image, Image.Image):
         image = np.asarray(image.convert("RGB"))
@@ -167,6 +169,11 @@ def _to_array(image: ImageLike) -> np.ndarray:
 
 def _nearest_color(rgb: np.ndarray) -> np.ndarray:
     """Index into `COLORS` of the nearest hue on the circle, `[...]` for `[... 3]`."""
+    return hue_distance(rgb, list(HUES.values())).argmin(-1)
+
+
+def hue_distance(rgb: np.ndarray, hues: Sequence[float]) -> np.ndarray:
+    """How far the hues of pixels, `[... 3]`, lie from `n` hues on the circle: `[... n]`, in degrees."""
     red, green, blue = np.moveaxis(rgb, -1, 0)
     largest = rgb.max(-1)
     chroma = np.maximum(largest - rgb.min(-1), 1e-6)
@@ -175,8 +182,7 @@ def _nearest_color(rgb: np.ndarray) -> np.ndarray:
         [((green - blue) / chroma) % 6, (blue - red) / chroma + 2],
         (red - green) / chroma + 4,
     )
-    distance = np.abs((60 * sector[..., None] - np.array(list(HUES.values())) + 180) % 360 - 180)
-    return distance.argmin(-1)
+    return np.abs((60 * sector[..., None] - np.array(hues) + 180) % 360 - 180)
 
 
 def _describe(
@@ -214,7 +220,7 @@ def _shape(alpha: np.ndarray, dx: np.ndarray, dy: np.ndarray, area: float, shape
     return (best if overlaps[best] >= MIN_OVERLAP else UNKNOWN), overlaps[best]
 
 
-def _relation(first: FoundObject, second: FoundObject) -> str:
+def relation_between(first: FoundObject, second: FoundObject) -> str:
     """How `first` stands to `second`: along the axis on which their centroids differ more."""
     dx, dy = first.x - second.x, first.y - second.y
     if abs(dx) > abs(dy):
