@@ -1,6 +1,7 @@
 """The builder of the moving world: its shortcuts are exact, and its pairs start where they say."""
 
 import math
+from dataclasses import replace
 
 import build_moving
 import numpy as np
@@ -141,6 +142,24 @@ def test_rows_have_labels_that_speak_of_the_chosen_side():
     measured = make_pairs.measure_pairs(rows)
     assert measured["rows"] == 60 and measured["ties"] == pytest.approx(2 / 3, abs=1e-3)
     assert {row["user_id"] for row in rows} == {"eve", "fay", "gus", "hal"}
+
+
+def test_guided_clips_are_compared_only_where_they_move_alike():
+    jobs = make_pairs.plan_pairs("guided", "train", 30, 0)
+    drawn = sample_clips([parse_caption(job.prompt) for job in jobs], torch.Generator().manual_seed(0))
+    pairs = [(render(clip), render(clip)) for clip in drawn]
+    for _, wrong in pairs[:10]:
+        wrong[3:5] = wrong[0, 0, 0]  # gone in segment 1, and back
+    for i in range(10, 20):  # gone in one frame, and slower by more than is allowed
+        wrong = render(replace(drawn[i], speed=drawn[i].speed - 0.6))
+        wrong[4:5] = wrong[0, 0, 0]
+        pairs[i] = (pairs[i][0], wrong)
+    encoded = [tuple(make_pairs.to_bytes(side) for side in pair) for pair in pairs]
+    rows = make_pairs.label_pairs(jobs, encoded, seed=0)
+    assert [row["segments"][1] != 0 for row in rows] == [True] * 10 + [False] * 20
+    assert all(row["segments"] == [0] * 4 and row["preference"] == 0.5 for row in rows[10:])
+    anyway = make_pairs.label_pairs([replace(job, kind="independent") for job in jobs], encoded, seed=0)
+    assert sum(row["segments"] != [0] * 4 for row in anyway[10:20]) >= 8
 
 
 def test_a_clip_survives_its_file():
