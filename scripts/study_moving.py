@@ -102,7 +102,8 @@ def job(output: Path, variant: Variant, folder: str, updates: int, seed: int, pr
     overrides = (
         f"data.path={tables / variant.table}",
         f"data.validation_path={tables / GUIDED}",
-        "train.warmup_steps=10",  # at each length: a shorter run is the beginning of a longer one
+        "train.warmup_steps=10",  # at each length, and no decay: a shorter run is the beginning of a longer one
+        "train.schedule=constant_with_warmup",
     )
     return Job(
         str(output / folder / variant.name / f"seed{seed}"),
