@@ -18,6 +18,7 @@ from diffpo.errors import UserError
 from diffpo.models.base import Denoiser
 from diffpo.models.bases import BaseModel, find_base
 from diffpo.models.networks import cast
+from diffpo.models.pipelines import load_network
 from diffpo.models.reference import Reference, frozen_copy
 
 
@@ -73,6 +74,7 @@ class Tuning(Block, ABC):
             UserError: Something is not there, or does not fit.
         """
         base = find_base(self.path, vae=self.vae, denoiser=self.denoiser, expert=self.expert)
+        base.check_vae_file()
         if self.beside is not None:
             self.other_expert(base)
         if self.guidance is not None and not base.config(base.component).get("guidance_embeds"):
@@ -179,6 +181,9 @@ class Full(Tuning):
         with torch.device("meta"):  # a plain module: the one in training may be sharded, and of another class then
             plain = base.network_class.from_config(config)
         buffers = {name: x.cpu() for name, x in network.named_buffers() if name in plain.state_dict()}
+        if base.family.unheard(network.config):  # was not trained, and changes no answer: as it was published
+            dtype = next(iter(weights.values())).dtype
+            weights = load_network(base.part(base.component), dtype).state_dict() | weights
         plain.load_state_dict(weights | buffers, assign=True)
         plain.save_pretrained(folder / base.component)
         self.copy_other(folder, base)

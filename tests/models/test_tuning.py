@@ -18,12 +18,13 @@ from diffpo.models.bases import find_base
 from diffpo.models.finding import find_lora
 from diffpo.models.peft_folder import CONFIG_FILE, TENSORS_FILE
 from diffpo.models.tunings import MODELS
+from diffpo.training.checkpoint import trained_weights
 
 
 def save(policy, folder, tuning: str, out, **more):
     """Export as a run does."""
     MODELS[tuning](path=str(folder), **more).save(
-        out, find_base(str(folder)), policy.network, dict(policy.network.state_dict())
+        out, find_base(str(folder)), policy.network, trained_weights(policy.network)
     )
 
 
