@@ -68,9 +68,18 @@ class BaseModel:
         return self.replaced.get(name, self.folder / name)
 
     def config(self, name: str) -> dict[str, Any]:
-        """Configuration of a network; that of a file is empty."""
-        part = self.part(name)
-        return {} if part.is_file() else read_json(part / "config.json")
+        """Configuration of a network; a `vae_file` has none."""
+        if name == "vae" and self.family.vae_file is not None:
+            return {}
+        return read_json(self.part(name) / "config.json")
+
+    def check_vae_file(self) -> None:
+        """Check that the `vae_file` of a family that has one is there; a `UserError` where it is not."""
+        if self.family.vae_file is not None and not self.part("vae").is_file():
+            raise UserError(
+                f"there is no {self.part('vae')}: a {self.pipeline} encodes no pictures itself. Give "
+                f"model.vae={self.family.vae_source}, which has the file, or a file or folder of your own"
+            )
 
     def scheduler(self, prediction: str | None) -> dict[str, Any]:
         """Configuration of the network's scheduler; `prediction` (eps or v) goes over what it says of that."""
@@ -104,7 +113,7 @@ def find_base(
         raise UserError(f"{path} cannot be trained: {error}") from error
     replaced = {}
     if family.vae_file is not None:
-        replaced["vae"] = _find_vae_file(family, folder if vae is None else vae)
+        replaced["vae"] = _find_vae_file(family.vae_file, folder if vae is None else vae)
     elif vae is not None:
         fetch = partial(weights.snapshot, what="a VAE", patterns=("*.json", "*.safetensors"), probe="config.json")
         replaced["vae"] = weights.locate(vae, what="a VAE", fetch=fetch).path
@@ -121,18 +130,11 @@ def find_base(
     return base
 
 
-def _find_vae_file(family: type[Denoiser], place: str | Path) -> Path:
-    """Find what encodes media for a pipeline that has none for that: the file itself, or in a folder or a Hub id."""
-    file = str(family.vae_file)
+def _find_vae_file(file: str, place: str | Path) -> Path:
+    """Say where what encodes media should be: the file itself is given, or a folder or a Hub id that has it."""
     fetch = partial(weights.snapshot, what="an encoder", patterns=(file,), probe=file)
     found = weights.locate(str(place), what="an encoder", fetch=fetch).path
-    found = found / file if found.is_dir() else found
-    if not found.is_file():
-        raise UserError(
-            f"there is no {found}: a {family.pipelines[0]} encodes no pictures itself. Give "
-            f"model.vae={family.vae_source}, which has the file, or a file or folder of your own"
-        )
-    return found
+    return found / file if found.is_dir() else found
 
 
 def _check_widths(base: BaseModel) -> None:

@@ -13,7 +13,7 @@ import torch
 from runs import ROOT
 from safetensors.torch import load_file
 from tiny import effnet, open_plain
-from tiny_steps import draws, make, move, pair_batch
+from tiny_steps import ask, draws, make, move, pair_batch
 from tiny_users import user_states
 
 from diffpo.compat import ensure_torchvision
@@ -27,6 +27,7 @@ from diffusers import (  # noqa: E402
     StableCascadeUNet,
 )
 
+from diffpo.config.run import build  # noqa: E402
 from diffpo.core.process import Time  # noqa: E402
 from diffpo.core.step import preference_step  # noqa: E402
 from diffpo.core.types import Rng  # noqa: E402
@@ -37,9 +38,13 @@ from diffpo.models import FAMILIES  # noqa: E402
 from diffpo.models.bases import find_base  # noqa: E402
 from diffpo.models.effnet import FILE  # noqa: E402
 from diffpo.models.encoders import Encoders  # noqa: E402
+from diffpo.models.lora import LoRA  # noqa: E402
 from diffpo.models.outline import outline  # noqa: E402
+from diffpo.models.peft_folder import CONFIG_FILE  # noqa: E402
 from diffpo.models.tuning import Full  # noqa: E402
 from diffpo.models.user_files import TENSORS, load_user_adapter, save_user_adapter  # noqa: E402
+from diffpo.training.checkpoint import trained_weights  # noqa: E402
+from diffpo.training.export import model_card  # noqa: E402
 
 STAGE_C = FAMILIES["stable-cascade"]
 SMALL = {"height": 128, "width": 128, "prior_num_inference_steps": 2, "num_inference_steps": 2, "output_type": "np"}
@@ -99,8 +104,9 @@ def test_pictures_are_encoded_as_the_authors_do(pipelines):
     picture = torch.rand(3, 1, 64, 96, generator=generator)
     mean, std = Encoders(Full(path=str(folder)), "cpu").encode_media(2 * picture - 1)
     weights = {key: x.float() for key, x in effnet().items()}
-    features = efficientnet_v2_s(weights=None).features.eval()
-    features.load_state_dict({key[9:]: x for key, x in weights.items() if key.startswith("backbone.")})
+    with torch.device("meta"):
+        features = efficientnet_v2_s(weights=None).features.eval()
+    features.load_state_dict({key[9:]: x for key, x in weights.items() if key.startswith("backbone.")}, assign=True)
     with torch.no_grad():
         found = features(Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))(picture.transpose(0, 1)))
     projected = torch.einsum("oc,chw->ohw", weights["mapper.0.weight"][:, :, 0, 0], found[0])
@@ -166,6 +172,29 @@ def test_halves_become_one_folder_as_the_page_says(pipelines, tmp_path):
             for folder in (base.folder, pipelines("stable-cascade"))
         )
         assert all(torch.equal(x, theirs[key]) for key, x in ours.items()) and ours
+
+
+def test_the_card_of_an_export_opens_it(pipelines, tmp_path):
+    """Its lines, for an adapter of PEFT: the answers of the network that was trained."""
+    folder = pipelines("stable-cascade")
+    policy, _ = make(folder, "lora")
+    move(policy.network, 0.3)
+    tuning = LoRA(path=str(folder), rank=2)
+    tuning.save(tmp_path, tuning.find(), policy.network, trained_weights(policy.network))
+    tree = {
+        "method": {"name": "dpo"},
+        "data": {"name": "pairs", "path": "x"},
+        "train": {"steps": 1, "output": str(tmp_path)},
+    }
+    config = build(tree | {"model": {"name": "lora", "path": str(folder)}})
+    card = str(model_card(config, tmp_path, "prior_prior", {CONFIG_FILE}))
+    lines = re.search(r"```python\n(.*?)```", card, re.S)[1].replace("PATH/OF/THIS/FOLDER", str(tmp_path))
+    made = {}
+    exec(lines.replace(f".../{folder.name}", str(folder)), made)  # a card tells no folder of this machine
+    opened = STAGE_C(made["pipe"].prior_pipe.prior, policy.process)
+    batch = pair_batch("stable-cascade", [0])
+    torch.testing.assert_close(ask(opened, batch), ask(policy, batch), rtol=1e-5, atol=1e-5)
+    assert made["pipe"].decoder_pipe.vqgan is not None
 
 
 def test_a_user_adapter_in_plain_diffusers(pipelines, tmp_path):
