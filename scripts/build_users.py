@@ -22,7 +22,14 @@ from diffpo.compat import ensure_torchvision  # noqa: E402
 ensure_torchvision()
 
 from shapes_builder.building import note  # noqa: E402
-from users_builder.make_pairs import label, make_pictures, plan_jobs, plan_meetings, write_table  # noqa: E402
+from users_builder.make_pairs import (  # noqa: E402
+    label,
+    make_pictures,
+    most_different,
+    plan_jobs,
+    plan_meetings,
+    write_table,
+)
 from users_builder.measure_world import measure_pairs  # noqa: E402
 
 from diffpo.worlds.assets import asset_path  # noqa: E402
@@ -40,7 +47,7 @@ def main() -> None:
     pipeline.set_progress_bar_config(disable=True)
     jobs = plan_jobs(args.prompts, args.seed)
     jpegs = make_pictures(pipeline, jobs, args.work / "images")
-    rows = label(plan_meetings(jobs, args.each, args.seed), jpegs, args.seed)
+    rows = label(plan_meetings(most_different(jobs, jpegs), args.each, args.seed), jpegs, args.seed)
     for split, seen in (("train", True), ("test", False)):
         some = [row for row in rows if people()[row["user_id"]].seen == seen]
         write_table(some, args.output / "pairs" / f"{split}.parquet")
@@ -55,7 +62,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--prompts", type=int, default=320, help="of the shapes world's train split")
-    parser.add_argument("--each", type=int, default=64, help="pairs of either kind per person")
+    parser.add_argument("--each", type=int, default=128, help="pairs per person")
     return parser.parse_args()
 
 

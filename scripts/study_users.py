@@ -4,18 +4,21 @@
     python scripts/study_users.py finals          # three seeds of PPD and of plain DPO, on held-out prompts
     python scripts/study_users.py growth          # of the first seed: 1, 2, 4 and 8 support pairs
     python scripts/study_users.py blend           # of the first seed: from one person to their opposite
-    python scripts/study_users.py report          # docs/users.png, and the numbers of docs/users.md on the screen
+    python scripts/study_users.py report          # docs/users.json, docs/users.png, and the tables of docs/users.md
 
 Every step continues after a kill, and uses what an earlier one made. Plain DPO learns from the same pairs of the same
-people, which it cannot tell apart; it has as many trials. One training at a time, on one thread, unless told otherwise.
+people, which it cannot tell apart; four settings of it were tried. One training at a time, on one thread, unless told
+otherwise.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +31,22 @@ ensure_torchvision()
 
 import torch  # noqa: E402
 
+from diffpo.captioners.base import Case  # noqa: E402
 from diffpo.captioners.judges import WorldJudge  # noqa: E402
 from diffpo.commands.demo_users import CONFIG, EMBEDDER, PEOPLE  # noqa: E402
-from diffpo.commands.personal import Personal, opposites, run_personal  # noqa: E402
+from diffpo.commands.personal import opposites  # noqa: E402
 from diffpo.commands.users import make_embedding, open_embedding  # noqa: E402
+from diffpo.compare.personal import GROUPS, Verdict, summarise  # noqa: E402
 from diffpo.config.run import load_config  # noqa: E402
 from diffpo.curate.users import embed_users  # noqa: E402
 from diffpo.data import Pairs  # noqa: E402
 from diffpo.disk.files import write_json  # noqa: E402
 from diffpo.generation.generate import generate  # noqa: E402
+from diffpo.generation.personal import make_images, plan_sittings  # noqa: E402
 from diffpo.generation.settings import GenerateOptions  # noqa: E402
 from diffpo.generation.users import blended  # noqa: E402
 from diffpo.media.folder import open_clip, read_media  # noqa: E402
-from diffpo.media.prompts import PromptSet, load_prompts  # noqa: E402
+from diffpo.media.prompts import load_prompts  # noqa: E402
 from diffpo.media.users import Users  # noqa: E402
 from diffpo.training.train import train  # noqa: E402
 from diffpo.worlds.shapes.verify import see  # noqa: E402
@@ -49,22 +55,13 @@ from diffpo.worlds.users.people import people, place  # noqa: E402
 SEEDS = (0, 1, 2)
 COUNTS = (1, 2, 4, 8)
 """Support pairs of a draw."""
-SHARES = tuple(i / 8 for i in range(9))
-PPD_TRIALS = (
-    ("train.learning_rate=3.0e-4",),
-    ("train.learning_rate=1.5e-4",),
-    ("train.learning_rate=3.0e-4", "method.beta=1000"),
-    ("train.learning_rate=3.0e-4", "model.tokens=4"),
-)
-DPO_TRIALS = (
-    ("train.learning_rate=2.0e-5", "method.beta=500"),
-    ("train.learning_rate=5.0e-5", "method.beta=500"),
-    ("train.learning_rate=2.0e-5", "method.beta=2000"),
-    ("train.learning_rate=5.0e-5", "method.beta=2000"),
-)
-PPD_CHOSEN: tuple[str, ...] = ()
-"""What the trials chose, beside the configuration; the first of the best where several are even."""
-DPO_CHOSEN = DPO_TRIALS[0]
+SHARES = tuple(i / 6 for i in range(7))
+DPO_TRIALS = {"5e-5": (50, 100), "2e-5": (100, 200)}
+"""Plain DPO: learning rates, and after how many updates it is judged."""
+DPO_CHOSEN = ("train.learning_rate=2e-5", "train.steps=200")
+"""What the trials chose."""
+SITTINGS = "sittings.json"
+"""Whose images a folder holds."""
 
 
 def main() -> None:
@@ -95,11 +92,11 @@ def make_users(output: Path, pairs: int = PEOPLE.pairs) -> Path:
     return folder
 
 
-def train_ppd(output: Path, name: str, seed: int, overrides: tuple[str, ...]) -> Path:
+def train_ppd(output: Path, name: str, seed: int) -> Path:
     """Train PPD; a finished run is left as it is."""
     users = make_users(output)
     told = [f"data.path={users}/pairs", f"data.users={users}", f"train.seed={seed}", f"train.output={output / name}"]
-    return train(load_config(CONFIG, [*told, *overrides]))
+    return train(load_config(CONFIG, told))
 
 
 def train_dpo(output: Path, name: str, seed: int, overrides: tuple[str, ...]) -> Path:
@@ -111,32 +108,64 @@ def train_dpo(output: Path, name: str, seed: int, overrides: tuple[str, ...]) ->
     return train(load_config("configs/shapes-dpo.yaml", [*told, *overrides]))
 
 
-def judge(
-    output: Path,
-    name: str,
-    run: Path,
-    *,
-    prompts: str,
-    each: int,
-    groups: tuple[str, ...],
-    users: Path,
-    dpo: Path | None,
-) -> dict[str, Any]:
-    """Let people judge a run; what was judged before is read."""
-    folder = output / name
-    if (folder / "personal.json").exists():
-        return json.loads((folder / "personal.json").read_text())
-    asked = Personal(
-        options=options_of(str(run)),
-        users=users,
-        judge=WorldJudge(),
-        prompts=load_prompts(prompts),
-        each=each,
-        most=30,
-        groups=groups,
-        rivals={} if dpo is None else {"dpo": options_of(str(dpo))},
-    )
-    return run_personal(asked, folder)
+@dataclass(frozen=True)
+class Asked:
+    """Who is asked what."""
+
+    prompts: str
+    each: int
+    """Prompts of each person."""
+    group: str
+    users: Path
+    rivals: Mapping[str, Path] = field(default_factory=dict)
+    """Other models."""
+
+
+def make(folder: Path, run: Path, asked: Asked) -> dict[str, Any]:
+    """Make the images that people judge, as `diffpo personal` does; returns the win rates."""
+    users = Users.open(asked.users)
+    names = [name for name in users.draws if users.seen[name] == GROUPS[asked.group]]
+    sittings = plan_sittings(users, names, load_prompts(asked.prompts).prompts, asked.each, 0)
+    rivals = {name: options_of(str(rival)) for name, rival in asked.rivals.items()}
+    made = make_images(options_of(str(run)), users, sittings, folder, rivals)
+    images = [
+        {"file": item.file, "user": sitting.user, "prompt": item.prompt}
+        for item, sitting in zip(made["own"], sittings, strict=True)
+    ]
+    write_json(folder / SITTINGS, images)
+    compared = [("own", "base"), *(("own", name) for name in rivals), ("own", "others"), ("others", "base")]
+    found = rates([folder], [*compared, *((name, "base") for name in rivals)])
+    print(f"{folder.name}: {found}", flush=True)
+    return found
+
+
+def rates(folders: Sequence[Path], compared: Sequence[tuple[str, str]]) -> dict[str, list[float]]:
+    """Win rates with their intervals.
+
+    What several seeds make for the same person and prompt counts as one verdict, the mean.
+    """
+    found = {}
+    for first, second in compared:
+        said = [verdict for folder in folders for verdict in judge(folder, first, second)]
+        (rate,) = summarise(first, second, said).groups.values()
+        found[f"{first}, {second}"] = [
+            round(x, 4) for x in (rate.macro.estimate, rate.macro.ci_low, rate.macro.ci_high)
+        ]
+    return found
+
+
+def judge(folder: Path, first: str, second: str) -> list[Verdict]:
+    """What everybody says of two kinds of images."""
+    kinds = [{item.file: (folder / kind, item) for item in read_media(folder / kind)} for kind in (first, second)]
+    cases = []
+    for said in json.loads((folder / SITTINGS).read_text()):
+        images = [open_clip(*items[said["file"]]).first for items in kinds]
+        cases.append(Case(said["user"], (), said["prompt"], *images, key=0))
+    shares = WorldJudge().judge(cases)
+    return [
+        Verdict(case.user, people()[case.user].seen, case.prompt, share)
+        for case, share in zip(cases, shares, strict=True)
+    ]
 
 
 def options_of(run: str | None, **more: Any) -> GenerateOptions:
@@ -148,48 +177,42 @@ def options_of(run: str | None, **more: Any) -> GenerateOptions:
 
 
 def trials(output: Path) -> None:
-    """Four settings of either method, seed 10, judged by seen people on validation prompts."""
-    users = make_users(output)
-    for number, overrides in enumerate(PPD_TRIALS):
-        run = train_ppd(output, f"trials/ppd-{number}", 10, overrides)
-        name = f"trials/ppd-{number}-judged"
-        found = judge(output, name, run, prompts="users:validation", each=8, groups=("seen",), users=users, dpo=None)
-        show(f"ppd {' '.join(overrides)}", found)
-    told = train_ppd(output, "trials/ppd-0", 10, PPD_TRIALS[0])
-    for number, overrides in enumerate(DPO_TRIALS):
-        run = train_dpo(output, f"trials/dpo-{number}", 10, overrides)
-        name = f"trials/dpo-{number}-judged"
-        found = judge(output, name, told, prompts="users:validation", each=8, groups=("seen",), users=users, dpo=run)
-        show(f"dpo {' '.join(overrides)}", found)
+    """Settings of plain DPO, seed 10, judged by seen people on validation prompts beside PPD as it is configured."""
+    rivals = {}
+    for rate, counts in DPO_TRIALS.items():
+        for count in counts:
+            rivals[f"dpo-{rate}-{count}"] = kept = output / "trials" / f"dpo-{rate}-{count}"
+            if not kept.exists():
+                told = (f"train.learning_rate={rate}", f"train.steps={count}")
+                shutil.copytree(train_dpo(output, f"trials/dpo-{rate}", 10, told) / "final", kept)
+    run = train_ppd(output, "trials/ppd-0", 10)
+    asked = Asked("users:validation", 2, "seen", make_users(output), rivals)
+    write_json(output / "trials.json", make(output / "trials" / "judged", run, asked))
 
 
 def finals(output: Path) -> None:
-    """Three seeds: unseen and seen people, held-out prompts."""
+    """Three seeds: unseen people, and of the first seed those who are seen, on held-out prompts."""
+    users = make_users(output)
     for seed in SEEDS:
-        ppd = train_ppd(output, f"ppd-{seed}", seed, PPD_CHOSEN)
-        dpo = train_dpo(output, f"dpo-{seed}", seed, DPO_CHOSEN)
-        for group, each in (("unseen", 24), ("seen", 8)):
-            name = f"judged-{group}-{seed}"
-            users = make_users(output)
-            found = judge(output, name, ppd, prompts="users:heldout", each=each, groups=(group,), users=users, dpo=dpo)
-            show(f"seed {seed}", found)
+        ppd, dpo = train_ppd(output, f"ppd-{seed}", seed), train_dpo(output, f"dpo-{seed}", seed, DPO_CHOSEN)
+        make(output / f"unseen-{seed}", ppd, Asked("users:heldout", 16, "unseen", users, {"dpo": dpo}))
+        if seed == SEEDS[0]:
+            make(output / "seen", ppd, Asked("users:heldout", 3, "seen", users, {"dpo": dpo}))
 
 
 def growth(output: Path) -> None:
-    """Unseen people by more and more support pairs."""
-    run = train_ppd(output, "ppd-0", 0, PPD_CHOSEN)
-    for count in COUNTS:
-        users, name = make_users(output, count), f"growth-{count}"
-        found = judge(output, name, run, prompts="users:heldout", each=16, groups=("unseen",), users=users, dpo=None)
-        show(f"{count} pairs", found)
+    """Unseen people by fewer and by more support pairs."""
+    run = train_ppd(output, "ppd-0", 0)
+    for count in (count for count in COUNTS if count != PEOPLE.pairs):
+        make(output / f"growth-{count}", run, Asked("users:heldout", 16, "unseen", make_users(output, count)))
 
 
 def blend(output: Path) -> None:
     """What is measured in images for blends of the two unseen people who are least alike."""
-    run, folder = train_ppd(output, "ppd-0", 0, PPD_CHOSEN), make_users(output)
+    run, folder = train_ppd(output, "ppd-0", 0), make_users(output)
     users = Users.open(folder)
     first, second = opposites(users, [name for name in users.draws if not users.seen[name]])
-    prompts, measured = PromptSet.of(load_prompts("users:heldout").prompts[:48]), []
+    prompts, measured = load_prompts("users:heldout:32"), []
     for share in SHARES:
         told = {name: part for name, part in ((first, 1 - share), (second, share)) if part}
         made = output / "blend" / f"{share:g}"
@@ -204,51 +227,10 @@ def blend(output: Path) -> None:
 
 
 def report(output: Path) -> None:
-    """The plot, and the numbers in lines."""
-    import matplotlib
+    """Numbers, table and picture of docs/."""
+    from study_users_report import write_study
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    for seed in SEEDS:
-        for group in ("unseen", "seen"):
-            if (output / f"judged-{group}-{seed}" / "personal.json").exists():
-                show(f"seed {seed}", json.loads((output / f"judged-{group}-{seed}" / "personal.json").read_text()))
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
-    rates = [json.loads((output / f"growth-{count}" / "personal.json").read_text()) for count in COUNTS]
-    for number, label in ((0, "against the base"), (1, "against others' embeddings")):
-        macro = [rate["results"][number]["groups"]["unseen"]["macro"] for rate in rates]
-        means = [each["estimate"] for each in macro]
-        spread = [[m - e["ci_low"] for m, e in zip(means, macro, strict=True)]]
-        spread.append([e["ci_high"] - m for m, e in zip(means, macro, strict=True)])
-        left.errorbar(range(len(COUNTS)), means, yerr=spread, marker="o", capsize=3, label=label)
-    left.axhline(0.5, color="gray", linewidth=1, linestyle=":")
-    left.set(xticks=range(len(COUNTS)), xticklabels=COUNTS, xlabel="support pairs", ylabel="win rate, unseen people")
-    left.legend(frameon=False)
-    found = json.loads((output / "blend.json").read_text())
-    for axis, label in enumerate(("coverage", "saturation")):
-        right.plot(found["shares"], [where[axis] for where in found["places"]], marker="o", label=label)
-    for name, x in ((found["first"], 0), (found["second"], 1)):
-        best = people()[name].favourite
-        right.annotate(f"{name} likes {best[0]:+.1f}, {best[1]:+.1f}", (x, 0.02), ha="right" if x else "left",
-                       xycoords=("data", "axes fraction"))  # fmt: skip
-    right.set(xlabel=f"share of {found['second']}", ylabel="measured, in deviations")
-    right.legend(frameon=False)
-    figure.savefig(REPO / "docs" / "users.png", dpi=110)
-
-
-def show(title: str, found: dict[str, Any]) -> None:
-    """One line per comparison."""
-    for result in found["results"]:
-        for group, rate in result["groups"].items():
-            macro = rate["macro"]
-            print(
-                f"{title}: {group}, {result['first']} against {result['second']} {macro['estimate']:.3f} "
-                f"[{macro['ci_low']:.3f}, {macro['ci_high']:.3f}]",
-                flush=True,
-            )
-    for group, known in found["users told from their states"].items():
-        print(f"{title}: {group} told apart {known['top']}", flush=True)
+    write_study(output)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def run_users_demo(
     Args:
         output: Where everything goes.
         seed: Seed of the training.
-        prompts: Held-out prompts of each user; 12 unless given.
+        prompts: Held-out prompts of each user; 16 unless given.
         fresh: Begin anew.
         overrides: Of the configuration.
 
@@ -77,7 +77,7 @@ def run_users_demo(
         users=users,
         judge=WorldJudge(),
         prompts=load_prompts(PROMPTS),
-        each=prompts or 12,
+        each=prompts or 16,
         most=10,
         rivals={},
     )

@@ -39,6 +39,8 @@ COMPARED = (("own", "base"), ("own", "others"), ("others", "base"))
 """Which kinds of images are compared, the claim first."""
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Of the second user, along the strip of a blend."""
+SHOWN = 4
+"""Prompts of the grids: the first ones in the order that is drawn, for in a set neighbours are often alike."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +101,8 @@ def run_personal(asked: Personal, out: Path, *, fresh: bool = False) -> dict[str
     }
     found = without_nan(found)
     write_json(out / "personal.json", found)
-    _write_page(asked, out, users, results, found, fresh=fresh)
+    prompts = [sitting.prompt for sitting in sittings[:SHOWN]]
+    _write_page(asked, out, users, prompts, results, found, fresh=fresh)
     return found
 
 
@@ -210,6 +213,7 @@ def _write_page(
     asked: Personal,
     out: Path,
     users: Users,
+    prompts: Sequence[str],
     results: Sequence[PersonalResult],
     found: Mapping[str, Any],
     *,
@@ -219,7 +223,6 @@ def _write_page(
     unseen = [name for name in results[0].users if not users.seen[name]] or list(results[0].users)
     one, other = opposites(users, unseen)
     shown = list(dict.fromkeys([one, *unseen[:4], other]))
-    prompts = asked.prompts.prompts[:4]
     columns: dict[str, dict[str, float]] = {"nobody": {}} | {name: {name: 1.0} for name in shown}
     _draw(asked, users, out, "users", columns, prompts, fresh=fresh)
     strip = {f"{name_share(one, 1 - s)} {name_share(other, s)}".strip(): {one: 1 - s, other: s} for s in SHARES}

@@ -42,7 +42,7 @@ def demo(
     prompts: Annotated[
         int | None,
         typer.Option(
-            help="Held-out prompts to judge: 200, of clips 61, of each user 12, unless given.",
+            help="Held-out prompts to judge: 200, of clips 61, of each user 16, unless given.",
             min=1,
             show_default=False,
         ),

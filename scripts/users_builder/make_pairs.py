@@ -1,14 +1,17 @@
 """Makes the pair table of the users world: the same pictures, labelled by people who want different things.
 
-Half of the pairs are of widely drawn scenes, half of images of the shapes world's base model, which differ less from
-each other. Four pictures of either kind belong to a prompt. Each person meets a prompt once at most and sees two of its
-four pictures: no support pair of a person shares its prompt with another pair of theirs.
+Three quarters of the pairs are of widely drawn scenes, the others of images of the shapes world's base model, which
+differ less from each other. Four pictures of either kind are made for a prompt, and people are asked about the two that
+differ most: a choice between pictures that are nearly alike says nothing of a taste. Each person meets a prompt once at
+most: no support pair of a person shares its prompt with another pair of theirs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
+from math import dist
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +22,8 @@ from shapes_builder.sampling import WIDE_STYLE, sample_scenes
 
 from diffpo.worlds.shapes.render import render_batch, to_uint8
 from diffpo.worlds.shapes.scenes import parse_caption, sample_prompts
-from diffpo.worlds.users.people import Person, people, prefers_first, utility
+from diffpo.worlds.shapes.verify import see
+from diffpo.worlds.users.people import Person, people, place, prefers_first, utility
 
 if TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -27,6 +31,8 @@ if TYPE_CHECKING:
 PICTURES = 4
 """Of each kind, per prompt."""
 KINDS = ("rendered", "base")
+TURNS = ("rendered", "rendered", "rendered", "base")
+"""The kinds of a person's pairs, again and again."""
 FIRST_SEED = 9_000_000
 
 
@@ -50,18 +56,31 @@ def plan_jobs(prompts: int, seed: int) -> dict[tuple[str, str], list[Job]]:
     return found
 
 
-def plan_meetings(jobs: Mapping[tuple[str, str], Sequence[Job]], each: int, seed: int) -> list[Meeting]:
-    """Who sees which two pictures: `each` pairs of either kind per person, no prompt twice for anybody."""
-    prompts = list(dict.fromkeys(prompt for prompt, _ in jobs))
-    assert len(prompts) >= len(KINDS) * each, "too few prompts for so many pairs of one person"
+def most_different(
+    jobs: Mapping[tuple[str, str], Sequence[Job]], jpegs: Mapping[Job, bytes]
+) -> dict[tuple[str, str], tuple[Job, Job]]:
+    """The two pictures of each prompt and kind that lie farthest apart in what people's tastes look at."""
+    found = {}
+    for key, some in jobs.items():
+        places = {job: place(see(from_jpeg(jpegs[job]))) for job in some}
+        there = [job for job in some if places[job] is not None]
+        found[key] = max(combinations(there, 2), key=lambda two: dist(*(places[job] or () for job in two)))
+    return found
+
+
+def plan_meetings(asked: Mapping[tuple[str, str], tuple[Job, Job]], each: int, seed: int) -> list[Meeting]:
+    """Who sees which two pictures: `each` pairs per person, no prompt twice for anybody."""
+    prompts = list(dict.fromkeys(prompt for prompt, _ in asked))
+    assert len(prompts) >= each, "too few prompts for so many pairs of one person"
     found = []
     for number, person in enumerate(people().values()):
         generator = step_generator(seed + 1, number)
         order = torch.randperm(len(prompts), generator=generator).tolist()
-        for place in range(len(KINDS) * each):
-            prompt, kind = prompts[order[place]], KINDS[place % len(KINDS)]
-            first, second = torch.randperm(PICTURES, generator=generator)[:2].tolist()
-            found.append(Meeting(person, prompt, jobs[prompt, kind][first], jobs[prompt, kind][second]))
+        for turn in range(each):
+            prompt = prompts[order[turn]]
+            two = asked[prompt, TURNS[turn % len(TURNS)]]
+            first, second = torch.randperm(2, generator=generator).tolist()
+            found.append(Meeting(person, prompt, two[first], two[second]))
     return found
 
 

@@ -97,6 +97,8 @@ def test_results_are_what_the_users_say_of_the_images(asked, people, tmp_path):
     assert found["agreement"] is None and found["users told from their states"]["unseen"]["users"] == 2
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("data:image/png") == 2 and "user-03" in page and "own against others" in page
+    asked_first = {image["prompt"] for image in found["images"][:4]}
+    assert {item.prompt for item in read_media(tmp_path / "out" / "users-grid")} == asked_first  # in a drawn order
     assert {"users.png", "blend.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
 
 

@@ -36,7 +36,7 @@ MIDDLE = {"coverage": 0.18, "saturation": 0.72}
 DEVIATION = {"coverage": 0.055, "saturation": 0.14}
 LEAN, LEANS_TO = 0.4, pi / 4
 """How many more people there are on one side of the circle, and on which."""
-TEMPERATURE = 0.3
+TEMPERATURE = 0.2
 FLIP_RATE = 0.04
 
 
