@@ -26,7 +26,7 @@ from diffpo.scorers.loading import (
     load_state,
     read_state,
 )
-from diffpo.scorers.parts import PROCESSOR_CONFIG, find_beside, find_model, read_json
+from diffpo.scorers.parts import PROCESSOR_CONFIG, find_beside, find_model
 from diffpo.scorers.pixels import resize_and_crop
 from diffpo.scorers.towers import Tower, TowerSpec
 
@@ -71,10 +71,10 @@ def find_transformers(
     def load(dtype: str, device: str) -> Tower:
         how = {"dtype": dtype, "device": device}
         if single:
-            check_kind(folder, CLIP, what)
-            from transformers import CLIPConfig, CLIPModel
+            check_kind(folder, kind, what)
+            from transformers import AutoModel
 
-            network = CLIPModel(CLIPConfig.from_dict(read_json(folder / "config.json")))
+            network = AutoModel.from_config(load_part(folder, "AutoConfig", what))
             load_state(network, read_state(weights.path), path=weights.path, what=what, **how)
         else:
             network = load_network(folder, kind, what, **how)

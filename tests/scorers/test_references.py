@@ -77,6 +77,11 @@ def test_clip_t_is_clip_without_the_rare_word(pictures, align):
     ]
 
 
+def test_a_single_file_is_read_with_the_configuration_beside_it(pictures, align):
+    whole, file = (Clip(model=str(place), device="cpu") for place in (align, align / "model.safetensors"))
+    assert torch.equal(whole.score(pictures, ["a"] * 5), file.score(pictures, ["a"] * 5))
+
+
 def test_a_reference_is_compared_with_the_others(pictures, align, tmp_path):
     """Only where there is no other one, with itself: then it is perfectly alike."""
     scorer = ClipI(model=str(align), references=str(tmp_path / "dog"), device="cpu")
