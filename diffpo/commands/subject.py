@@ -21,7 +21,9 @@ def subject_pairs(
     kind: Annotated[str, typer.Option("--class", help="What the subject is: dog, backpack, teapot.")],
     out: Annotated[Path, typer.Option(help="The folder of the images and their table.")],
     token: Annotated[str, typer.Option(help="A rare word that stands for the subject.")] = "sks",
-    caption: Annotated[str, typer.Option(help="What the photographs show; {} is the subject.")] = "a photo of {}",
+    caption: Annotated[
+        str, typer.Option(help="What photographs without a text file of their name show; {} is the subject.")
+    ] = "a photo of {}",
     prompts: Annotated[
         str | None, typer.Option(help="A file of prompts for the model's images, with {} for the subject; or ours.")
     ] = None,
@@ -46,31 +48,33 @@ def subject_pairs(
     from diffpo.media.subjects import JUDGED, LEARNED, SELECTING, Subject
 
     subject = make(Subject, {"kind": kind, "token": token}, "subject")
-    said, asked = subject.fill(caption), subject.prompts(LEARNED if prompts is None else prompts)
+    subject.fill(caption)  # a mistake in what is usual is named before one in a file
+    asked = subject.prompts(LEARNED if prompts is None else prompts)
     reward = make_scorer(scorer or released_reward(references, token))
     quiet()
     from diffpo.curate.subject import ADDED, COMMAND, TABLE, SubjectLabels, write_subject_pairs
     from diffpo.generation.generate import generate
     from diffpo.generation.processes import make_state
     from diffpo.generation.settings import GenerateOptions
-    from diffpo.scorers.references import read_references
+    from diffpo.scorers.references import find_references, read_references
 
     given = {"model": model, "seeds": parse_seeds(seeds), "frames": 1}
     options = make(GenerateOptions, given | read_block(sampling, given, GenerateOptions, "sampling"), "subject")
     labelling = make(SubjectLabels, {"labels": labels, "temperature": temperature, "seed": seed}, "subject")
     read_references(references)
     name_others(references)
+    captions = {photo: subject.caption(photo, caption) for photo in find_references(references)}
     _ = reward.provenance  # weights that are not there are missed before the work
     lists = {} if prompts is not None else {SELECTED: subject.prompts(SELECTING), HELD_OUT: subject.prompts(JUDGED)}
     written = listed(out / TABLE)
     work = generate(options, asked, out, command=COMMAND, added=(*ADDED, SELECTED, HELD_OUT), fresh=fresh)
     if not make_state().is_main_process:
         return
-    done = write_subject_pairs(out, references, said, reward, labelling, {"settings": work.settings})
+    done = write_subject_pairs(out, captions, reward, labelling, {"settings": work.settings})
     for name, some in lists.items():
         write_file(out / name, "".join(f"{prompt}\n" for prompt in some.prompts))
     for name, (low, high) in done.ranges.items():
-        print(f"measured: {name} scores are {low:g} where it fails and {high:g} where it is right, on average")
+        print(f"measured: {name} scores are {low:.4g} where it fails and {high:.4g} where it is right, on average")
     overrides = [f"model.path={model}", f"data.path={out}", *(select_by(out, token, done.ranges) if lists else ())]
     say(f"wrote {written}: {done} ({work.reused} images were there)", f"diffpo train {EXAMPLE} {' '.join(overrides)}")
 
@@ -87,5 +91,5 @@ def released_reward(references: Path, token: str) -> dict[str, Any]:
 def select_by(out: Path, token: str, ranges: Mapping[str, tuple[float, float]]) -> list[str]:
     """What the example's `train.select` is told of a subject."""
     chosen = {"prompts": out / SELECTED, "scorer.image.references": out / "references", "scorer.text.without": token}
-    chosen |= {f"scorer.{name}_range": f"[{low:g},{high:g}]" for name, (low, high) in ranges.items() if low < high}
+    chosen |= {f"scorer.{name}_range": f"[{low:.4g},{high:.4g}]" for name, (low, high) in ranges.items() if low < high}
     return [f"train.select.{key}={value}" for key, value in chosen.items()]

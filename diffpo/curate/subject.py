@@ -16,7 +16,7 @@ takes them by different indices. Photographs take turns.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +33,6 @@ from diffpo.disk.lock import sole_writer
 from diffpo.media.frames import decode, read_bytes
 from diffpo.scorers.base import Scorer
 from diffpo.scorers.harmonic import LambdaHarmonic
-from diffpo.scorers.references import find_references
 from diffpo.scorers.scores import ScoreRow, score_folder
 
 COMMAND = "diffpo data subject"
@@ -77,42 +76,50 @@ class SubjectPairs:
 
 
 def write_subject_pairs(
-    folder: Path, references: Path, caption: str, scorer: Scorer, labels: SubjectLabels, recipe: dict[str, Any]
+    folder: Path,
+    captions: Mapping[Path, str],
+    scorer: Scorer,
+    labels: SubjectLabels,
+    recipe: Mapping[str, Any],
 ) -> SubjectPairs:
     """Judge the images of a media folder and photographs of a subject, and write the pair table into the folder.
 
     Args:
         folder: The media folder, which holds the images that a model made.
-        references: The folder of photographs.
-        caption: What the photographs are learned with.
+        captions: The photographs, and what each is learned with.
         scorer: Gives the rewards. What it gave before is not computed anew.
         labels: From rewards to labels.
         recipe: What else decides the table, as plain JSON values.
 
     Raises:
-        UserError: There is no photograph, or the scorer cannot judge such images.
+        UserError: The scorer cannot judge such images.
     """
-    photos = [path.name for path in find_references(references)]
+    photos = list(captions)
     parts = {"image": scorer.image, "text": scorer.text} if isinstance(scorer, LambdaHarmonic) else {}
     table = score_folder(folder, [scorer, *parts.values()])
     made = [row for row in table.rows if row.scorer == scorer.name]
     prompts = list(dict.fromkeys(row.prompt for row in made))
-    rewards = {name: dict(zip(prompts, _judge(scorer, references / name, prompts), strict=True)) for name in photos}
+    rewards = {photo: dict(zip(prompts, _judge(scorer, photo, prompts), strict=True)) for photo in photos}
     chosen = [photos[i % len(photos)] for i in range(len(made))]
-    scores = np.array([[rewards[name][row.prompt], row.score] for name, row in zip(chosen, made, strict=True)])
+    scores = np.array([[rewards[photo][row.prompt], row.score] for photo, row in zip(chosen, made, strict=True)])
     preference = preferences(scores, UNCHANGED, labels.temperature)
     if labels.labels == "sampled":
         preference = (np.random.default_rng(labels.seed).random(len(made)) < preference).astype(float)
     ranges = {}
     for name, part in parts.items():
-        theirs = np.mean([_judge(part, references / photo, prompts) for photo in photos])
-        own = np.mean([row.score for row in table.rows if row.scorer == part.name])
-        low, high = (own, theirs) if name == "image" else (theirs, own)
-        ranges[name] = (round(float(low), 4), round(float(high), 4))
-    told = {"made by": COMMAND, "caption": caption, **recipe, **asdict(labels), "scorer": scorer.provenance}
+        theirs = float(np.mean([_judge(part, photo, prompts) for photo in photos]))
+        own = float(np.mean([row.score for row in table.rows if row.scorer == part.name]))
+        ranges[name] = (own, theirs) if name == "image" else (theirs, own)
+    told = {
+        "made by": COMMAND,
+        "captions": {photo.name: caption for photo, caption in captions.items()},
+        **recipe,
+        **asdict(labels),
+        "scorer": scorer.provenance,
+    }
     record = {"recipe": told, "rows": len(made), "measured ranges": ranges}
     rows = zip(chosen, made, scores.tolist(), preference.tolist(), strict=True)
-    _write(folder, references, [_row(caption, *row) for row in rows], record)
+    _write(folder, photos, [_row(captions[row[0]], *row) for row in rows], record)
     return SubjectPairs(folder, preference, ranges)
 
 
@@ -123,10 +130,10 @@ def _judge(scorer: Scorer, photo: Path, prompts: Sequence[str]) -> list[float]:
     return [score for some in scores for score in some]
 
 
-def _row(caption: str, photo: str, made: ScoreRow, scores: Sequence[float], preference: float) -> dict[str, Any]:
+def _row(caption: str, photo: Path, made: ScoreRow, scores: Sequence[float], preference: float) -> dict[str, Any]:
     return {
         "prompt": made.prompt,
-        "chosen": f"{REFERENCES}/{photo}",
+        "chosen": f"{REFERENCES}/{photo.name}",
         "rejected": made.file,
         "chosen_prompt": caption,
         "rejected_prompt": made.prompt,
@@ -137,8 +144,8 @@ def _row(caption: str, photo: str, made: ScoreRow, scores: Sequence[float], pref
     }
 
 
-def _write(folder: Path, references: Path, rows: Sequence[dict[str, Any]], record: dict[str, Any]) -> None:
-    contents = {path.name: read_bytes(path) for path in find_references(references)}
+def _write(folder: Path, photos: Sequence[Path], rows: Sequence[dict[str, Any]], record: dict[str, Any]) -> None:
+    contents = {photo.name: read_bytes(photo) for photo in photos}
     with sole_writer(folder, COMMAND):
         with whole_folder(folder / REFERENCES) as home:
             for name, content in contents.items():

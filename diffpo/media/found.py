@@ -73,7 +73,7 @@ def _rows_of_folder(folder: Path) -> list[Row]:
     check_inside(folder, images, folder)
     table = next((folder / name for name in METADATA if (folder / name).is_file()), None)
     if table is None:
-        return [{"file": image, "prompt": _caption(folder / image)} for image in images]
+        return [{"file": image, "prompt": caption_beside(folder / image)} for image in images]
     rows = _rows_of_table(table)
     check_inside(folder, (row["file"] for row in rows), table)
     named = {os.path.normpath(row["file"]) for row in rows}
@@ -82,7 +82,7 @@ def _rows_of_folder(folder: Path) -> list[Row]:
     return rows
 
 
-def _caption(image: Path) -> str:
+def caption_beside(image: Path) -> str:
     """The text beside an image, empty if there is none."""
     beside = [file for suffix in CAPTIONS if (file := image.with_suffix(suffix)).is_file()]
     return read_text(beside[0]).strip() if beside else ""

@@ -8,9 +8,11 @@ judge the model by.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from diffpo.core.block import Block
 from diffpo.errors import ConfigError, UserError
+from diffpo.media.found import caption_beside
 from diffpo.media.prompts import PromptSet, load_prompts
 
 SLOT = "{}"
@@ -88,6 +90,14 @@ class Subject(Block):
         if SLOT not in template:
             raise UserError(f"{template!r} has no {SLOT}, which says where the subject stands: 'a {SLOT} on the moon'.")
         return template.replace(SLOT, f"{self.token} {self.kind}")
+
+    def caption(self, photo: Path, usual: str) -> str:
+        """What a photograph shows: the template in the text file of its name beside it, else the usual one, filled.
+
+        Raises:
+            UserError: The template has no place for the subject.
+        """
+        return self.fill(caption_beside(photo) or usual)
 
     def prompts(self, templates: str | tuple[str, ...]) -> PromptSet:
         """Put the subject into each of some templates, or of a file of templates.
