@@ -10,7 +10,7 @@ import typer
 
 from diffpo.commands.shared import Fresh, listed, quiet, say
 
-EXAMPLE = "configs/sd21-rpo.yaml"
+EXAMPLE, EMBEDDED = "configs/sd21-rpo.yaml", "configs/subject-rpo.yaml"
 SELECTED, HELD_OUT = "select.txt", "heldout.txt"
 """Prompts for `train.select`, and for judging the model afterwards."""
 
@@ -76,7 +76,8 @@ def subject_pairs(
     for name, (low, high) in done.ranges.items():
         print(f"measured: {name} scores are {low:.4g} where it fails and {high:.4g} where it is right, on average")
     overrides = [f"model.path={model}", f"data.path={out}", *(select_by(out, token, done.ranges) if lists else ())]
-    say(f"wrote {written}: {done} ({work.reused} images were there)", f"diffpo train {EXAMPLE} {' '.join(overrides)}")
+    example = EMBEDDED if model.startswith("shapes:") and not lists else EXAMPLE
+    say(f"wrote {written}: {done} ({work.reused} images were there)", f"diffpo train {example} {' '.join(overrides)}")
 
 
 def released_reward(references: Path, token: str) -> dict[str, Any]:
