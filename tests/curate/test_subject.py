@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from diffpo.__main__ import main
 from diffpo.commands.app import app
 from diffpo.commands.subject import released_reward
+from diffpo.compare.in_loop import in_loop
 from diffpo.config.options import make_scorer
 from diffpo.config.run import build, load_config
 from diffpo.data import Pairs
@@ -104,9 +105,13 @@ def test_other_labels_of_the_same_images(home):
     assert "(6 images were there)" in done.output
     first = [row["preference"] for row in rows_of(home, "sampled")]
     assert set(first) == {0.0, 1.0}
-    CliRunner().invoke(app, command(home, *more, out="sampled"), catch_exceptions=False)
+    (home / "sampled" / min(before)).unlink()
+    (home / "sampled" / "metadata.jsonl").unlink()
+    done = CliRunner().invoke(app, command(home, *more, out="sampled"), catch_exceptions=False)
+    assert "(5 images were there)" in done.output, "what a killed call has made is kept"
     assert [row["preference"] for row in rows_of(home, "sampled")] == first
-    assert {path.name: path.stat().st_mtime_ns for path in (home / "sampled").glob("*.png")} == before
+    after = {path.name: path.stat().st_mtime_ns for path in (home / "sampled").glob("*.png")}
+    assert {name for name in before if after[name] != before[name]} == {min(before)}
 
 
 def test_our_prompts_share_none(home):
@@ -156,6 +161,9 @@ def test_rpo_learns_from_it_and_the_reward_chooses_the_update(chosen_by_reward):
     best = scores.index(max(scores)) + 1
     assert len(set(scores)) == 4 and best < 4, f"the last update would be exported anyway: {scores}"
     assert f"Selected update ({best})" in (found / "final" / "README.md").read_text()
+    hands = in_loop([{"label": "mine", "tuned": str(found)}], ["mine"], [])
+    assert set(hands) == {"lambda-harmonic", "clip-i", "clip"}, "the reward and both of its parts"
+    assert "labelled the training pairs of mine and selected the update of mine" in hands["clip"]
     assert f"choosing it cost {4 - best} further updates and 4 images" in said
 
 
