@@ -34,7 +34,8 @@ class Tuning(Block, ABC):
     path: Place
     """Base model in diffusers format: a Hub id, a local folder, or `shapes:base`."""
     vae: Place | None = None
-    """Another VAE (Hub id or folder), such as madebyollin/sdxl-vae-fp16-fix."""
+    """Another VAE (Hub id or folder), such as madebyollin/sdxl-vae-fp16-fix; for Stable Cascade its encoder's file, or
+    a Hub id or folder that has it."""
     denoiser: Place | None = None
     """Start policy *and* reference from this network, not the base's: a diffusers network folder, or a run's."""
     lora: Place | None = None
