@@ -9,7 +9,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from diffpo.compat import ensure_torchvision
-from diffpo.training.checkpoint import RESTORE, trained_weights
+from diffpo.training.checkpoint import RESTORE, copied, in_pieces, trained_weights
 
 
 class Average:
@@ -46,8 +46,11 @@ class Average:
 
     def whole(self, network: nn.Module) -> dict[str, Tensor]:
         """Collect the average, whole and on the CPU, by name; every process must call this."""
-        with self.applied(network):
-            return trained_weights(network)
+        if in_pieces(network):
+            with self.applied(network):
+                return trained_weights(network)
+        names = [name.removeprefix("module.") for name, p in network.named_parameters() if p.requires_grad]
+        return copied(dict(zip(names, self._model.shadow_params, strict=True)))
 
     def load(self, network: nn.Module, weights: dict[str, Tensor], updates: int) -> None:
         """Put back what `whole` collected; every process must call this."""

@@ -42,14 +42,14 @@ def trained_weights(network: nn.Module) -> dict[str, Tensor]:
     """Collect the trained parameters by name, on the CPU, for the first process; every process must call this."""
     weights = get_model_state_dict(network, options=_options(network))
     constant = {name.removeprefix("module.") for name, _ in network.named_buffers()}  # such as a table of positions
-    return _copied({name: x for name, x in weights.items() if name not in constant})
+    return copied({name: x for name, x in weights.items() if name not in constant})
 
 
 def optimizer_state(network: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Collect the optimizer's tensors (`parameter|name`, or `parameter|group|name`) and its plain values, likewise."""
     whole = get_optimizer_state_dict(network, optimizer, options=_options(network))
     flat = flatten(whole.get("state", {}), SEPARATOR)  # bitsandbytes keeps its 8-bit tensors in a group of their own
-    tensors = _copied({key: value for key, value in flat.items() if isinstance(value, Tensor)})
+    tensors = copied({key: value for key, value in flat.items() if isinstance(value, Tensor)})
     plain = {key: value for key, value in flat.items() if not isinstance(value, Tensor)}
     return tensors, {"state": plain, "param_groups": whole.get("param_groups", [])}
 
@@ -182,7 +182,7 @@ def find_not_finite(tensors: Mapping[str, Mapping[str, Tensor]]) -> list[str]:
 
 
 def _is_finite(x: Tensor) -> bool:
-    """Whether all numbers are finite: then their sum usually is, which takes a twentieth of the time to see."""
+    """Whether all numbers are finite: then their sum usually is, which takes a small part of the time to see."""
     return bool(x.sum().isfinite()) or bool(x.isfinite().all())
 
 
@@ -235,11 +235,15 @@ def _describe(content: Mapping[str, Tensor]) -> dict[str, str]:
 
 def _options(network: nn.Module) -> StateDictOptions:
     """How a state is collected: pieces are put together one by one, on the CPU; what is whole stays where it lies."""
-    sharded = any(isinstance(p, DTensor) for p in network.parameters())
-    return StateDictOptions(full_state_dict=True, cpu_offload=sharded, ignore_frozen_params=True)
+    return StateDictOptions(full_state_dict=True, cpu_offload=in_pieces(network), ignore_frozen_params=True)
 
 
-def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def in_pieces(network: nn.Module) -> bool:
+    """Whether the processes hold pieces of a network's weights."""
+    return any(isinstance(p, DTensor) for p in network.parameters())
+
+
+def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copy tensors into host memory of their own, for the first process; the others get nothing.
 
     safetensors refuses tensors that share memory. What lies on a GPU goes into pinned memory, all at once.
