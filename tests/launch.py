@@ -1,4 +1,6 @@
-"""Run `diffpo` commands in forks of one process that has imported everything; started by `runs.launch`.
+"""Run `diffpo` commands in forks of one process that has imported everything; started by `runs.launch`, and kept.
+
+Each line that it reads names a file of jobs; it answers with a line when all of them have ended.
 
 A job may have several processes, with the environment that torchrun gives them. A job may be killed in a given place:
 a function of diffpo that is called when the run is there, and the number of the call. Nothing in diffpo knows of it.
@@ -138,10 +140,12 @@ def in_forks(job: dict[str, Any]) -> dict[str, Any]:
 
 def in_child(job: dict[str, Any], rank: int, ranks: int, port: int, output: Path) -> int:
     """Be one process of a job; never returns."""
-    with output.open("wb") as file:
+    with output.open("wb") as file, open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    os.environ.update(job.get("env", {}))
+    os.environ.clear()
+    os.environ.update(job["env"])
     signal.alarm(job.get("seconds", 0))  # ends a process that waits for another one for ever
     if ranks > 1:  # what torchrun sets
         os.environ |= {
@@ -191,6 +195,8 @@ def watch_shards(file: Path) -> None:
 
 if __name__ == "__main__":
     preload()
-    jobs_file = Path(sys.argv[1])
-    answers = [in_forks(job) for job in json.loads(jobs_file.read_text())]
-    jobs_file.with_suffix(".done").write_text(json.dumps(answers))
+    for line in sys.stdin:
+        jobs_file = Path(line.rstrip("\n"))
+        answers = [in_forks(job) for job in json.loads(jobs_file.read_text())]
+        jobs_file.with_suffix(".done").write_text(json.dumps(answers))
+        print(jobs_file, flush=True)

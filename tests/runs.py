@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
+import select
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -149,7 +152,21 @@ def launch(jobs: Sequence[Mapping[str, Any]], file: Path) -> list[dict[str, Any]
         For each job its exit `code` (negative: a signal; a list where processes differ) and what it printed, `text`;
         with several processes also what is sharded.
     """
-    file.write_text(json.dumps(list(jobs)))
-    done = command(LAUNCHER, file)
-    assert done.returncode == 0, done.stdout + done.stderr
+    file.write_text(json.dumps([{**job, "env": environment(**job.get("env", {}))} for job in jobs]))
+    launcher = _launcher()
+    print(file, file=launcher.stdin, flush=True)
+    ready, _, _ = select.select([launcher.stdout], [], [], 900)
+    if not ready or launcher.stdout.readline() != f"{file}\n":
+        launcher.kill()
+        _launcher.cache_clear()
+        raise AssertionError(f"{file} was not done: it hung, or its launcher ended")
     return json.loads(file.with_suffix(".done").read_text())
+
+
+@functools.cache
+def _launcher() -> subprocess.Popen[str]:
+    """The process that forks: one for all tests of this process, since it takes seconds to import everything."""
+    line, how = [sys.executable, LAUNCHER], {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    started = subprocess.Popen(line, env=environment(), cwd=ROOT, **how)
+    atexit.register(started.communicate)  # it ends when there is no more to read
+    return started

@@ -175,3 +175,15 @@ def test_every_method_has_a_config_on_the_shapes_world():
 def test_links_lead_to_files(file):
     links = re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", file.read_text(encoding="utf-8"))
     assert [link for link in links if not (file.parent / link).exists()] == []
+
+
+def test_every_page_is_reached_from_the_readme():
+    """By links, in as many steps as it takes."""
+    reached, todo = set(), [ROOT / "README.md"]
+    while todo:
+        page = todo.pop()
+        if page.suffix == ".md" and page.is_file() and page not in reached:
+            reached.add(page)
+            links = re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", page.read_text(encoding="utf-8"))
+            todo += [(page.parent / link).resolve() for link in links]
+    assert set(ROOT.glob("docs/**/*.md")) <= reached

@@ -57,7 +57,7 @@ def test_a_world_judges_prompts_that_it_has_and_quality_first(world):
 @pytest.mark.slow
 def test_the_demo_of_users_judges_people_whom_the_model_has_never_met(tmp_path, monkeypatch):
     monkeypatch.setattr(demo_users, "PEOPLE", replace(demo_users.PEOPLE, draws=2, support=8))
-    less = ("train.steps=2", "train.warmup_steps=1", "data.limit=64")
+    less = ("train.steps=2", "train.warmup_steps=1", "data.limit=64", "sample.steps=4")
     summary = run_users_demo(tmp_path / "demo", prompts=1, overrides=less)
     assert summary == json.loads((tmp_path / "demo" / "summary.json").read_text())
     compared = {(result["first"], result["second"]): result for result in summary["results"]}

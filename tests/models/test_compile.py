@@ -28,19 +28,25 @@ UNET = {"sample_size": 16, "layers_per_block": 1, "norm_num_groups": 4, "cross_a
 
 
 def sd15():
-    """Stable Diffusion 1.5's levels, with narrow layers and one block where it has two."""
-    return UNet2DConditionModel(block_out_channels=(8, 16, 32, 32), attention_head_dim=2, **UNET)
+    """Stable Diffusion 1.5's kinds of levels, three where it has four, with narrow layers and one block for its two."""
+    return UNet2DConditionModel(
+        block_out_channels=(8, 16, 32),
+        attention_head_dim=2,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        **UNET,
+    )
 
 
 def sdxl():
-    """SDXL's levels, with narrow layers, one block where it has two, and stacks of 1 and 2 transformers."""
+    """SDXL's kinds of levels, two where it has three, with narrow layers, one block for its two, and a stack of 2."""
     return UNet2DConditionModel(
         **UNET | {"cross_attention_dim": 48},
-        block_out_channels=(8, 16, 32),
-        attention_head_dim=(2, 4, 8),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, 1, 2),
+        block_out_channels=(8, 16),
+        attention_head_dim=(2, 4),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 2),
         use_linear_projection=True,
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
