@@ -52,8 +52,8 @@ class ReferenceScorer(TowerScorer, ABC):
         found = super()._found
         if self.subjects is not None:
             found = found | {"subjects": digest(repr(sorted(self._subject_of.items()))).hex()}
-        contents = [read_bytes(path) for folder in self._folders.values() for path in find_references(folder)]
-        return found | {"references": digest(*contents).hex()}
+        each = (digest(subject, *map(read_bytes, find_references(home))) for subject, home in self._folders.items())
+        return found | {"references": digest(*each).hex()}
 
     @cached_property
     def _subject_of(self) -> dict[str, str]:

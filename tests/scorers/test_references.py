@@ -1,6 +1,7 @@
 """CLIP-I and DINO: the mean of cosines that plain transformers gives, per subject, and what is no reference picture."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -105,6 +106,9 @@ def test_each_subject_has_its_pictures(pictures, align, tmp_path):
     scores = several.score([pictures[3]] * 2, ["a sks dog", "a sks cat"])
     apart = [one.score(pictures[3:4], [""]).item() for one in (dog, cat)]
     assert scores.tolist() == pytest.approx(apart, abs=1e-6) and apart[0] != apart[1]
+    known = several.provenance
+    (tmp_path / "dog" / "0.png").rename(tmp_path / "cat" / "9.png")  # the same pictures in the same order
+    assert replace(several).provenance["references"] != known["references"]
     with pytest.raises(UserError, match=r"no row for the prompt 'a sks bird'"):
         several.score(pictures[3:4], ["a sks bird"])
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "a sks owl", "subject": "owl"}\n')
