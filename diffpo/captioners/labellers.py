@@ -12,6 +12,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, Literal, get_args
 
 from PIL.Image import Image, Resampling
@@ -181,6 +182,8 @@ class ScorerLabeller(Labeller):
 
     def verdict(self, answers: Sequence[Any]) -> Verdict | None:
         first, second = answers
+        if not (isfinite(first) and isfinite(second)):
+            return None
         if abs(first - second) <= self.margin:
             return "tie"
         return "first" if first > second else "second"

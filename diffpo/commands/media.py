@@ -51,6 +51,7 @@ def generate(
     """Make images or clips of prompts; the same command continues after a kill. The safety checker is off."""
     from diffpo.config.blocks import make
     from diffpo.config.options import parse_seeds, parse_size
+    from diffpo.errors import UserError
 
     quiet()
     from diffpo.generation.generate import generate as run
@@ -65,6 +66,8 @@ def generate(
         from diffpo.commands.users import whom
 
         given |= whom(tuned, user, blend, users, user_pairs) | {"strength": strength}
+    elif strength != 1.0:
+        raise UserError("--strength says how strongly a user is told: give --user or --blend, too.")
     done = run(make(GenerateOptions, given, "generate"), load_prompts(prompts), out, label=label, fresh=fresh)
     scorer = "shapes" if model.startswith("shapes:") else "pickscore"  # one that knows what the model draws
     made = "images" if all(item.frames == 1 for item in done.media) else "clips"

@@ -37,12 +37,15 @@ def plan(
 
     loaded = load_config(config, overrides or [])
     quiet()
+    from diffpo.disk.files import check_output
     from diffpo.training.cards import find_card
     from diffpo.training.planning import check_card
     from diffpo.training.planning import plan as make
 
     there = find_card(card)
     check_card(loaded, there)
+    if measure:
+        check_output(out)  # before minutes of measuring
     made = make(loaded, there)
     for line in describe(made):
         print(line)

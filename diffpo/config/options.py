@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from diffpo.scorers import Scorer
 
 T = TypeVar("T")
+MOST_SEEDS = 10_000
+"""Of each prompt."""
 
 
 def from_spec(spec: str | Mapping[str, Any], known: Mapping[str, type[T]], what: str) -> T:
@@ -41,9 +43,12 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     """Read `0,1,2` or `0-3` (both ends included)."""
     try:
         first, sign, last = text.partition("-")
-        return tuple(range(int(first), int(last) + 1)) if sign else tuple(int(part) for part in text.split(","))
+        seeds = range(int(first), int(last) + 1) if sign else [int(part) for part in text.split(",")]
     except ValueError as error:
         raise UserError(f"seeds are {text!r}; write 0,1,2 or a range such as 0-3") from error
+    if len(seeds[: MOST_SEEDS + 1]) > MOST_SEEDS:  # `len` of a range alone fails where it is astronomically long
+        raise UserError(f"seeds are {text!r}; at most {MOST_SEEDS:,} are taken for each prompt.")
+    return tuple(seeds)
 
 
 def parse_range(text: str, what: str) -> tuple[float, float]:

@@ -79,7 +79,7 @@ class GenerateOptions(Sampling):
     """Folder of `diffpo data users` that knows the users of `blend`."""
     blend: dict[str, NotNegative] = field(default_factory=dict)
     """Whom the images are for, where `tuned` holds a user adapter: users and their shares. Empty: nobody."""
-    strength: NotNegative = 1.0
+    strength: Annotated[float, Range(least=0, most=1000)] = 1.0
     """What the users' part is multiplied with; 0 is the base exactly."""
 
     def __post_init__(self) -> None:

@@ -29,6 +29,7 @@ from diffpo.core.block import Fraction
 from diffpo.disk.ahead import WORKERS, ahead
 from diffpo.disk.files import hash_of, write_file
 from diffpo.disk.rows import digest
+from diffpo.disk.tables import hash_file
 from diffpo.disk.weights import fingerprint
 from diffpo.errors import UserError
 from diffpo.generation.generate import fill_folder
@@ -37,7 +38,7 @@ from diffpo.generation.request import Request
 from diffpo.generation.settings import GenerateOptions
 from diffpo.generation.work import Draw, Work
 from diffpo.media.folder import DECODED, LATENTS, Media, home_of, read_media
-from diffpo.media.frames import BrokenImage, Clip, encode, open_footage
+from diffpo.media.frames import BrokenImage, Clip, encode, open_footage, parts_of
 from diffpo.media.prompts import PromptSet
 from diffpo.models.pipelines import open_pipeline
 
@@ -66,6 +67,8 @@ class VideoPairOptions(GenerateOptions):
             raise UserError(f"eta is {self.eta[0]:g} to {self.eta[1]:g}; it goes from a smaller level above 0 up to 1.")
         if len(self.seeds) != 2:
             raise UserError(f"a pair has two clips: give two seeds, not {list(self.seeds)}.")
+        if self.users is not None:
+            raise UserError("pairs of clips are made for nobody: leave users and blend out.")
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,8 @@ def make_video_pairs(
         _plan(number, replace(item, prompt_id=places[item.prompt]), home_of(source), request, options)
         for number, item in enumerate(clips)
     ]
-    stated = [[item.file, item.prompt, (home_of(source) / item.file).stat().st_size] for item in clips]
+    hashes = ahead(_hash, [home_of(source) / item.file for item in clips], workers=WORKERS, depth=4 * WORKERS)
+    stated = [[item.file, item.prompt, content] for item, content in zip(clips, hashes, strict=True)]
     settings = request.describe(prompts) | {"eta": list(options.eta), "clips": hash_of(str(stated))}
     media = [side for pair in pairs for side in pair.sides]
 
@@ -170,6 +174,11 @@ def _usable(source: Path, request: Request) -> tuple[list[Media], dict[str, str]
     if left_out:
         log.warning(f"{source}: {len(left_out)} of {len(found)} clips are left out: {named}.")
     return [item for item, why in told.items() if why is None], left_out
+
+
+def _hash(clip: Path) -> str:
+    """The hash of a clip's bytes, or of those of its frames."""
+    return digest(*map(hash_file, parts_of(clip))).hex()
 
 
 def _plan(number: int, item: Media, home: Path, request: Request, options: VideoPairOptions) -> VideoPair:

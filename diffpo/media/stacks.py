@@ -79,7 +79,10 @@ class Numbers(Stack):
 
     def __init__(self, file: BinaryIO, head: bytes):
         """Read the array; `head` are the first bytes of the file."""
-        self._frames = _as_frames(_read(file, head))
+        try:
+            self._frames = _as_frames(_read(file, head))
+        except MemoryError as error:  # what its head says is believed until then
+            raise BrokenImage("it says that it is larger than the memory of this machine") from error
         check_size(*self.size)
 
     @cached_property

@@ -64,6 +64,7 @@ def measure_cuts(plan: Plan, out: Path, say: Callable[[str], object]) -> Cut:
     for key, value in best.overrides.items():
         block, _, name = key.partition(".")
         settings.setdefault(block, {})[name] = value
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
     write_file(out, yaml.safe_dump(settings))
     return best
 

@@ -30,8 +30,14 @@ SHOWN = 2
 
 
 def plan_samples(config: Config, encoders: Encoders) -> Plan:
-    """See what would be drawn; a `UserError` where the model makes nothing of the size or length asked for."""
+    """See what would be drawn; a `UserError` where the model makes nothing of that size, or prompts are missing."""
+    prompts_of(config.sample.prompts)
     return plan_clips(encoders.family, encoders.vae, config.model.find().scheduler(None), _sampler(config))
+
+
+def prompts_of(given: Sequence[str] | str) -> Sequence[str]:
+    """The prompts that are given themselves, or in a file or as a named set; a `UserError` where there is none."""
+    return load_prompts(given).prompts if isinstance(given, str) else given
 
 
 def _sampler(config: Config) -> Sampler:
@@ -82,7 +88,7 @@ class SampleGrids:
         self._told = {name: users.states(users.draws_of(name)[0]) for name in seen if users is not None}
         sample, encoders = config.sample, drawer.encoders
         self._drawer, self._folder = drawer, folder / "samples"
-        prompts = load_prompts(sample.prompts).prompts if isinstance(sample.prompts, str) else sample.prompts
+        prompts = prompts_of(sample.prompts)
         self._prompts = PromptSet.of(prompts)
         jobs = list(product(prompts, sample.seeds))
         how = replace(drawer.sampler, batch=1)  # another number at a time makes no other images

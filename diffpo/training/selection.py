@@ -8,6 +8,7 @@ ends with the same choice.
 from __future__ import annotations
 
 from itertools import product
+from math import isfinite
 from typing import Any
 
 from accelerate import Accelerator
@@ -16,10 +17,9 @@ from torch import Tensor, nn
 from diffpo.config.selecting import Select
 from diffpo.errors import UserError
 from diffpo.media.folder import Media
-from diffpo.media.prompts import load_prompts
 from diffpo.training.checkpoint import trained_weights
 from diffpo.training.processes import by_the_first
-from diffpo.training.samples import Drawer
+from diffpo.training.samples import Drawer, prompts_of
 
 
 class Selection:
@@ -33,7 +33,7 @@ class Selection:
             drawer: Draws with the policy.
         """
         self._select, self._drawer = select, drawer
-        jobs = enumerate(product(_prompts(select), select.seeds))
+        jobs = enumerate(product(prompts_of(select.prompts), select.seeds))
         self._media = [
             Media(file=f"{i:03d}", prompt=prompt, prompt_id=i, seed=seed, model="") for i, (prompt, seed) in jobs
         ]
@@ -64,7 +64,7 @@ class Selection:
         clips = self._drawer.draw(self._media)
         prompts = [item.prompt for item in self._media]
         score = by_the_first(self._drawer.accelerator, lambda: float(self._select.scorer.judge(clips, prompts).mean()))
-        if score != score:
+        if not isfinite(score):
             raise UserError(f"train.select: {self._select.scorer.name} gives a score that is no number, after {done}")
         if score > self.score:
             self.step, self.score, self.worse = done, score, 0
@@ -98,11 +98,7 @@ def check_selection(select: Select, accelerator: Accelerator) -> None:
     """
 
     def find() -> None:
-        _prompts(select)
+        prompts_of(select.prompts)
         _ = select.scorer.provenance
 
     by_the_first(accelerator, find)
-
-
-def _prompts(select: Select) -> tuple[str, ...]:
-    return load_prompts(select.prompts).prompts if isinstance(select.prompts, str) else select.prompts

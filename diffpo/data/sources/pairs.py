@@ -62,6 +62,11 @@ def _has_segments(raw: Dataset, path: str) -> np.ndarray:
     """
     cells = arrow_column(raw, "segments")
     rows = cells.to_pylist()
-    right = [row is None or (isinstance(row, list) and all(mark in (-1, 0, 1) for mark in row)) for row in rows]
+    right = [row is None or (isinstance(row, list) and all(map(_is_mark, row))) for row in rows]
     refuse(~np.array(right, bool), cells, f"{path}: `segments` is a list of -1, 0 and 1, one per segment")
     return np.array([bool(row) for row in rows], bool)
+
+
+def _is_mark(value: object) -> bool:
+    """Whether a label is one; a boolean is none: nobody knows whether false is a tie."""
+    return not isinstance(value, bool) and value in (-1, 0, 1)
