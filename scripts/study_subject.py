@@ -17,6 +17,7 @@ import subprocess
 import sys
 from itertools import product
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 REPO = Path(__file__).resolve().parents[1]
@@ -141,7 +142,7 @@ def report(output: Path) -> None:
     ids = [prompt for prompt in sorted(load_prompts("subject:heldout").prompts) for _ in IMAGES]
     base = with_harmonic(judge(output / "base", None))
     found: dict[str, Any] = {"prompts": len(ids) // len(IMAGES), "images per prompt": len(IMAGES), "seeds": len(SEEDS)}
-    found |= {"base": {k: of(v, [0.0] * len(v), ids) for k, v in base.items()}, "arms": {}, "against sft": {}}
+    found |= {"base": {k: of(v, [0.0] * len(v), ids) for k, v in base.items()}, "arms": {}, "differences": {}}
     for (arm, some), which in product(results.items(), WHICH):
         told = ids * len(some)
         scores = {k: [with_harmonic(one["scores"][which])[k] for one in some] for k in base}
@@ -151,13 +152,18 @@ def report(output: Path) -> None:
         for rival in WHICH if arm != "sft" else ():
             other = [with_harmonic(one["scores"][rival]) for one in results["sft"]]
             pairs = {k: of(pooled(v), pooled([one[k] for one in other]), told) for k, v in scores.items()}
-            found["against sft"][f"{arm}, {which} - sft, {rival}"] = pairs
+            found["differences"][f"{arm}, {which} - sft, {rival}"] = pairs
+        if which == "selected":
+            last = {k: pooled([with_harmonic(one["scores"]["last"])[k] for one in some]) for k in base}
+            found["differences"][f"{arm}, selected - {arm}, last"] = {
+                k: of(pooled(v), last[k], told) for k, v in scores.items()
+            }
     found["looks"] = {arm: [one["looks"] for one in some] for arm, some in results.items()}
     write_json(REPORT, found)
     lines = {
         "base": found["base"],
         **{name: arm["means"] for name, arm in found["arms"].items()},
-        **found["against sft"],
+        **found["differences"],
     }
     for name, values in lines.items():
         said = (f"{k} {v['estimate']:+.3f} [{v['low']:+.3f}, {v['high']:+.3f}]" for k, v in values.items())
@@ -207,9 +213,11 @@ def draw(output: Path, found: dict[str, Any]) -> None:
             file = min(folder.glob(f"{column * 9:06d}-s*"))
             sheet.paste(Image.open(file), (column * 66, row * 66))
     axes[1].imshow(sheet, interpolation="nearest")
-    axes[1].set(xticks=[], yticks=[33 + 66 * i for i in range(len(rows))], yticklabels=rows)
-    axes[1].set_title("; ".join(prompts[i * 9].replace(" background", "") for i in range(2)) + "; ...", fontsize=6)
-    figure.savefig(REPORT.with_suffix(".png"), dpi=90)
+    said = [wrap(prompts[i * 9].removesuffix(" background"), 12) for i in range(6)]
+    places = [33 + 66 * i for i in range(6)]
+    axes[1].set(yticks=places[: len(rows)], yticklabels=["\n".join(wrap(name, 9)) for name in rows])
+    axes[1].set_xticks(places, ["\n".join(lines) for lines in said], fontsize=6)
+    figure.savefig(REPORT.with_suffix(".png"), dpi=80)
 
 
 if __name__ == "__main__":
