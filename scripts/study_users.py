@@ -223,7 +223,6 @@ def blend(output: Path) -> None:
     left = [blended(users, {first: 1 - s, second: s})[1] for s in SHARES]
     found = {"first": first, "second": second, "shares": SHARES, "places": measured, "strength": left}
     write_json(output / "blend.json", found)
-    print(json.dumps(found, indent=1))
 
 
 def report(output: Path) -> None:

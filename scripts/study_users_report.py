@@ -88,17 +88,15 @@ def plot(found: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
-    names = {
-        name: label
-        for name, label in (("own, base", "base"), ("own, dpo", "plain DPO"), ("own, others", "told others"))
-    }
+    names = {"own, base": "base", "own, dpo": "plain DPO", "own, others": "told others"}
     for offset, (group, color) in enumerate((("unseen", "#2463eb"), ("seen", "#d97706"))):
         places = [number + 0.2 * offset - 0.1 for number in range(len(names))]
         whole = found["unseen"]["all"] if group == "unseen" else found["seen"]
         _bars(left, places, [whole[name] for name in names], color=color, label=f"{group} people", linestyle="none")
-    for seed in map(str, study.SEEDS):
-        rates = [found["unseen"][seed][name][0] for name in names]
-        left.plot(range(len(names)), rates, ".", color="#2463eb", alpha=0.5)
+    each = [[found["unseen"][str(seed)][name][0] for name in names] for seed in study.SEEDS]
+    left.plot(
+        [number - 0.1 for number in range(len(names))], [*zip(*each, strict=True)], "x", color="#2463eb", alpha=0.6
+    )
     left.set(xticks=range(len(names)), xticklabels=names.values(), ylabel="win rate", xlabel="told the user, against")
     places = range(len(found["growth"]))
     for name, label in (("own, base", "against the base"), ("own, others", "against told others")):
@@ -107,15 +105,17 @@ def plot(found: dict[str, Any], path: Path) -> None:
     middle.set(ylabel="win rate, unseen people")
     for axis in (left, middle):
         axis.axhline(0.5, color="gray", linewidth=1, linestyle=":")
-        axis.legend(frameon=False)
+        axis.set_ylim(0.35, 1)
+        axis.legend(frameon=False, loc="lower right")
     strip = found["blend"]
     for axis, label in enumerate(("coverage", "saturation")):
         right.plot(strip["shares"], [where[axis] for where in strip["places"]], marker="o", label=label)
     for name, x in ((strip["first"], 0), (strip["second"], 1)):
         best = people()[name].favourite
-        right.annotate(f"{name} likes\n{best[0]:+.1f}, {best[1]:+.1f}", (x, 0.02), ha="right" if x else "left",
-                       xycoords=("data", "axes fraction"))  # fmt: skip
+        text = f"{name} likes\n{best[0]:+.1f}, {best[1]:+.1f}"
+        right.annotate(text, (x, 0.02), ha="right" if x else "left", xycoords=("data", "axes fraction"))
     right.set(xlabel=f"share of {strip['second']} in the blend", ylabel="measured in images, in deviations")
+    right.margins(y=0.25)
     right.legend(frameon=False)
     for axis in (left, middle, right):
         axis.spines[["top", "right"]].set_visible(False)
@@ -124,9 +124,8 @@ def plot(found: dict[str, Any], path: Path) -> None:
 
 def _bars(axis: Any, places: Sequence[float], rates: Sequence[Sequence[float]], **more: Any) -> None:
     """Draw estimates with their intervals."""
-    means = [rate[0] for rate in rates]
-    spread = [[m - rate[1] for m, rate in zip(means, rates, strict=True)],
-              [rate[2] - m for m, rate in zip(means, rates, strict=True)]]  # fmt: skip
+    means, low, high = zip(*rates, strict=True)
+    spread = [[m - x for m, x in zip(means, low, strict=True)], [x - m for m, x in zip(means, high, strict=True)]]
     axis.errorbar(places, means, yerr=spread, marker="o", capsize=3, **more)
 
 
