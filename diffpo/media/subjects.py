@@ -92,12 +92,20 @@ class Subject(Block):
         return template.replace(SLOT, f"{self.token} {self.kind}")
 
     def caption(self, photo: Path, usual: str) -> str:
-        """What a photograph shows: the template in the text file of its name beside it, else the usual one, filled.
+        """What a photograph shows: the text in the file of its name beside it, else the usual template, filled.
 
         Raises:
-            UserError: The template has no place for the subject.
+            UserError: The text neither has a place for the subject nor names it.
         """
-        return self.fill(caption_beside(photo) or usual)
+        own = caption_beside(photo)
+        if not own:
+            return self.fill(usual)
+        if SLOT not in own and self.token not in own.split():
+            raise UserError(
+                f"the text beside {photo}, {own!r}, does not name the subject: write {SLOT} or {self.token} into it, "
+                "or remove the file."
+            )
+        return own.replace(SLOT, f"{self.token} {self.kind}")
 
     def prompts(self, templates: str | tuple[str, ...]) -> PromptSet:
         """Put the subject into each of some templates, or of a file of templates.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -83,9 +84,9 @@ def words(world: World) -> dict[str, list[str]]:
         " steps=2,guidance=1,size=[16,16]",
         "data users": f"data users users:pairs --limit 130 --pairs 2 --embedder clip,path=shapes:pickscore"
         f" --out {place}/users",
-        "data subject": f"data subject {place}/sd15 {place}/twins/w --class cat --out {place}/subject --seeds 0"
+        "data subject": f"data subject {place}/sd15 {place}/photos --class cat --out {place}/subject --seeds 0"
         " --sampling steps=1,guidance=1,size=[16,16]"
-        f" --scorer clip-i,model=shapes:pickscore,references={place}/twins/w",
+        f" --scorer clip-i,model=shapes:pickscore,references={place}/photos",
         "data segments": f"data segments shapes:pairs --limit 3 --scorer shapes --out {place}/segments",
     }
     return {name: line.split() for name, line in lines.items()}
@@ -119,6 +120,8 @@ def run(arguments: list[str], monkeypatch) -> int:
 
 def test_every_command_writes_its_files(world, monkeypatch, capsys):
     make_twins(world.folder / "twins")
+    (world.folder / "photos").mkdir()
+    shutil.copy(world.folder / "twins" / "w" / "0.png", world.folder / "photos")
     lines = words(world)
     listed = {name for name in HELD["commands"] if name not in WITHOUT_FILES}
     assert set(HELD["files"]) == listed

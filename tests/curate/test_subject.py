@@ -186,6 +186,9 @@ def test_mistakes_end_with_exit_code_2(home, monkeypatch, capsys, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.png").write_bytes(b"no picture")
+    (tmp_path / "another").mkdir()
+    shutil.copy(home / "dog" / "0.png", tmp_path / "another")
+    (tmp_path / "another" / "0.txt").write_text("a dog on a hill")
     (tmp_path / "plain.txt").write_text("a dog on a hill\n")
     place = str(home / "dog")
 
@@ -197,6 +200,7 @@ def test_mistakes_end_with_exit_code_2(home, monkeypatch, capsys, tmp_path):
         (given(folder=str(tmp_path / "nowhere")), "there is no folder"),
         (given(folder=str(tmp_path / "empty")), "holds no reference picture of the subject"),
         (given(folder=str(tmp_path / "broken")), "a.png is no readable picture of the subject"),
+        (given(folder=str(tmp_path / "another")), "0.png, 'a dog on a hill', does not name the subject"),
         (given("--token", "two words"), "must be one word"),
         (given("--class", " "), "the class of the subject is empty"),
         (given("--caption", "a photo"), "'a photo' has no {}"),
