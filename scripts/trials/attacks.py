@@ -217,6 +217,25 @@ def _link(rng: random.Random, work: Path, world: Path, canary: Path) -> list[lis
     ]
 
 
+def _shards(rng: random.Random, work: Path, world: Path, canary: Path) -> list[list[str]]:
+    """An index of shards that names a file outside, or users' states that are a pickle."""
+    if rng.random() < 0.5:
+        tree, place = worlds.encoded_config(world, work / "run"), work / "place"
+        shutil.copytree(tree["data"]["encoded"], place)
+        index = json.loads((place / "index.json").read_text())
+        name = rng.choice(("../../outside/secret.png", str(work.parent / "outside" / "secret.png"), "../secret.arrow"))
+        index["splits"]["train"]["shards"][0]["file"] = name
+        (place / "index.json").write_text(json.dumps(index))
+        tree["data"]["encoded"] = str(place)
+    else:
+        tree, place = worlds.user_config(world, work / "run"), work / "place"
+        shutil.copytree(tree["data"]["users"], place)
+        (place / rng.choice(("states.safetensors", "users.json", "users.parquet"))).write_bytes(_pickle(canary))
+        tree["data"]["users"] = str(place)
+    tree["data"]["cache_dir"] = str(work / "cache")
+    return [["train", str(worlds.write(work / "x.yaml", tree))]]
+
+
 ATTACKS: dict[str, Callable[[random.Random, Path, Path, Path], list[list[str]]]] = {
     "weights as pickles": _weights,
     "code of a model": _code,
@@ -224,4 +243,5 @@ ATTACKS: dict[str, Callable[[random.Random, Path, Path, Path], list[list[str]]]]
     "YAML that calls": _yaml,
     "members outside an archive": _tar,
     "files outside a folder": _link,
+    "shards and users": _shards,
 }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -15,6 +17,12 @@ VALUES: tuple[Any, ...] = (
     *("1e-5", "auto", "../..", "/dev/null", "/dev/zero", "a\0b", "\udc00", "é" * 300, "x" * 5000, "${HOME}", "~", "*"),
     *([], {}, [[]], [None], {"name": None}, {"name": "dpo"}, [1, 2], {"a": {"b": {}}}, "dpo,beta=3", "{prompt}", "<<"),
 )
+TREES: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
+    "train": worlds.config,
+    "train users": worlds.user_config,
+    "train shards": worlds.encoded_config,
+    "evaluate": worlds.evaluation,
+}
 COSTLY = "resolution"
 """A key that stays, since without it the command works, but for long: on images of 512 x 512."""
 TEXTS = (
@@ -32,10 +40,10 @@ TEXTS = (
 
 
 def trial(draw: Draw) -> Trial:
-    """A configuration of train or evaluate with one to four faults, or none."""
+    """A configuration of train (of pairs, users or shards) or evaluate with one to four faults, or none."""
     rng, folder, world = draw.rng, draw.folder, draw.world
-    name = rng.choice(("train", "train", "evaluate"))
-    tree = {"train": worlds.config, "evaluate": worlds.evaluation}[name](world, folder / "out")
+    name = rng.choice(list(TREES))
+    tree = TREES[name](world, folder / "out")
     told = []
     for _ in range(rng.choice((0, 1, 1, 2, 4))):
         told.append(_change(rng, tree))
@@ -47,7 +55,7 @@ def trial(draw: Draw) -> Trial:
         text = _spoil(rng, text)
     file = folder / "x.yaml"
     file.write_bytes(text)
-    return Trial(f"{name}: {'; '.join(told)}"[:300], name, [[name, str(file)]], seconds=60)
+    return Trial(f"{name}: {'; '.join(told)}"[:300], name, [[name.split()[0], str(file)]], seconds=60)
 
 
 def _change(rng: random.Random, tree: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from trials.forks import Draw, Kill, Trial
 
 COMMANDS = (
     *("train", "train full", "train average", "train FSDP2", "generate", "score", "data build", "data score"),
-    "evaluate",
+    *("evaluate", "data encode", "data users"),
 )
 
 

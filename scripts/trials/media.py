@@ -18,11 +18,13 @@ from trials.forks import Draw, Trial
 
 
 def trial(draw: Draw) -> Trial:
-    """A folder of 3 to 6 images, up to three of them broken, scored and perhaps drawn."""
+    """A folder of 3 to 6 images or clips, up to three of them broken, scored and perhaps drawn."""
     rng, folder = draw.rng, draw.folder
     place = folder / "media"
-    prompts = worlds.prompts(rng.randint(3, 6))
+    prompts, scorer = worlds.prompts(rng.randint(3, 6)), "shapes"
     files = [worlds.numbered(place / f"{i}.png", i) for i in range(len(prompts))]
+    if rng.random() < 0.3:
+        files, scorer = [_clip(rng, file) for file in files], "frame-change"
     listing = rng.choice(("metadata.csv", "metadata.jsonl", "txt"))
     told = [f"{listing}"]
     names = [file.name for file in files]
@@ -38,11 +40,31 @@ def trial(draw: Draw) -> Trial:
         worlds.numbered(hidden / "0.png", 9)
         (hidden / "0.txt").write_text(prompts[-1])
         told.append("hidden files")
-    commands = [["score", str(place), "--scorer", "shapes"]]
+    commands = [["score", str(place), "--scorer", scorer]]
     if rng.random() < 0.5:
         commands.append(["grid", str(place), "--out", str(folder / "grid.png")])
     wanted = dict(zip(names, prompts, strict=True))
     return Trial("; ".join(told), listing, commands, check=lambda: _mispaired(place, wanted), seconds=30)
+
+
+def _clip(rng: random.Random, picture: Path) -> Path:
+    """Put a clip in the place of a picture, of any of the kinds that are read."""
+    import real_clips
+
+    picture.unlink()
+    frames, kind = real_clips.ramp(rng.choice((1, 2, 6)), 64, 64), rng.choice(("mp4", "mkv", "webm", "gif"))
+    file, made = picture.with_suffix(f".{kind}"), io.BytesIO()
+    if kind == "gif":
+        first, *others = map(Image.fromarray, frames)
+        first.save(made, "GIF", save_all=True, append_images=others, duration=rng.choice((0, 40, 100)))
+        file.write_bytes(made.getvalue())
+    elif kind == "mp4":
+        how = rng.choice(({}, {"sound": True}, {"turned": 90}))
+        file.write_bytes(real_clips.video(frames, 16, **how))
+    else:
+        codec = {"codec": "libvpx-vp9"} if kind == "webm" else {}
+        file.write_bytes(real_clips.video(frames, 16, kind={"mkv": "matroska"}.get(kind, kind), **codec))
+    return file
 
 
 def _describe(place: Path, listing: str, names: list[str], prompts: list[str]) -> None:
@@ -87,7 +109,7 @@ def _lie(rng: random.Random, file: Path) -> None:
 
 def _bomb(rng: random.Random, file: Path) -> None:
     """A file of a few kilobytes that is a whole image of hundreds of millions of pixels."""
-    Image.new("1", (rng.choice((12000, 20000)), 20000)).save(file, optimize=False)
+    Image.new("1", (rng.choice((12000, 20000)), 20000)).save(file, "PNG", optimize=False)
 
 
 def _other(rng: random.Random, file: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from trials import whole
 from trials.forks import Draw, Trial
 
-COMMANDS = ("train", "score", "generate", "evaluate", "data build")
+COMMANDS = ("train", "score", "generate", "evaluate", "data build", "data encode", "data users")
 SAYS = ("is being written by `diffpo ", "Wait until it has finished")
 
 

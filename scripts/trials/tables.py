@@ -7,6 +7,7 @@ import io
 import json
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,11 @@ def trial(draw: Draw) -> Trial:
         chosen = worlds.numbered(folder / "images" / f"{i}-c.png", i)
         rejected = worlds.numbered(folder / "images" / f"{i}-r.png", i, 1)
         rows.append({"prompt": f"row {i}", "chosen": f"images/{chosen.name}", "rejected": f"images/{rejected.name}"})
-    told = [rng.choice(CHANGES)(rng, rows) for _ in range(rng.randint(0, 3))]
     suffix = rng.choice((".jsonl", ".csv", ".json", ".jsonl", ".csv"))
+    personal = rng.random() < 0.4 and suffix != ".csv"  # whose cells hold no vectors
+    if personal:
+        rows = [row | {"user_id": f"user {i % 2}", "emb": [float(i), 1.0]} for i, row in enumerate(rows)]
+    told = [rng.choice(CHANGES)(rng, rows) for _ in range(rng.randint(0, 3))]
     text = _text(rows, suffix)
     if rng.random() < 0.5:
         text, how = _spoil(rng, text)
@@ -39,8 +43,33 @@ def trial(draw: Draw) -> Trial:
     (folder / ".pairs.jsonl").write_text(
         '{"prompt": "hidden", "chosen": "images/0-c.png", "rejected": "images/0-r.png"}'
     )
-    told_all = f"{suffix}: {'; '.join(told)}"
-    return Trial(told_all, suffix, [["data", "inspect", str(table)]], check=lambda: _mispaired(table), seconds=30)
+    told_all, group = f"{suffix}: {'; '.join(told)}", f"users in {suffix}" if personal else suffix
+    commands = [["data", "inspect", str(table)]]
+    if personal:
+        how = ["--embedder", "column,of=trials", "--pairs", "1", "--out", str(folder / "users")]
+        commands.append(["data", "users", str(table), *how])
+    check = partial(_wrong_people if personal else _mispaired, table)
+    return Trial(told_all, group, commands, check=check, seconds=30)
+
+
+def _wrong_people(table: Path) -> list[str]:
+    """Look at the states of users: each is the mean of the vectors of its own user's pairs, and finite."""
+    from diffpo.data import Pairs, load_splits
+    from diffpo.data.checks import user_name
+    from diffpo.media.users import Users
+
+    place = table.parent / "users"
+    if not place.exists():
+        return _mispaired(table)
+    users, rows = Users.open(place), load_splits(Pairs(path=str(table))).train.rows
+    faults = ["mis-paired"] * any(name.lower() in ("", "nan", "none", "null") for name in users.draws)
+    own: dict[str | None, set[str]] = {}
+    for row in rows:
+        own.setdefault(user_name(row["user_id"]), set()).add(row["prompt"])
+    for name, draws in users.draws.items():
+        strange = not {prompt for row in draws for prompt in users.prompts[row]} <= own.get(name, set())
+        faults += ["mis-paired"] * (strange or not all(bool(users.states(row).isfinite().all()) for row in draws))
+    return faults + _mispaired(table)
 
 
 def _mispaired(table: Path) -> list[str]:
@@ -80,7 +109,9 @@ def _odd(rng: random.Random, rows: list[dict[str, Any]]) -> str:
 
 
 def _label(rng: random.Random, rows: list[dict[str, Any]]) -> str:
-    key = rng.choice(("preference", "chosen_score", "segments", "user_id", "chosen_seed", "chosen_prompt"))
+    key = rng.choice(
+        ("preference", "chosen_score", "segments", "user_id", "chosen_seed", "chosen_prompt", "emb", "weight")
+    )
     for row in rows:
         row[key] = rng.choice((*ODD, 1, 1.0, 0.9, [1, -1], [[1]]))
     return f"{key} of all kinds"

@@ -71,6 +71,12 @@ def arguments(name: str, folder: Path, world: Path) -> list[str]:
         return f"generate {worlds.pipeline(world)} --prompts {folder}/prompts.txt --out {out} {options}".split()
     if name == "data score":
         return f"data score shapes:pairs --limit 60 --scorer shapes --out {out}".split()
+    if name == "data encode":
+        file = worlds.write(folder / "x.yaml", worlds.config(world, folder / "run"))
+        return f"data encode {file} --out {out} --shard-rows 2".split()
+    if name == "data users":
+        how = "--embedder column,of=trials --pairs 2 --draws 2"
+        return f"data users {worlds.people(world)} --out {out} {how}".split()
     worlds.media(out if name == "score" else folder / "media", 24)
     if name == "score":
         return f"score {out} --scorer shapes --scorer shapes-utility".split()

@@ -92,6 +92,57 @@ def config(world: Path, output: Path) -> dict:
     }
 
 
+def people(world: Path) -> Path:
+    """A table with users and vectors of theirs, of two pairs for each of six prompts."""
+
+    def make(folder: Path) -> None:
+        import tiny
+
+        tiny.save_pairs(folder, 12)
+        rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
+        told = [row | {"prompt": f"prompt {i // 2}", "user_id": f"user {i % 2}"} for i, row in enumerate(rows)]
+        lines = [json.dumps(row | {"emb": [float(i % 2), 1.0, i / 12]}) for i, row in enumerate(told)]
+        (folder / "pairs.jsonl").write_text("\n".join(lines))
+
+    return once(world / "people", make) / "pairs.jsonl"
+
+
+def users(world: Path) -> Path:
+    """A folder of users' states, for the table of `people`."""
+
+    def make(folder: Path) -> None:
+        import tiny_users
+
+        tiny_users.save_users(folder, {f"user {i}": [["x"], ["y"]] for i in range(2)})
+
+    return once(world / "users", make)
+
+
+def user_config(world: Path, output: Path) -> dict:
+    """The configuration of a training that is told users."""
+    tree = config(world, output)
+    tree["model"] |= {"name": "user", "tokens": 4}
+    tree["method"]["name"] = "ppd"
+    tree["data"] |= {"path": str(people(world)), "users": str(users(world)), "user_dropout": 0.2}
+    return tree
+
+
+def encoded_config(world: Path, output: Path) -> dict:
+    """The configuration of a training from shards."""
+
+    def make(folder: Path) -> None:
+        from accelerate import PartialState
+
+        from diffpo.config.run import build
+        from diffpo.training.stream import write_stream
+
+        write_stream(build(config(world, output)), str(folder), PartialState(cpu=True), shard_rows=5)
+
+    tree = config(world, output)
+    tree["data"] |= {"encoded": str(once(world / "encoded", make)), "encoded_window": 2}
+    return tree
+
+
 def evaluation(world: Path, output: Path) -> dict:
     """The configuration of an evaluation of two models."""
     file = once(world / "prompts", lambda folder: _write_prompts(folder)) / "prompts.txt"

@@ -16,6 +16,7 @@ from diffpo.commands.app import app
 from diffpo.config.options import make_scorer, parse_seeds
 from diffpo.data import Pairs, load_splits
 from diffpo.errors import UserError
+from diffpo.generation import video_pairs
 from diffpo.generation.video_pairs import VideoPairOptions, _hash
 from diffpo.media.frames import BrokenImage, decode_clip
 from diffpo.training.samples import prompts_of
@@ -70,6 +71,19 @@ def test_a_real_clip_is_known_by_its_bytes(tmp_path):
     before = _hash(tmp_path / "frames")
     (tmp_path / "frames" / "1.png").write_bytes(b"b")
     assert _hash(tmp_path / "frames") != before
+
+
+def test_what_pairs_of_clips_are_made_of_is_a_setting(pipelines, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(video_pairs, "fill_folder", lambda out, command, settings, *_, **__: seen.append(settings))
+    how = {"model": str(pipelines("wan")), "frames": 5, "size": (16, 16), "device": "cpu"}
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "a.txt").write_text("a ramp")
+    for clip, eta in ((ramp(9), 0.7), (ramp(9)[::-1], 0.7), (ramp(9)[::-1], 0.8)):
+        (tmp_path / "real" / "a.mp4").write_bytes(video(clip, 16))
+        video_pairs.make_video_pairs(VideoPairOptions(**how, eta=(eta, eta)), tmp_path / "real", tmp_path / "out")
+    (first, turned, noisier) = ({key: s[key] for key in ("clips", "eta")} for s in seen)
+    assert first["clips"] != turned["clips"] == noisier["clips"] and turned["eta"] != noisier["eta"]
 
 
 def test_settings_that_would_be_passed_over_are_refused(tmp_path):
