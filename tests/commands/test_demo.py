@@ -14,7 +14,7 @@ from diffpo.media.prompts import load_prompts
 
 @pytest.mark.slow
 def test_the_demo_wins_on_held_out_prompts(tmp_path):
-    less = {"prompts": 30, "overrides": ["train.steps=20", "train.eval_every=10", "data.limit=640"]}
+    less = {"prompts": 30, "overrides": ["train.steps=20", "train.eval_every=0", "data.limit=320"]}
     summary = run_demo(tmp_path / "demo", **less)
     assert summary == json.loads((tmp_path / "demo" / "summary.json").read_text())
     assert summary["judge"] == "shapes-utility" and summary["prompts"] == 30
