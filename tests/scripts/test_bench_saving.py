@@ -9,10 +9,10 @@ import bench_saving
 
 
 def test_both_ways_are_measured(tmp_path, capsys):
-    tiny = ["--updates", "2", "--every", "1", "--rounds", "1", "--folder", str(tmp_path)]
+    tiny = ["--updates", "1", "--every", "1", "--rounds", "1", "--folder", str(tmp_path)]
     found = bench_saving.main([*tiny, "data.limit=4", "train.batch=1"])
-    assert found["mebibytes"] > 10 and {way: len(found["still"][way]) for way in ("waiting", "background")} == {
-        "waiting": 2,
-        "background": 2,
+    assert found["mebibytes"] > 10 and {way: len(times) for way, times in found["still"].items()} == {
+        "waiting": 1,
+        "background": 1,
     }
     assert "| in the background |" in capsys.readouterr().out and not list(tmp_path.iterdir())
