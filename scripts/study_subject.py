@@ -45,14 +45,20 @@ from diffpo.worlds.subject.scenes import CLASS, WORD  # noqa: E402
 
 CONFIG = "configs/subject-rpo.yaml"
 HARMONIC = "lambda-harmonic,image=subject,text=subject-prompt,image_range=[0,1],text_range=[0,1]"
-REWARDS = {"prompt": "subject-prompt", "harmonic": HARMONIC}
-"""What labels the pairs: how well an image shows its prompt, as in the released code, or both (lambda 1/2)."""
+TABLES = {
+    "prompt": ("--scorer", "subject-prompt"),
+    "harmonic": ("--scorer", HARMONIC),
+    "class": ("--scorer", "shapes", "--drawn-as", "red square"),
+}
+"""What labels the pairs: how well an image shows its prompt, as in the released code, or that and the subject (lambda
+1/2); of `class` the images of the base are drawn for prompts without the rare word."""
 ARMS = {
     "sft": ("prompt", ("method=sft", "method.sft_side=chosen")),
     "rpo": ("prompt", ()),
     "rpo, harmonic labels": ("harmonic", ("method.beta=5",)),
+    "rpo, class images": ("class", ()),
 }
-"""The labels of an arm, and what it has other than the configuration; chosen by one seed and validation prompts."""
+"""The table of an arm, and what it has other than the configuration; chosen by one seed and validation prompts."""
 SEEDS = (0, 1, 2)
 WHICH = ("last", "selected")
 IMAGES = (0, 1)
@@ -84,8 +90,8 @@ def make_pairs(output: Path) -> None:
     base = [sys.executable, "-m", "diffpo", "data", "subject", "shapes:base", str(asset_path("subject/references"))]
     base += ["--class", CLASS, "--token", WORD, "--caption", CAPTION.replace(f"{WORD} {CLASS}", "{}")]
     base += ["--prompts", str(asset_path("subject/prompts/train.txt")), "--seeds", "0"]
-    for name, reward in REWARDS.items():
-        told = ["--scorer", reward, "--sampling", "steps=20,guidance=4", "--out", str(output / f"pairs-{name}")]
+    for name, options in TABLES.items():
+        told = [*options, "--sampling", "steps=20,guidance=4", "--out", str(output / f"pairs-{name}")]
         subprocess.run([*base, *told], check=True)
     judge(output / "base", None)
 
@@ -95,8 +101,8 @@ def make_run(output: Path, arm: str, seed: int) -> None:
     folder = run_folder(output, arm, seed)
     if (folder / "result.json").exists():
         return
-    labels, overrides = ARMS[arm]
-    told = [f"data.path={output / f'pairs-{labels}'}", f"train.seed={seed}", f"train.output={folder / 'run'}"]
+    table, overrides = ARMS[arm]
+    told = [f"data.path={output / f'pairs-{table}'}", f"train.seed={seed}", f"train.output={folder / 'run'}"]
     run = train(load_config(CONFIG, [*overrides, *told]))
     looks = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     looks = [{k: line[k] for k in ("step", "select/score", "select/step")} for line in looks if "select/score" in line]
@@ -149,15 +155,13 @@ def report(output: Path) -> None:
         means = {k: of(pooled(v), [0.0] * len(told), told) for k, v in scores.items()}
         each = {k: [round(sum(one) / len(one), 4) for one in v] for k, v in scores.items()}
         found["arms"][f"{arm}, {which}"] = {"means": means, "each seed": each}
-        for rival in WHICH if arm != "sft" else ():
-            other = [with_harmonic(one["scores"][rival]) for one in results["sft"]]
+        rivals = [(arm, "last")] if which == "selected" else []
+        rivals += [("sft", rival) for rival in WHICH if arm != "sft"]
+        rivals += [("rpo", which)] if arm not in ("sft", "rpo") else []
+        for rival, theirs in rivals:
+            other = [with_harmonic(one["scores"][theirs]) for one in results[rival]]
             pairs = {k: of(pooled(v), pooled([one[k] for one in other]), told) for k, v in scores.items()}
-            found["differences"][f"{arm}, {which} - sft, {rival}"] = pairs
-        if which == "selected":
-            last = {k: pooled([with_harmonic(one["scores"]["last"])[k] for one in some]) for k in base}
-            found["differences"][f"{arm}, selected - {arm}, last"] = {
-                k: of(pooled(v), last[k], told) for k, v in scores.items()
-            }
+            found["differences"][f"{arm}, {which} - {rival}, {theirs}"] = pairs
     found["looks"] = {arm: [one["looks"] for one in some] for arm, some in results.items()}
     write_json(REPORT, found)
     lines = {
@@ -198,7 +202,7 @@ def draw(output: Path, found: dict[str, Any]) -> None:
     from PIL import Image
 
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained", width_ratios=(1, 1.4))
-    for (arm, which), color in zip(product(ARMS, WHICH), ("C3", "C3", "C0", "C0", "C2", "C2"), strict=True):
+    for (arm, which), color in zip(product(ARMS, WHICH), ("C3", "C3", "C0", "C0", "C2", "C2", "C4", "C4"), strict=True):
         each, fill = found["arms"][f"{arm}, {which}"]["each seed"], color if which == "last" else "none"
         points = each["subject"], each["subject-prompt"]
         axes[0].scatter(*points, edgecolors=color, facecolors=fill, label=f"{arm}, {which}")

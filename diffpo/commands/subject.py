@@ -27,6 +27,10 @@ def subject_pairs(
     prompts: Annotated[
         str | None, typer.Option(help="A file of prompts for the model's images, with {} for the subject; or ours.")
     ] = None,
+    drawn_as: Annotated[
+        str | None,
+        typer.Option(help="What the prompts of the model's images call it: dog; by default token and class."),
+    ] = None,
     seeds: Annotated[str, typer.Option(help="Seeds per prompt: 0,1,2 or a range 0-3.")] = "0-15",
     sampling: Annotated[
         str | None, typer.Option(help="How to sample: steps=30,guidance=7.5,size=[512, 512], or a YAML file of such.")
@@ -49,7 +53,7 @@ def subject_pairs(
 
     subject = make(Subject, {"kind": kind, "token": token}, "subject")
     subject.fill(caption)  # a mistake in what is usual is named before one in a file
-    asked = subject.prompts(LEARNED if prompts is None else prompts)
+    asked = subject.prompts(LEARNED if prompts is None else prompts, drawn_as)
     reward = make_scorer(scorer or released_reward(references, token))
     quiet()
     from diffpo.curate.subject import ADDED, COMMAND, TABLE, SubjectLabels, write_subject_pairs

@@ -81,15 +81,15 @@ class Subject(Block):
         if len(self.token.split()) != 1 or self.token != self.token.strip():
             raise ConfigError(f"the token is {self.token!r}; it must be one word, such as sks")
 
-    def fill(self, template: str) -> str:
-        """Put the subject into a template.
+    def fill(self, template: str, called: str | None = None) -> str:
+        """Put the subject into a template, or what it is `called` there.
 
         Raises:
             UserError: The template has no place for it.
         """
         if SLOT not in template:
             raise UserError(f"{template!r} has no {SLOT}, which says where the subject stands: 'a {SLOT} on the moon'.")
-        return template.replace(SLOT, f"{self.token} {self.kind}")
+        return template.replace(SLOT, called or f"{self.token} {self.kind}")
 
     def caption(self, photo: Path, usual: str) -> str:
         """What a photograph shows: the text in the file of its name beside it, else the usual template, filled.
@@ -107,13 +107,13 @@ class Subject(Block):
             )
         return own.replace(SLOT, f"{self.token} {self.kind}")
 
-    def prompts(self, templates: str | tuple[str, ...]) -> PromptSet:
-        """Put the subject into each of some templates, or of a file of templates.
+    def prompts(self, templates: str | tuple[str, ...], called: str | None = None) -> PromptSet:
+        """Put the subject, or what it is `called` there, into each of some templates, or of a file of templates.
 
         Raises:
             UserError: A template has no place for it, or the file is none.
         """
         if isinstance(templates, str):
             found = load_prompts(templates)
-            return PromptSet.of(map(self.fill, found.prompts), found.name)
-        return PromptSet.of(map(self.fill, templates))
+            return PromptSet.of([self.fill(one, called) for one in found.prompts], found.name)
+        return PromptSet.of([self.fill(one, called) for one in templates])

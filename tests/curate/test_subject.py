@@ -117,11 +117,14 @@ def test_other_labels_of_the_same_images(home):
 def test_our_prompts_share_none(home):
     assert len({*LEARNED, *SELECTING, *JUDGED}) == len(LEARNED) + len(SELECTING) + len(JUDGED) == 32
     words = command(home, "--seeds", "0", "--caption", "one {}", "--token", "zz", out="ours", templates=False)
+    words += ["--drawn-as", "dog"]
     (home / "dog" / "1.txt").write_text("a {} on a sofa\n")
     done = CliRunner().invoke(app, words, catch_exceptions=False)
     (home / "dog" / "1.txt").unlink()
     found = [row["chosen_prompt"] for row in rows_of(home, "ours")]
     assert found == ["one zz dog", "a zz dog on a sofa"] * 4, "a text beside a photograph is its caption"
+    found = [row["rejected_prompt"] for row in rows_of(home, "ours")]
+    assert found == [template.replace("{}", "dog") for template in LEARNED], "the model's images are of any dog"
     for name, templates in (("select.txt", SELECTING), ("heldout.txt", JUDGED)):
         found = (home / "ours" / name).read_text().splitlines()
         assert found == [template.replace("{}", "zz dog") for template in templates]
