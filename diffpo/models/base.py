@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from diffpo.core.process import NoiseProcess
 from diffpo.core.types import Condition
+from diffpo.models.asked import Asked
 from diffpo.models.compiling import Compile, compile_modules
-from diffpo.models.family import LORA_FILE, Asked, Family, Width, images_only
+from diffpo.models.family import LORA_FILE, Family, Width, images_only
 from diffpo.models.networks import channels_last, largest_among_shards
 from diffpo.models.user_adapter import user_adapter
 
