@@ -191,6 +191,11 @@ class Config(Document):
                 if model.tells_users
                 else "data.users: only model=user is told users; choose it, or leave data.users out"
             )
+        if train.select is not None and not model.changes_the_untold:
+            clashes.append(
+                "train.select: judges images that are made for nobody, and a user adapter alone leaves those as they "
+                "are; leave train.select out, or give model.rank"
+            )
         if "user_id" in method.requires and not model.tells_users:
             clashes.append(f"method={self.method_name}: tells the model its users, so it needs model=user")
         if method.needs_reference and getattr(model, "dropout", 0.0) > 0:

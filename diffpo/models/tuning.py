@@ -31,6 +31,11 @@ class Tuning(Block, ABC):
     tells_users: ClassVar[bool] = False
     """Whether the network is told the user."""
 
+    @property
+    def changes_the_untold(self) -> bool:
+        """Whether training changes what the network answers where nobody is told."""
+        return True
+
     path: Place
     """Base model in diffusers format: a Hub id, a local folder, or `shapes:base`."""
     vae: Place | None = None

@@ -31,6 +31,11 @@ class User(LoRA):
     rank: Annotated[int, Range(least=1, most=4096)] | None = None
     """Rank of a LoRA that is trained beside the adapter. Default: none is, or what the file `lora` has."""
 
+    @property
+    def changes_the_untold(self) -> bool:
+        """Only the LoRA does: without it the null user is the base, exactly."""
+        return self.rank is not None or self.lora is not None
+
     def __post_init__(self) -> None:
         Tuning.__post_init__(self)
         if IP_TOKENS % self.tokens:
@@ -51,7 +56,7 @@ class User(LoRA):
     ) -> None:
         """Add a fresh adapter for users' states, and the LoRA where there is one; both get `dtype`."""
         assert embedding is not None and family.text_attention is not None, "the config and `check` have seen to it"
-        if self.rank is None and self.lora is None:
+        if not self.changes_the_untold:
             network.requires_grad_(False)
         else:
             super().prepare(network, family, dtype)
@@ -63,6 +68,6 @@ class User(LoRA):
 
     def save(self, folder: Path, base: BaseModel, network: Any, weights: dict[str, Tensor]) -> None:
         """Write the adapter's file, which diffusers reads as an IP-Adapter where it knows the family, and the LoRA."""
-        if self.rank is not None or self.lora is not None:
+        if self.changes_the_untold:
             super().save(folder, base, network, weights)
         save_user_adapter(folder, base, network, weights)

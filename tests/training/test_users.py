@@ -84,6 +84,7 @@ def test_users_and_models_that_are_told_them_go_together(world):
         ({"data.users": None}, "data.users: is missing, and model=user is told users"),
         ({"model.name": "lora"}, "data.users: only model=user is told users"),
         ({"model.name": "lora", "data.users": None}, "method=ppd: tells the model its users, so it needs model=user"),
+        ({"train.select": {"scorer": "shapes", "prompts": ["a"]}}, "train.select: judges images that are made for nob"),
     ):
         with pytest.raises(ConfigError, match=words):
             build(world.tree("x", told(world) | changes))
