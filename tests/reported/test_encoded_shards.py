@@ -7,11 +7,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate import PartialState
 from data_fixtures import jsonl, own_caches, picture, records  # noqa: F401
 from tiny_encoder import TinyEncoder
 
 from diffpo.data import Pairs, load_splits
+from diffpo.data.loader import EncodedPair
 from diffpo.data.sharding import Sharding, recipe_of, table_of
 from diffpo.data.shards import Index
 from diffpo.data.storage import Storage
@@ -122,6 +124,22 @@ def test_a_kill_while_shards_are_replaced_leaves_none_that_is_read(table, place,
         encode(table, place, fresh=True, cache_dtype="float16")
     with pytest.raises(UserError, match=r"has no index.json of encoded pairs"):
         read(place, table)
+
+
+def test_the_window_and_the_labels_of_segments_reach_the_loader(table, place):
+    """So many shards are shuffled together as the config says, and labels stay with their frames."""
+    orders = []
+    for window in (1, 3):
+        source = Pairs(path=table, resolution=16, encoded_window=window)
+        how = {"seed": 0, "caption_dropout": 0.0, "reads_segments": True}
+        storage = Storage(str(place))
+        loader = StreamLoader(storage, Index.read(storage), "train", source, **how)
+        plan = loader.schedule(1, 1, 4)
+        orders.append([{int(row) // 4 for row in plan.indices(update, 0).ravel()} for update in range(3)])
+    assert all(len(shards) == 1 for shards in orders[0]) and any(len(shards) > 1 for shards in orders[1])
+    told = [{"preference": 1.0, "segments": marks} for marks in ([1, 0, -1], [0, 0, 1])]
+    rows = [EncodedPair({}, {}, lambda _: {}, values) for values in told]
+    assert loader._labels_of(torch.arange(2), rows)["segments"].tolist() == [[1, 0, -1], [0, 0, 1]]
 
 
 def test_settings_that_choose_the_table_are_compared(table, place):
