@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from diffpo.captioners.judges import WorldJudge
-from diffpo.commands.personal import Personal, run_personal
+from diffpo.commands.personal import Personal, check_out, run_personal
 from diffpo.commands.users import make_embedding
 from diffpo.config.run import load_config
 from diffpo.curate.users import UserOptions, embed_users
@@ -42,6 +42,7 @@ def run_users_demo(
         What `summary.json` holds: `win_rate`, `ci_low`, `ci_high` of unseen users against the base, all `results`, and
         `seconds` per stage.
     """
+    check_out(output)
     seconds, users, start = {}, output / "users", time.perf_counter()
 
     def timed(stage: str) -> None:

@@ -77,6 +77,7 @@ def run_personal(asked: Personal, out: Path, *, fresh: bool = False) -> dict[str
     Raises:
         UserError: The model and the users do not fit, there are too few prompts, or the judge lacks something.
     """
+    check_out(out)
     users = open_users(str(asked.users), Request.of(asked.options).model)
     if asked.judge.needs_choices and asked.pairs is None:
         raise UserError(
@@ -104,6 +105,16 @@ def run_personal(asked: Personal, out: Path, *, fresh: bool = False) -> dict[str
     prompts = [sitting.prompt for sitting in sittings[:SHOWN]]
     _write_page(asked, out, users, prompts, results, found, fresh=fresh)
     return found
+
+
+def check_out(out: Path) -> None:
+    """Refuse, before the work, a folder with a report of others: `personal.json` is written before ours.
+
+    Raises:
+        UserError: There is one.
+    """
+    if (out / "report.html").exists() and not (out / "personal.json").is_file():
+        raise UserError(f"{out} holds a report.html that is not of `{COMMAND}`: give another folder.")
 
 
 def _members(users: Users, group: str) -> list[str]:

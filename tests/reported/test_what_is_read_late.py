@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from diffpo.captioners.labellers import ScorerLabeller
 from diffpo.commands.app import app
+from diffpo.commands.personal import check_out
 from diffpo.config.options import make_scorer, parse_seeds
 from diffpo.data import Pairs, load_splits
 from diffpo.errors import UserError
@@ -84,6 +85,14 @@ def test_what_pairs_of_clips_are_made_of_is_a_setting(pipelines, tmp_path, monke
         video_pairs.make_video_pairs(VideoPairOptions(**how, eta=(eta, eta)), tmp_path / "real", tmp_path / "out")
     (first, turned, noisier) = ({key: s[key] for key in ("clips", "eta")} for s in seen)
     assert first["clips"] != turned["clips"] == noisier["clips"] and turned["eta"] != noisier["eta"]
+
+
+def test_a_report_of_others_stays(tmp_path):
+    (tmp_path / "report.html").write_text("mine")
+    with pytest.raises(UserError, match=r"holds a report.html that is not of `diffpo personal`"):
+        check_out(tmp_path)
+    (tmp_path / "personal.json").write_text("{}")
+    check_out(tmp_path)
 
 
 def test_settings_that_would_be_passed_over_are_refused(tmp_path):
