@@ -129,7 +129,7 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
         images = write_images(root / "images", options.images, options.size)
-        few = write_images(root / "few", WARMUP, options.size)
+        few = write_images(root / "few", min(WARMUP, options.images), options.size)
         cases = {"given": options.scorer} if options.scorer else small_scorers(root)
         results = {name: compare(images, few, specs, options.repeats) for name, specs in cases.items()}
     print(f"{options.images} images of {options.size}x{options.size}, {torch.get_num_threads()} threads")

@@ -1,6 +1,7 @@
 """What every test stands on: no network, its own caches, few threads, torchvision made safe before it is imported."""
 
 import functools
+import gc
 import os
 import tempfile
 
@@ -35,6 +36,12 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish():
+    """Let the garbage collector pass over what was imported and collected, which stays until the process ends."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
