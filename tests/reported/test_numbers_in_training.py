@@ -110,9 +110,10 @@ def test_a_checkpoint_of_another_network_is_refused(world, tmp_path):
 def test_what_is_not_finite_is_never_written(world, what, value):
     from diffpo.config.run import build
     from diffpo.training.export import export
-    from diffpo.training.learner import prepare_learner, save
+    from diffpo.training.learner import prepare_learner
     from diffpo.training.processes import make_accelerator
     from diffpo.training.run import claim
+    from diffpo.training.saving import Saver
 
     config = build(world.tree("unwritten", {"model.rank": 4}))
     accelerator = make_accelerator(config)
@@ -121,13 +122,14 @@ def test_what_is_not_finite_is_never_written(world, what, value):
     parameter = next(p for p in learner.policy.network.parameters() if p.requires_grad)
     parameter.grad = torch.zeros_like(parameter)
     learner.optimizer.step()
-    save(learner, run, 1, {})
+    saver = Saver(learner, run, {})
+    saver.save(1)
     export(config, accelerator, learner.policy, run)
     before = contents_of(run)
     with torch.no_grad():
         (parameter if what == "weights" else learner.optimizer.state[parameter]["exp_avg_sq"]).view(-1)[3] = value
     with pytest.raises(UserError, match=rf"after update 2, 1 of \d+ tensors are not finite, the first is {what}: "):
-        save(learner, run, 2, {})
+        saver.save(2)
     if what == "weights":
         with pytest.raises(UserError, match="tensors are not finite"):
             export(config, accelerator, learner.policy, run)
@@ -135,7 +137,8 @@ def test_what_is_not_finite_is_never_written(world, what, value):
 
 
 def contents_of(run):
-    return {str(p.relative_to(run)): p.read_bytes() for p in sorted(run.rglob("*")) if p.is_file()}
+    files = (path for path in sorted(run.rglob("*")) if path.is_file() and path.name != "run.json")
+    return {str(path.relative_to(run)): path.read_bytes() for path in files}
 
 
 def test_following_the_advice_after_numbers_that_are_none_ends_with_a_finished_run(world):
