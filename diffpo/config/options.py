@@ -53,9 +53,9 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 
 def parse_range(text: str, what: str) -> tuple[float, float]:
     """Read LOW..HIGH, or one number for both."""
-    low, _, high = text.partition("..")
+    low, dots, high = text.partition("..")
     try:
-        return float(low), float(high or low)
+        return float(low), float(high if dots else low)
     except ValueError as error:
         raise UserError(f"{what} is {text!r}; write LOW..HIGH, such as 0.65..0.8, or one number.") from error
 

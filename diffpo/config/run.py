@@ -154,6 +154,11 @@ class Config(Document):
             )
         if train.dtype == "float64" and (half or model.dtype not in (None, "float64")):
             clashes.append("train.dtype: float64 goes with mixed_precision=no and model.dtype left out")
+        if model.recomputed_share < 1 and not model.gradient_checkpointing:
+            clashes.append(
+                "model.recomputed_share: is the share that gradient checkpointing computes again; set "
+                "model.gradient_checkpointing=true, or leave it out"
+            )
         if train.fused and train.compile:
             clashes.append(f"train.fused: the kernels take the place of train.compile={train.compile}; set one of them")
         if train.sample_every and not self.sample.prompts:

@@ -182,6 +182,7 @@ def test_a_missing_field_is_named():
         ({"dtype": "bfloat16"}, {"mixed_precision": "fp16"}, "dpo", "train.mixed_precision (bf16; it is fp16)"),
         ({"dtype": "float32"}, {"dtype": "float64"}, "dpo", "train.dtype: float64 goes with"),
         ({}, {"dtype": "float64", "mixed_precision": "bf16"}, "dpo", "train.dtype: float64 goes with"),
+        ({"recomputed_share": 0.5}, {}, "dpo", "model.recomputed_share: is the share that gradient checkpointing"),
         ({"name": "lora", "dropout": 0.1}, {}, "dpo", "model.dropout: must be 0"),
     ],
 )

@@ -248,6 +248,7 @@ def test_the_command_writes_a_table_that_training_takes_for_ties(pipelines, real
     ("option", "value", "told"),
     [
         ("--eta", "0.65,0.8", "eta is '0.65,0.8'; write LOW..HIGH"),
+        ("--eta", "0.65..", "eta is '0.65..'; write LOW..HIGH"),
         ("--sampling", "seeds=[1, 2]", "sampling sets seeds, for which there are options"),
         ("--sampling", "stepps=4", "unknown key.*steps"),
     ],
