@@ -111,7 +111,7 @@ def plot(found: list[Outcome], path: Path) -> None:
             [v.estimate for v in values], places, xerr=spread, fmt="o", color="#2463eb", capsize=2, markersize=4
         )
         axis.axvline(0, color="gray", linestyle=":", linewidth=1)
-        axis.set_xlabel(f"{title}: tuned minus base")
+        axis.set_xlabel(f"{title}:\ntuned minus base")
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_yticks(places, [each.variant.name for each in found])
     figure.savefig(path, dpi=130)
