@@ -99,14 +99,14 @@ class NoiseProcess(ABC):
         `shape` is `[c f h w]` of the latents: some flow models shift their times the further, the larger an image is.
         """
 
-    @abstractmethod
     def relative(self, t: Tensor) -> Tensor:
         """Time as a fraction of the whole range, `[b]` in [0, 1]: what logs group by."""
+        return t
 
     @property
-    @abstractmethod
     def end(self) -> Tensor:
-        """The last time, a scalar."""
+        """The last time, a scalar: 1, unless times are counted."""
+        return torch.tensor(1.0, dtype=torch.float64)
 
     @abstractmethod
     def path(self, t: Tensor, steps: int, landing: Landing, shape: Sequence[int]) -> Path:
@@ -233,13 +233,6 @@ class ContinuousProcess(VariancePreserving):
     def sample_time(self, rng: Rng, shape: Sequence[int]) -> Tensor:
         return draw(self.time, rng.uniform("time"), self.time.density or "uniform")
 
-    def relative(self, t: Tensor) -> Tensor:
-        return t
-
-    @property
-    def end(self) -> Tensor:
-        return torch.tensor(1.0, dtype=torch.float64)
-
     def path(self, t: Tensor, steps: int, landing: Landing, shape: Sequence[int]) -> Path:
         _refuse_released(landing)
         n, time = _walk(torch.arange(steps + 1, dtype=torch.float64) / steps, t.double().cpu(), landing)
@@ -262,13 +255,6 @@ class FlowProcess(NoiseProcess):
 
     def sample_time(self, rng: Rng, shape: Sequence[int]) -> Tensor:
         return self._shifted(draw(self.time, rng.uniform("time"), self.time.density or "logit_normal"), shape)
-
-    def relative(self, t: Tensor) -> Tensor:
-        return t
-
-    @property
-    def end(self) -> Tensor:
-        return torch.tensor(1.0, dtype=torch.float64)
 
     def path(self, t: Tensor, steps: int, landing: Landing, shape: Sequence[int]) -> Path:
         _refuse_released(landing)
