@@ -16,9 +16,11 @@ from diffpo.config.run import build
 from diffpo.core.step import preference_step
 from diffpo.curate.embedding import Embedding, read_embedder
 from diffpo.errors import ConfigError, UserError
-from diffpo.media.users import EMBEDDER
+from diffpo.media.users import EMBEDDER, Users
 from diffpo.methods import METHODS
 from diffpo.training import samples
+from diffpo.training.processes import make_accelerator
+from diffpo.training.train import prepare_data
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +63,16 @@ def test_samples_are_drawn_for_nobody_and_for_the_first_users_to_learn_from(worl
     base, nobody, *users = (np.asarray(cell.clip.first) for cell in row.cells)
     assert np.array_equal(base, nobody)
     assert not any(np.array_equal(a, b) for a, b in itertools.combinations((base, *users), 2))
+
+
+def test_held_out_pairs_are_always_told_their_users(world):
+    """Dropping users is for what is learned: a held-out loss is that of people who are known."""
+    held_out = {"data.validation_fraction": 0.5, "train.eval_every": 1, "data.user_dropout": 1.0, "train.batch": 1}
+    config = build(world.tree("held out", told(world) | held_out))
+    _, loader, judged, _ = prepare_data(config, make_accelerator(config), Users.open(config.data.users))
+    assert not loader.batch(loader.groups[0], 0).cond.chosen.user.any()
+    (batch, *_) = judged.held_out(1)
+    assert batch.cond.chosen.user.flatten(1).any(1).all()
 
 
 @pytest.mark.parametrize("name", ["sd15", "sd3"])
