@@ -113,7 +113,7 @@ def find_clip(model: str, architecture: str | None, library: Library, preprocess
         return open_clip_tower.from_folder(spec, resizing)
     if resizing != "own":
         raise UserError(f"preprocessing={resizing} is for models of open_clip; {spec} is read by transformers.")
-    return find_transformers(spec, what=f"a CLIP of transformers, or an ALIGN ({spec})", kind=IMAGE_TEXT)
+    return find_transformers(spec, what="a CLIP of transformers, or an ALIGN", kind=IMAGE_TEXT)
 
 
 def _library_of(spec: str) -> Library:

@@ -30,20 +30,20 @@ def find_file(spec: str, *, file: str, what: str) -> Weights:
     Raises:
         UserError: If it is not there and cannot be fetched, as for all that are named find.
     """
-    if (path := Path(spec).expanduser()).is_dir():
-        return Weights(pick_file(path, [file], what))
+    if (path := Path(spec).expanduser()).exists():
+        return Weights(pick_file(path, [file], what) if path.is_dir() else path)
     if spec.startswith("https://"):
         return Weights(_download(spec, what))
     found = find_folder(spec, what=what, files=[file], probe=file)
-    if found.path.is_file():
-        return found
     chosen = pick_file(found.path, [file], what)
     return Weights(chosen, f"{found.identity}/{chosen.name}")
 
 
 def find_folder(spec: str, *, what: str, files: Sequence[str] = _TEXTS, probe: str) -> Weights:
     """Find a folder; of a Hub repository only `files` are fetched, and it must have `probe`."""
-    return locate(spec, what=what, fetch=partial(snapshot, what=what, patterns=files, probe=probe))
+    return _folder(
+        locate(spec, what=what, fetch=partial(snapshot, what=what, patterns=files, probe=probe)), what, probe
+    )
 
 
 def find_beside(spec: str | None, own: Weights, *, otherwise: str, what: str, probe: str) -> Weights:
@@ -57,7 +57,7 @@ def find_beside(spec: str | None, own: Weights, *, otherwise: str, what: str, pr
 
 
 def find_model(spec: str, *, what: str) -> Weights:
-    """Find a model of transformers: a local folder, a file with config.json beside it, an embedded name or a Hub id.
+    """Find a model of transformers: a local folder with its config.json, an embedded name or a Hub id.
 
     From the Hub, a pickle is fetched only where there are no safetensors.
     """
@@ -68,7 +68,22 @@ def find_model(spec: str, *, what: str) -> Weights:
             snapshot(repo, what=what, patterns=[_PICKLES], probe=_PICKLES)
         return folder
 
-    return locate(spec, what=what, fetch=fetch)
+    found = _folder(locate(spec, what=what, fetch=fetch), what, "config.json")
+    if not (found.path / "config.json").is_file():
+        raise UserError(
+            f"{found.path} is {describe_folder(found.path)}: it has no config.json, so it is not {what}. Give a folder "
+            "as `save_pretrained` writes it, or a Hub id."
+        )
+    return found
+
+
+def _folder(found: Weights, what: str, probe: str) -> Weights:
+    """Refuse one file where a folder is read."""
+    if found.path.is_file():
+        home = found.path.parent
+        folder = f"its folder, {home}," if any(home.glob(probe)) else f"a folder that holds {probe},"
+        raise UserError(f"{found.path} is one file, and a folder is needed for {what}: give {folder} or a Hub id.")
+    return found
 
 
 def pick_file(folder: Path, names: Sequence[str], what: str) -> Path:

@@ -48,13 +48,13 @@ def find_transformers(
 
     The latter are at `processor`, else in the folder of the weights, else `otherwise`, a Hub id.
     """
-    weights = find_model(spec, what=what)
-    single = weights.path.is_file()
+    single = (path := Path(spec).expanduser()).is_file()
+    weights = Weights(path) if single else find_model(spec, what=what)
     folder = weights.path.parent if single else weights.path
     if single and not (folder / "config.json").is_file():
-        kind = describe(read_state(weights.path))
         raise UserError(
-            f"{spec} holds {kind}, and no config.json of transformers is beside it. {what} needs one: give its folder."
+            f"{spec} holds {describe(read_state(path))}, and no config.json is beside it. Give the folder of {what}, "
+            "with its config.json, or a Hub id."
         )
     found = Weights(folder, weights.identity)
     if processor is not None or otherwise is not None:

@@ -87,7 +87,7 @@ def test_a_model_of_another_kind(language_model):
 
 
 def test_a_folder_that_is_no_model(tmp_path):
-    with pytest.raises(UserError, match=r"config\.json cannot be read"):
+    with pytest.raises(UserError, match=r"has no config\.json, so it is not a causal language model"):
         _ = Instruct(path=str(tmp_path)).model
 
 

@@ -129,6 +129,25 @@ def test_weights_of_another_kind_are_named(weights):
         assert "weights.safetensors" in str(caught.value), name
 
 
+def test_one_file_where_a_folder_is_needed(weights):
+    """The message names the folder that works."""
+    home = weights.parent
+    for spec, parts in (
+        (f"subject-consistency,path={weights}", "a DINO ViT-B/16 of transformers"),
+        (f"background-consistency,path={weights}", "a CLIP ViT-B/32 of transformers"),
+        (f"dino,path={weights},references={home}/dog", "a ViT of transformers, such as DINO"),
+        (f"visionreward,path={weights},questions={home}", "a VisionReward-Video"),
+        (f"pickscore,path={home},processor={weights}", "its tokenizer and image processor"),
+        (f"videoreward,path={weights},base={home}", "a VideoReward"),
+    ):
+        with pytest.raises(UserError, match=f"is one file, and a folder is needed for {parts}.*: give .* or a Hub id"):
+            _ = make_scorer(spec).provenance
+    with pytest.raises(UserError, match=f"give its folder, {home}, or a Hub id"):
+        _ = make_scorer(f"subject-consistency,path={weights}").provenance
+    with pytest.raises(UserError, match=r"it has no config\.json, so it is not a DINO"):
+        _ = make_scorer(f"subject-consistency,path={home}/dog").provenance
+
+
 def test_the_command_ends_with_exit_code_2(weights, tmp_path, monkeypatch, capsys):
     from diffpo.__main__ import main
 
