@@ -23,6 +23,7 @@ import pyarrow
 from diffpo.captioners.base import Captioner, Perturber
 from diffpo.curate.derived import Asked, ask_of_images, compute_values, read_tables, writing
 from diffpo.curate.write import Target, file_of
+from diffpo.data.advice import how_to_get
 from diffpo.data.encode import BOTH
 from diffpo.data.records import Source, Table
 from diffpo.disk.ahead import groups
@@ -146,8 +147,8 @@ def _texts_to_perturb(table: Table, preset: Preset) -> list[str]:
     missing = sorted({"chosen_prompt", f"{side}_prompt"} - {*table.rows.column_names})
     if missing:
         raise UserError(
-            f"preset {preset} perturbs captions of the images; {table.path} has no {' and no '.join(missing)}. Run "
-            f"`diffpo data caption {table.path} ...` first, or choose --preset perturbation."
+            f"preset {preset} perturbs captions of the images; {table.path} has no {' and no '.join(missing)}. "
+            f"{how_to_get(missing, missing, table.path)} first, or choose --preset perturbation."
         )
     return table.captions(side).to_pylist()
 

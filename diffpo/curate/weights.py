@@ -27,6 +27,7 @@ import numpy as np
 from diffpo.core.block import Block, NotNegative, Positive
 from diffpo.curate.derived import read_tables, writing
 from diffpo.curate.write import file_of
+from diffpo.data.advice import how_to_get
 from diffpo.data.contents import identify
 from diffpo.data.records import Source, Table
 from diffpo.data.splits import normalise
@@ -161,7 +162,7 @@ def _scores(table: Table) -> np.ndarray:
     missing = [name for name in SCORES if name not in table.rows.column_names]
     if missing:
         raise UserError(
-            f"{table.path} has no column {' and no column '.join(missing)}: weights come from scores. Run `diffpo data "
-            f"score {table.path} --scorer NAME --out FOLDER`, and weigh FOLDER."
+            f"{table.path} has no column {' and no column '.join(missing)}: weights come from scores. "
+            f"{how_to_get(missing, SCORES, table.path)}, and weigh FOLDER."
         )
     return np.stack([np.asarray(table.column(name), np.float64) for name in SCORES], axis=1)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from diffpo.data.advice import how_to_get
 from diffpo.data.checks import check_captions, check_users
 from diffpo.data.read import TEXTS, read_table
 from diffpo.data.records import OPTIONAL, REQUIRED, Source, Splits, Table
@@ -31,18 +32,6 @@ SYNONYMS = {
     "rejected": ("rejected", "loser", "lose", "other", "worse", "rejected_image", "image_l", "image_rejected", "bad"),
 }
 """What people call the columns."""
-HOW_TO_GET = {
-    **dict.fromkeys(
-        ("preference", "chosen_score", "rejected_score"),
-        "run `diffpo data score {path} --scorer pickscore --out FOLDER`",
-    ),
-    **dict.fromkeys(
-        ("chosen_prompt", "rejected_prompt"),
-        "run `diffpo data caption {path} --captioner transformers,path=MODEL --out FOLDER`",
-    ),
-    "segments": "run `diffpo data segments {path} --labeller chat,path=MODEL --out FOLDER` (docs/video.md), or add "
-    "`segments` yourself: a list of -1, 0 and 1 per row, one label per second of its clips",
-}
 
 
 def load_table(source: Source, path: str, split: str) -> Table:
@@ -163,16 +152,14 @@ def check_requires(requires: frozenset[str], table: Table, method: str) -> None:
         if blank:
             raise UserError(
                 f"{method} needs captions; in {table.path} every `{blank[0]}` is missing or empty. "
-                f"Run `diffpo data caption {table.path}`, or choose method=dpo."
+                f"{how_to_get(blank, requires, table.path)}, or choose method=dpo."
             )
         return
     named = ", ".join(f"`{name}`" for name in missing)
     needs = f"a {named} column" if len(missing) == 1 else f"the columns {named}"
-    advice = " and ".join(dict.fromkeys(HOW_TO_GET.get(name, f"add `{name}` to the table") for name in missing))
-    advice = advice.format(path=table.path)
     raise UserError(
         f"{method} needs {needs}; this table has {', '.join(table.rows.column_names)}. "
-        f"{advice[0].upper()}{advice[1:]}, or choose method=dpo."
+        f"{how_to_get(missing, requires, table.path)}, or choose method=dpo."
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffpo.data.advice import how_to_get
 from diffpo.data.encode import BOTH
 from diffpo.data.loader import EncodedPair, PairLoader
 from diffpo.data.plan import Schedule
@@ -124,7 +125,8 @@ def check_columns(index: Index, split: str, needed: frozenset[str], address: str
     if missing := sorted(needed - set(index.columns)):
         raise UserError(
             f"this method needs the columns {', '.join(missing)}; the table of {address} had "
-            f"{', '.join(index.columns)}. Add them to the table and encode it again, or choose method=dpo."
+            f"{', '.join(index.columns)}. {how_to_get(missing, needed, 'TABLE')}, and encode it again, or choose "
+            "method=dpo."
         )
     against = sum(shard.against for shard in index.splits[split].shards)
     if against and refuses_opposite:

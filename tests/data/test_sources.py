@@ -11,6 +11,7 @@ from diffpo.data.contents import identify
 from diffpo.data.splits import normalise
 from diffpo.errors import ConfigError, UserError
 from diffpo.media.frames import decode
+from diffpo.methods import DCPO, PPD, RPO, DenseDPO, SmPO
 
 LABELS = [1.0, 0.0, 0.5, None, 1.0, 0.0]
 
@@ -187,6 +188,25 @@ def test_a_method_says_which_column_it_lacks(records, jsonl):
         check_requires(frozenset({"user_id"}), table, "ppd")
     with pytest.raises(UserError, match="dcpo needs the columns `chosen_prompt`, `rejected_prompt`"):
         check_requires(frozenset({"chosen_prompt", "rejected_prompt"}), table, "dcpo")
+
+
+@pytest.mark.parametrize(
+    ("method", "command"),
+    [(RPO, "subject MODEL"), (DCPO, "caption "), (SmPO, "score "), (DenseDPO, "segments "), (PPD, None)],
+)
+def test_each_method_is_given_the_command_that_makes_its_columns(records, jsonl, method, command):
+    """Also where some of them are there: other captions than those of `data subject` are of no use to RPO."""
+    needed = method.requires
+    for there in ({}, {"preference": 1.0}):
+        rows = [row | there for row in records(2)]
+        table = load_splits(Pairs(path=jsonl(rows))).train
+        if needed <= set(table.rows.column_names):
+            continue
+        with pytest.raises(UserError) as error:
+            check_requires(needed, table, "it")
+        said = str(error.value).partition(". ")[2]
+        assert said.startswith(f"Run `diffpo data {command}" if command else "Add `user_id` to the table")
+        assert said.count("diffpo data") == bool(command) and "{" not in said
 
 
 def test_the_shapes_world_is_a_table_like_any_other(pickapic, tmp_path, monkeypatch):
