@@ -38,7 +38,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -63,7 +63,7 @@ from bench_machine import (  # noqa: E402
 )
 from bench_report import STAGES, gains, memory_table, show  # noqa: E402
 
-from diffpo.core.step import invert_together, preference_step  # noqa: E402
+from diffpo.core.step import preference_step  # noqa: E402
 from diffpo.core.types import DTYPES, Rng, StepOutput  # noqa: E402
 from diffpo.errors import UserError  # noqa: E402
 from diffpo.models import Denoiser  # noqa: E402
@@ -72,7 +72,7 @@ from diffpo.models.networks import lean_adapters  # noqa: E402
 from diffpo.models.reference import Reference  # noqa: E402
 from diffpo.models.tuning import Tuning  # noqa: E402
 from diffpo.training.optimizers import make_optimizer  # noqa: E402
-from diffpo.training.serving import images_per_call  # noqa: E402
+from diffpo.training.serving import inverted  # noqa: E402
 
 HALF = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}
 STATE_BYTES = {"adamw": 8, "adamw8bit": 2, "adafactor": 0}
@@ -102,8 +102,19 @@ class Update:
         policy.network, self.optimizer = accelerator.prepare(policy.network, make_optimizer(settings(options), trained))
         self.network = policy.network
         self.policy, self.reference = Timed(policy, self.clock), Timed(reference, self.clock)
-        cut = SimpleNamespace(batch=batch, accumulate=options.accumulate, split_forward=False, compile=options.compile)
-        self.micro, (self.most, self.least) = options.accumulate, images_per_call(cut, options.at_once)
+        self.micro = options.accumulate
+        self.learner = self._learner(tuning, batch, options)
+
+    def _learner(self, tuning: Tuning, batch: int, options: argparse.Namespace) -> Any:
+        """What an inversion reads of a run, whose config needs pydantic."""
+        train = SimpleNamespace(batch=batch, accumulate=self.micro, compile=options.compile)
+        train.split_forward, train.dtype, train.seed = False, "float32", 0
+        method, data = self.method, SimpleNamespace(draw=lambda epoch: epoch)
+        if method.inversion is not None:
+            method = replace(method, inversion=replace(method.inversion, at_once=options.at_once))
+        config = SimpleNamespace(train=train, model=tuning, method=method, data=data)
+        networks = {"policy": self.policy, "reference": self.reference}
+        return SimpleNamespace(config=config, accelerator=self.accelerator, **networks)
 
     def run(self, step: int) -> Lap:
         """Do one update, which waits for the device once, as the loop does."""
@@ -126,12 +137,7 @@ class Update:
         marks = [mark()]
         batches = [collate(self.rows, first + i * len(self.rows)).to(device, torch.float32) for i in range(self.micro)]
         marks.append(mark())
-        if self.method.live_inversion is not None:
-            with accelerator.autocast():
-                batches = invert_together(
-                    self.method, self.policy, self.reference, batches, 0, 0, most=self.most, least=self.least
-                )
-        for batch in batches:
+        for batch in inverted(self.learner, batches, 0):
             with accelerator.autocast():
                 output = preference_step(self.method, self.policy, self.reference, batch, Rng(0, 0, batch.index))
             accelerator.backward(output.loss.sum() / (self.micro * len(self.rows)))

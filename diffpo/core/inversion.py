@@ -39,8 +39,8 @@ class Inversion(Block):
     invert_with: Literal["policy", "reference"] = "policy"
     """Which network answers. The policy's own drifts while it learns, as released."""
     at_once: Count | None = None
-    """Images that the network is asked about at once. Default: as many as a training forward holds. Without gradients
-    several times as many may fit, which small batches gain from: together with those of other micro-batches."""
+    """Images that the network is asked about at once. Default: on a CPU as many as a training forward holds; on a GPU
+    so many that few calls are left and all are full, up to four times as many, since none keeps its activations."""
     cache: bool = False
     """Keep the reference's inversions on disk, of the posterior's mode, with the caption and without: training costs
     no more than with random noise. With `renoise` the partial last step follows the whole step's correction."""

@@ -14,7 +14,8 @@ from diffpo.core.inversion import Inversion, invert
 from diffpo.core.step import invert_together
 from diffpo.core.types import Pair
 from diffpo.methods import METHODS
-from diffpo.training.serving import images_per_call
+from diffpo.models.tuning import Full
+from diffpo.training.serving import choose_calls
 
 SIZES = (3, 1, 4)
 """Pairs in each micro-batch."""
@@ -108,15 +109,42 @@ def test_images_of_other_sizes_are_inverted_apart(pipelines):
         torch.testing.assert_close(batch.inverted.rejected, points.rejected, **SAME)
 
 
-def test_how_many_images_a_call_holds():
-    """What a training forward holds, or as told; for a compiled network always as many."""
-    two, one = ({"steps": 1, "batch": 4, "accumulate": n} for n in (2, 1))
-    assert images_per_call(Train(**two), None) == (8, 0) and images_per_call(Train(**two), 32) == (32, 0)
-    assert images_per_call(Train(**two, split_forward=True), None) == (4, 0)
-    assert images_per_call(Train(**two, compile="regional"), None) == (8, 8)
-    assert images_per_call(Train(**one, compile="regional"), None) == (4, 4)
-    assert images_per_call(Train(**one, compile="whole"), 6) == (6, 6)
-    assert images_per_call(Train(steps=1, batch=1, compile="regional"), None) == (2, 2)
+def calls(device, inversion=None, checkpointing=False, **train):
+    model = Full(path="none", gradient_checkpointing=checkpointing)
+    found = choose_calls(Train(**{"steps": 1, **train}), model, inversion or Inversion(), torch.device(device))
+    return found.window, found.most, found.least
+
+
+def test_a_processor_is_asked_about_as_many_images_as_a_training_forward_holds():
+    """Or as told, and fewer where fewer are left; what is compiled is always asked about as many."""
+    two, one = ({"batch": 4, "accumulate": n} for n in (2, 1))
+    assert calls("cpu", **two) == (8, 8, 0) and calls("cpu", Inversion(at_once=32), **two) == (8, 32, 0)
+    assert calls("cpu", **two, split_forward=True) == (8, 4, 0)
+    assert calls("cpu", **two, compile="regional") == (8, 8, 8)
+    assert calls("cpu", **one, compile="regional") == (8, 4, 4)
+    assert calls("cpu", Inversion(at_once=6), **one, compile="whole") == (8, 6, 6)
+    assert calls("cpu", batch=1, compile="regional") == (8, 2, 2)
+
+
+@pytest.mark.parametrize("compiled", [{}, {"compile": "regional"}])
+def test_a_gpu_is_always_asked_about_equally_many(compiled):
+    """16 pairs, 5 steps and as many corrections: 192 answers on average, 10 at most for one image, so 20 a call.
+
+    Four micro-batches have 768, so 77 a call; no more than four times a training forward, or one with checkpointing.
+    """
+    smpo, inpo = Inversion(steps=5, renoise=1), Inversion(steps=10)
+    assert calls("cuda", smpo, batch=16, **compiled) == (1, 20, 20)
+    assert calls("cuda", inpo, batch=16, **compiled) == (1, 18, 18)
+    assert calls("cuda", smpo, batch=16, accumulate=4, **compiled) == (4, 77, 77)
+    assert calls("cuda", smpo, batch=8, accumulate=8, **compiled) == (8, 64, 64)
+    assert calls("cuda", smpo, True, batch=8, accumulate=8, **compiled) == (8, 16, 16)
+    assert calls("cuda", smpo, batch=8, accumulate=8, split_forward=True, **compiled) == (8, 32, 32)
+    assert calls("cuda", Inversion(steps=5, at_once=48), batch=8, accumulate=8, **compiled) == (8, 48, 48)
+
+
+def test_the_windows_of_an_update_are_alike():
+    """Ten micro-batches are five and five: eight and two would leave most of the calls for the two idle."""
+    assert [calls("cuda", accumulate=n)[0] for n in (1, 8, 9, 10, 16, 17)] == [1, 8, 5, 5, 8, 6]
 
 
 @pytest.fixture(scope="module")
