@@ -22,6 +22,7 @@ from diffpo.data.records import Source
 from diffpo.data.splits import normalise, read_splits
 from diffpo.disk.ahead import groups
 from diffpo.disk.files import without_nan, write_json
+from diffpo.disk.rows import digest
 from diffpo.errors import UserError
 from diffpo.generation.generate import fill_folder
 from diffpo.generation.personal import COMMAND, Sitting, make_images, plan_sittings
@@ -91,7 +92,7 @@ def run_personal(asked: Personal, out: Path, *, fresh: bool = False) -> dict[str
     results = [_compare(asked, out, made, sittings, shown, first, second) for first, second in compared]
     found = {
         "judge": asked.judge.provenance,
-        "agreement": _agreement(asked, users, sittings, shown),
+        "agreement": _agreement(asked, sittings, shown),
         "prompts": {"set": asked.prompts.name, "each": asked.each},
         "results": [result.to_dict() for result in results],
         "images": [
@@ -204,7 +205,7 @@ def _compare(
     return summarise(first, second, verdicts)
 
 
-def _agreement(asked: Personal, users: Users, sittings: Sequence[Sitting], shown: Choices) -> dict[str, Any] | None:
+def _agreement(asked: Personal, sittings: Sequence[Sitting], shown: Choices) -> dict[str, Any] | None:
     """How often a judge that is shown choices agrees with the users' other ones."""
     if not asked.judge.needs_choices:
         return None
@@ -285,7 +286,8 @@ def _draw(
         for item in request.media(chosen, lambda n, _, seed, place=place: f"{n * 100 + place:06d}-s{seed}"):
             media.append(item)
             places[item.file] = place
-    audience = stacked({"whose": name, "states": str(list(columns))}, blends, places)
+    states = digest(*(each.numpy().tobytes() for each, _ in blends)).hex()
+    audience = stacked({"whose": name, "states": states}, blends, places)
     work = replace(request, audience=audience, label=name)
     folder = out / f"{name}-grid"
     fill_folder(folder, COMMAND, work.describe(chosen), lambda: work.work(folder, chosen, media), fresh=fresh)

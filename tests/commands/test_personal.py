@@ -2,27 +2,32 @@
 
 import json
 import shutil
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny import save_pipeline
 from tiny_language import llava_onevision
 from tiny_users import save_user_run, save_users
 
+import diffpo.commands.personal
+import diffpo.generation.personal
+from diffpo.captioners.base import Choice, UserJudge
 from diffpo.captioners.column import ColumnEmbedder
 from diffpo.captioners.judges import ChatJudge, WorldJudge
-from diffpo.commands.personal import Choices, Personal, run_personal
+from diffpo.commands.personal import Choices, Personal, _agreement, _draw, run_personal
 from diffpo.commands.users import users_of, whom
 from diffpo.curate.embedding import Embedding
 from diffpo.data import Pairs
 from diffpo.errors import UserError
-from diffpo.generation.personal import plan_sittings
+from diffpo.generation.personal import Sitting, make_images, plan_sittings
 from diffpo.generation.settings import GenerateOptions
 from diffpo.media.folder import open_clip, read_media
 from diffpo.media.prompts import load_prompts
-from diffpo.media.users import EMBEDDER, Users, copy_embedder
+from diffpo.media.users import EMBEDDER, STATES, Users, copy_embedder
 from diffpo.worlds.users.people import utility
 
 NAMES = ("user-00", "user-01", "user-02", "user-03")
@@ -107,7 +112,7 @@ def test_a_judge_that_is_shown_choices_is_held_against_others(asked, base, run, 
     images.mkdir()
     for number, name in enumerate(NAMES):
         for i in range(5):  # two support pairs, three others
-            row = {"prompt": f"{name} {i}", "user_id": name}
+            row = {"prompt": f"{name} {i}", "user_id": name, "preference": 0.1 if i == 3 else 1.0}
             for side in ("chosen", "rejected"):
                 file = images / f"{name}-{i}-{side}.png"
                 draws = np.random.default_rng([number, i, side == "chosen"])
@@ -128,6 +133,62 @@ def test_a_judge_that_is_shown_choices_is_held_against_others(asked, base, run, 
     choices = Choices.of(users, plan_sittings(users, NAMES, asked.prompts.prompts, 1, 0), source)
     assert {choice.prompt for choice in choices.others["user-02"]} == {f"user-02 {i}" for i in (2, 3, 4)}
     assert [choice.prompt for choice in choices.support[users.draws_of("user-02")[0]]] == ["user-02 0"]
+    for choice in choices.others["user-02"]:
+        against = choice.prompt == "user-02 3"  # the label is against the order
+        file = images / f"user-02-{choice.prompt[-1]}-{'rejected' if against else 'chosen'}.png"
+        assert np.array_equal(choice.chosen, Image.open(file)), choice.prompt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Brighter(UserJudge):
+    """Somebody who likes light images."""
+
+    name, needs_choices = "brighter", True
+
+    @property
+    def provenance(self):
+        return {"judge": self.name}
+
+    def judge(self, cases):
+        return [float(np.mean(case.first) > np.mean(case.second)) for case in cases]
+
+
+def test_a_judge_agrees_where_it_prefers_what_the_user_chose_in_either_order(asked):
+    """Four of six choices are of the brighter image, and they are shown in turn as the first and as the second."""
+    dark, bright = (Image.new("L", (8, 8), level) for level in (20, 200))
+    chosen = [Choice(f"{i}", *((bright, dark) if i % 3 else (dark, bright))) for i in range(6)]
+    sitting, known = Sitting("user-02", False, "x", 4, 6), Choices({4: ()}, {"user-02": chosen})
+    for most, expected in ((6, 4 / 6), (2, 1 / 2)):
+        found = _agreement(replace(asked, judge=Brighter(), held_out=most), [sitting], known)
+        assert found["users"] == {"user-02": pytest.approx(expected)} and found["pairs"] == most
+
+
+def test_images_of_other_states_are_other_images(asked, people, tmp_path, monkeypatch):
+    """People may be embedded anew under their names: what is compared and shown is of the states of today."""
+    told: list[dict] = []
+
+    def note(out, command, settings, *_, **__):
+        told.append(settings)
+        if out.name == "users-grid":
+            raise InterruptedError
+
+    for module in (diffpo.generation.personal, diffpo.commands.personal):
+        monkeypatch.setattr(module, "fill_folder", note)
+    shutil.copytree(people, tmp_path / "users")
+
+    def settings() -> list[dict]:
+        told.clear()
+        users = Users.open(tmp_path / "users")
+        make_images(asked.options, users, [Sitting("user-00", True, "a", 0, 2)], tmp_path)
+        with pytest.raises(InterruptedError):
+            _draw(asked, users, tmp_path, "users", {"nobody": {}, "user-00": {"user-00": 1.0}}, ["a"], fresh=False)
+        return list(told)
+
+    before = settings()
+    assert [each["label"] for each in before] == ["base", "own", "others", "users"] and settings() == before
+    states = load_file(people / STATES)["states"]
+    save_file({"states": states + 1}, tmp_path / "users" / STATES)
+    assert [one == other for one, other in zip(before, settings(), strict=True)] == [True, False, False, False]
 
 
 def test_whom_images_are_for_is_said_by_a_user_or_by_shares(run, people, tmp_path, capsys):
