@@ -120,6 +120,19 @@ def test_a_scorer_prefers_the_higher_score():
         assert [labeller.verdict(each) for each in answers] == told
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pace(Red):
+    """How many frames of a clip pass in a second."""
+
+    def judge(self, clips, prompts):
+        return torch.tensor([float(clip.fps) for clip in clips])
+
+
+def test_a_scorer_of_motion_is_told_how_fast_the_frames_are():
+    for fps in (2.0, 8.0):
+        assert ScorerLabeller(scorer=Pace(), fps=fps).ask(SEGMENTS[:1]) == [[fps, fps]]
+
+
 class Server(BaseHTTPRequestHandler):
     """Says what is next in `replies`: (status, body). A body that is None breaks the connection off."""
 

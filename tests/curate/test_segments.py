@@ -115,6 +115,11 @@ def test_segments_become_labels_and_the_majority_the_order(source, tmp_path, cap
     assert "12 segments of 4 pairs are asked about, the other 0 pairs are known: 12 looks at 192 frames" in said
 
 
+def test_as_many_frames_are_looked_at_as_the_labeller_asks_for(source, tmp_path):
+    label_segments(source, Brighter(fps=2.0), tmp_path / "out")
+    assert ASKED[1] == [[2] * 2, [5] * 2] and {len(clip) for two in ASKED for clip in two} == {2}
+
+
 def test_the_clip_that_wins_more_segments_becomes_the_chosen_one(source, tmp_path):
     row = {"chosen": "even.mp4", "rejected": "worse.mp4", "segments": ["second", "tie", "second"]}
     (tmp_path / "hand.jsonl").write_text(json.dumps(row) + "\n")
