@@ -159,8 +159,8 @@ def test_a_lora_learns_the_same(world, more):
     assert difference(weights(kept), weights(live)) == 0
 
 
-def stores(world, changes) -> list[str]:
-    """Names of the stores of a configuration, without a network."""
+def kept_of(world, changes) -> list[KeptErrors]:
+    """What is kept of a configuration's splits, without a network."""
     from diffpo.config.run import build
     from diffpo.training.processes import make_accelerator
     from diffpo.training.reference import find_kept
@@ -169,7 +169,28 @@ def stores(world, changes) -> list[str]:
     forget_accelerator()
     config = build(world.tree("stores", ALONE | DRAWS | changes))
     _, loader, held_out, _ = prepare_data(config, make_accelerator(config))
-    return [each.store.folder.name for each in find_kept(config, loader, held_out)]
+    return find_kept(config, loader, held_out)
+
+
+def stores(world, changes) -> list[str]:
+    """Names of the stores of a configuration."""
+    return [each.store.folder.name for each in kept_of(world, changes)]
+
+
+def test_a_row_has_errors_of_its_own(world):
+    """Of its draws, of its images and of its captions: a row of the same content elsewhere has other draws."""
+    pairs = world.folder / "pairs"
+    rows = [json.loads(line) for line in (pairs / "pairs.jsonl").read_text().splitlines()][:4]
+    others = {"caption": [{"prompt": "another"}], "images": [{"chosen": rows[0]["rejected"]}]}
+    keys = {}
+    for name, changes in (others | {"same": [{}, rows[0]]}).items():
+        table = [row | change for row, change in zip(rows, [*changes, {}, {}, {}], strict=False)]
+        (pairs / f"{name}.jsonl").write_text("\n".join(map(json.dumps, table)))
+        (kept,) = kept_of(world, {"data.path": f"{name}.jsonl"})
+        keys[name] = kept._keys.tolist()
+    assert len(set(keys["same"])) == len(rows), "two of them are the same pair"
+    for name in others:
+        assert keys[name][0] != keys["same"][0] and keys[name][2:] == keys["same"][2:]
 
 
 def test_what_changes_an_error_has_other_files(world, run):
