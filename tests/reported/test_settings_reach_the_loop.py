@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from diffpo.config.run import Train
 from diffpo.core.types import Rng
+from diffpo.errors import UserError
 from diffpo.methods import METHODS, TwoSidedMethod
 
 LEARNED = {
@@ -41,9 +42,9 @@ SEEN_ELSEWHERE = {
     "steps": "test_metrics_have_the_names_of_trl",
     "output": "test_the_folder_holds_what_the_readme_says",
     "ema": "test_samples_are_drawn_with_the_average",
-    "compile": "test_nothing_runs_uncompiled_and_graphs_are_few",
-    "channels_last": "test_channels_last_changes_no_answer",
-    "fused": "test_a_fused_network_is_the_same_where_its_kernels_have_no_say",
+    "compile": "test_policy_and_reference_are_laid_out_and_compiled_alike",
+    "channels_last": "test_policy_and_reference_are_laid_out_and_compiled_alike",
+    "fused": "test_fused_kernels_are_refused_where_there_are_none",
     "split_forward": "test_split_forward_asks_once_for_each_side",
     "checkpoint_every": "test_the_folder_holds_what_the_readme_says",
     "checkpoint_minutes": "test_checkpoints_by_the_clock_in_a_run",
@@ -112,6 +113,35 @@ def test_a_setting_of_the_training_changes_what_is_learned(world, plain, name):
 
 def test_every_setting_of_the_training_is_seen():
     assert {field.name for field in fields(Train)} == {*LEARNED, *SEEN_ELSEWHERE}
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_policy_and_reference_are_laid_out_and_compiled_alike(world, tuning, monkeypatch):
+    """As the config says, on a CPU too; nothing is compiled before it is asked."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(world.folder))  # else it would be set for all tests after this
+
+    def found(**changes) -> set[tuple[bool, bool]]:
+        learner, *_ = prepare(world, **{"model.name": tuning} | {f"train.{key}": x for key, x in changes.items()})
+        told = set()
+        for denoiser in (learner.policy, learner.reference.denoiser):
+            laid = denoiser.layout == torch.channels_last
+            filters = [p for p in denoiser.network.parameters() if p.ndim == 4 and 1 not in p.shape]
+            assert filters and all(p.is_contiguous(memory_format=torch.channels_last) == laid for p in filters)
+            told |= {(laid, part._compiled_call_impl is not None) for part in denoiser.regions()}
+            assert not [module for module in denoiser.network.modules() if "forward" in vars(module)], "fused"
+        return told
+
+    assert found() == found(channels_last=False, fused=False) == {(False, False)}
+    assert found(channels_last=True) == {(True, False)}
+    assert found(compile="regional") == {(False, True)}
+
+
+def test_fused_kernels_are_refused_where_there_are_none(world):
+    """Asked for, and not merely the default."""
+    for precision in ("bf16", "no"):
+        with pytest.raises(UserError, match=r"fused=true needs .* on a GPU .* is a UNet2DConditionModel on cpu with"):
+            prepare(world, **{"train.fused": True, "train.mixed_precision": precision})
+        forget_accelerator()
 
 
 @pytest.mark.parametrize("name", [name for name, cls in METHODS.items() if issubclass(cls, TwoSidedMethod)])
