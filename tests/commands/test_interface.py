@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from commands.interface import FILE, gone, interface
-from runs import World
+from runs import ROOT, World
 
 HELD = json.loads(FILE.read_text(encoding="utf-8"))
 PROMPTS = [f"a red circle {side} a blue square on a white background" for side in ("left of", "above")]
@@ -38,6 +39,20 @@ def test_a_loss_would_be_seen():
     assert gone(then, {"train": {"config": "required"}}) == ["/train/--fresh: False became 'absent'"]
     assert gone(then, {"train": {"--fresh": True, "config": "required"}}) == ["/train/--fresh: False became True"]
     assert gone(then, then | {"more": {}}) == []
+
+
+def test_every_option_is_read():
+    """One that its command passes over would do nothing, without a word."""
+    passed_over, functions = [], 0
+    for file in sorted((ROOT / "diffpo" / "commands").glob("*.py")):
+        for function in ast.parse(file.read_text()).body:
+            if isinstance(function, ast.FunctionDef):
+                functions += 1
+                given = {argument.arg for argument in (*function.args.args, *function.args.kwonlyargs)}
+                names = [node for node in ast.walk(function) if isinstance(node, ast.Name)]
+                read = {name.id for name in names if isinstance(name.ctx, ast.Load)}
+                passed_over += [f"{file.name}: {function.name}({name})" for name in sorted(given - read)]
+    assert functions > 60 and passed_over == ["app.py: _main(version)"], "only this one has a callback that answers"
 
 
 @pytest.fixture(scope="module")

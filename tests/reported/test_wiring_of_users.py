@@ -17,6 +17,7 @@ from tiny_users import save_user_run, save_users, user_states
 import diffpo.commands.personal
 from diffpo.captioners.base import Choice, Portrait, UserEmbedder
 from diffpo.captioners.column import ColumnEmbedder
+from diffpo.commands.users import embed_users as embed_by_command
 from diffpo.commands.users import open_embedding, personal, whom
 from diffpo.curate.embedding import Asked, Embedding, Workers, embed_draws, read_embedder
 from diffpo.curate.scorer_users import label_by_scorers
@@ -107,6 +108,17 @@ def known(records, jsonl, tmp_path) -> Path:  # noqa: F811
     assert (done.seen, done.unseen) == (3, 2)
     assert Users.open(tmp_path / "known").seen == {"a": True, "b": True, "c": True, "x": False, "y": False}
     return tmp_path / "known"
+
+
+def test_the_people_of_the_unseen_split_are_not_seen(records, jsonl, tmp_path):  # noqa: F811
+    for split, names in (("train", "ab"), ("test", "xy")):
+        vectors(records, jsonl, f"{split}.jsonl", {name: [1.0, i] for i, name in enumerate(names)})
+    place, out = str(tmp_path / "table"), tmp_path / "users"
+    embed_by_command(place, out, embedder="column,of=mine", pairs=1, unseen_split="test")
+    assert Users.open(out).seen == {"a": True, "b": True, "x": False, "y": False}
+    for split, names in (("train", "ab"), ("test", "xy")):
+        left = load_splits(Pairs(path=str(out / "pairs"), split=split)).train
+        assert set(left.column("user_id")) == set(names)
 
 
 def test_directions_are_those_of_the_people_who_are_seen(known):
