@@ -100,5 +100,8 @@ class Method(Block, ABC):
         """
 
     def count(self, batch: PairBatch) -> Tensor:
-        """Number of terms that each row adds to the loss, `[b]`; the loop divides by their sum over all rows."""
+        """Number of terms that each row adds to the loss, `[b]`; the loop divides by their sum over all rows.
+
+        It looks at labels alone: `batch` may hold no images yet.
+        """
         return torch.ones(batch.size)

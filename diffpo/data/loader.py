@@ -2,9 +2,10 @@
 
 import hashlib
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import product
+from itertools import islice, product
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from diffpo.data.plan import Schedule
 from diffpo.data.records import HASHED_ROWS, PART_ROWS, Counts, Table
 from diffpo.data.segments import SegmentLabels
 from diffpo.data.users import RowUsers
-from diffpo.disk.ahead import ahead, groups
+from diffpo.disk.ahead import ahead
 from diffpo.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,32 @@ class EncodedPair:
     """States of a caption, or of the empty one, ""."""
     values: Mapping[str, Any] = field(default_factory=dict)
     """What else is kept of the row."""
+
+
+class MicroBatches(Sequence[PairBatch]):
+    """The micro-batches of an update: their labels at once, themselves one after the other.
+
+    They come as they are read ahead, so that few are in memory at a time; asked for again, each is made anew.
+    """
+
+    def __init__(
+        self, labels: Sequence[PairBatch], make: Callable[[int], PairBatch], coming: Iterator[PairBatch]
+    ) -> None:
+        """Take the labels (without images), what makes a batch by its number, and the batches that come."""
+        self.labels, self._make = labels, make
+        self._first, self._coming = next(coming), enumerate(coming, 1)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, number: int) -> PairBatch:
+        return self._make(range(len(self))[number]) if number else self._first
+
+    def __iter__(self) -> Iterator[PairBatch]:
+        yield self._first
+        for number in range(1, len(self)):
+            found, batch = next(self._coming, (0, None))
+            yield batch if batch is not None and found == number else self._make(number)
 
 
 class PairLoader:
@@ -175,10 +202,10 @@ class PairLoader:
             "weight": None if self._weight is None else self._weight[index],
         }
 
-    def updates(self, schedule: Schedule, start: int, stop: int, *, rank: int = 0) -> Iterator[list[PairBatch]]:
+    def updates(self, schedule: Schedule, start: int, stop: int, *, rank: int = 0) -> Iterator[Sequence[PairBatch]]:
         """Yield one process's micro-batches of updates `start` to `stop` - 1.
 
-        While an update is computed, those of the next one are read, as far as they take few bytes (`disk.ahead`).
+        While one is learned from, as many are read as an update has, as far as they take few bytes (`disk.ahead`).
         Encodings that are made, not read, are not made ahead.
         """
 
@@ -187,10 +214,23 @@ class PairLoader:
             self._expect(schedule, update)
             return self.batch(schedule.indices(update, rank)[number], schedule.position(update)[0])
 
-        places = product(range(start, stop), range(schedule.micro_steps))
-        depth = self._updates_ahead * schedule.micro_steps
-        batches = ahead(read, places, depth=depth, weigh=_bytes) if depth else map(read, places)
-        return groups(batches, schedule.micro_steps)
+        count = schedule.micro_steps
+        places = product(range(start, stop), range(count))
+        depth = self._updates_ahead * count
+        batches = iter(ahead(read, places, depth=depth, weigh=_bytes) if depth else map(read, places))
+        for update in range(start, stop):
+            coming = islice(batches, count)
+            labels = [self._labels_ahead(rows) for rows in schedule.indices(update, rank)]
+            if None in labels:
+                yield list(coming)
+            else:
+                yield MicroBatches(labels, lambda number, update=update: read((update, number)), coming)
+            deque(coming, maxlen=0)  # those that nobody asked for
+
+    def _labels_ahead(self, rows: np.ndarray) -> PairBatch | None:
+        """What annotators said of rows whose images are not read; None: it is read together with them."""
+        index = torch.from_numpy(rows)
+        return PairBatch(Pair(None, None), Pair(None, None), index=index, **self._labels_of(index, ()))
 
     def _expect(self, schedule: Schedule, update: int) -> None:
         """Prepare what the rows of an update lie in."""

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffpo.core.types import Pair, PairBatch
 from diffpo.data.advice import how_to_get
 from diffpo.data.encode import BOTH
 from diffpo.data.loader import EncodedPair, PairLoader
@@ -89,6 +90,15 @@ class StreamLoader(PairLoader):
         shard = self._shards[number]
         found = shard[row - int(self._starts[number])]
         return EncodedPair(found.tensors, found.values["captions"], lambda key: shard.text(key or EMPTY), found.values)
+
+    def _labels_ahead(self, rows: np.ndarray) -> PairBatch | None:
+        """Labels of segments lie beside the encodings, and are read with them; nothing else is to be known ahead."""
+        index = torch.from_numpy(rows)
+        return (
+            None
+            if self._reads_segments
+            else PairBatch(Pair(None, None), Pair(None, None), torch.ones(len(rows)), index)
+        )
 
     def _labels_of(self, index: Tensor, rows: Sequence[EncodedPair]) -> dict[str, Any]:
         told = [row.values for row in rows]

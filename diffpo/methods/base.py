@@ -147,7 +147,7 @@ class TwoSidedMethod(Method):
 
     @final
     def count(self, batch: PairBatch) -> Tensor:
-        return self.terms(batch).count(batch.size)
+        return super().count(batch) if self.dense is None else self.terms(batch).count(batch.size)
 
     @abstractmethod
     def compare(self, answers: Answers) -> Tensor:

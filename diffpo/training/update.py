@@ -9,6 +9,7 @@ Nothing waits for the device before the gradient is clipped.
 """
 
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
@@ -18,7 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from diffpo.core.step import preference_step
 from diffpo.core.types import DTYPES, PairBatch, Rng, StepOutput, moved, moved_to
-from diffpo.data.loader import PairLoader
+from diffpo.data.loader import MicroBatches, PairLoader
 from diffpo.errors import UserError
 from diffpo.training.learner import Learner, how_to_go_on
 from diffpo.training.log import mean_metrics
@@ -26,14 +27,15 @@ from diffpo.training.processes import gather_rows, in_turn, share
 from diffpo.training.serving import inverted
 
 
-def update(learner: Learner, batches: list[PairBatch], epoch: int, micro_seed: int) -> dict[str, float]:
+def update(learner: Learner, batches: Sequence[PairBatch], epoch: int, micro_seed: int) -> dict[str, float]:
     """Learn from one effective batch, and return values to log, averaged over the terms of all processes.
 
-    `batches` are this process's micro-batches. The rows' draws depend on the epoch; the networks' own dropout, where
-    there is any, on `micro_seed`, the number of the update.
+    `batches` are this process's micro-batches, which may come one by one (`MicroBatches`). The rows' draws depend on
+    the epoch; the networks' own dropout, where there is any, on `micro_seed`, the number of the update.
     """
     config, accelerator = learner.config, learner.accelerator
-    counts = torch.cat([config.method.count(batch) for batch in batches])
+    labels = batches.labels if isinstance(batches, MicroBatches) else batches
+    counts = torch.cat([config.method.count(batch) for batch in labels])
     total = gather_rows(accelerator, counts.double()).sum()
     judged, names, rows = [], [], torch.empty(0)
     torch.manual_seed(hash((config.train.seed, micro_seed, len(batches), accelerator.process_index)))  # for inversions

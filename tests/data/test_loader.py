@@ -2,7 +2,9 @@
 
 import dataclasses
 import time
+import weakref
 from functools import partial
+from itertools import chain
 
 import pytest
 import torch
@@ -234,19 +236,52 @@ def test_the_identity_does_not_depend_on_how_many_rows_are_read_at_a_time(record
     assert len(found) == 1
 
 
-@pytest.mark.parametrize(("bytes_ahead", "most"), [(2**29, 8), (0, 4), (3000, 6)])
+@pytest.mark.parametrize(("bytes_ahead", "most"), [(2**29, 6), (0, 2), (3000, 4)])
 def test_micro_batches_are_read_ahead_as_far_as_they_are_small(records, jsonl, loader, monkeypatch, bytes_ahead, most):
-    """An update has four micro-batches of about 1,500 bytes; so many are read while the first one is computed."""
+    """An update has four micro-batches of about 1,500 bytes; so many are read while the second one is computed."""
     pairs = loader(Pairs(path=jsonl(records(16)), resolution=16))
     monkeypatch.setattr(reading, "AHEAD", bytes_ahead)
     make, made = pairs.batch, []
     monkeypatch.setattr(pairs, "batch", lambda rows, epoch: made.append(rows) or make(rows, epoch))
     schedule = Schedule(4, pairs.groups, micro_steps=4, micro_batch=1)
     updates = pairs.updates(schedule, 0, 4)
-    next(updates)
+    coming = iter(next(updates))
+    next(coming), next(coming)
     until = time.monotonic() + 5
     while len(made) < most and time.monotonic() < until:
         time.sleep(0.01)
     time.sleep(0.05)
     assert len(made) == most
     assert [len(batches) for batches in updates] == [4, 4, 4] and len(made) == 16
+
+
+def test_micro_batches_come_once_in_order_and_are_made_anew_when_they_are_asked_for_again(records, jsonl, loader):
+    pairs = loader(Pairs(path=jsonl(records(12)), resolution=16), dropout=0.5)
+    schedule = Schedule(4, pairs.groups, micro_steps=3, micro_batch=2)
+    for update, parts in chain(
+        enumerate(pairs.updates(schedule, 0, 2)), enumerate(list(pairs.updates(schedule, 0, 2)))
+    ):
+        wanted = [pairs.batch(rows, 0) for rows in schedule.indices(update, 0)]
+        begun = iter(parts)
+        next(begun), next(begun)
+        for found in (list(parts), list(parts), [parts[number] for number in range(3)]):
+            assert all(same(x, y) for x, y in zip(found, wanted, strict=True))
+        assert same(parts[-1], wanted[2])
+
+
+def test_a_large_update_is_not_held_as_a_whole(records, jsonl, loader, monkeypatch):
+    """Of 12 micro-batches there are at most the first one, the one that is learned from, and those read ahead."""
+    pairs = loader(Pairs(path=jsonl(records(24)), resolution=16))
+    monkeypatch.setattr(reading, "AHEAD", 3000)
+    alive, make = weakref.WeakSet(), pairs.batch
+    monkeypatch.setattr(pairs, "batch", lambda rows, epoch: seen(alive, make(rows, epoch)))
+    most = 0
+    for parts in pairs.updates(Schedule(4, pairs.groups, micro_steps=12, micro_batch=1), 0, 2):
+        for _ in parts:
+            most = max(most, len(alive))
+    assert most <= 6
+
+
+def seen(alive, batch):
+    alive.add(batch.latent.chosen)
+    return batch
