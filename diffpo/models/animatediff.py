@@ -58,8 +58,3 @@ class AnimateDiff(UNet):
         images = [Denoiser.encode_media(pipeline, frames[:, :, [i]]) for i in range(frames.shape[2])]
         mean = torch.cat([mean for mean, _ in images], dim=2)
         return mean, images[0][1] if len(images) == 1 else None
-
-    @staticmethod
-    def decode_media(pipeline: Any, latent: Tensor) -> Tensor:
-        frames = [Denoiser.decode_media(pipeline, latent[:, :, [i]]) for i in range(latent.shape[2])]
-        return torch.cat(frames, dim=2)

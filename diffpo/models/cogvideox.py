@@ -120,8 +120,3 @@ class CogVideoX(Denoiser):
     @classmethod
     def from_sampler(cls, held: Tensor, sizes: tuple[int, int, int]) -> Tensor:
         return held.transpose(1, 2)
-
-    @staticmethod
-    def decode_media(pipeline: Any, latent: Tensor) -> Tensor:
-        vae = pipeline.vae
-        return vae.decode((latent / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0]

@@ -223,13 +223,6 @@ class Family(ABC):
         """Do what `encode_media` does, given the frames of `pieces` one piece after the other."""
         return cls.encode_media(pipeline, torch.cat([*pieces], dim=2))
 
-    @staticmethod
-    def decode_media(pipeline: Any, latent: Tensor) -> Tensor:
-        """Decode latents `[b c f' h' w']`, normalised as by `encode_media`, to clips `[b 3 f h w]` in [-1, 1]."""
-        vae = pipeline.vae
-        latent = latent / vae.config.scaling_factor + (vae.config.shift_factor or 0.0)
-        return images_only(lambda x: vae.decode(x.to(vae.dtype), return_dict=False)[0], latent)
-
     @classmethod
     def sampling(cls, asked: Asked) -> dict[str, Any]:
         """What the pipeline is told beside prompts and noise, by its names for it.

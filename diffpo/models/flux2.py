@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffpo.core.types import Condition
 from diffpo.errors import UserError
-from diffpo.models.base import Asked, Width, images_only
+from diffpo.models.base import Asked, Width
 from diffpo.models.packed import Packed, grid
 
 STEPS = 50
@@ -67,14 +67,6 @@ class Flux2(Packed):
         posterior = pipeline.vae.encode(frames.squeeze(2)).latent_dist
         mean, std = _statistics(pipeline.vae)
         return (_patches(posterior.mean.float()) - mean) / std, _patches(posterior.std.float()) / std
-
-    @staticmethod
-    def decode_media(pipeline: Any, latent: Tensor) -> Tensor:
-        mean, std = _statistics(pipeline.vae)
-        cells = (latent * std + mean).squeeze(2).to(pipeline.vae.dtype)
-        b, c, h, w = cells.shape
-        cells = cells.reshape(b, c // 4, 2, 2, h, w).permute(0, 1, 4, 2, 5, 3).reshape(b, c // 4, 1, 2 * h, 2 * w)
-        return images_only(lambda x: pipeline.vae.decode(x, return_dict=False)[0], cells)
 
     @classmethod
     def to_sampler(cls, latent: Tensor) -> Tensor:

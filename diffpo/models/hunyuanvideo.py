@@ -59,11 +59,6 @@ class HunyuanVideo(Flow):
         """The posterior's mode, scaled."""
         return pipeline.vae.encode(frames).latent_dist.mode().float() * pipeline.vae.config.scaling_factor, None
 
-    @staticmethod
-    def decode_media(pipeline: Any, latent: Tensor) -> Tensor:
-        vae = pipeline.vae
-        return vae.decode((latent / vae.config.scaling_factor).to(vae.dtype), return_dict=False)[0]
-
     @classmethod
     def sampling(cls, asked: Asked) -> dict[str, Any]:
         if asked.negative is not None:

@@ -80,11 +80,6 @@ class HunyuanVideo15(Flow):
         with _one_by_one(pipeline.vae):
             return HunyuanVideo.encode_media(pipeline, frames)
 
-    @staticmethod
-    def decode_media(pipeline: Any, latent: Tensor) -> Tensor:
-        with _one_by_one(pipeline.vae):
-            return HunyuanVideo.decode_media(pipeline, latent)
-
     @classmethod
     def sampling(cls, asked: Asked) -> dict[str, Any]:
         """What the call is told; the guidance is the pipeline's `guider`: see `guided`."""

@@ -64,14 +64,6 @@ class LTX(Packed):
         mean, std = _statistics(pipeline.vae)
         return (mode - mean) / std, None
 
-    @staticmethod
-    def decode_media(pipeline: Any, latent: Tensor) -> Tensor:
-        vae = pipeline.vae
-        mean, std = _statistics(vae)
-        latent = (latent * std + mean).to(vae.dtype)
-        clean = latent.new_zeros(len(latent)) if vae.config.timestep_conditioning else None
-        return vae.decode(latent, clean, return_dict=False)[0]
-
     @classmethod
     def sampling(cls, asked: Asked) -> dict[str, Any]:
         return super().sampling(asked) | {"frame_rate": asked.fps or cls.fps}

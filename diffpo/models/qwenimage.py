@@ -59,11 +59,6 @@ class QwenImage(Packed):
         mean, std = channel_statistics(pipeline.vae.config, frames)
         return (posterior.mean.float() - mean) / std, posterior.std.float() / std
 
-    @staticmethod
-    def decode_media(pipeline: Any, latent: Tensor) -> Tensor:
-        mean, std = channel_statistics(pipeline.vae.config, latent)
-        return pipeline.vae.decode((latent * std + mean).to(pipeline.vae.dtype), return_dict=False)[0]
-
     @classmethod
     def sampling(cls, asked: Asked) -> dict[str, Any]:
         """Guidance is `true_cfg_scale`, which acts only where there is a negative prompt: a space, as published."""

@@ -58,12 +58,6 @@ class Sana(Flow):
         latent = images_only(lambda x: pipeline.vae.encode(x).latent, frames)
         return latent.float() * pipeline.vae.config.scaling_factor, None
 
-    @staticmethod
-    def decode_media(pipeline: Any, latent: Tensor) -> Tensor:
-        vae = pipeline.vae
-        latent = (latent / vae.config.scaling_factor).to(vae.dtype)
-        return images_only(lambda x: vae.decode(x, return_dict=False)[0], latent)
-
     @classmethod
     def sampling(cls, asked: Asked) -> dict[str, Any]:
         """The pipeline rounds to the sizes it was trained on, and crops, unless a size is asked for."""

@@ -115,15 +115,6 @@ class StableCascade(Denoiser):
     def encode_media(pipeline: Any, frames: Tensor) -> tuple[Tensor, None]:
         return images_only(pipeline.vae, frames).float(), None
 
-    @staticmethod
-    def decode_media(pipeline: Any, latent: Tensor) -> Tensor:
-        """Nothing decodes these latents but stage B, which samples.
-
-        Raises:
-            NotImplementedError: Always.
-        """
-        raise NotImplementedError("stage B samples a picture of Stable Cascade's latents: nothing decodes them")
-
     @classmethod
     def sampling(cls, asked: Asked) -> dict[str, Any]:
         """Steps and guidance are those of stage C; stage B has its own."""

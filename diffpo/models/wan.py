@@ -94,12 +94,6 @@ class Wan(Flow):
         vae.clear_cache()
         return cls._normalised(pipeline, moments.chunk(2, dim=1)[0])
 
-    @staticmethod
-    def decode_media(pipeline: Any, latent: Tensor) -> Tensor:
-        vae = pipeline.vae
-        mean, std = channel_statistics(vae.config, latent)
-        return vae.decode((latent * std + mean).to(vae.dtype), return_dict=False)[0]
-
 
 class Wan22Small(Wan):
     """Wan 2.2's 5B, with a VAE that makes 16 x 16 pixels a latent cell.

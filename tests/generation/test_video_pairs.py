@@ -14,6 +14,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, 
 from real_clips import ramp, video
 from runs import ROOT, launch
 from safetensors.torch import load_file
+from shown import shown
 from typer.testing import CliRunner
 
 from diffpo.commands.app import app
@@ -143,11 +144,10 @@ def test_every_family_begins_at_its_level_and_keeps_its_latents(name):
     heard = family.from_sampler(calls[0][0][: len(seeds)], z.shape[2:])  # further channels: pictures to begin with
     seen = heard[:, : z.shape[1]].reshape(z.shape)
     torch.testing.assert_close(seen, z, rtol=0, atol=5e-3 if name == "sdxl" else 1e-5)  # its times have fractions
-    decoded = family.decode_media(pipeline, done.latents)
-    for clip, pixels in zip(done.clips, decoded, strict=True):
-        shown = np.stack([np.asarray(frame) for frame in clip.frames]).astype(int)
-        again = ((pixels / 2 + 0.5).clamp(0, 1) * 255).permute(1, 2, 3, 0).detach().numpy()
-        assert np.abs(shown - again).max() < 1.01
+    again = shown(pipeline, done.latents, told["num_frames"], (size, size))
+    for clip, pixels in zip(done.clips, again, strict=True):
+        kept = np.stack([np.asarray(frame) for frame in clip.frames]).astype(int)
+        assert np.abs(kept - (pixels * 255).permute(1, 2, 3, 0).numpy()).max() < 1.01
     assert not {"set_timesteps", "step"} & vars(pipeline.scheduler).keys()
 
 

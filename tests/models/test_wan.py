@@ -74,7 +74,7 @@ def frames(clip) -> np.ndarray:
 
 
 def test_the_latents_are_the_mode_normalised_channel_by_channel(pipelines):
-    """(mode - mean) / deviation of the VAE's configuration; the pipeline undoes it before it decodes."""
+    """(mode - mean) / deviation of the VAE's configuration."""
     encoders = Encoders(Full(path=str(pipelines("wan"))), "cpu")
     clip = 2 * torch.rand(3, 9, 16, 32, generator=torch.Generator().manual_seed(0)) - 1
     mean, std = encoders.encode_media(clip)
@@ -82,12 +82,8 @@ def test_the_latents_are_the_mode_normalised_channel_by_channel(pipelines):
     pipeline = DiffusionPipeline.from_pretrained(pipelines("wan"))
     with torch.no_grad():
         mode = pipeline.vae.encode(clip[None]).latent_dist.mode()[0]
-        decoded = pipeline.vae.decode(mode[None]).sample
     for channel, (centre, spread) in enumerate(zip(MEAN, STD, strict=True)):
         torch.testing.assert_close(mean[channel], (mode[channel] - centre) / spread, rtol=1e-5, atol=1e-6)
-    with torch.no_grad():
-        ours = find_base(str(pipelines("wan"))).family.decode_media(pipeline, mean[None])
-    torch.testing.assert_close(ours, decoded, rtol=1e-4, atol=1e-4)
 
 
 def test_each_latent_frame_is_four_frames_and_the_first_one_alone(pipelines):
