@@ -147,4 +147,4 @@ class Evaluation(Document):
         return clashes
 
 
-load_evaluation, build_evaluation = Evaluation.load, Evaluation.build
+load_evaluation = Evaluation.load

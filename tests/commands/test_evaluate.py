@@ -11,7 +11,7 @@ from runs import ROOT, World, launch
 
 import diffpo.generation.request
 from diffpo.commands.evaluate import evaluate, is_finished, prepare_run
-from diffpo.config.evaluation import JudgedModel, build_evaluation, load_evaluation
+from diffpo.config.evaluation import Evaluation, JudgedModel, load_evaluation
 from diffpo.errors import ConfigError, UserError
 from diffpo.media.folder import read_media, read_settings
 from diffpo.scorers.scores import read_scores
@@ -56,7 +56,7 @@ def judge(world, tmp_path, monkeypatch):
 
     def run(output: Path = tmp_path / "out", **changes):
         sampled.clear()
-        return evaluate(build_evaluation(tree(world, output, **changes))), list(sampled)
+        return evaluate(Evaluation.build(tree(world, output, **changes))), list(sampled)
 
     return run
 
@@ -81,7 +81,7 @@ def test_all_is_written_and_a_second_call_makes_nothing(judge, capsys):
     again, sampled = judge()
     assert (again.images, again.made, sampled) == (12, 0, [])
     assert {path: path.stat().st_mtime_ns for path in done.folder.rglob("media/*/*.png")} == before
-    assert build_evaluation(yaml.safe_load((done.folder / "evaluation.yaml").read_text())).seeds == (0, 1)
+    assert Evaluation.build(yaml.safe_load((done.folder / "evaluation.yaml").read_text())).seeds == (0, 1)
 
 
 def test_models_meet_on_the_same_noise_and_prompts_do_not_share_it(judge):
@@ -232,7 +232,7 @@ BAD = [
 @pytest.mark.parametrize(("change", "message"), BAD, ids=[message.partition(":")[0] for _, message in BAD])
 def test_mistakes_are_named(world, tmp_path, change, message):
     with pytest.raises(ConfigError) as caught:
-        build_evaluation(tree(world, tmp_path, **change))
+        Evaluation.build(tree(world, tmp_path, **change))
     assert message in str(caught.value)
 
 
