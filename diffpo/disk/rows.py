@@ -206,7 +206,7 @@ class RowStore:
         self,
         keys: Sequence[bytes] | np.ndarray,
         compute: Callable[[list[int]], Iterable[Row]],
-        title: str,
+        title: str | None,
         *,
         rank: int = 0,
         world: int = 1,
@@ -219,7 +219,7 @@ class RowStore:
             keys: See `pending`.
             compute: Yields the rows of the places in `keys` that it is given, in that order. It is called once per
                 file, so that the batches that it makes depend on nothing else.
-            title: What is done, for the progress: "Encoding".
+            title: What is done, for the progress: "Encoding"; None: whoever computes shows it.
             rank: This process.
             world: Number of processes.
 
@@ -228,9 +228,9 @@ class RowStore:
         """
         keys = as_keys(keys)
         sweep(self.folder)
-        pieces = self.pending(keys, rank=rank, world=world)
+        pieces, shown = self.pending(keys, rank=rank, world=world), rank == 0 and title is not None
         rows = itertools.chain.from_iterable(compute(piece) for piece in pieces)
-        with contextlib.closing(track(rows, title, sum(map(len, pieces)), shown=rank == 0)) as computed:
+        with contextlib.closing(track(rows, title or "", sum(map(len, pieces)), shown=shown)) as computed:
             for piece in pieces:
                 behind(itertools.islice(computed, len(piece)), partial(self.add, [key_at(keys, i) for i in piece]))
         self.refresh()

@@ -6,7 +6,7 @@ captions. All processes share the work; a kill costs the file that was being wri
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from typing import Any, ClassVar
@@ -17,6 +17,7 @@ from diffpo.config.run import Config
 from diffpo.data.cache import CachedEncodings
 from diffpo.data.encode import BOTH
 from diffpo.data.loader import PairLoader
+from diffpo.disk.progress import progress
 from diffpo.disk.rows import Row, RowStore, as_keys, cache_home, digest, key_at
 from diffpo.training.learner import Learner, identify_model
 
@@ -70,7 +71,8 @@ class Kept(ABC):
         if reference is not None:
             calls = sum(map(self.calls, self.store.pending(keys, **share)))
             alike = reference.lockstep(calls)
-            self.store.fill(keys, partial(self.compute, learner), self.title, **share)
+            with progress(self.title, calls, shown=accelerator.is_main_process) as advance:
+                self.store.fill(keys, partial(self.compute, learner, advance), None, **share)
             for _ in range(alike - calls):  # a sharded reference must be called equally often by all processes
                 self.call(learner)
         accelerator.wait_for_everyone()
@@ -91,8 +93,11 @@ class Kept(ABC):
         """Ask once about anything, to keep other processes company."""
 
     @abstractmethod
-    def compute(self, learner: Learner, places: Sequence[int]) -> Iterator[Row]:
-        """Ask the reference about the rows at some places of those asked for, in this order."""
+    def compute(self, learner: Learner, advance: Callable[[int], None], places: Sequence[int]) -> Iterator[Row]:
+        """Ask the reference about the rows at some places of those asked for, in this order.
+
+        `advance` is told of every call: a file's rows may need many of them.
+        """
 
 
 def all_rows(loader: PairLoader) -> np.ndarray:

@@ -5,7 +5,7 @@ for each draw the error of each side's frames: some numbers in the place of a se
 about `train.batch` pairs of one size at a time, as it is while training, so that its answers are the same ones.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import ClassVar
 
@@ -71,12 +71,15 @@ class KeptErrors(Kept):
     def call(self, learner: Learner) -> None:
         self._ask(learner, self._full([0]), 0)
 
-    def compute(self, learner: Learner, places: Sequence[int]) -> Iterator[Row]:
+    def compute(self, learner: Learner, advance: Callable[[int], None], places: Sequence[int]) -> Iterator[Row]:
         """Yield each side's `[draws f]`."""
         found: dict[int, dict[str, Tensor]] = {}
         for together in self._batches(places):
             rows = self._full(together)
-            asked = [self._ask(learner, rows, draw) for draw in range(self._draws)]
+            asked = list[Pair[Tensor]]()
+            for draw in range(self._draws):
+                asked.append(self._ask(learner, rows, draw))
+                advance(1)
             errors = {side: torch.stack([getattr(each, side) for each in asked], dim=1) for side in BOTH}
             found |= {place: {side: errors[side][i] for side in BOTH} for i, place in enumerate(together)}
         for place in places:

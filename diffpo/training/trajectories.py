@@ -5,7 +5,7 @@ to the end of the grid. A trajectory is a function of its row: four images throu
 same four.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar
 
 import torch
@@ -53,9 +53,9 @@ class KeptTrajectories(Kept):
         return len(places)
 
     def call(self, learner: Learner) -> None:
-        next(self.compute(learner, [0]))
+        next(self.compute(learner, int, [0]))
 
-    def compute(self, learner: Learner, places: Sequence[int]) -> Iterator[Row]:
+    def compute(self, learner: Learner, advance: Callable[[int], None], places: Sequence[int]) -> Iterator[Row]:
         """Yield each side's `[2 n c f h w]`: with the caption, and with the empty one."""
         reference, train = learner.reference, learner.config.train
         assert reference is not None
@@ -63,4 +63,5 @@ class KeptTrajectories(Kept):
             batch = self._loader.both_ways(row).to(learner.accelerator.device, DTYPES[train.dtype])
             with learner.accelerator.autocast():
                 kept = trajectory(reference, batch.latent, batch.cond, self._inversion)
+            advance(1)
             yield Row(tensors={side: getattr(kept, side).cpu() for side in BOTH})

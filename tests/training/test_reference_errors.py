@@ -13,6 +13,7 @@ from real_clips import video
 from runs import World, difference, forget_accelerator, metrics, weights
 
 from diffpo.data.plan import Schedule
+from diffpo.disk import progress
 from diffpo.errors import ConfigError
 from diffpo.methods import METHODS
 from diffpo.training.reference_errors import KeptErrors
@@ -78,6 +79,14 @@ def test_the_reference_is_asked_once_about_every_draw(run, asked):
     """Of 9 pairs two draws, and of the held-out pairs that are judged the first one: alone, as a micro-batch has it."""
     assert sorted(draw for _, draw in asked) == [0] * (9 + 2) + [1] * 9
     assert all(len(rows) == 1 for rows, _ in asked)
+
+
+def test_every_call_of_the_reference_is_seen_in_the_progress(world, monkeypatch, capsys):
+    """However many draws a pair has: 9 pairs five times, one pair per call."""
+    monkeypatch.setattr(progress, "SECONDS", 0.0)
+    prepare(world, LONG | HELD_OUT | {"data.reference_draws": 5, "train.seed": 9})
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Asking the reference: ")]
+    assert [line.split(",")[0].split(": ")[1] for line in told[:45]] == [f"{done} of 45" for done in range(1, 46)]
 
 
 def test_twenty_updates_are_those_of_a_live_reference_on_the_same_draws(world, run):
