@@ -55,6 +55,8 @@ CHANGEABLE = FREE | {
     *("train.compile", "train.channels_last", "train.fused", "model.gradient_checkpointing", "model.recomputed_share"),
 }
 """Settings that may change when a run goes on (`docs/training.md` lists them)."""
+OWN_ORDER = " (pairs come in another order from encoded shards than from a table)"
+"""Why `data.encoded` may name another place, but neither come nor go."""
 
 
 def check_devices(config: Config, device: torch.device) -> None:
@@ -182,7 +184,11 @@ def _completed(tree: dict[str, Any]) -> dict[str, Any]:
 
 def _allowed_changes(folder: Path, tree: dict[str, Any]) -> dict[str, list[Any]]:
     changed = changes(folder, tree)
-    fixed = [f"  {key}: {was!r} there, {now!r} now\n" for key, (was, now) in changed.items() if key not in CHANGEABLE]
+    fixed = [
+        f"  {key}: {was!r} there, {now!r} now{OWN_ORDER if key in CHANGEABLE else ''}\n"
+        for key, (was, now) in changed.items()
+        if key not in CHANGEABLE or (key == "data.encoded" and None in (was, now))
+    ]
     if fixed:
         raise UserError(
             f"{folder} holds a run with another config:\n{''.join(fixed)}"

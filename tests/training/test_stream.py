@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 from accelerate import PartialState
 from runs import World, assert_same, contents, metrics
@@ -36,6 +38,11 @@ def test_a_stopped_run_goes_on_with_the_same_bits(world, encoded):
     assert_same(contents(straight), contents(resumed))
     assert "eval/loss" in metrics(straight)[-1]
     assert not (world.folder / "cache").exists()
+    with pytest.raises(UserError, match=r"data.encoded: '\S+' there, None now \(pairs come in another order from enc"):
+        world.train("stopped", CHANGES | {"train.steps": 7})
+    moved = shutil.copytree(encoded, world.folder / "moved")
+    again = world.train("stopped", changes | {"data.encoded": str(moved), "train.steps": 7})
+    assert metrics(again)[-1]["step"] == 7
 
 
 def test_what_does_not_fit_the_shards_is_told(world, encoded):
