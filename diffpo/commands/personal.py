@@ -17,6 +17,7 @@ from typing import Any
 
 from diffpo.captioners.base import Case, Choice, UserJudge
 from diffpo.compare.personal import GROUPS, PersonalResult, Verdict, agreement, summarise, top_k
+from diffpo.curate.embedding import read_choice
 from diffpo.data.checks import user_name
 from diffpo.data.records import Source
 from diffpo.data.splits import normalise, read_splits
@@ -30,7 +31,6 @@ from diffpo.generation.request import Request
 from diffpo.generation.settings import GenerateOptions
 from diffpo.generation.users import blended, open_users, stacked
 from diffpo.media.folder import Media, open_clip
-from diffpo.media.frames import decode_whole
 from diffpo.media.prompts import PromptSet
 from diffpo.media.sheet import Cell, Row, draw_grid, write_sheet
 from diffpo.media.users import Users
@@ -158,8 +158,7 @@ class Choices:
                 raise UserError(f"{table.path} has no column `user_id`, so nobody knows whose pairs they are.")
             for row, name in enumerate(map(user_name, table.column("user_id"))):
                 if name in names:
-                    images = [decode_whole(table.cell(row, side)).first for side in table.sides(row)]
-                    choice = Choice(table.cell(row, "prompt"), *images)
+                    choice = read_choice(table, row)
                     rows_of.setdefault((name, normalise(choice.prompt)), []).append(choice)
         support, taken = {}, set()
         for sitting in sittings:

@@ -110,7 +110,7 @@ class Asked:
 
 def embed_draws(asked: Sequence[Asked], embedder: UserEmbedder, workers: Workers) -> list[Portrait]:
     """Embed every draw; what was embedded before is read."""
-    read = _vector if embedder.reads_vectors else _choice
+    read = _vector if embedder.reads_vectors else read_choice
     store = RowStore("users", {"format": 1, **embedder.provenance}, rows_per_file=ROWS_PER_FILE)
     keys = keys_of(asked)
 
@@ -162,8 +162,8 @@ def _as_array(cell: Any) -> NDArray[np.float64] | None:
         return None
 
 
-def _choice(table: Table, row: int) -> Choice:
-    """Decode a support pair.
+def read_choice(table: Table, row: int) -> Choice:
+    """Decode a pair of somebody.
 
     Raises:
         UserError: One of its images is broken.
@@ -172,10 +172,10 @@ def _choice(table: Table, row: int) -> Choice:
     for side in BOTH:
         cell = table.cell(row, side)
         try:
-            images[side] = decode_whole(cell).frames[0]
+            images[side] = decode_whole(cell).first
         except BrokenImage as error:
             raise UserError(
-                f"row {table.origin[row]} of {table.path}, a support pair of {table.cell(row, 'user_id')}, cannot be "
+                f"row {table.origin[row]} of {table.path}, a pair of {table.cell(row, 'user_id')}, cannot be "
                 f"used: {describe_broken_image(side, cell, error)}. Remove its row from the table."
             ) from error
     return Choice(table.cell(row, "prompt"), *(images[side] for side in table.sides(row)))

@@ -30,9 +30,10 @@ from diffpo.curate.write import record_of
 from diffpo.disk.ahead import groups
 from diffpo.disk.files import whole_folder, write_file, write_json
 from diffpo.disk.lock import sole_writer
-from diffpo.media.frames import decode, read_bytes
+from diffpo.media.frames import read_bytes
 from diffpo.scorers.base import Scorer
 from diffpo.scorers.harmonic import LambdaHarmonic
+from diffpo.scorers.references import read_reference
 from diffpo.scorers.scores import ScoreRow, score_folder
 
 COMMAND = "diffpo data subject"
@@ -125,7 +126,7 @@ def write_subject_pairs(
 
 def _judge(scorer: Scorer, photo: Path, prompts: Sequence[str]) -> list[float]:
     """What a photograph gets for each prompt."""
-    image = decode(photo)
+    image = read_reference(photo)
     scores = [scorer.score([image] * len(some), list(some)).tolist() for some in groups(prompts, _TOGETHER)]
     return [score for some in scores for score in some]
 

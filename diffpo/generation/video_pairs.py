@@ -235,12 +235,17 @@ def read_frames(path: Path, like: Media, size: tuple[int, int] | None, multiple:
         like: Says the frames, and how many per second.
         size: Height and width; None: its own ones, rounded down.
         multiple: What those must be divisible by.
+
+    Raises:
+        UserError: It cannot be decoded.
     """
-    with open_footage(path) as footage:
-        width, height = footage.size
-        target = size or (max(1, height // multiple) * multiple, max(1, width // multiple) * multiple)
-        numbers = footage.choose(like.frames, like.fps)
-        frames = [
-            np.asarray(ImageOps.fit(frame, target[::-1], Image.Resampling.LANCZOS)) for frame in footage.frames(numbers)
-        ]
+    try:
+        with open_footage(path) as footage:
+            width, height = footage.size
+            target = size or (max(1, height // multiple) * multiple, max(1, width // multiple) * multiple)
+            numbers = footage.choose(like.frames, like.fps)
+            fitted = (ImageOps.fit(frame, target[::-1], Image.Resampling.LANCZOS) for frame in footage.frames(numbers))
+            frames = [*map(np.asarray, fitted)]
+    except BrokenImage as error:
+        raise UserError(f"{path} is no readable clip: {error}. Mend it, or move it away.") from error
     return torch.from_numpy(np.stack(frames)).permute(3, 0, 1, 2).float() / 127.5 - 1

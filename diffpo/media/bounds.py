@@ -54,8 +54,9 @@ def breaking() -> Iterator[None]:
         raise BrokenImage(error.strerror or str(error)) from error
     except Image.DecompressionBombError as error:
         raise BrokenImage(f"too large: more than {LARGEST_PICTURE // 10**6} million pixels") from error
-    except Exception as error:  # decoders raise nearly anything on damaged files (SyntaxError, struct.error, ...)
-        raise BrokenImage(f"{type(error).__name__}: {error}") from error
+    except Exception as error:  # decoders raise nearly anything on damaged files, in words of their own
+        kind = type(error).__name__
+        raise BrokenImage(f"it cannot be decoded: it is damaged, or not what its first bytes say ({kind})") from error
 
 
 def open_file(path: str | Path) -> BinaryIO:

@@ -87,18 +87,32 @@ class Footage(ABC):
 
     @cached_property
     def size(self) -> tuple[int, int]:
-        """Width and height in pixels, as it is meant to be looked at."""
-        return next(self.frames([0])).size
+        """Width and height in pixels, as it is meant to be looked at; `BrokenImage` as for the other two."""
+        with breaking():
+            return self._size()
 
     @cached_property
-    @abstractmethod
     def count(self) -> int:
         """How many frames it has."""
+        with breaking():
+            return self._count()
 
     @cached_property
-    @abstractmethod
     def timeline(self) -> Timeline:
         """When they are shown."""
+        with breaking():
+            return self._timeline()
+
+    def _size(self) -> tuple[int, int]:
+        return next(self.frames([0])).size
+
+    @abstractmethod
+    def _count(self) -> int:
+        """See `count`; whatever it raises says that the file is broken, as for the others."""
+
+    @abstractmethod
+    def _timeline(self) -> Timeline:
+        """See `timeline`."""
 
     @abstractmethod
     def close(self) -> None:
@@ -128,8 +142,7 @@ class Footage(ABC):
         """
         if frames == 1:
             return [0]
-        with breaking():
-            numbers = list(range(self.count)) if fps is None else self.timeline.resample(fps)
+        numbers = list(range(self.count)) if fps is None else self.timeline.resample(fps)
         if frames is not None and len(numbers) < frames:
             rate = "" if fps is None else f" at {fps:g} per second"
             raise BrokenImage(f"it has {len(numbers)} frames{rate} where {frames} are wanted")

@@ -111,8 +111,7 @@ def _decode(footage: Footage, frames: int | None, fps: float | None) -> Clip:
     numbers = footage.choose(frames, fps)
     check_kept(len(numbers), *footage.size)
     pictures = tuple(footage.frames(numbers))
-    with breaking():
-        return Clip(pictures, fps or footage.timeline.fps if len(pictures) > 1 else None)
+    return Clip(pictures, fps or footage.timeline.fps if len(pictures) > 1 else None)
 
 
 def decode_whole(source: Any) -> Clip:

@@ -6,7 +6,6 @@ The EXIF orientation is applied, transparency is laid on white, 16-bit grey lose
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from itertools import accumulate
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -37,14 +36,12 @@ class Picture(Footage):
         check_size(*self._image.size)
         self._durations: dict[int, float] = {}
 
-    @cached_property
-    def size(self) -> tuple[int, int]:
+    def _size(self) -> tuple[int, int]:
         width, height = self._image.size
         sideways = self._image.getexif().get(_ORIENTATION, 1) >= _SIDEWAYS
         return (height, width) if sideways else (width, height)
 
-    @cached_property
-    def count(self) -> int:
+    def _count(self) -> int:
         if self._image.format == "MPO":  # a photograph of a telephone, with others of other sizes behind it
             return 1
         count = getattr(self._image, "n_frames", 1)  # formats of single pictures do not say
@@ -52,8 +49,7 @@ class Picture(Footage):
             raise BrokenImage(f"too long: {count} frames, at most {MOST_FRAMES} are read")
         return count
 
-    @cached_property
-    def timeline(self) -> Timeline:
+    def _timeline(self) -> Timeline:
         if self.count == 1:
             return Timeline((0.0,))
         for number in range(self.count):

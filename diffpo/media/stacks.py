@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence, Sized
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -33,12 +32,10 @@ class Stack(Footage):
 
     _frames: Sized
 
-    @cached_property
-    def count(self) -> int:
+    def _count(self) -> int:
         return len(self._frames)
 
-    @cached_property
-    def timeline(self) -> Timeline:
+    def _timeline(self) -> Timeline:
         return Timeline(tuple(map(float, range(self.count))))
 
     def close(self) -> None:
@@ -85,8 +82,7 @@ class Numbers(Stack):
             raise BrokenImage("it says that it is larger than the memory of this machine") from error
         check_size(*self.size)
 
-    @cached_property
-    def size(self) -> tuple[int, int]:
+    def _size(self) -> tuple[int, int]:
         return self._frames.shape[2], self._frames.shape[1]
 
     def _decode(self, numbers: Sequence[int]) -> Iterator[Image]:

@@ -83,7 +83,8 @@ class Video(Footage):
         stream = max(streams, key=lambda stream: (stream.disposition & 1, -stream.index))  # 1: the default one
         context = stream.codec_context
         if context is None or context.name not in CODECS:
-            raise BrokenImage(f"its codec is {context and context.name}; read are {', '.join(sorted(CODECS))}")
+            codec = "unknown" if context is None else context.name
+            raise BrokenImage(f"its codec is {codec}; read are {', '.join(sorted(CODECS))}")
         context.thread_count = 1  # several files are decoded side by side
         return stream
 
@@ -121,12 +122,10 @@ class Video(Footage):
         if said and end < SAID * said:
             raise BrokenImage(f"it is cut off: of {said:.1f} s it holds {end:.1f}")
 
-    @property
-    def count(self) -> int:
+    def _count(self) -> int:
         return len(self._times[0])
 
-    @cached_property
-    def timeline(self) -> Timeline:
+    def _timeline(self) -> Timeline:
         times, base, end = self._times
         return Timeline(tuple((time - times[0]) * base for time in times), end if len(times) > 1 else None)
 

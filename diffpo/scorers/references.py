@@ -168,10 +168,12 @@ def read_references(folder: Path) -> list[Image]:
     Raises:
         UserError: As there, or one of them is broken.
     """
-    images = []
-    for path in find_references(folder):
-        try:
-            images.append(decode(path))
-        except BrokenImage as error:
-            raise UserError(f"{path} is no readable picture of the subject: {error}. Mend it, or remove it.") from error
-    return images
+    return [*map(read_reference, find_references(folder))]
+
+
+def read_reference(path: Path) -> Image:
+    """Decode one picture of a subject; a `UserError` where it is broken."""
+    try:
+        return decode(path)
+    except BrokenImage as error:
+        raise UserError(f"{path} is no readable picture of the subject: {error}. Mend it, or remove it.") from error

@@ -134,7 +134,7 @@ def test_a_new_person_is_embedded_like_the_others(table, tmp_path):
         ({"user_id": None}, {}, r"every `user_id` of .* is missing or empty"),
         ({}, {"pairs": 4, "support": 2}, r"a draw of 4 pairs cannot be made of a support of 2"),
         ({}, {"directions": 3, "draws": 2, "pairs": 1}, r"3 directions cannot be found of 6 embeddings of 3 people"),
-        ({"chosen": "img/missing.png"}, {}, r"row \d+ of .* a support pair of \w+, cannot be used: .*missing\.png"),
+        ({"chosen": "img/missing.png"}, {}, r"row \d+ of .* a pair of \w+, cannot be used: .*missing\.png"),
     ],
 )
 def test_what_cannot_be_embedded_is_said(table, tmp_path, columns, options, message):

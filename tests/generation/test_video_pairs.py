@@ -28,8 +28,8 @@ from diffpo.errors import UserError
 from diffpo.generation.generate import generate
 from diffpo.generation.guided import denoise_clip
 from diffpo.generation.settings import GenerateOptions, Sampler
-from diffpo.generation.video_pairs import VideoPairOptions, make_video_pairs
-from diffpo.media.folder import read_manifest
+from diffpo.generation.video_pairs import VideoPairOptions, make_video_pairs, read_frames
+from diffpo.media.folder import Media, read_manifest
 from diffpo.media.frames import decode_clip
 from diffpo.models import family_of
 from diffpo.models.encoders import Encoders
@@ -166,6 +166,19 @@ OPTIONS = {"steps": 6, "guidance": 2.0, "frames": 5, "device": "cpu"}
 
 def make(pipelines, real, out, **more):
     return make_video_pairs(VideoPairOptions(model=str(pipelines("wan")), **OPTIONS | more), real, out)
+
+
+def test_a_clip_that_is_damaged_inside_is_named(tmp_path):
+    """Its frames are counted, so it is not left out before; decoding it ends the run in a sentence."""
+    data = bytearray(video(ramp(9, 160, 128), fps=8.0))
+    start = data.index(b"mdat") + 800
+    data[start : start + 800] = b"\xff" * 800
+    (tmp_path / "bad.mp4").write_bytes(data)
+    like = Media(file="bad.mp4", prompt="a", prompt_id=0, seed=0, model="m", frames=9, fps=8.0)
+    with pytest.raises(
+        UserError, match=r"bad\.mp4 is no readable clip: it cannot be decoded.*Mend it, or move it away"
+    ):
+        read_frames(tmp_path / "bad.mp4", like, None, 8)
 
 
 def test_pairs_of_real_clips(pipelines, real, tmp_path, caplog):

@@ -7,12 +7,14 @@ import os
 import av
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from real_clips import number_of, ramp, sound_alone, video
+from safetensors.torch import save
 
 from diffpo.media import bounds, videos
 from diffpo.media.footage import FrameRule, Timeline
-from diffpo.media.frames import BrokenImage, Clip, decode, decode_clip, encode, open_footage
+from diffpo.media.frames import BrokenImage, Clip, decode, decode_clip, encode, look, open_footage
 
 LOSSLESS = {"qp": "0"}
 
@@ -146,6 +148,25 @@ def test_a_file_that_was_cut_off_is_broken(tmp_path):
         decode_clip(video(ramp(18, 32, 32), 16)[:-300])
     with pytest.raises(BrokenImage, match="cut off"):
         decode_clip(mkv[: len(mkv) // 2])
+
+
+@pytest.mark.parametrize("kind", ["mp4", "matroska", "png", "npy", "safetensors"])
+def test_what_is_damaged_is_told_in_our_words(kind):
+    """However a file is asked; decoders raise nearly anything, and their own words help nobody."""
+    if kind in ("mp4", "matroska"):
+        data = video(ramp(3), kind=kind)
+        data = data[:24] + b"\xff" * 60 + data[84:]
+    elif kind == "png":
+        data = encode(Clip((Image.effect_noise((40, 40), 50).convert("RGB"),)))
+        data = data[: len(data) // 2]
+    else:
+        file = io.BytesIO()
+        np.save(file, np.zeros((3, 8, 8, 3), np.uint8))
+        data = file.getvalue()[:-5] if kind == "npy" else save({"a": torch.zeros(3, 8, 8, 3)})[:-5]
+    for ask in (decode_clip, decode, look, lambda source: decode_clip(source, fps=4)):
+        with pytest.raises(BrokenImage) as caught:
+            ask(data)
+        assert not any(word in str(caught.value) for word in ("Errno", "<none>", "deserializ", "EOF", "avcodec"))
 
 
 def index_first(data, folder):
