@@ -64,8 +64,9 @@ class Train(Block):
     """Let images and weights lie in memory with their channels last, in a network of convolutions. Default: where its
     parts are fused."""
     fused: bool | None = None
-    """Let kernels of ours do what stands between the products of a Stable Diffusion UNet: the same arithmetic in fewer
-    passes over memory. Default: on a GPU with Triton, in half precision, where nothing is compiled."""
+    """Let kernels of ours do what stands between the products of a Stable Diffusion UNet, and let the LoRA of any
+    network add to its layers' products: the same arithmetic in fewer passes over memory. Default: on a GPU (for a
+    Stable Diffusion UNet with Triton), in half precision, where nothing is compiled."""
     split_forward: bool = False
     """One forward per side of the pairs, for models of which only one row fits."""
     checkpoint_every: Count = 100

@@ -19,6 +19,7 @@ from diffpo.core.types import Condition
 from diffpo.models.asked import Asked
 from diffpo.models.compiling import Compile, compile_modules
 from diffpo.models.family import LORA_FILE, Family, Width, images_only
+from diffpo.models.low_rank import adapted_layers, fuse_adapters
 from diffpo.models.networks import channels_last, largest_among_shards
 from diffpo.models.user_adapter import user_adapter
 
@@ -79,14 +80,13 @@ class Denoiser(Family):
         """
         compile_modules([self.network] if what == "whole" else self.regions(), self.layout, kept)
 
-    @classmethod
-    def can_fuse(cls, device: torch.device) -> bool:
-        """Whether there are kernels of ours for what stands between the network's products, and they run there."""
-        return False
+    def can_fuse(self, device: torch.device) -> bool:
+        """Whether `fuse` makes the network faster on a device: one with low-rank adapters, on a GPU."""
+        return device.type == "cuda" and bool(adapted_layers(self.network))
 
     def fuse(self) -> None:
-        """Use these kernels, in place."""
-        raise NotImplementedError(f"there are no kernels for a {type(self).__name__}: ask can_fuse first")
+        """Let fewer and larger operations compute the same, in place: here those of the low-rank adapters."""
+        fuse_adapters(self.network)
 
     def put_channels_last(self) -> None:
         """Let images and weights lie in memory with their channels last; call it before `compile`."""

@@ -43,13 +43,15 @@ class UNet(Denoiser):
         """Ask a network of images `[b c h w]`, in its dtype and layout, about latents `[b c 1 h w]`."""
         return images_only(lambda x: network(x.contiguous(memory_format=self.layout)), z.to(self.dtype))
 
-    def fuse(self) -> None:
-        self.put_channels_last()
-        fuse(self.network)
+    def can_fuse(self, device: torch.device) -> bool:
+        """Whether kernels of ours for what stands between the products run there; without images, as elsewhere."""
+        return can_fuse(device) if self.convolutional else super().can_fuse(device)
 
-    @classmethod
-    def can_fuse(cls, device: torch.device) -> bool:
-        return cls.convolutional and can_fuse(device)
+    def fuse(self) -> None:
+        super().fuse()
+        if self.convolutional:
+            self.put_channels_last()
+            fuse(self.network)
 
     def regions(self) -> list[nn.Module]:
         """Take a stack of one transformer as a whole, with the norm and the projections around it."""

@@ -96,9 +96,9 @@ def speed_up(denoiser: Denoiser, config: Config, accelerator: Accelerator) -> No
     able = denoiser.can_fuse(device) and train.compile is None and train.mixed_precision in HALF
     if train.fused and not able:
         raise UserError(
-            f"train.fused=true needs a Stable Diffusion UNet on a GPU with Triton, in half precision, but this is a "
-            f"{type(denoiser.network).__name__} on {device.type} with train.mixed_precision={train.mixed_precision}: "
-            "leave train.fused out"
+            "train.fused=true needs a Stable Diffusion UNet (and Triton) or a LoRA, on a GPU in half precision, but "
+            f"this is a {type(denoiser.network).__name__} on {device.type} with "
+            f"train.mixed_precision={train.mixed_precision}: leave train.fused out"
         )
     plain = accelerator.distributed_type in (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
     fused = able and plain if train.fused is None else train.fused

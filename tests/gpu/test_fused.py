@@ -1,4 +1,4 @@
-"""A fused UNet on a GPU: the kernels compute what torch computes, and a step of training means the same."""
+"""Fused networks on a GPU: the kernels compute what torch computes, and a step of training means the same."""
 
 from __future__ import annotations
 
@@ -58,17 +58,39 @@ def test_layer_norm_and_gates(rows, width):
     check(Geglu.apply, lambda x: x[:, :width] * F.gelu(x[:, width:]), [gated])
 
 
-@pytest.mark.parametrize("tuning", ["full", "lora"])
-def test_a_fused_step_is_as_near_to_single_precision_as_the_plain_one(start, cosine, tuning):
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("shape", "wide", "out", "rank"), [((4, 77, 320), 320, 640, 16), ((3, 100), 100, 60, 5)])
+@pytest.mark.parametrize("scale", [1.0, 0.75])
+def test_a_low_rank_layer(half, shape, wide, out, rank, scale):
+    """Gradients of A and B come out of the product in single precision, without a cast."""
+    from diffpo.models.low_rank import LowRank
+
+    torch.manual_seed(1)
+    x, w, b = (torch.randn(size, device="cuda").to(half) for size in (shape, (out, wide), (out,)))
+    first, second = (torch.randn(size, device="cuda") for size in ((rank, wide), (out, rank)))
+
+    def theirs(x, first, second):
+        return F.linear(x, w.double(), b.double()) + scale * (x @ first.t()) @ second.t()
+
+    check(lambda x, first, second: LowRank.apply(x, w, b, first, second, scale), theirs, [x, first, second])
+    zero = LowRank.apply(x, w, b, first, torch.zeros_like(second), scale)
+    assert torch.equal(zero, F.linear(x.reshape(-1, wide), w, b).view(*shape[:-1], out))
+    inputs = [y.requires_grad_() for y in (x, first, second)]
+    found = torch.autograd.grad(LowRank.apply(x, w, b, first, second, scale).float().sum(), inputs)
+    assert [y.dtype for y in found] == [half, torch.float32, torch.float32]
+
+
+@pytest.mark.parametrize(("tuning", "family"), [("full", "levels"), ("lora", "levels"), ("lora", "sd3")])
+def test_a_fused_step_is_as_near_to_single_precision_as_the_plain_one(start, cosine, tuning, family):
     """Of a tiny network half precision leaves a cosine of about 0.999 only, in either way."""
     ways = ({"train.mixed_precision": "no"}, {"train.fused": False}, {"train.fused": True})
-    exact, plain, fused = (start({"model.name": tuning, **way}, "levels").step() for way in ways)
+    exact, plain, fused = (start({"model.name": tuning, **way}, family).step() for way in ways)
     assert fused[0] == pytest.approx(plain[0], rel=1e-3)
     assert cosine(exact[1], fused[1]) > cosine(exact[1], plain[1]) - 0.001
 
 
-@pytest.mark.parametrize("tuning", ["full", "lora"])
-def test_equal_networks_give_exactly_log_2(start, tuning):
-    started = start({"model.name": tuning, "train.fused": True, "method.beta": 5000.0}, "levels", moved=False)
+@pytest.mark.parametrize(("tuning", "family"), [("full", "levels"), ("lora", "levels"), ("lora", "sd3")])
+def test_equal_networks_give_exactly_log_2(start, tuning, family):
+    started = start({"model.name": tuning, "train.fused": True, "method.beta": 5000.0}, family, moved=False)
     loss = forward(started.learner, started.batch, 0).loss
     assert torch.equal(loss, torch.full_like(loss, math.log(2)))

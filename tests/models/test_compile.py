@@ -235,16 +235,28 @@ def test_channels_last_changes_no_answer():
         assert filters and all(p.is_contiguous(memory_format=torch.channels_last) for p in filters)
 
 
-@pytest.mark.parametrize(("make", "family", "tuning"), [(sd15, "unet", "full"), (sdxl, "sdxl", "lora")])
-def test_a_fused_network_is_the_same_where_its_kernels_have_no_say(make, family, tuning):
+@pytest.mark.parametrize(
+    ("make", "family", "tuning", "parts"),
+    [
+        (sd15, "unet", "full", {"ResnetBlock2D", "GEGLU", "LayerNorm", "GroupNorm"}),
+        (sdxl, "sdxl", "lora", {"ResnetBlock2D", "GEGLU", "LayerNorm", "GroupNorm", "Linear"}),
+        (small_sd3, "sd3", "lora", {"Linear"}),
+    ],
+)
+def test_a_fused_network_is_the_same_where_its_kernels_have_no_say(make, family, tuning, parts):
     """In float64 every norm is torch's; what is left of the replaced calls changes no number."""
     policy, reference = models(make, family, tuning)
     for network in (policy.network, reference.denoiser.network):
         network.double()
     policy.dtype = reference.denoiser.dtype = torch.float64
-    before = step(policy, reference, family, 2)
+
+    def found() -> list[torch.Tensor]:
+        policy.network.zero_grad()
+        loss = step(policy, reference, family, 2)
+        return [loss, *(p.grad for p in policy.network.parameters() if p.grad is not None)]
+
+    before = found()
     policy.fuse()
-    replaced = {type(m).__name__ for m in policy.network.modules() if "forward" in vars(m)}
-    assert replaced == {"ResnetBlock2D", "GEGLU", "LayerNorm", "GroupNorm"}
-    torch.testing.assert_close(step(policy, reference, family, 2), before, rtol=1e-10, atol=0)
+    assert {type(m).__name__ for m in policy.network.modules() if "forward" in vars(m)} == parts
+    torch.testing.assert_close(found(), before, rtol=1e-10, atol=1e-15)
     assert not policy.can_fuse(torch.device("cpu"))
