@@ -1,13 +1,16 @@
 """`train.select`: the update that a scorer prefers is exported, and a run may stop when nothing better comes."""
 
 import json
+import math
 
 import pytest
+import torch
 from runs import World, assert_same, checkpoints, contents, metrics, weights
 from safetensors.torch import load_file
 
 from diffpo.compare.in_loop import in_loop
 from diffpo.errors import ConfigError, UserError
+from diffpo.scorers import ShapesUtility
 
 SELECT = {"scorer": "pickscore,path=shapes:pickscore", "prompts": ["thing 1", "thing 2"], "every": 1}
 RUN = {
@@ -46,6 +49,15 @@ def test_the_best_update_is_exported(whole):
     assert f"## Selected update ({best + 1})" in (whole / "final" / "README.md").read_text()
 
 
+def test_a_look_that_is_no_better_changes_nothing_and_no_number_ends_the_run(world, monkeypatch):
+    """Of updates that are equally good the earliest one is kept."""
+    scores = [1.0, 1.0, math.nan]
+    monkeypatch.setattr(ShapesUtility, "judge", lambda self, clips, prompts: torch.full([len(clips)], scores.pop(0)))
+    with pytest.raises(UserError, match="shapes-utility gives a score that is no number, after 3"):
+        world.train("told", RUN | {"train.select": SELECT | {"scorer": "shapes-utility"}})
+    assert [line["select/step"] for line in metrics(world.folder / "told")] == [1, 1]
+
+
 def test_a_run_that_goes_on_chooses_alike(world, whole):
     world.train("stopped", RUN | {"train.select": SELECT, "train.steps": 2})
     world.train("stopped", RUN | {"train.select": SELECT})
@@ -71,6 +83,18 @@ def test_it_stops_when_nothing_better_comes(world, whole):
     before = contents(run)
     world.train("patient", changes)
     assert_same(before, contents(run))
+
+
+def test_what_choosing_cost_is_told(world):
+    """Looks after updates 2 and 4, and after the last one."""
+    from diffpo.config.run import build
+    from diffpo.training.selection import Selection
+
+    select = build(world.tree("cost", RUN | {"train.select": SELECT | {"every": 2, "seeds": [0, 1]}})).train.select
+    selection = Selection(select, drawer=None)
+    selection.load({"step": 4, "score": 1.0, "worse": 1}, {})
+    told = "update 4 of 5 is exported, whose mean pickscore is 1; choosing it cost 1 further updates and 12 images"
+    assert selection.conclusion(5) == told
 
 
 def test_the_scorer_is_said_to_have_had_a_hand(whole):
