@@ -160,7 +160,7 @@ class Walk:
     ):
         """Stand at the beginning of a path; arguments as for `invert`, whose rng eta > 0 needs."""
         self._process, self._inversion, self._rng = process, inversion, rng
-        self._told, self._pairs = Condition.cat([*cond]), len(latent.chosen)
+        self._told, self._pairs = Condition.stack([*cond]), len(latent.chosen)
         time, alpha, sigma = (x.repeat(1, 2) for x in (path.time, path.alpha, path.sigma))
         self._path = Path(time, alpha, sigma, path.steps.repeat(2))
         self._start = torch.cat([*latent])  # where each row's step begins
@@ -202,8 +202,8 @@ class Walk:
             time = torch.where(self._answers[asked] > 0, path.time[step + 1, asked], time)
             level = process.alpha_sigma(time)
         picked = moved(asked, self._start.device)  # the CPU knows who is where, and never waits for the device
-        x = self._asked[picked]
-        answer = denoiser.predict(x, time, self._told.map(lambda states: states[picked])).to(x)
+        x, side, pair = self._asked[picked], picked // self._pairs, picked % self._pairs
+        answer = denoiser.predict(x, time, self._told.map(lambda states: states[side, pair])).to(x)
         slope, n = process.slope(answer, x, level), len(rows)
         self._go_on(rows, slope[:n], *((alpha[:n], sigma[:n]) for alpha, sigma in (here, there)))
 

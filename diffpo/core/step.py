@@ -86,7 +86,7 @@ def invert_together(
         alike = [batches[i] for i in places]
         rng = Rng(seed, epoch, torch.cat([batch.index for batch in alike]))
         latent = Pair(*(torch.cat(side) for side in zip(*(batch.latent for batch in alike), strict=True)))
-        cond = Pair(*(Condition.cat(side) for side in zip(*(batch.cond for batch in alike), strict=True)))
+        cond = Condition.cat_pairs([batch.cond for batch in alike])
         t = policy.process.sample_time(rng, shape)
         noised = invert(walker, latent, cond, t, rng, inversion, most=most, least=least)
         sizes = [batch.size for batch in alike]

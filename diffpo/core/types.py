@@ -13,7 +13,8 @@ from typing import Generic, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+
+from diffpo.core.padding import of_one_length
 
 DtypeName = Literal["float32", "float16", "bfloat16", "float64"]
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in get_args(DtypeName)}
@@ -105,7 +106,33 @@ class Condition:
         Where one part has a mask, a part without one holds tokens only. Where none has, all texts have one length: such
         a family attends to every position.
         """
-        return Condition._combine(_second_of_one_length(_of_one_length(parts)), torch.cat)
+        return Condition._combine(of_one_length(parts), torch.cat)
+
+    @staticmethod
+    def cat_pairs(pairs: Sequence[Pair[Condition]]) -> Pair[Condition]:
+        """Concatenate each side along the batch; what both sides shared before, such as texts, they share again."""
+        joined: list[tuple[list[Tensor], Tensor]] = []
+
+        def join(parts: list[Tensor]) -> Tensor:
+            for others, answer in joined:
+                if all(x is y for x, y in zip(parts, others, strict=True)):
+                    return answer
+            joined.append((parts, torch.cat(parts)))
+            return joined[-1][1]
+
+        sides = zip(*pairs, strict=True)
+        return Pair(*(Condition._combine(of_one_length(side), join) for side in sides))
+
+    @staticmethod
+    def stack(parts: Sequence[Condition]) -> Condition:
+        """Put parts of one batch size side by side, `[p b ...]`; what they share is not copied."""
+
+        def join(values: list[Tensor]) -> Tensor:
+            first = values[0]
+            shared = all(value is first for value in values)
+            return first.expand(len(values), *first.shape) if shared else torch.stack(values)
+
+        return Condition._combine(of_one_length(parts), join)
 
     @staticmethod
     def _combine(parts: Sequence[Condition], fn: Callable[[list[Tensor]], Tensor]) -> Condition:
@@ -115,33 +142,6 @@ class Condition:
 
         extra = {key: fn([part.extra[key] for part in parts]) for key in parts[0].extra}
         return Condition(fn([p.text for p in parts]), join("pooled"), join("mask"), extra, join("user"))
-
-
-def _of_one_length(parts: Sequence[Condition]) -> Sequence[Condition]:
-    lengths = [part.text.shape[1] for part in parts]
-    if all(part.mask is None for part in parts):
-        assert len(set(lengths)) == 1, f"texts of {sorted(set(lengths))} tokens were given without masks"
-        return parts
-
-    def padded(part: Condition, more: int) -> Condition:
-        mask = torch.ones_like(part.text[..., 0], dtype=torch.bool) if part.mask is None else part.mask
-        return replace(part, text=pad(part.text, (0, 0, 0, more)), mask=pad(mask, (0, more)))
-
-    return [padded(part, max(lengths) - length) for part, length in zip(parts, lengths, strict=True)]
-
-
-def _second_of_one_length(parts: Sequence[Condition]) -> Sequence[Condition]:
-    """Pad second streams of text states with zeros, which their masks hide."""
-    for key in [key for key in parts[0].extra if key.endswith("_mask")]:
-        states, longest = key.removesuffix("_mask"), max(part.extra[key].shape[1] for part in parts)
-
-        def padded(part: Condition, key: str = key, states: str = states, longest: int = longest) -> Condition:
-            more = longest - part.extra[key].shape[1]
-            both = {states: pad(part.extra[states], (0, 0, 0, more)), key: pad(part.extra[key], (0, more))}
-            return replace(part, extra=part.extra | both)
-
-        parts = [padded(part) for part in parts]
-    return parts
 
 
 @dataclass(frozen=True)

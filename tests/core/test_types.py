@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import FrozenInstanceError, dataclass
+from dataclasses import FrozenInstanceError, dataclass, replace
 
 import pytest
 import torch
@@ -56,6 +56,23 @@ def test_conditions_are_concatenated_part_by_part():
     assert joined.text[:, 0, 0].tolist() == joined.pooled[:, 0].tolist() == [0, 1, 1]
     assert joined.extra["size"].tolist() == [[1, 2], [3, 4], [5, 6]]
     assert joined.mask is None and joined.user is None
+
+
+def test_what_both_sides_share_is_joined_once_and_not_copied_to_stand_side_by_side():
+    """Texts with masks of one length; sizes are each side's own."""
+
+    def pair(fill: float) -> Pair[Condition]:
+        told = Condition(torch.full((1, 2, 3), fill), mask=torch.ones(1, 2, dtype=torch.bool))
+        return Pair(*(replace(told, extra={"size": torch.tensor([[fill, side]])}) for side in (7.0, 8.0)))
+
+    both = Condition.cat_pairs([pair(1.0), pair(2.0)])
+    assert both.chosen.text is both.rejected.text and both.chosen.mask is both.rejected.mask
+    assert both.rejected.extra["size"].tolist() == [[1, 8], [2, 8]] and both.chosen.text[:, 0, 0].tolist() == [1, 2]
+    beside = Condition.stack([*both])
+    assert beside.text.shape == (2, 2, 2, 3) and beside.text[1].data_ptr() == both.chosen.text.data_ptr()
+    assert beside.extra["size"].tolist() == [[[1, 7], [2, 7]], [[1, 8], [2, 8]]]
+    other = Condition.stack([both.chosen, replace(both.rejected, text=both.chosen.text + 1)])
+    assert torch.equal(other.text[1], both.chosen.text + 1)
 
 
 def test_parts_with_different_extras_are_not_joined():
