@@ -3,6 +3,7 @@
     python scripts/bench_feed.py encode generate score --json feed.json     # Stable Diffusion 1.5 and ViT-H; a GPU
     python scripts/bench_feed.py encode generate score --tiny               # small networks, for a machine without one
     python scripts/bench_feed.py encode --images 4096 --only bf16           # cases whose names hold a word
+    python scripts/bench_feed.py encode generate score --seconds 120        # no case is begun after that
 
 Networks have real architectures and random weights, pictures are coarse noise: no network access, no data. Every case
 runs through the package's own path (`EncodingCache.fill`, `generate`, `score_folder`), whole: files are read, decoded,
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import sys
@@ -298,16 +300,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--images", type=int, default=2048, help="of the largest case")
     parser.add_argument("--steps", type=int, default=10, help="of the sampler")
     parser.add_argument("--only", default="", help="cases whose names hold this")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no further case after these")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", type=Path, metavar="OUT")
     options = parser.parse_args(arguments)
     results: dict[str, dict[str, Found]] = {}
+    began = time.perf_counter()
     with tempfile.TemporaryDirectory() as place:
         os.environ["DIFFPO_CACHE"] = f"{place}/cache"
         bench = Bench(Path(place), options)
         for what in options.what:
             for name, case in getattr(bench, what)():
-                if options.only in name:
+                if time.perf_counter() - began > options.seconds:
+                    print(f"no time for {what} {name}")
+                elif options.only in name:
                     results.setdefault(what, {})[name] = case()
                     bench.free()
                     show({what: {name: results[what][name]}})

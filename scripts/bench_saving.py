@@ -52,7 +52,7 @@ def measure(learner: Learner, updates: list[Any], way: str, every: int, folder: 
     """Seconds that the updates took with their checkpoints, and how long the loop stood still for each of these."""
     config, still = learner.config, list[float]()
     learner.config = replace(config, train=replace(config.train, async_checkpoints=way == "background"))
-    claim(folder, config.to_dict(), fresh=folder.exists())
+    claim(folder, config.to_dict(), fresh=False)
     began = time.perf_counter()
     with Saver(learner, folder, {}) as saver:
         for done, batches in enumerate(updates, 1):
@@ -74,10 +74,14 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     learner, updates = prepare_learner(config, accelerator), list(loader.updates(plan, 0, options.updates))
     measure(learner, updates[:1], "waiting", 1, folder / "warm")
     size = sum(file.stat().st_size for file in (folder / "warm" / "checkpoints").rglob("*") if file.is_file())
+    shutil.rmtree(folder / "warm")  # a disk may hold few checkpoints of large networks
     rounds: list[dict[str, Any]] = []
     for number in range(options.rounds):
         order = WAYS[number % 3 :] + WAYS[: number % 3]
-        took = {way: measure(learner, updates, way, options.every, folder / way) for way in order}
+        took = {}
+        for way in order:
+            took[way] = measure(learner, updates, way, options.every, folder / way)
+            shutil.rmtree(folder / way)
         rounds.append({way: {"seconds": seconds, "still": still} for way, (seconds, still) in took.items()})
     written = options.updates // options.every
     added = {way: [(each[way]["seconds"] - each["none"]["seconds"]) / written for each in rounds] for way in WAYS[1:]}

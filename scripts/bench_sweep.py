@@ -3,13 +3,14 @@ r"""Measure a list of configurations in one process, each within its time, and w
     python scripts/bench_sweep.py --out sweep --seconds 240 \
         "sd15@512 full batch=16 compile=regional profile=1" "sdxl@1024 lora batch=4 compile=regional checkpointing=1"
 
-A row names a case and a tuning (see `bench.py`), then settings: `batch`, `accumulate`, `at_once`, `method`, `compile`
-(regional, whole), `checkpointing` (the share of the blocks), `channels_last`, `fused`, `optimizer`, `attention`,
-`kernels` (the order in which torch's attention kernels are tried, such as cudnn+flash+efficient), `benchmark` (1:
-cuDNN tries its convolutions; 2: measured both without and with), `profile` (1: the kernels of one update, grouped and
-named), `check` (1: the cosine between the gradients of fast and of plain calls). `timed` are seconds of timed
-updates; `limit` ends a row that takes longer, its compilation included. Rows that no longer fit into `--seconds` are
-left out, and said.
+A row names a case and a tuning (see `bench.py`), then settings: `batch` (8,6: 6 where memory does not hold 8),
+`accumulate`, `at_once`, `method`, `compile` (regional, whole), `checkpointing` (the share of the blocks),
+`channels_last`, `fused`, `optimizer`, `attention`, `kernels` (the order in which torch's attention kernels are tried,
+such as cudnn+flash+efficient), `benchmark` (1: cuDNN tries its convolutions; 2: measured both without and with),
+`profile` (1: the kernels of one update, grouped and named), `check` (1: the cosine between the gradients of fast and of
+plain calls). `timed` are seconds of timed updates; `limit` ends a row that takes longer, its compilation included. Rows
+that no longer fit into `--seconds` are left out, and said. What does not fit into memory, takes too long or fails is
+said, and the next row has its turn; the exit code is 1 where one failed.
 
 `--save-compiled FILE` keeps what torch compiled, `--load-compiled FILE` gives it back on another machine of that kind.
 """
@@ -59,11 +60,13 @@ USUAL: dict[str, str] = {
 }
 QUIET = ("profile", "limit", "timed", "benchmark", "check")
 """Settings that change nothing of what is measured."""
+LEAST = 10.0
+"""Seconds that a row needs to be begun."""
 COUNTED: dict[tuple[str, str], Cost] = {}
 
 
-class OverTime(Exception):
-    """A row has used up its time."""
+class OverTime(BaseException):
+    """A row has used up its time. It is no `Exception`: a compiler that is at work would make another one of it."""
 
 
 def parse_row(text: str) -> dict[str, str]:
@@ -195,21 +198,45 @@ def run(row: dict[str, str], arguments: argparse.Namespace, accelerator: Acceler
             if kernels:
                 stack.enter_context(sdpa_kernel(kernels, set_priority=True))
             for result in measure(row, arguments, accelerator):
-                results.append(result | {"status": "ok"})
-    except (Exception, KeyboardInterrupt) as error:  # the other rows must have their turn
+                results.append(result | {"row": name_of(row), "status": "ok"})
+    except (Exception, OverTime, KeyboardInterrupt) as error:  # the other rows must have their turn
         text = str(error).splitlines()
-        status = "OOM" if any(each in str(error) for each in bench.OUT_OF_MEMORY) else "error"
-        results.append(row | {"status": status, "message": f"{type(error).__name__}: {text[0] if text else ''}"[:500]})
+        status = "late" if isinstance(error, OverTime) else "error"
+        status = "OOM" if any(each in str(error) for each in bench.OUT_OF_MEMORY) else status
+        message = f"{type(error).__name__}: {text[0] if text else ''}"[:500]
+        results.append(row | {"row": name_of(row), "status": status, "message": message})
     finally:
         accelerator.free_memory()
         torch._dynamo.reset()
     return results
 
 
+def run_first_that_fits(
+    row: dict[str, str], ends: float, arguments: argparse.Namespace, accelerator: Accelerator
+) -> list[dict[str, Any]]:
+    """Do a row with the first of its batches that memory holds, before `ends`; all tries are told."""
+    results: list[dict[str, Any]] = []
+    for batch in row["batch"].split(","):
+        left = ends - time.perf_counter()
+        if left < LEAST:
+            print(f"no time for {name_of(row | {'batch': batch})}")
+            break
+        limit = str(min(float(row["limit"]), left))
+        results += run(row | {"batch": batch, "limit": limit}, arguments, accelerator)
+        if results[-1]["status"] != "OOM":
+            break
+    return results
+
+
+def name_of(row: dict[str, Any]) -> str:
+    """A row's case, tuning, and the settings that change what is measured."""
+    settings = [f"{key}={row[key]}" for key in USUAL if row[key] != USUAL[key] and key not in QUIET]
+    return " ".join([row["case"], row["tuning"], *settings])
+
+
 def show(result: dict[str, Any], peak: float) -> str:
     """One line for a result."""
-    settings = " ".join(f"{k}={result[k]}" for k in USUAL if result[k] != USUAL[k] and k not in QUIET)
-    head = f"{result['case']:11}{result['tuning']:5}{settings}"
+    head = result["row"]
     if result["status"] != "ok":
         return f"{head}: {result['status']}, {result['message']}"
     share = result["flops_per_pair"] * result["pairs_per_second"] / peak
@@ -225,7 +252,7 @@ def main(given: list[str] | None = None) -> int:
     """Measure the rows of the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("rows", nargs="*", type=parse_row, metavar="ROW")
-    parser.add_argument("--out", type=Path, default=Path("sweep"), help="folder of the results")
+    parser.add_argument("--out", type=Path, default=Path("sweep"), help="folder of sweep.json, or a JSON file")
     parser.add_argument("--seconds", type=float, default=600, help="for all of it")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--mixed-precision", choices=tuple(bench.HALF), default="bf16")
@@ -233,30 +260,27 @@ def main(given: list[str] | None = None) -> int:
     parser.add_argument("--load-compiled", type=Path, metavar="FILE", help="use what torch compiled elsewhere")
     arguments = parser.parse_args(given)
     began = time.perf_counter()
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    file = arguments.out if arguments.out.suffix == ".json" else arguments.out / "sweep.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
     if arguments.load_compiled is not None:
         print("compiled before:", torch.compiler.load_cache_artifacts(arguments.load_compiled.read_bytes()), flush=True)
     accelerator = Accelerator(mixed_precision=arguments.mixed_precision, cpu=arguments.device == "cpu")
     matmul = matmul_peak(accelerator.device, DTYPES[bench.HALF[arguments.mixed_precision]])
     results: list[dict[str, Any]] = []
     for row in arguments.rows:
-        left = arguments.seconds - (time.perf_counter() - began)
-        if left < 10:
-            print(f"no time for {row['case']} {row['tuning']}")
-            continue
-        for result in run(row | {"limit": str(min(float(row["limit"]), left))}, arguments, accelerator):
+        for result in run_first_that_fits(row, began + arguments.seconds, arguments, accelerator):
             results.append(result)
             print(f"[{time.perf_counter() - began:.0f} s]", show(result, matmul["flops"]), flush=True)
             for line in result.get("kernels_by_time", {}).get("lines", []):
                 print("   ", line, flush=True)
         report = {"machine": describe(accelerator.device) | {"matmul": matmul}, "results": results}
-        (arguments.out / "sweep.json").write_text(json.dumps(report, indent=1) + "\n")
+        file.write_text(json.dumps(report, indent=1) + "\n")
         if arguments.save_compiled is not None:
             save_compiled(arguments.save_compiled)
     print(f"peak {matmul['flops'] / 1e12:.0f} TFLOP/s on {describe(accelerator.device)['name']}")
     for result in results:
         print(show(result, matmul["flops"]))
-    return 0
+    return int(any(result["status"] == "error" for result in results))
 
 
 def save_compiled(file: Path) -> None:

@@ -3,21 +3,29 @@
 #
 #     scripts/gpu_wheels.sh WHEELS                            where there is a network; then carry the tree and WHEELS
 #     scripts/gpu_check.sh --out DIR --wheels WHEELS          there
-#     scripts/gpu_check.sh --out DIR --tiny                   on a CPU: small sizes, to see that the script itself works
+#     scripts/gpu_check.sh --out DIR --tiny --steps all       on a CPU: small sizes, to see that the script itself works
 #
 # --steps lane,bench,train   which steps, in this order; each ends at its own limit (NAME:SECONDS sets another one):
-#     lane    tests/gpu: precision, compilation, attention, optimizers, resuming, generation, encoding      (170 s)
-#     bench   scripts/bench_sweep.py at full size, as many rows as the time allows                          (130 s)
-#     train   diffpo train, encoding included, on a folder of Stable Diffusion 1.5's size with random
-#             weights; diffpo plan of it; then the run goes on, compiled, as far as the time allows           (170 s)
+#     lane     tests/gpu: precision, compilation, attention, optimizers, resuming, generation, encoding      (170 s)
+#     bench    the update at full size, the best settings first, as many as the time allows                  (140 s)
+#     train    diffpo train, encoding and a checkpoint in the background included, on a folder of Stable
+#              Diffusion 1.5's size with random weights; diffpo plan of it; then the run goes on             (160 s)
+#   and, for further leases of such a machine (`all` is every step, some 20 minutes):
+#     check    how near fused gradients are to plain ones at full size                                       (130 s)
+#     profile  where the time of an update goes, kernel by kernel                                            (110 s)
+#     kernels  torch's attention kernels and the layouts of images, one by one                               (140 s)
+#     compile  regional and whole compilation of a transformer                                               (300 s)
+#     feed     encoding, generation and scoring, images per second                                           (160 s)
+#     saving   what a checkpoint costs the loop: of a small network, and of a full one                       (170 s)
 #
-# It writes DIR/{env,lane,bench,train}.json, a log of each step and summary.txt: nothing else outside /tmp. The exit code
-# is 0 if every step did what it should, 1 if one did not, 2 if something is missing.
+# It writes a JSON file for each step, a log of each and summary.txt into DIR: nothing else outside /tmp. Steps of an
+# earlier call that left their files in DIR are in the tables again. The exit code is 0 if every step did what it
+# should, 1 if one did not, 2 if something is missing.
 set -uo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 python=${PYTHON:-python3}
 out="" steps="lane,bench,train" wheels="" tiny=""
-usage() { sed -n '2,18s/^# \{0,1\}//p' "$0"; exit 2; }
+usage() { sed -n '2,25s/^# \{0,1\}//p' "$0"; exit 2; }
 while [ $# -gt 0 ]; do
   case $1 in
     --out) out=${2:-}; shift 2 || usage ;;
@@ -28,6 +36,12 @@ while [ $# -gt 0 ]; do
   esac
 done
 [ -n "$out" ] || usage
+declare -A limit=([lane]=170 [bench]=140 [train]=160 [check]=130 [profile]=110 [kernels]=140 [compile]=300 [feed]=160
+  [saving]=170)
+[ "$steps" != all ] || steps=lane,bench,train,check,profile,kernels,compile,feed,saving
+for step in ${steps//,/ }; do
+  [ -n "${limit[${step%%:*}]:-}" ] || { echo "gpu_check: there is no step ${step%%:*}" >&2; exit 2; }
+done
 mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 2
 work=$(mktemp -d /tmp/gpu-check.XXXXXX) || exit 2
 trap 'rm -rf "$work"' EXIT
@@ -50,37 +64,97 @@ lane() {
     --rootdir "$root" -c "$root/pyproject.toml" "$root/tests/gpu"
 }
 
+sweep() { # NAME ROW...: measure rows; small ones take the place of all where the machine has no GPU
+  local name=$1 how=(--seconds $((seconds - 20))) # Python starts meanwhile
+  shift
+  if [ -n "$tiny" ]; then
+    how+=(--mixed-precision no)
+    case $name in
+      check) set -- "tiny-sd15 full batch=2 check=1 timed=0" ;;
+      compile) set -- "tiny-sd3 lora batch=2 compile=regional timed=0 limit=280" ;;
+      *) set -- "tiny-sd15 full batch=2 timed=0" "tiny-sdxl lora batch=2 accumulate=2 method=smpo timed=0" ;;
+    esac
+  fi
+  local segments=expandable_segments:True # rows of many sizes share the memory
+  PYTORCH_ALLOC_CONF=$segments PYTORCH_CUDA_ALLOC_CONF=$segments \
+    "$python" "$root/scripts/bench_sweep.py" --out "$out/$name.json" "${how[@]}" "$@"
+}
+
+# The first row waits for Triton, which compiles the fused kernels once for all rows.
 bench() {
-  local rows=("sd15@512 lora batch=16 compile=regional" "sd15@512 full batch=16 compile=regional"
-    "sdxl@1024 lora batch=4 checkpointing=1 compile=regional" "sd15@512 full batch=16" "sd15@512 lora batch=16")
-  local how=(--seconds $((seconds - 10)))
-  [ -z "$tiny" ] || { rows=("tiny-sd15 full batch=2" "tiny-sdxl lora batch=2"); how+=(--mixed-precision no); }
-  "$python" "$root/scripts/bench_sweep.py" --out "$work/sweep" "${how[@]}" "${rows[@]}"
-  local code=$?
-  cp "$work/sweep/sweep.json" "$out/bench.json" && return $code
+  sweep bench "sd15@512 full batch=32,24 timed=2.5 limit=60" "sd15@512 lora batch=48,32 timed=2.5 limit=30" \
+    "sdxl@1024 lora batch=8,6 limit=30" "sdxl@1024 full batch=8,6 checkpointing=0.5 optimizer=adafactor limit=30" \
+    "sd15@512 full batch=16 accumulate=4 method=smpo timed=8 limit=40" \
+    "sd15@512 full batch=16 accumulate=4 method=inpo timed=6 limit=40" "sd15@512 full batch=24 method=smpo limit=30"
+}
+
+check() {
+  sweep check "sd15@512 full batch=4 check=1 timed=1 limit=60" "sd15@512 lora batch=4 check=1 timed=1 limit=30" \
+    "sdxl@1024 lora batch=1 check=1 timed=1 limit=30" \
+    "sdxl@1024 full batch=1 check=1 timed=1 optimizer=adafactor checkpointing=1 limit=40"
+}
+
+profile() {
+  sweep profile "sd15@512 full batch=16 profile=1 timed=1 limit=60" "sd15@512 lora batch=16 profile=1 timed=1 limit=30" \
+    "sdxl@1024 lora batch=4 profile=1 timed=1 limit=30" "sd15@512 full batch=16 method=smpo profile=1 timed=3 limit=30"
+}
+
+kernels() {
+  local order each rows=("sd15@512 full batch=16 timed=2 limit=60")
+  for order in cudnn+flash+efficient flash+efficient efficient; do
+    rows+=("sd15@512 full batch=16 kernels=$order timed=2 limit=25")
+  done
+  for each in "channels_last=1" "channels_last=0" "channels_last=1 benchmark=1"; do
+    rows+=("sd15@512 full batch=16 fused=0 $each timed=2 limit=25")
+  done
+  sweep kernels "${rows[@]}" "sd15@512 full batch=16 benchmark=1 timed=2 limit=40"
+}
+
+compile() {
+  sweep compile "sd35m@1024 lora batch=4,3 compile=regional check=1 limit=130" \
+    "sd35m@1024 lora batch=4,3 compile=whole limit=160"
+}
+
+model() { # make the random folder, once
+  [ -f "$work/model/train.yaml" ] ||
+    "$python" "$root/scripts/random_sd15.py" "$work/model" ${tiny:+--tiny --dtype float32}
 }
 
 train() {
   local here=$work/model started=$SECONDS
-  "$python" "$root/scripts/random_sd15.py" "$here" ${tiny:+--tiny --dtype float32} || return 1
+  model || return 1
   echo "made in $((SECONDS - started)) s"
   "$python" -m diffpo train "$here/train.yaml" || return 1
   "$python" "$root/scripts/gpu_report.py" run "$here/run" "$out/train.json" || return 1
   echo "trained after $((SECONDS - started)) s"
-  [ -z "$tiny" ] || return 0
   "$python" -m diffpo plan "$here/train.yaml" || return 1
-  "$python" -m diffpo train "$here/train.yaml" train.compile=regional train.steps=10 || return 1
+  "$python" -m diffpo train "$here/train.yaml" train.steps=10 || return 1
   "$python" "$root/scripts/gpu_report.py" run "$here/run" "$out/train.json"
 }
 
-declare -A limit=([lane]=170 [bench]=130 [train]=170)
+feed() {
+  local how=(--images 1024)
+  [ -z "$tiny" ] || how=(--tiny --images 8 --steps 1)
+  "$python" "$root/scripts/bench_feed.py" encode generate score --seconds $((seconds - 30)) "${how[@]}" \
+    --json "$out/feed.json"
+}
+
+saving() {
+  local here=$work/model pixels=512 how=(--updates 12 --every 6 --rounds 3) full=(--updates 24 --every 12 --rounds 1)
+  local more=(train.batch=16 train.mixed_precision=bf16)
+  [ -z "$tiny" ] || { pixels=64 how=(--updates 1 --every 1 --rounds 1) full=(--updates 2 --every 1 --rounds 1) more=(); }
+  "$python" "$root/scripts/bench_saving.py" "${how[@]}" --json "$out/saving.json" || return 1
+  model || return 1
+  "$python" "$root/scripts/bench_saving.py" "${full[@]}" --folder "$work" --json "$out/saving-full.json" "${more[@]}" \
+    "model.path=$here/pipeline" data.name=pairs "data.path=$here/pairs/pairs.jsonl" "data.resolution=$pixels"
+}
+
 failed=0
 cd "$work" || exit 2
-export -f lane bench train
+export -f lane sweep bench check profile kernels compile model train feed saving
 export root python out work tiny seconds
 for step in ${steps//,/ }; do
   name=${step%%:*}
-  [ -n "${limit[$name]:-}" ] || { echo "gpu_check: there is no step $name" >&2; exit 2; }
   seconds=${limit[$name]}
   [ "$step" = "$name" ] || seconds=${step#*:}
   begun=$SECONDS

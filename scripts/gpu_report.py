@@ -77,7 +77,7 @@ def of_lane(results: list[dict[str, Any]]) -> list[str]:
     kinds = ("passed", "skipped", "failed")
     counts = ", ".join(f"{sum(r['outcome'] == kind for r in results)} {kind}" for kind in kinds)
     spent, slowest = sum(r["seconds"] for r in results), max(results, key=lambda r: r["seconds"])
-    lines = [f"GPU lane: {counts} in {spent:.0f} s; the slowest is {slowest['test']}, {slowest['seconds']:.0f} s"]
+    lines = [f"  {counts} in {spent:.0f} s; the slowest is {slowest['test']}, {slowest['seconds']:.0f} s"]
     skipped: dict[str, list[str]] = {}
     for result in results:
         why = (result["reason"].strip().splitlines() or [""])[-1][:200]
@@ -95,36 +95,68 @@ def of_lane(results: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def of_bench(report: dict[str, Any]) -> list[str]:
-    """A line per configuration."""
+def of_sweep(report: dict[str, Any]) -> list[str]:
+    """A line per configuration: its pace, what it took, and what an inversion, a cosine or a compilation was."""
     peak = report["machine"]["matmul"]["flops"]
-    lines = [f"bench: {report['machine']['name']}, a matrix product makes {peak / 1e12:.3g} TFLOP/s"]
+    lines = [f"  on {report['machine']['name']}, where a matrix product makes {peak / 1e12:.3g} TFLOP/s"]
     for r in report["results"]:
-        how = [f"{key}={r[key]}" for key in ("batch", "compile", "checkpointing", "optimizer") if r.get(key)]
-        what = f"  {r['case']} {r['tuning']} {' '.join(how)}"
-        if r["status"] == "ok":
-            pace = r["pairs_per_second"]
-            share = f"{pace * r['flops_per_pair'] / peak:.0%} of that"
-            lines.append(f"{what}: {pace:.3g} pairs/s, {share}, {r['peak_gib']:.1f} GiB")
-        else:
-            lines.append(f"{what}: {r['status']} {r.get('message', '')}")
+        if r["status"] != "ok":
+            lines.append(f"  {r['row']}: {r['status']}, {r.get('message', '')}")
+            continue
+        pace, seconds = r["pairs_per_second"], r["seconds"]
+        told = [f"{pace:.3g} pairs/s", f"{pace * r['flops_per_pair'] / peak:.0%} of that", f"{r['peak_gib']:.1f} GiB"]
+        told += [f"{seconds['noise']:.2g} of {seconds['total']:.2g} s inverting"] if r["method"] != "dpo" else []
+        told += [f"cuDNN's trials {'on' if r['cudnn_benchmark'] else 'off'}"] if r["benchmark"] != "0" else []
+        told += [f"cosine {r['cosine']:.5f}"] if "cosine" in r else []
+        told += [f"first {r['first_seconds']:.0f} s, {r['graphs']} graphs"] if r["compile"] else []
+        lines.append(f"  {r['row']}: {', '.join(told)}")
+        lines += [f"    {line}" for line in r["kernels_by_time"].get("lines", [])[:1]]
     return lines
+
+
+def of_feed(report: dict[str, Any]) -> list[str]:
+    """A line per case of encoding, generation and scoring."""
+    lines = []
+    for what, cases in report["results"].items():
+        for name, found in cases.items():
+            rate = found.get("steady") or found["per second"]
+            shares = f"{found['of the device']:.0%} of the device, {found['of the cores']:.0%} of the cores"
+            lines.append(f"  {what} {name}: {rate:.4g} images/s, {shares}")
+    return lines
+
+
+def of_saving(found: dict[str, Any]) -> list[str]:
+    """What a checkpoint costs, both ways."""
+    middle, update = statistics.median, statistics.median(found["update"])
+    ways = (
+        f"{way} {middle(found['added'][way]):.2f} s, still {middle(still):.2f} s"
+        for way, still in found["still"].items()
+    )
+    return [f"  {found['mebibytes']:.0f} MiB, an update {update:.3f} s; a checkpoint adds: {'; '.join(ways)}"]
 
 
 def of_train(told: dict[str, Any]) -> list[str]:
     """What the run did."""
     pace = f"{told['pairs_per_second']:.3g} pairs/s, {told['peak_gib']:.1f} GiB"
-    return [f"train: {told['updates']} updates, {pace}, first loss {told['loss'][0]}, seconds {told['seconds']}"]
+    return [f"  {told['updates']} updates, {pace}, first loss {told['loss'][0]}, seconds {told['seconds']}"]
 
 
-TABLES: dict[str, Callable[[Any], list[str]]] = {"lane": of_lane, "bench": of_bench, "train": of_train}
+SWEEPS = ("bench", "check", "profile", "kernels", "compile")
+"""Steps that are rows of `bench_sweep.py`."""
+TABLES: dict[str, Callable[[Any], list[str]]] = {
+    "lane": of_lane,
+    "train": of_train,
+    **dict.fromkeys(SWEEPS, of_sweep),
+    "feed": of_feed,
+    **dict.fromkeys(("saving", "saving-full"), of_saving),
+}
 
 
 def tables(out: Path, steps: Path) -> int:
     """Print what every step that ran has to say, then how the steps ended."""
     for name, lines in TABLES.items():
         if (file := out / f"{name}.json").exists():
-            print("\n".join(lines(json.loads(file.read_text()))))
+            print("\n".join([f"{name}:", *lines(json.loads(file.read_text()))]))
     print(steps.read_text() if steps.exists() else "no step ran", end="")
     return 0
 

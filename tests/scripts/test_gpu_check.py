@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
+import time
 from pathlib import Path
 
+import bench_sweep
 import gpu_report
 import pytest
 import random_sd15
@@ -22,6 +25,62 @@ def test_mistakes_end_at_once(tmp_path, arguments):
     done = subprocess.run(["bash", SCRIPT, *arguments], capture_output=True, text=True, cwd=tmp_path, timeout=60)
     assert done.returncode == 2 and "scripts/gpu_check.sh --out DIR" in done.stdout
     assert not any(tmp_path.iterdir())
+
+
+def test_a_step_that_there_is_not_is_named(tmp_path):
+    asked = ["--out", "x", "--steps", "bench,trian:20"]
+    done = subprocess.run(["bash", SCRIPT, *asked], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert done.returncode == 2 and "there is no step trian" in done.stderr and not any(tmp_path.iterdir())
+
+
+def rows_of(step):
+    """The rows that a step measures on a GPU: its own function, with a `sweep` that prints them."""
+    text = SCRIPT.read_text()
+    function = text[text.index(f"\n{step}() {{") :]
+    function = function[: function.index("\n}\n") + 3]
+    script = f'sweep() {{ shift; printf "%s\\n" "$@"; }}\n{function}\n{step}'
+    return subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+@pytest.mark.parametrize("step", gpu_report.SWEEPS)
+def test_the_rows_of_every_step_can_be_read(step):
+    """Each names a case and settings that there are, and attention kernels that torch has."""
+    rows = [bench_sweep.parse_row(row) for row in rows_of(step)]
+    assert len(rows) > 1 and all(row["case"].partition("@")[2] for row in rows), "of full size"
+    for row in rows:
+        options = bench_sweep.options_of(row, argparse.Namespace(device="cpu", mixed_precision="bf16"))
+        assert options.cases == [row["case"]] and all(int(batch) > 0 for batch in row["batch"].split(","))
+        assert all(name in bench_sweep.SDPA for name in row["kernels"].split("+") if name)
+
+
+def test_a_smaller_batch_is_tried_where_memory_is_full_and_others_have_their_turn(tmp_path, monkeypatch, capsys):
+    """Both are told; so is what takes too long, and what cannot be had, which alone is an error."""
+    measure = bench_sweep.measure
+
+    def as_on_a_full_card(row, *more):
+        if row["batch"] == "64":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        if row["batch"] == "3":
+            time.sleep(5)
+        yield from measure(row, *more)
+
+    monkeypatch.setattr(bench_sweep, "measure", as_on_a_full_card)
+    rows = [
+        "tiny-sd15 lora batch=3 limit=0.1",
+        "tiny-sd15 full batch=64,2,1 check=1 timed=0",
+        "tiny-sd15 lora batch=64",
+    ]
+    usual = ["--out", str(tmp_path / "bench.json"), "--device", "cpu", "--mixed-precision", "no"]
+    assert bench_sweep.main([*usual, *rows]) == 0
+    results = json.loads((tmp_path / "bench.json").read_text())["results"]
+    assert [(r["batch"], r["status"]) for r in results] == [("3", "late"), ("64", "OOM"), ("2", "ok"), ("64", "OOM")]
+    assert results[2]["cosine"] == pytest.approx(1)
+    capsys.readouterr()
+    gpu_report.tables(tmp_path, tmp_path / "steps.txt")
+    head, peak, late, full, fits, *_ = capsys.readouterr().out.splitlines()
+    assert head == "bench:" and "TFLOP/s" in peak and "OverTime" in late
+    assert full.startswith("  tiny-sd15 full batch=64: OOM") and "cosine 1.00000" in fits
+    assert bench_sweep.main([*usual, "tiny-sd15 full batch=1 attention=telepathy"]) == 1
 
 
 def test_the_random_folder_is_a_model_with_pairs(tmp_path, monkeypatch, capsys):
@@ -53,7 +112,8 @@ def test_tables_say_what_failed_and_why_something_was_skipped(tmp_path, capsys):
     (tmp_path / "steps.txt").write_text("lane: failed with exit code 1 after 6 s\n")
     assert gpu_report.tables(tmp_path, tmp_path / "steps.txt") == 0
     assert capsys.readouterr().out.splitlines() == [
-        "GPU lane: 1 passed, 1 skipped, 1 failed in 6 s; the slowest is a, 2 s",
+        "lane:",
+        "  1 passed, 1 skipped, 1 failed in 6 s; the slowest is a, 2 s",
         "  a: {'graphs': 9}",
         "  failed  b: AssertionError: no",
         "  skipped c: no x",
