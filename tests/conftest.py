@@ -25,6 +25,8 @@ ensure_torchvision()
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported: kernels run on a CPU, in numpy
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 

@@ -4,58 +4,37 @@ from __future__ import annotations
 
 import math
 
+import kernel_cases as cases
 import pytest
 import torch
-import torch.nn.functional as F
 from torch.utils._triton import has_triton
 
 from diffpo.training.update import forward
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not has_triton(), reason="there is no Triton here")]
-ROUNDING = 0.01
-"""What half precision leaves of a norm, as a share of it."""
 
 
-def check(ours, theirs, inputs):
-    """Compare an answer and its gradients with torch's in float64."""
-    found = []
-    for call, dtype in ((ours, None), (theirs, torch.float64)):
-        given = [x.detach().to(dtype or x.dtype).requires_grad_() for x in inputs]
-        answer = call(*given)
-        torch.manual_seed(0)
-        pull = torch.randn(answer.shape, dtype=torch.float64, device=answer.device)
-        found.append([answer, *torch.autograd.grad(answer, given, pull.to(answer.dtype))])
-    for a, b in zip(*found, strict=True):
-        assert (a.double() - b.double()).norm() <= ROUNDING * b.double().norm() + 1e-5  # a shift may have no say at all
-
-
-@pytest.mark.parametrize(("n", "c", "side", "groups"), [(2, 320, 16, 32), (3, 96, 7, 4), (1, 8, 5, 8)])
-@pytest.mark.parametrize("silu", [True, False])
-def test_group_norm_with_a_shift(n, c, side, groups, silu):
-    from diffpo.models.kernels import GroupNorm
-
-    torch.manual_seed(1)
-    x = torch.randn(n, c, side, side, device="cuda", dtype=torch.bfloat16) + 2
-    w, b, shift = (torch.randn(size, device="cuda") for size in ((c,), (c,), (n, c)))
-
-    def theirs(x, shift, w, b):
-        answer = F.group_norm(x + shift[:, :, None, None], groups, w, b, 1e-5)
-        return F.silu(answer) if silu else answer
-
-    inputs = [x.to(memory_format=torch.channels_last), shift, w, b]
-    check(lambda x, shift, w, b: GroupNorm.apply(x, shift, w, b, groups, 1e-5, silu), theirs, inputs)
-
-
-@pytest.mark.parametrize(("rows", "width"), [(1001, 320), (7, 24), (4097, 1280)])
-def test_layer_norm_and_gates(rows, width):
-    from diffpo.models.kernels import Geglu, LayerNorm
-
-    torch.manual_seed(1)
-    x = torch.randn(rows, width, device="cuda", dtype=torch.bfloat16) + 1
-    w, b = (torch.randn(width, device="cuda") for _ in range(2))
-    check(lambda x, w, b: LayerNorm.apply(x, w, b, 1e-5), lambda x, w, b: F.layer_norm(x, (width,), w, b), [x, w, b])
-    gated = torch.randn(rows, 2 * width, device="cuda", dtype=torch.bfloat16)
-    check(Geglu.apply, lambda x: x[:, :width] * F.gelu(x[:, width:]), [gated])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("make", "sizes"),
+    [
+        (cases.group_norm, (2, 320, 16, 32, True)),
+        (cases.group_norm, (3, 96, 7, 4, False)),
+        (cases.group_norm, (1, 8, 5, 8, True)),
+        (cases.layer_norm, (1001, 320)),
+        (cases.layer_norm, (7, 24)),
+        (cases.layer_norm_alone, (4097, 1280)),
+        (cases.geglu, (1001, 1280)),
+        (cases.geglu, (7, 24)),
+        (cases.geglu_alone, (4097, 300)),
+        (cases.added, (3, 320, 33)),
+        (cases.added, (2, 70, 5)),
+        (cases.doubled, (3, 320, 33)),
+        (cases.doubled, (2, 70, 5)),
+    ],
+)
+def test_a_kernel_computes_what_torch_computes(make, sizes, dtype):
+    cases.check(*make(torch.empty(0, device="cuda", dtype=dtype), *sizes))
 
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])

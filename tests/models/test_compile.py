@@ -235,11 +235,15 @@ def test_channels_last_changes_no_answer():
         assert filters and all(p.is_contiguous(memory_format=torch.channels_last) for p in filters)
 
 
+FUSED = {"ResnetBlock2D", "BasicTransformerBlock", "Attention", "GEGLU", "Upsample2D", "GroupNorm"}
+"""Parts of a UNet whose call is replaced."""
+
+
 @pytest.mark.parametrize(
     ("make", "family", "tuning", "parts"),
     [
-        (sd15, "unet", "full", {"ResnetBlock2D", "GEGLU", "LayerNorm", "GroupNorm"}),
-        (sdxl, "sdxl", "lora", {"ResnetBlock2D", "GEGLU", "LayerNorm", "GroupNorm", "Linear"}),
+        (sd15, "unet", "full", FUSED),
+        (sdxl, "sdxl", "lora", {*FUSED, "Linear"}),
         (small_sd3, "sd3", "lora", {"Linear"}),
     ],
 )

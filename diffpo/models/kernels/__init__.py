@@ -8,6 +8,7 @@ sum uses atomic additions, so results repeat bit for bit.
 
 from diffpo.models.kernels.geglu import Geglu
 from diffpo.models.kernels.group_norm import GroupNorm
+from diffpo.models.kernels.images import Added, Doubled
 from diffpo.models.kernels.layer_norm import LayerNorm
 
-__all__ = ["Geglu", "GroupNorm", "LayerNorm"]
+__all__ = ["Added", "Doubled", "Geglu", "GroupNorm", "LayerNorm"]

@@ -158,8 +158,8 @@ def _backward_moments(
 
 @jit
 def _backward_input(
-    x, shift, weight, bias, mean, rstd, group, dy, dx, cells, channels, width, groups,
-    HAS_SHIFT: tl.constexpr, SILU: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
+    x, shift, weight, bias, mean, rstd, group, dy, along, dx, cells, channels, width, groups,
+    HAS_SHIFT: tl.constexpr, SILU: tl.constexpr, ALONG: tl.constexpr, BP: tl.constexpr, BC: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0).to(tl.int64)
     p, c = tl.program_id(1) * BP + tl.arange(0, BP), tl.program_id(2) * BC + tl.arange(0, BC)
@@ -182,17 +182,23 @@ def _backward_input(
         gate = tl.sigmoid(u)
         du = du * gate * (1.0 + u * (1.0 - gate))
     out = scale[None, :] * (w[None, :] * du - alone[None, :] - xhat * with_xhat[None, :])
+    if ALONG:
+        out += tl.load(along + place, mask=mask, other=0.0).to(tl.float32)
     tl.store(dx + place, out.to(dx.dtype.element_ty), mask=mask)
 
 
 class GroupNorm(torch.autograd.Function):
-    """Group norm of images, after a shift of each channel where one is given, and SiLU after it if asked for."""
+    """Images, and their group norm after a shift of each channel where one is given, with SiLU after it if asked for.
+
+    The images are handed on, to what reads them again later: so the gradient that comes back from there is added to the
+    norm's in the pass that computes that one.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
-    ) -> Tensor:
-        """Normalise x `[n c h w]`, whose channels lie last; `shift` is `[n c]`."""
+    ) -> tuple[Tensor, Tensor]:
+        """Hand on x `[n c h w]`, whose channels lie last, and normalise it; `shift` is `[n c]`."""
         (n, channels, h, w), width = x.shape, x.shape[1] // groups
         cells, blocks = h * w, triton.cdiv(channels, CHANNELS)
         splits = max(1, min(triton.cdiv(cells, 4 * CELLS), triton.cdiv(PROGRAMS, n * blocks), 32))
@@ -211,15 +217,20 @@ class GroupNorm(torch.autograd.Function):
         )
         ctx.save_for_backward(x, shift, weight, bias, mean, rstd, centre)
         ctx.sizes = (groups, width, cells, splits, rows, blocks, silu, tile, small)
-        return y
+        ctx.set_materialize_grads(False)
+        return x, y
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         """Gradients of x, the shift, the weight and the bias."""
         x, shift, weight, bias, mean, rstd, centre = ctx.saved_tensors
+        along, dy = grads
+        if dy is None:  # nobody asked for the norm
+            return along, None, None, None, None, None, None
         groups, width, cells, splits, rows, blocks, silu, tile, small = ctx.sizes
         n, channels, has = x.shape[0], x.shape[1], shift is not None
-        dy = grads[0].contiguous(memory_format=torch.channels_last)
+        dy = dy.contiguous(memory_format=torch.channels_last)
+        other = dy if along is None else along.contiguous(memory_format=torch.channels_last)
         moved = x if shift is None else shift.contiguous()
         part = x.new_empty((n, splits, 2, channels), dtype=torch.float32)
         own = x.new_empty((n, 2, channels), dtype=torch.float32)
@@ -233,8 +244,9 @@ class GroupNorm(torch.autograd.Function):
             part, weight, mean, rstd, centre, own, group, dshift, cells, channels, width, splits, has, **small
         )
         _backward_input[n, triton.cdiv(cells, CELLS), blocks](
-            x, moved, weight, bias, mean, rstd, group, dy, dx, cells, channels, width, groups, has, silu, **tile
-        )
+            x, moved, weight, bias, mean, rstd, group, dy, other, dx, cells, channels, width, groups,
+            has, silu, along is not None, **tile,
+        )  # fmt: skip
         dweight = own[:, 0].sum(0).to(weight.dtype) if ctx.needs_input_grad[2] else None
         dbias = own[:, 1].sum(0).to(bias.dtype) if ctx.needs_input_grad[3] else None
         return dx, (dshift.to(shift.dtype) if has else None), dweight, dbias, None, None, None

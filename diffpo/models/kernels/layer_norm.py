@@ -1,4 +1,4 @@
-"""Layer norm over the last axis: one pass forward, one backward."""
+"""Layer norm over the last axis, and what is added before it: one pass forward, one backward."""
 
 from __future__ import annotations
 
@@ -11,11 +11,18 @@ from diffpo.models.kernels.language import PROGRAMS, jit, tl, triton
 
 
 @jit
-def _layer_norm(x, weight, bias, y, mean, rstd, rows, width, eps, BR: tl.constexpr, BW: tl.constexpr):
+def _layer_norm(
+    x, added, total, weight, bias, y, mean, rstd, rows, width, eps,
+    ADDED: tl.constexpr, BR: tl.constexpr, BW: tl.constexpr,
+):  # fmt: skip
     r, c = tl.program_id(0) * BR + tl.arange(0, BR), tl.arange(0, BW)
     mask = (r < rows)[:, None] & (c < width)[None, :]
     place = r.to(tl.int64)[:, None] * width + c[None, :]
     value = tl.load(x + place, mask=mask, other=0.0).to(tl.float32)
+    if ADDED:
+        value += tl.load(added + place, mask=mask, other=0.0).to(tl.float32)
+        value = value.to(total.dtype.element_ty).to(tl.float32)  # the norm is that of the rounded sum, as torch's is
+        tl.store(total + place, value.to(total.dtype.element_ty), mask=mask)
     middle = tl.sum(value, 1) / width
     value = tl.where(mask, value - middle[:, None], 0.0)
     scale = 1.0 / tl.sqrt(tl.sum(value * value, 1) / width + eps)
@@ -29,12 +36,13 @@ def _layer_norm(x, weight, bias, y, mean, rstd, rows, width, eps, BR: tl.constex
 
 @jit
 def _layer_norm_backward(
-    x, weight, mean, rstd, dy, dx, part, rows, width, per, WEIGHTS: tl.constexpr, BR: tl.constexpr, BW: tl.constexpr
-):
+    x, weight, mean, rstd, dy, along, dx, part, rows, width, per,
+    ALONG: tl.constexpr, WEIGHTS: tl.constexpr, BR: tl.constexpr, BW: tl.constexpr,
+):  # fmt: skip
     """Gradient of x for `per` rows, and their sums for the weight's and the bias's."""
     c = tl.arange(0, BW)
     w = tl.load(weight + c, mask=c < width, other=0.0).to(tl.float32)
-    first, second = tl.zeros([BW], tl.float32), tl.zeros([BW], tl.float32)
+    first, second = tl.zeros([BR, BW], tl.float32), tl.zeros([BR, BW], tl.float32)
     for start in range(0, per, BR):
         r = tl.program_id(0) * per + start + tl.arange(0, BR)
         there = (r < rows) & (start + tl.arange(0, BR) < per)
@@ -48,42 +56,61 @@ def _layer_norm_backward(
         du = given * w[None, :]
         alone, with_xhat = tl.sum(du, 1) / width, tl.sum(du * xhat, 1) / width
         out = scale[:, None] * (du - alone[:, None] - xhat * with_xhat[:, None])
+        if ALONG:
+            out += tl.load(along + place, mask=mask, other=0.0).to(tl.float32)
         tl.store(dx + place, out.to(dx.dtype.element_ty), mask=mask)
-        if WEIGHTS:
-            first += tl.sum(given * xhat, 0)
-            second += tl.sum(given, 0)
+        if WEIGHTS:  # the rows of a tile are summed once, after the last tile
+            first += given * xhat
+            second += given
     if WEIGHTS:
-        tl.store(part + tl.program_id(0) * 2 * width + c, first, mask=c < width)
-        tl.store(part + tl.program_id(0) * 2 * width + width + c, second, mask=c < width)
+        tl.store(part + tl.program_id(0) * 2 * width + c, tl.sum(first, 0), mask=c < width)
+        tl.store(part + tl.program_id(0) * 2 * width + width + c, tl.sum(second, 0), mask=c < width)
 
 
 class LayerNorm(torch.autograd.Function):
-    """Layer norm over the last axis."""
+    """A sum, and its layer norm over the last axis.
+
+    The sum is handed on, to what adds it again later: so the gradient that comes back along it is added to the norm's
+    in the pass that computes that one.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        """Normalise x `[... d]`."""
-        x = x.contiguous()
+    def forward(
+        ctx: Any, x: Tensor, added: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """Add to x `[... d]`, rounded to x's dtype, and normalise that; where nothing is added, the sum is x."""
+        x, ctx.added = x.contiguous(), added is not None
         width, rows = x.shape[-1], x.numel() // x.shape[-1]
         tile = {"BR": max(1, 2048 // triton.next_power_of_2(width)), "BW": triton.next_power_of_2(width)}
         mean, rstd = (x.new_empty(rows, dtype=torch.float32) for _ in range(2))
-        y = torch.empty_like(x)
-        _layer_norm[(triton.cdiv(rows, tile["BR"]),)](x, weight, bias, y, mean, rstd, rows, width, eps, **tile)
-        ctx.save_for_backward(x, weight, bias, mean, rstd)
+        y, total = torch.empty_like(x), torch.empty_like(x) if ctx.added else x
+        other = x if added is None else added.contiguous()
+        _layer_norm[(triton.cdiv(rows, tile["BR"]),)](
+            x, other, total, weight, bias, y, mean, rstd, rows, width, eps, ctx.added, **tile
+        )
+        ctx.save_for_backward(total, weight, bias, mean, rstd)
         ctx.tile = tile
-        return y
+        ctx.set_materialize_grads(False)
+        return total, y
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        """Gradients of x, the weight and the bias."""
+        """Gradients of x, of what was added (the same one), the weight and the bias."""
         x, weight, bias, mean, rstd = ctx.saved_tensors
-        width, rows, dy = x.shape[-1], x.numel() // x.shape[-1], grads[0].contiguous()
+        along, dy = grads
+        if dy is None:  # nobody asked for the norm
+            return along, (along if ctx.added else None), None, None, None
+        width, rows, dy = x.shape[-1], x.numel() // x.shape[-1], dy.contiguous()
         per = max(ctx.tile["BR"], triton.cdiv(rows, PROGRAMS))
-        programs, wanted = triton.cdiv(rows, per), ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
+        programs, wanted = triton.cdiv(rows, per), ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
         part = x.new_empty((programs if wanted else 1, 2, width), dtype=torch.float32)
-        dx = torch.empty_like(x)
-        _layer_norm_backward[(programs,)](x, weight, mean, rstd, dy, dx, part, rows, width, per, wanted, **ctx.tile)
+        dx, has = torch.empty_like(x), along is not None
+        other = along.contiguous() if has else dy
+        _layer_norm_backward[(programs,)](
+            x, weight, mean, rstd, dy, other, dx, part, rows, width, per, has, wanted, **ctx.tile
+        )
+        dadded = dx if ctx.added else None
         if not wanted:
-            return dx, None, None, None
+            return dx, dadded, None, None, None
         both = part.sum(0)
-        return dx, both[0].to(weight.dtype), both[1].to(bias.dtype), None
+        return dx, dadded, both[0].to(weight.dtype), both[1].to(bias.dtype), None
