@@ -1,4 +1,7 @@
-"""A Stable Diffusion UNet whose norms, activations and gates run as kernels of ours, on a GPU, in half precision.
+"""A Stable Diffusion UNet of which all between its products runs as kernels of ours, on a GPU, in half precision.
+
+Besides norms, activations and gates these are the sums between them: a convolution's bias, what a block adds to what
+it was given, and the sum of two gradients.
 
 Policy and reference use the same kernels, with gradients or without, so that equal networks still give equal answers.
 Nothing is compiled beforehand but these few kernels, whatever the sizes of the network and of the batch. Parts that are
