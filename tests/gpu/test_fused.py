@@ -7,6 +7,7 @@ import math
 import kernel_cases as cases
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.utils._triton import has_triton
 
 from diffpo.training.update import forward
@@ -51,7 +52,7 @@ def test_a_low_rank_layer(half, shape, wide, out, rank, scale):
     def theirs(x, first, second):
         return F.linear(x, w.double(), b.double()) + scale * (x @ first.t()) @ second.t()
 
-    check(lambda x, first, second: LowRank.apply(x, w, b, first, second, scale), theirs, [x, first, second])
+    cases.check(lambda x, first, second: LowRank.apply(x, w, b, first, second, scale), theirs, [x, first, second])
     zero = LowRank.apply(x, w, b, first, torch.zeros_like(second), scale)
     assert torch.equal(zero, F.linear(x.reshape(-1, wide), w, b).view(*shape[:-1], out))
     inputs = [y.requires_grad_() for y in (x, first, second)]
