@@ -68,7 +68,7 @@ class Adapted:
         x, weight, bias = _as(x, dtype), _as(base.weight, dtype), base.bias
         bias = bias if bias is None else _as(bias, dtype)
         if not active:  # in rows, as with an adapter, so that both round alike
-            return F.linear(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], len(weight))
+            return F.linear(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], weight.shape[0])
         first, second = self._factors[active[0]]
         return LowRank.apply(  # pyright: ignore[reportReturnType]
             x, weight, bias, first.weight, second.weight, layer.scaling[active[0]]
@@ -111,7 +111,7 @@ class LowRank(torch.autograd.Function):
         inner = torch.mm(rows, first.t())
         y = F.linear(rows, weight, bias).addmm_(inner, second.t(), alpha=scale)
         ctx.save_for_backward(x, weight, first, second, inner)
-        return y.view(*x.shape[:-1], len(weight))
+        return y.view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
     @once_differentiable

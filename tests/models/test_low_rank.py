@@ -61,8 +61,8 @@ def test_answers_and_gradients_are_those_of_peft(alpha, bias):
             network = layer(bias=bias, lora_alpha=alpha)
             before = pulled(network, x.requires_grad_(wanted))
             fuse_adapters(network)
-            after = pulled(network, x)
-            torch.testing.assert_close(after, before, rtol=1e-12, atol=1e-12)
+            for half in (None, torch.bfloat16):  # autocast leaves double precision as it is
+                torch.testing.assert_close(pulled(network, x, half), before, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("alpha", [RANK, 12])
@@ -104,6 +104,15 @@ def test_the_reference_is_the_adapter_that_training_began_with():
         found.append(network["to_q"](x).detach())
     assert not torch.allclose(found[0], found[1])
     torch.testing.assert_close(found[2:], found[:2], rtol=1e-12, atol=1e-12)
+
+
+def test_a_new_adapter_is_off_in_the_reference():
+    network, x = layer(), inputs(3, WIDE)
+    fuse_adapters(network)
+    base = network["to_q"].base_layer(x)
+    with torch.no_grad(), initial_adapters(network):
+        torch.testing.assert_close(network["to_q"](x), base, rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(network["to_q"](x), base)
 
 
 def test_what_is_checkpointed_is_computed_again_alike():
@@ -163,5 +172,8 @@ def test_other_layers_stay_as_they_are():
     sum_of_both = both["to_q"](x)
     fuse_adapters(both)
     assert torch.equal(both["to_q"](x), sum_of_both)
-    both["to_q"].merge()
-    torch.testing.assert_close(both["to_q"](x), sum_of_both)
+    merged = layer()
+    fuse_adapters(merged)
+    before = merged["to_q"](x)
+    merged["to_q"].merge()
+    torch.testing.assert_close(merged["to_q"](x), before)
