@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import inspect
 import json
 import math
 import shlex
@@ -148,23 +149,26 @@ def gradient(update: bench.Update, *, fast: bool) -> list[torch.Tensor]:
     networks = (update.network, update.reference.inner.denoiser.network)
     parts = {part for network in networks for part in network.modules()}
     calls = {part: part._compiled_call_impl for part in parts}
-    forwards = {part: vars(part)["forward"] for part in parts if "forward" in vars(part)}
-    outer = forwards.pop(update.network, None)  # accelerate's, with its autocast
+    replaced = {part: {name: vars(part)[name] for name in vars(part) if is_method(part, name)} for part in parts}
+    replaced[update.network].pop("forward", None)  # accelerate's, with its autocast
     for part in parts if not fast else ():
         part._compiled_call_impl = None
-        if part in forwards:
-            del part.forward
+        for name in replaced[part]:
+            delattr(part, name)
     try:
         update.backward(0)
     finally:
         for part, call in calls.items():
             part._compiled_call_impl = call
-        for part, forward in forwards.items():
-            part.forward = forward
-    assert outer is None or vars(update.network)["forward"] is outer
+            vars(part).update(replaced[part])
     found = [p.grad for p in update.network.parameters() if p.grad is not None]
     update.optimizer.zero_grad()
     return found
+
+
+def is_method(part: torch.nn.Module, name: str) -> bool:
+    """Whether the class of a part has a method of this name."""
+    return inspect.isroutine(getattr(type(part), name, None))
 
 
 def cosine(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:

@@ -8,6 +8,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import bench
 import bench_sweep
 import gpu_report
 import pytest
@@ -16,6 +17,7 @@ import torch
 from runs import ROOT
 
 from diffpo.config.run import load_config
+from diffpo.models.low_rank import Adapted, fuse_adapters
 
 SCRIPT = ROOT / "scripts" / "gpu_check.sh"
 
@@ -81,6 +83,23 @@ def test_a_smaller_batch_is_tried_where_memory_is_full_and_others_have_their_tur
     assert head == "bench:" and "TFLOP/s" in peak and "OverTime" in late
     assert full.startswith("  tiny-sd15 full batch=64: OOM") and "cosine 1.00000" in fits
     assert bench_sweep.main([*usual, "tiny-sd15 full batch=1 attention=telepathy"]) == 1
+
+
+def test_plain_calls_take_the_place_of_fast_ones_for_a_while():
+    """Of adapters that compute as one function, and of a method of a stack of transformers."""
+    options, accelerator = bench.parse(["tiny-sd15", "--device", "cpu"]), bench.Accelerator(cpu=True)
+    update = bench.Update(bench.CASES["tiny-sd15"], bench.make_tuning("lora"), "dpo", 2, options, accelerator)
+    asked = []
+    fuse_adapters(update.network)
+    fused = [m for m in update.network.modules() if isinstance(vars(m).get("forward"), Adapted)]
+    stack = next(m for m in update.network.modules() if type(m).__name__ == "Transformer2DModel")
+    stack._operate_on_continuous_inputs = lambda x: (
+        asked.append(x) or type(stack)._operate_on_continuous_inputs(stack, x)
+    )
+    plain, fast = (bench_sweep.gradient(update, fast=fast) for fast in (False, True))
+    assert fused and all(isinstance(vars(m).get("forward"), Adapted) for m in fused)
+    assert len(asked) == 2, "policy and reference, once"
+    assert bench_sweep.cosine(plain, fast) == pytest.approx(1, abs=1e-6)
 
 
 def test_the_random_folder_is_a_model_with_pairs(tmp_path, monkeypatch, capsys):
