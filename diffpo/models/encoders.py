@@ -168,17 +168,24 @@ class Encoders:
         return {limit: len(rows) for limit, rows in cut.items()}
 
     @contextmanager
-    def placed(self, device: torch.device | str, dtype: torch.dtype) -> Iterator[None]:
-        """Move to `device`, in a dtype that holds both their own and `dtype`, and back: nothing is rounded."""
+    def placed(self, device: torch.device | str, dtype: torch.dtype) -> Iterator[torch.dtype]:
+        """Move to `device`, in a dtype that holds both their own and `dtype`, and back: nothing is rounded.
+
+        What is given is that dtype: the one of all parts but those that a family keeps in float32.
+        """
         parts = [part for part in self.pipeline.components.values() if isinstance(part, torch.nn.Module)]
         before = [(part.device, part.dtype) for part in parts]
         try:
             for part in parts:
                 part.to(device, torch.promote_types(part.dtype, dtype))
-            yield
+            yield self._with(dtype)
         finally:
             for part, (home, own) in zip(parts, before, strict=True):
                 part.to(home, own)
+
+    def _with(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype that holds both theirs and another one."""
+        return torch.promote_types(DTYPES[self._tuning.encoder_dtype], dtype)
 
     def with_denoiser(self, network: Any) -> Any:
         """Put a network of the family beside the encoders: a pipeline that makes images or clips."""
@@ -187,7 +194,8 @@ class Encoders:
         networks = {self._base.component: network}
         for name in named_parts(self._base.index):
             if name in NETWORKS and name not in networks:  # the other one of two experts, or stage B
-                networks[name] = load_network(self._base.part(name), network.dtype).to(network.device)
+                kind = network.dtype if self.family.experts else self._with(network.dtype)
+                networks[name] = load_network(self._base.part(name), kind).to(network.device)
         return type(self.pipeline)(**flags, **parts | networks)
 
 

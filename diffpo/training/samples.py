@@ -1,14 +1,19 @@
 """Images while training: of fixed prompts and seeds, and grids of them, the base beside the tuned model."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from diffpo.config.run import Config
+from diffpo.core.types import HALF
 from diffpo.disk.ahead import groups
 from diffpo.disk.files import hash_of
 from diffpo.generation.processes import quiet_console
@@ -72,9 +77,30 @@ class Drawer:
         listeners = None if told is None else Listeners(told.expand(len(media), -1, -1))
         prompts, seeds = [item.prompt for item in media], [item.seed or 0 for item in media]
         network = self.accelerator.unwrap_model(self._policy.network)  # still under accelerate's autocast
-        with self.encoders.placed(self.accelerator.device, self._policy.dtype):
+        with self.encoders.placed(self.accelerator.device, self._policy.dtype) as dtype, _answering(network, dtype):
             pipeline = self.encoders.with_denoiser(network)
             return sample_clips(pipeline, prompts, seeds, self.sampler, listeners=listeners)
+
+
+@contextmanager
+def _answering(network: Any, dtype: torch.dtype) -> Iterator[None]:
+    """Let a network answer in the half precision of what stands beside it, as one that is loaded in it does.
+
+    Accelerate lets it answer in float32, and many pipelines hand that on to a VAE which cannot take it.
+    """
+    if dtype not in HALF.values():
+        yield
+        return
+    own = network.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return tree_map_only(Tensor, lambda x: x.to(dtype), own(*args, **kwargs))
+
+    network.forward = forward
+    try:
+        yield
+    finally:
+        network.forward = own
 
 
 class SampleGrids:

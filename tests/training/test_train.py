@@ -144,7 +144,9 @@ def test_gradient_checkpointing_changes_nothing_but_memory(world):
 
 
 def test_bfloat16_autocast_keeps_trained_weights_in_float32(world):
-    run = world.train("bf16", {"train.mixed_precision": "bf16", "model.dtype": "bfloat16"})
+    half = {"model.dtype": "bfloat16", "model.encoder_dtype": "bfloat16", "train.mixed_precision": "bf16"}
+    run = world.train("bf16", half | {"train.sample_every": 3, "sample.prompts": ["thing 1"]})
+    assert (run / "samples" / "step-000003.png").is_file()  # the VAE is given what the policy answers
     first = metrics(run)[0]
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-7)  # policy and reference run alike
     assert {x.dtype for x in weights(run).values()} == {torch.float32}

@@ -7,7 +7,9 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
-from runs import World, assert_same, contents, metrics, weights
+import yaml
+from runs import ROOT, World, assert_same, contents, forget_accelerator, metrics, weights
+from tiny import save_pipeline
 from tiny_steps import draws, make, pair_batch, with_users
 from tiny_users import save_users
 
@@ -16,11 +18,14 @@ from diffpo.config.run import build
 from diffpo.core.step import preference_step
 from diffpo.curate.embedding import Embedding, read_embedder
 from diffpo.errors import ConfigError, UserError
+from diffpo.generation.generate import generate
+from diffpo.generation.settings import GenerateOptions
+from diffpo.media.folder import open_clip
 from diffpo.media.users import EMBEDDER, Users
 from diffpo.methods import METHODS
 from diffpo.training import samples
 from diffpo.training.processes import make_accelerator
-from diffpo.training.train import prepare_data
+from diffpo.training.train import prepare_data, train
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +37,14 @@ def world(tmp_path_factory):
     users = save_users(world.folder / "users", {f"user {i}": [["x"], ["y"]] for i in range(3)}, unseen=["user 2"])
     Embedding(ClipEmbedder(path=str(world.folder / "clip"))).write(users / EMBEDDER)
     return world
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    """Each run chooses its precision anew."""
+    forget_accelerator()
+    yield
+    forget_accelerator()
 
 
 def told(world, **more):
@@ -73,6 +86,27 @@ def test_held_out_pairs_are_always_told_their_users(world):
     assert not loader.batch(loader.groups[0], 0).cond.chosen.user.any()
     (batch, *_) = judged.held_out(1)
     assert batch.cond.chosen.user.flatten(1).any(1).all()
+
+
+def test_the_papers_base_as_its_config_says(world):
+    """Stable Cascade's stage C in half precision: samples while training, and images for users and for nobody."""
+    model = save_pipeline("stable-cascade", world.folder / "cascade")
+    tree = yaml.safe_load((ROOT / "configs" / "stable-cascade-ppd.yaml").read_text())
+    small = world.tree("cascade run", told(world))
+    tree["model"] |= {"path": str(model), "vae": str(model)}
+    tree["data"] = small["data"] | {"resolution": 64, "user_dropout": 0.1}
+    tree["train"] |= {"steps": 2, "batch": 2, "accumulate": 1, "output": small["train"]["output"], "warmup_steps": 0}
+    tree["train"] |= {"sample_every": 2, "learning_rate": 0.1}
+    tree["sample"] |= {"prompts": ["thing 1"], "steps": 2, "size": [128, 128]}
+    run = train(build(tree))
+    assert (run / "samples" / "step-000002.png").is_file()
+    usual = {"model": str(model), "tuned": str(run), "steps": 2, "size": (128, 128), "device": "cpu"}
+    usual |= {"dtype": "bfloat16", "seeds": (1,)}
+    users, found = {"users": str(world.folder / "users")}, []
+    for name, more in (("nobody", {}), ("one", users | {"blend": {"user 0": 1.0}})):
+        done = generate(GenerateOptions(**usual | more), ["a thing"], world.folder / f"cascade {name}")
+        found.append(open_clip(done.folder, done.media[0]).first.tobytes())
+    assert found[0] != found[1]
 
 
 @pytest.mark.parametrize("name", ["sd15", "sd3"])
