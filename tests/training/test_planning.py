@@ -11,6 +11,7 @@ from runs import World
 from tiny_users import save_users
 
 from diffpo.config.run import build
+from diffpo.core.inversion import Inversion
 from diffpo.data.cache import EncodingCache
 from diffpo.data.splits import load_splits
 from diffpo.errors import UserError
@@ -22,9 +23,9 @@ from diffpo.models.lora import LoRA
 from diffpo.models.outline import assemble, of_known
 from diffpo.models.tuning import Full
 from diffpo.training.cards import CARDS, GIB, Card, find_card
-from diffpo.training.forecast import forecast, size, weigh
+from diffpo.training.forecast import OPTIMIZER_BYTES, forecast, size, weigh
 from diffpo.training.learner import prepare_learner
-from diffpo.training.planning import USABLE, plan
+from diffpo.training.planning import USABLE, check_card, plan
 from diffpo.training.processes import make_accelerator
 from diffpo.training.saving import collect
 from diffpo.training.train import prepare_data
@@ -96,7 +97,48 @@ def test_cuts_keep_the_pairs_per_update_and_the_first_one_fits_if_any_does(told)
     least = min(cuts, key=lambda cut: cut.bytes).bytes
     small = replace(told, card=replace(TINY_CARD, gib=1.01 * least / USABLE / GIB)).cuts()
     assert small[0].bytes <= 1.01 * least and not small[-1].fits
-    assert not replace(told, card=replace(TINY_CARD, gib=least / 2 / GIB)).cuts()[0].fits
+    for share in (0.5, 1.0):  # a driver needs some of the card
+        assert not replace(told, card=replace(TINY_CARD, gib=share * least / GIB)).cuts()[0].fits
+
+
+def changed(told, **train):
+    """The same plan of other settings of the training."""
+    return replace(told, config=replace(told.config, train=replace(told.config.train, **train)))
+
+
+def test_the_pace_by_hand(told):
+    """Operations over the share of the card's pace that the kernels reach, and the gaps, of which a compiled block has
+    a third."""
+    card, traced = replace(TINY_CARD, half=3.0, single=2.0), told.traced[False][0]
+    work, gaps = 4 * traced.flops / traced.pairs / 1e12, 25e-6 * traced.launches
+    for precision, rate in (("bf16", 3.0), ("no", 2.0)):
+        given = changed(replace(told, card=card), mixed_precision=precision, steps=7)
+        for kernels, share, few in (("plain", 0.41, 1), ("fused", 0.6, 1), ("regional", 0.6, 3)):
+            cut = given.cut(4, 3, False, kernels)
+            assert cut.pace == pytest.approx(4 / (work / (rate * share) + gaps / few))
+            assert given.seconds(cut) == pytest.approx(7 * 12 / cut.pace)
+    cpu = replace(told, card=replace(card, is_cpu=True)).cut(4, 3, False, "plain")
+    assert cpu.pace == pytest.approx(4 / (work / (3 * 0.41)))
+
+
+def test_fused_kernels_are_reckoned_with_where_they_will_run(told):
+    assert told.usual == "fused"
+    others = changed(told, fused=False), changed(told, mixed_precision="no")
+    assert {plan.usual for plan in (*others, replace(told, card=replace(TINY_CARD, is_cpu=True)))} == {"plain"}
+
+
+def test_what_an_average_an_inversion_and_frames_take(told):
+    """Beside the same plan without them."""
+    assert changed(told, ema=0.9).copied == told.copied + told.weights.gradients
+    forward = told.traced[False][0].reference_flops / told.traced[False][0].pairs / 2
+    live, kept = Inversion(steps=8), Inversion(steps=8, invert_with="reference", cache=True)
+    for inversion, rows in ((live, live.rows), (kept, 0.0)):
+        inverting = replace(told, config=replace(told.config, method=METHODS["inpo"](inversion=inversion)))
+        assert inverting.flops == pytest.approx(told.flops + rows * forward) and live.rows > 1
+    for frames, moments in ((1, 2), (3, 1)):  # of a clip the mode is kept, of an image mean and deviation
+        drawn = replace(told.drawn, latent=(4, frames, 2, 2))
+        assert replace(told, drawn=drawn).cache_bytes[0] == 2 * moments * 4 * frames * 4 * 4
+    assert [OPTIMIZER_BYTES["adamw8bit"](torch.empty(n)) for n in (4096, 10)] == [2 * 4096, 80]
 
 
 def test_checkpointing_needs_less_memory_and_more_time(told):
@@ -121,6 +163,13 @@ def test_cards_are_found_by_name():
     assert find_card("h100") is CARDS["h100"] and find_card("cpu").is_cpu
     with pytest.raises(UserError, match="--card is 'h1000'; known are b200, h200, h100"):
         find_card("h1000")
+
+
+def test_half_precision_that_a_cpu_cannot_train_in_is_refused(told):
+    half = changed(told, mixed_precision="fp16").config
+    check_card(half, TINY_CARD)
+    with pytest.raises(UserError, match="mixed_precision=fp16 needs a GPU: give --card h100"):
+        check_card(half, replace(TINY_CARD, is_cpu=True))
 
 
 MEASURED = {

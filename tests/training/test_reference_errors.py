@@ -208,7 +208,8 @@ def test_what_changes_an_error_has_other_files(world, run):
     others = [{"train.seed": 1}, {"data.reference_draws": 1}, {"data.caption_dropout": 0.3}, {"train.batch": 2}]
     others += [{"method.noise": "independent"}, {"model.time": {"low": 0.5}}, {"train.mixed_precision": "bf16"}]
     others += [{"train.dtype": "float64"}, {"data.resolution": 8}, {"data.cache_dtype": "float16"}]
-    others += [{"model.denoiser": str(run)}]
+    others += [{"model.denoiser": str(run)}, {"model.prediction": "v"}, {"model.attention": "xformers"}]
+    others += [{"train.split_forward": True}, {"train.channels_last": True}, {"train.compile": "regional"}]
     (first,), *more = (stores(world, changes) for changes in same)
     assert all(names == [first] for names in more)
     assert len({name for changes in others for name in stores(world, changes)} | {first}) == 1 + len(others)
