@@ -53,6 +53,9 @@ class Train(Block):
     """Clip the gradient's norm to this; null leaves it."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     """Autocast of the forward; trained weights keep `dtype`."""
+    tf32: bool | None = None
+    """Let a GPU round the factors of products and convolutions in float32 to ten bits, as float16 has (TF32). Default:
+    in half precision, for what autocast leaves in float32; never where everything is asked for in float32."""
     dtype: Literal["float32", "float64"] = "float32"
     """Dtype of trained weights and of the step's arithmetic."""
     ema: Sharing = 0.0

@@ -46,7 +46,7 @@ class Kept(ABC):
         same = {
             "encodings": [encodings.media.folder.name, encodings.texts.folder.name],
             "reference": identify_model(config),
-            "precision": [model.dtype, train.dtype, train.mixed_precision, model.attention],
+            "precision": [model.dtype, train.dtype, train.mixed_precision, train.tf32, model.attention],
         }
         self.store = RowStore(self.kind, same | recipe, cache_home(config.data.cache_dir))
         table, keys = loader.table, encodings.keys

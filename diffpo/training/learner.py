@@ -12,7 +12,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from diffpo.config.run import Config
+from diffpo.config.run import Config, Train
 from diffpo.core.types import DTYPES, HALF
 from diffpo.disk.rows import cache_home
 from diffpo.errors import UserError
@@ -71,6 +71,7 @@ def prepare_learner(
 def wrap(config: Config, accelerator: Accelerator, policy: Denoiser, reference: Reference | None) -> Learner:
     """Let a policy and its reference learn as the config says: what accelerate wraps, optimizer, schedule, average."""
     train = config.train
+    allow_tf32(train, accelerator.device)
     policy.network.train()
     bare = policy.network
     own = reference is not None and reference.denoiser.network is not bare  # a network of the reference's own
@@ -88,6 +89,14 @@ def wrap(config: Config, accelerator: Accelerator, policy: Denoiser, reference: 
     schedule = make_schedule(train, optimizer.optimizer)
     average = Average(policy.network, train.ema) if train.ema else None
     return Learner(config, accelerator, policy, reference, optimizer, schedule, average)
+
+
+def allow_tf32(train: Train, device: torch.device) -> None:
+    """Say whether a GPU may round what it multiplies in float32; torch alone lets convolutions do so, not products."""
+    if device.type == "cuda":
+        allowed = train.mixed_precision in HALF if train.tf32 is None else train.tf32
+        torch.set_float32_matmul_precision("high" if allowed else "highest")
+        torch.backends.cudnn.allow_tf32 = allowed
 
 
 def speed_up(denoiser: Denoiser, config: Config, accelerator: Accelerator) -> None:

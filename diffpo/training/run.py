@@ -51,7 +51,7 @@ FREE = {
 """Settings that do not change what is learned."""
 CHANGEABLE = FREE | {
     *("train.steps", "train.learning_rate", "train.schedule", "train.warmup_steps"),
-    *("train.mixed_precision", "model.dtype"),
+    *("train.mixed_precision", "train.tf32", "model.dtype"),
     *("train.compile", "train.channels_last", "train.fused", "model.gradient_checkpointing", "model.recomputed_share"),
 }
 """Settings that may change when a run goes on (`docs/training.md` lists them)."""

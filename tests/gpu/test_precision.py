@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 pytestmark = pytest.mark.gpu
 HALF = ["bf16", pytest.param("fp16", marks=needs_card)]
+WHOLE = ["float32", "float64"]
 FULL = {"model.name": "full"}
 
 
@@ -50,6 +51,13 @@ def test_a_run_goes_on_after_an_overflow(world):
     skipped = [line for line in lines if not math.isfinite(line["grad_norm"])]
     assert skipped and lines[0] in skipped and lines[-1] not in skipped
     assert all(x.isfinite().all() for x in weights(run).values())
+
+
+@needs_card
+def test_single_precision_is_not_rounded_to_tf32(start, cosine):
+    """Of ten bits, as TF32 has, a loss and its gradient would keep three digits; single precision keeps six."""
+    single, double = (start(FULL | {"train.mixed_precision": "no", "train.dtype": dtype}).step() for dtype in WHOLE)
+    assert single[0] == pytest.approx(double[0], rel=1e-5) and cosine(single[1], double[1]) > 1 - 1e-7
 
 
 @pytest.mark.parametrize("precision", HALF)

@@ -18,6 +18,7 @@ from diffpo.config.run import Train
 from diffpo.core.types import Rng
 from diffpo.errors import UserError
 from diffpo.methods import METHODS, TwoSidedMethod
+from diffpo.training.learner import allow_tf32
 
 LEARNED = {
     "seed": 1,
@@ -44,6 +45,7 @@ SEEN_ELSEWHERE = {
     "ema": "test_samples_are_drawn_with_the_average",
     "compile": "test_policy_and_reference_are_laid_out_and_compiled_alike",
     "channels_last": "test_policy_and_reference_are_laid_out_and_compiled_alike",
+    "tf32": "test_a_gpu_multiplies_in_single_precision_where_it_is_asked_for",
     "fused": "test_fused_kernels_are_refused_where_there_are_none",
     "split_forward": "test_split_forward_asks_once_for_each_side",
     "checkpoint_every": "test_the_folder_holds_what_the_readme_says",
@@ -134,6 +136,18 @@ def test_policy_and_reference_are_laid_out_and_compiled_alike(world, tuning, mon
     assert found() == found(channels_last=False, fused=False) == {(False, False)}
     assert found(channels_last=True) == {(True, False)}
     assert found(compile="regional") == {(False, True)}
+
+
+@pytest.mark.parametrize(("precision", "usual"), [("no", False), ("bf16", True), ("fp16", True)])
+def test_a_gpu_multiplies_in_single_precision_where_it_is_asked_for(precision, usual, monkeypatch):
+    """TF32 is for what half precision leaves in float32, unless it is asked for or refused."""
+    before = torch.get_float32_matmul_precision()
+    for asked, allowed in ((None, usual), (True, True), (False, False)):
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", not allowed)
+        allow_tf32(Train(steps=1, batch=1, mixed_precision=precision, tf32=asked), torch.device("cuda"))
+        found = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(before)
+        assert found == (allowed, "high" if allowed else "highest")
 
 
 def test_fused_kernels_are_refused_where_there_are_none(world):
