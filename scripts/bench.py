@@ -5,6 +5,7 @@
     python scripts/bench.py sd15@512 --batch 16 --gradient-checkpointing --compile
     python scripts/bench.py --method dpo inpo smpo --batch 1 8 # each combination, and how much a larger batch gains
     python scripts/bench.py --memory-table                     # model x full/LoRA x checkpointing, as markdown
+    python scripts/bench.py encode generate score              # what happens around training: see bench_feed.py
 
 On a GPU machine where diffpo is not installed, put the source tree, and a folder with what else is missing there, on
 the path: `PYTHONPATH=.:PACKAGES python scripts/bench.py ...` (`pip install --target PACKAGES ...` fills one). It
@@ -329,7 +330,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     """Measure what the command line names; 2 if some of it cannot be had here."""
-    options = parse(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    if given[:1] and given[0] in ("encode", "generate", "score"):
+        import bench_feed
+
+        return bench_feed.main(given)
+    options = parse(given)
     accelerator = Accelerator(mixed_precision=options.mixed_precision, cpu=options.device == "cpu")
     device = accelerator.device
     matmul = matmul_peak(device, DTYPES[HALF[options.mixed_precision]])

@@ -30,7 +30,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +41,7 @@ quiet_libraries()
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from bench_machine import describe  # noqa: E402
+from bench_rates import Found, measured, show, steady, with_share, written  # noqa: E402
 from PIL import Image  # noqa: E402
 from random_sd15 import make_pipeline  # noqa: E402
 from tiny_texts import clip_tokenizer  # noqa: E402
@@ -74,14 +74,13 @@ SMALL = {
     "pixels": {"image_size": 28, "patch_size": 14},
 }
 
-Found = dict[str, Any]
-
 
 class Bench:
     """A place with the networks, and what is asked for."""
 
-    def __init__(self, root: Path, options: argparse.Namespace):
-        """Make the pipeline."""
+    def __init__(self, root: Path, options: argparse.Namespace, enlarged: float = 1.5):
+        """Make the pipeline; pictures that are encoded are first `enlarged` times as wide and high."""
+        self.enlarged = enlarged
         self.root, self.options, self.device = root, options, torch.device(pick_device(options.device))
         self.size = 64 if options.tiny else 512
         self.pipeline = root / "pipeline"
@@ -117,11 +116,11 @@ class Bench:
     # Encoding
 
     def pairs(self, count: int) -> Path:
-        """A table of JPEG files, a half larger than what is encoded."""
+        """A table of JPEG files, larger than what is encoded."""
         folder = self.root / f"pairs-{count}"
         if (folder / "pairs.jsonl").exists():
             return folder / "pairs.jsonl"
-        write_pictures([folder / f"{i:05d}.jpg" for i in range(count)], self.size * 3 // 2, quality=90)
+        write_pictures([folder / f"{i:05d}.jpg" for i in range(count)], round(self.enlarged * self.size), quality=90)
         rows = (
             {"prompt": f"picture {row % TEXTS}", "chosen": f"{2 * row:05d}.jpg", "rejected": f"{2 * row + 1:05d}.jpg"}
             for row in range(count // 2)
@@ -138,16 +137,20 @@ class Bench:
         yield "together, bf16, threads", lambda: self._encode(self.few(1024), "bfloat16", encode_batch=16, workers=0)
 
     def _encode(self, count: int, dtype: Any, **how: Any) -> Found:
+        encoders, found = self.encoded(count, dtype, **how)
+        return with_share(found | self._alone(encoders, how["encode_batch"]))
+
+    def encoded(self, count: int, dtype: Any, **how: Any) -> tuple[Encoders, Found]:
+        """Encode so many pictures into a cache of their own; `how` are settings of the source."""
         cache = self.root / f"cache-{time.time_ns()}"
         how = {"resolution": self.size, "cache_dir": str(cache), "cache_dtype": "float16"} | how
         source = Pairs(path=str(self.pairs(count)), **how)
         encoders = Encoders(Full(path=str(self.pipeline), encoder_dtype=dtype), self.device)
         made = EncodingCache(load_splits(source).train, source, encoders, seed=0)
-        more = self._alone(encoders, how["encode_batch"])
         encoders.encode_prompt("warm up")
         with measured(count) as found:
             made.fill()
-        return with_share(found | steady(sorted(made.media.folder.glob("*.arrow"), key=written), count) | more)
+        return encoders, found | steady(sorted(made.media.folder.glob("*.arrow"), key=written), count)
 
     def _alone(self, encoders: Encoders, batch: int) -> Found:
         """What the VAE does with pixels in memory, in its usual layout and another one, and how far batches differ."""
@@ -237,11 +240,6 @@ class Bench:
         return with_share(found | steady(files, count) | {"device alone": alone})
 
 
-def written(file: Path) -> int:
-    """When a file was written."""
-    return file.stat().st_mtime_ns
-
-
 def write_pictures(files: Sequence[Path], size: int, **how: Any) -> None:
     """Write pictures of coarse noise, every one another."""
 
@@ -253,43 +251,6 @@ def write_pictures(files: Sequence[Path], size: int, **how: Any) -> None:
     files[0].parent.mkdir(exist_ok=True)
     with ThreadPoolExecutor(cores()) as pool:
         list(pool.map(write, files))
-
-
-@contextmanager
-def measured(count: int) -> Iterator[Found]:
-    """Time a block, and the processor's time of this process and its children."""
-    found: Found = {"images": count}
-    start, before = time.perf_counter(), os.times()
-    yield found
-    seconds, after = time.perf_counter() - start, os.times()
-    busy = sum(after[:4]) - sum(before[:4])
-    found |= {"seconds": seconds, "per second": count / seconds, "of the cores": busy / seconds / cores()}
-
-
-def steady(files: Sequence[Path], count: int) -> Found:
-    """The rate between the first and the last file that was written; they hold equally many images."""
-    span = (written(files[-1]) - written(files[0])) / 1e9 if len(files) > 3 else 0.0
-    return {"steady": count * (len(files) - 1) / len(files) / span if span else None}
-
-
-def with_share(found: Found) -> Found:
-    """Add how busy the device was kept."""
-    return found | {"of the device": (found["steady"] or found["per second"]) / found["device alone"]}
-
-
-def show(results: dict[str, dict[str, Found]]) -> None:
-    """Print what was found."""
-    for what, cases in results.items():
-        first = next(iter(cases.values()))
-        for name, found in cases.items():
-            rate, base = (each.get("steady") or each["per second"] for each in (found, first))
-            more = {key: found[key] for key in ("of the device", "of the cores") if found.get(key) is not None}
-            shares = "".join(f", {value:.0%} {key}" for key, value in more.items())
-            told = "".join(f", {key} {found[key]}" for key in ("dtype", "batch", FITTED) if found.get(key))
-            print(
-                f"{what:9} {name:26} {found['images']:5} images {found['seconds']:6.1f} s {rate:8.1f} per second "
-                f"({rate / base:.1f}x){shares}{told}"
-            )
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
-import bench_feed
+import bench
 
 
 def test_all_three_are_measured(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("DIFFPO_CACHE", str(tmp_path / "cache"))
     asked = ["encode", "generate", "score", "--tiny", "--images", "8", "--steps", "1", "--device", "cpu"]
-    assert bench_feed.main([*asked, "--json", str(tmp_path / "out.json")]) == 0
+    assert bench.main([*asked, "--json", str(tmp_path / "out.json")]) == 0
     found = json.loads((tmp_path / "out.json").read_text())["results"]
     assert {what: len(cases) for what, cases in found.items()} == {"encode": 4, "generate": 2, "score": 1}
     for cases in found.values():
