@@ -23,6 +23,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +55,11 @@ def source(folder: Path):
     return Pairs(path=str(folder / "pairs.jsonl"), resolution=PIXELS, cache_dir=str(folder / "cache"))
 
 
-def build(folder: Path, rows: int) -> None:
-    """Write a table, its files and its encodings: none is computed, and files of a thousand rows are links to one."""
+def build(folder: Path, rows: int, latent: Sequence[int] = (4, 1, 1, 1), text: Sequence[int] = (2, 2)) -> None:
+    """Write a table, its files and its encodings: none is computed, and files of a thousand rows are links to one.
+
+    Encodings have the shapes `latent` and `text`.
+    """
     import io
 
     import torch
@@ -81,11 +86,10 @@ def build(folder: Path, rows: int) -> None:
     for side in SIDES:
         remember(table, side, folder / "cache")
     cache = EncodingCache(table, source(folder), Encoder(), seed=0)
-    moments = {name: torch.zeros(4, 1, 1, 1) for name in ("mean", "std")}
+    moments = {name: torch.zeros(*latent) for name in ("mean", "std")}
     image = Row({"target": [1, PIXELS, PIXELS]}, {**moments, "size": torch.zeros(6, dtype=torch.int64)})
-    text = Row({"cut": []}, {"text": torch.zeros(2, 2)})
     fill(cache.media, cache.image_keys, image)
-    fill(cache.texts, cache.text_keys, text)
+    fill(cache.texts, cache.text_keys, Row({"cut": []}, {"text": torch.zeros(*text)}))
 
 
 def remember(table: Any, side: str, home: Path) -> None:
@@ -125,30 +129,13 @@ def own_memory() -> int:
     return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("RssAnon")))
 
 
-def prepare(folder: Path) -> int:
-    """Do what training does before its first update; returns the number of pairs."""
-    from diffpo.data import load_splits
-    from diffpo.data.cache import EncodingCache
-    from diffpo.data.loader import PairLoader
-    from diffpo.data.plan import Schedule
-
-    table = load_splits(source(folder)).train
-    cache = EncodingCache(table, source(folder), Encoder(), seed=0)
-    cache.fill()
-    loader = PairLoader(table, cache.open(), seed=0, caption_dropout=0.1)
-    schedule = Schedule(0, loader.groups, micro_batch=8)
-    loader.batch(schedule.indices(0, 0)[0], 0)
-    KEPT.append(loader)
-    return len(table)
-
-
-def start(folder: Path) -> dict[str, float]:
-    """Measure `prepare`, without what a process costs that has no rows at all."""
+@contextmanager
+def watched(found: dict[str, Any]) -> Iterator[None]:
+    """Note in `found` by how much memory grows in a block: at its end, and at its peak."""
     import threading
 
-    prepare(folder.with_name("small"))
-    before, cpu, wall = own_memory(), time.process_time(), time.perf_counter()
-    peak, done = [before], threading.Event()
+    before, done = own_memory(), threading.Event()
+    peak = [before]
 
     def watch() -> None:
         while not done.wait(0.02):
@@ -156,69 +143,83 @@ def start(folder: Path) -> dict[str, float]:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    rows = prepare(folder)
-    spent = {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall, "memory": own_memory() - before}
-    done.set()
-    watcher.join()
-    return spent | {"peak": max(peak[0], own_memory()) - before, "rows": rows}
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+    found |= {"memory": own_memory() - before, "peak": max(peak[0], own_memory()) - before}
+
+
+def open_loader(folder: Path) -> Any:
+    """Do what training does before it plans its batches."""
+    from diffpo.data import load_splits
+    from diffpo.data.cache import EncodingCache
+    from diffpo.data.loader import PairLoader
+
+    table = load_splits(source(folder)).train
+    cache = EncodingCache(table, source(folder), Encoder(), seed=0)
+    cache.fill()
+    return PairLoader(table, cache.open(), seed=0, caption_dropout=0.1)
+
+
+def prepare(folder: Path) -> int:
+    """Do what training does before its first update; returns the number of pairs."""
+    from diffpo.data.plan import Schedule
+
+    loader = open_loader(folder)
+    schedule = Schedule(0, loader.groups, micro_batch=8)
+    loader.batch(schedule.indices(0, 0)[0], 0)
+    KEPT.append(loader)
+    return len(loader.table)
+
+
+def start(folder: Path) -> dict[str, float]:
+    """Measure `prepare`, without what a process costs that has no rows at all."""
+    found: dict[str, float] = {}
+    prepare(folder.with_name("small"))
+    with watched(found):
+        cpu, wall = time.process_time(), time.perf_counter()
+        rows = prepare(folder)
+        found |= {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall, "rows": rows}
+    return found
+
+
+def curve(counts: Sequence[int], home: Path) -> Iterator[dict[str, float]]:
+    """Measure each number of rows in a process of its own, with tables that are made below `home`."""
+    (home / "small").mkdir()
+    build(home / "small", 16)
+    print(f"{'rows':>8} {'CPU s':>8} {'us/row':>8} {'wall s':>8} {'bytes/row':>10} {'at the peak':>12}")
+    for rows in counts:
+        folder = home / str(rows)
+        folder.mkdir()
+        build(folder, rows)
+        command = [sys.executable, __file__, "--start", str(folder)]
+        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+        print(
+            f"{rows:>8} {found['cpu']:>8.2f} {found['cpu'] / rows * 1e6:>8.1f} {found['wall']:>8.2f} "
+            f"{found['memory'] / rows:>10.0f} {found['peak'] / rows:>12.0f}",
+            flush=True,
+        )
+        shutil.rmtree(folder)
+        yield found
 
 
 def main() -> None:
-    """Measure each number of rows in a process of its own."""
+    """Measure what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--folder", type=Path, help="where tables are made; a temporary folder by default")
     parser.add_argument("--json", type=Path, metavar="OUT")
-    parser.add_argument("--picture", type=Path, metavar="OUT")
     parser.add_argument("--start", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.start:
         print(json.dumps(start(given.start)))
         return
-    results = []
-    print(f"{'rows':>8} {'CPU s':>8} {'us/row':>8} {'wall s':>8} {'bytes/row':>10} {'at the peak':>12}")
     with tempfile.TemporaryDirectory(dir=given.folder) as home:
-        (Path(home) / "small").mkdir()
-        build(Path(home) / "small", 16)
-        for rows in given.rows:
-            folder = Path(home) / str(rows)
-            folder.mkdir()
-            build(folder, rows)
-            command = [sys.executable, __file__, "--start", str(folder)]
-            found = json.loads(
-                subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
-            )
-            print(
-                f"{rows:>8} {found['cpu']:>8.2f} {found['cpu'] / rows * 1e6:>8.1f} {found['wall']:>8.2f} "
-                f"{found['memory'] / rows:>10.0f} {found['peak'] / rows:>12.0f}",
-                flush=True,
-            )
-            results.append(found)
-            shutil.rmtree(folder)
-            if given.json:
-                given.json.write_text(json.dumps(results, indent=2) + "\n")
-    if given.picture:
-        draw(results, given.picture)
-
-
-def draw(results: list[dict[str, float]], file: Path) -> None:
-    """Draw time and memory by the number of rows, with what is asked for."""
-    import matplotlib.pyplot as plt
-
-    rows = [found["rows"] for found in results]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    left.loglog(rows, [found["cpu"] for found in results], "o-", label="processor")
-    left.loglog(rows, [found["wall"] for found in results], "s--", label="clock")
-    left.set(title="start of a training", xlabel="rows", ylabel="seconds")
-    left.axhline(30, color="grey", linestyle=":", label="30 s")
-    right.loglog(rows, [found["peak"] / 2**20 for found in results], "o-", label="at the peak")
-    right.loglog(rows, [found["memory"] / 2**20 for found in results], "s--", label="while training")
-    right.axhline(1024, color="grey", linestyle=":", label="1 GiB")
-    right.set(title="memory that is no map of a file", xlabel="rows", ylabel="MiB")
-    for axes in (left, right):
-        axes.legend()
-        axes.grid(alpha=0.3)
-    figure.savefig(file, dpi=120)
+        results = list(curve(given.rows, Path(home)))
+    if given.json:
+        given.json.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

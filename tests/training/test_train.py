@@ -13,6 +13,7 @@ from runs import World, checkpoints, difference, forget_accelerator, metrics, we
 
 from diffpo.errors import UserError
 from diffpo.models import base
+from diffpo.models.encoders import Encoders
 
 LOGGED = {"step", "epoch", "loss", "grad_norm", "learning_rate"}
 REWARDS = {f"rewards/{name}" for name in ("chosen", "rejected", "margins", "accuracies")}
@@ -127,6 +128,12 @@ def test_cached_and_live_encodings_give_the_same_bits(world, tmp_path, more):
     b = world.train("live", settings | {"data.cache": False}, fresh=True)
     assert metrics(a) == metrics(b)
     assert difference(weights(a), weights(b)) == 0
+
+
+def test_no_encoder_is_loaded_where_every_encoding_is_there(world, monkeypatch):
+    world.train("encoded", {"train.steps": 1})
+    monkeypatch.setattr(Encoders, "pipeline", property(lambda _: pytest.fail("an encoder is loaded")))
+    assert len(metrics(world.train("encoded-before", {"train.steps": 1}))) == 1
 
 
 def test_micro_batches_and_split_forwards_learn_the_same(world):
