@@ -1,4 +1,4 @@
-"""Compare the kernels of `diffpo.models.kernels` with torch's float32 arithmetic on a GPU, and time them.
+"""Compare the kernels of `diffpo.models.kernels`, and layers with low-rank adapters, with torch on a GPU; time them.
 
 python scripts/bench_fused.py            # wants a GPU with Triton; ten seconds
 """
@@ -15,10 +15,12 @@ from bench_kernels import seconds
 from torch import Tensor
 
 from diffpo.models.kernels import Added, Doubled, Geglu, GroupNorm, LayerNorm
+from diffpo.models.low_rank import LowRank
 
 Answers = tuple[Tensor, ...]
 IMAGES = ((32, 320, 64), (32, 960, 64), (32, 1280, 16), (8, 320, 128), (3, 2560, 8))
 ROWS = ((131072, 320), (8192, 1280), (1001, 640))
+RANK = 16
 
 
 def like(x: Tensor) -> dict[str, Any]:
@@ -115,10 +117,29 @@ def states(rows: int, width: int) -> bool:
     return compare(f"bias and geglu {rows}x{width * 4}", gate, plain_gate, [gated, bias], 1e-2) and good
 
 
+def adapted(rows: int, width: int) -> bool:
+    """Compare a layer and its adapter as one function with PEFT's modules, and with products left to autograd."""
+    half = {"device": "cuda", "dtype": torch.bfloat16}
+    x, w, bias = (torch.randn(size, **half) for size in ((rows, width), (width, width), (width,)))
+    a, b = (torch.randn(size, device="cuda") for size in ((RANK, width), (width, RANK)))
+
+    def function(x: Tensor, a: Tensor, b: Tensor) -> Answers:
+        return (LowRank.apply(x, w, bias, a, b, 0.5),)  # pyright: ignore
+
+    def modules(x: Tensor, a: Tensor, b: Tensor) -> Answers:
+        return (F.linear(x, w, bias) + F.linear(F.linear(x, a.to(x.dtype)), b.to(x.dtype)) * 0.5,)
+
+    def products(x: Tensor, a: Tensor, b: Tensor) -> Answers:
+        return (F.linear(x, w, bias).addmm_(F.linear(x, a.to(x.dtype)), b.to(x.dtype).t(), alpha=0.5),)
+
+    good = compare(f"adapted layer, by modules {rows}x{width}", function, modules, [x, a, b], 2e-2)
+    return compare(f"adapted layer, by products {rows}x{width}", function, products, [x, a, b], 2e-2) and good
+
+
 def main() -> int:
     """Compare everything; 1 if something is wrong."""
     torch.manual_seed(0)
-    good = [images(*size) for size in IMAGES] + [states(*size) for size in ROWS]
+    good = [images(*size) for size in IMAGES] + [states(*size) for size in ROWS] + [adapted(*size) for size in ROWS]
     return 0 if all(good) else 1
 
 
