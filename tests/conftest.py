@@ -13,6 +13,7 @@ os.environ["HF_HOME"] = os.path.join(SCRATCH.name, "huggingface")
 os.environ["DIFFPO_CACHE"] = os.path.join(SCRATCH.name, "cache")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.path.join(SCRATCH.name, "inductor")
+os.environ.setdefault("TRITON_CACHE_DIR", os.path.join(SCRATCH.name, "triton"))
 os.environ["MPLBACKEND"] = "Agg"
 if "PYTEST_XDIST_WORKER" in os.environ:  # beside other test processes one thread is faster than many
     os.environ["OMP_NUM_THREADS"] = "1"

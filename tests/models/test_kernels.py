@@ -5,6 +5,12 @@ What a card's compiler makes of them is tested in `tests/gpu/test_fused.py`.
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
@@ -17,7 +23,7 @@ import kernel_cases as cases
 
 from diffpo.core.process import Time
 from diffpo.core.types import Condition
-from diffpo.models import FAMILIES
+from diffpo.models import FAMILIES, kernels
 from diffpo.models.kernels import LayerNorm
 from diffpo.models.reference import frozen_copy
 
@@ -61,6 +67,21 @@ def test_equal_gradients_repeat_bit_for_bit():
     first, again = (torch.autograd.grad((total * normed).sum(), (x, added, w, b), retain_graph=True) for _ in range(2))
     assert all(map(torch.equal, first, again))
     assert torch.equal(first[0], first[1])
+
+
+def test_every_kernel_compiles_for_a_card():
+    """In a process of its own, where Triton does not interpret."""
+    script = Path(cases.__file__).parent / "compile_kernels.py"
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    written = {name for file in Path(kernels.__file__).parent.glob("*.py") for name in declared(file.read_text())}
+    assert set(done.stdout.split()) == written
+
+
+def declared(source: str) -> list[str]:
+    """Kernels in a source text that are launched, by the square brackets of their grid."""
+    return [name for name in re.findall(r"@jit\ndef (\w+)", source) if f" {name}[" in source]
 
 
 def unet() -> UNet2DConditionModel:

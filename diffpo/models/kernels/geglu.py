@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffpo.models.kernels.language import PROGRAMS, jit, tl, triton
+from diffpo.models.kernels.language import PROGRAMS, cdiv, jit, power_of_2, tl
 
 CELLS = 1024
 """Numbers of each half that a program looks at, at a time."""
@@ -79,9 +79,9 @@ class Geglu(torch.autograd.Function):
         """Gate x `[... 2 d]`; `bias` is `[2 d]`."""
         x, has = x.contiguous(), bias is not None
         width, rows = x.shape[-1] // 2, x.numel() // x.shape[-1]
-        y, columns = x.new_empty((*x.shape[:-1], width)), min(256, triton.next_power_of_2(width))
+        y, columns = x.new_empty((*x.shape[:-1], width)), min(256, power_of_2(width))
         ctx.tile = {"BR": CELLS // columns, "BW": columns}
-        grid = (triton.cdiv(rows, ctx.tile["BR"]), triton.cdiv(width, columns))
+        grid = (cdiv(rows, ctx.tile["BR"]), cdiv(width, columns))
         _geglu[grid](x, x if bias is None else bias, y, rows, width, has, **ctx.tile)
         ctx.save_for_backward(x, bias)
         return y
@@ -91,10 +91,10 @@ class Geglu(torch.autograd.Function):
         """The gradients of x and of the bias."""
         (x, bias), dy = ctx.saved_tensors, grads[0].contiguous()
         width, rows, dx = x.shape[-1] // 2, x.numel() // x.shape[-1], torch.empty_like(x)
-        wanted, per, blocks = ctx.needs_input_grad[1], ctx.tile["BR"], triton.cdiv(width, ctx.tile["BW"])
+        wanted, per, blocks = ctx.needs_input_grad[1], ctx.tile["BR"], cdiv(width, ctx.tile["BW"])
         if wanted:  # each program sums as many rows as leave enough programs
-            per = max(per, triton.cdiv(rows, triton.cdiv(4 * PROGRAMS, blocks)))
-        splits, has = triton.cdiv(rows, per), bias is not None
+            per = max(per, cdiv(rows, cdiv(4 * PROGRAMS, blocks)))
+        splits, has = cdiv(rows, per), bias is not None
         part = x.new_empty((splits if wanted else 1, 2 * width), dtype=torch.float32)
         _geglu_backward[splits, blocks](x, bias if has else x, dy, dx, part, rows, width, per, has, wanted, **ctx.tile)
         return dx, part.sum(0).to(bias.dtype) if wanted else None

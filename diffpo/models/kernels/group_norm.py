@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffpo.models.kernels.language import PROGRAMS, jit, tl, triton
+from diffpo.models.kernels.language import PROGRAMS, cdiv, jit, power_of_2, tl
 
 CHANNELS = 64
 """Channels that one program looks at."""
@@ -200,19 +200,19 @@ class GroupNorm(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         """Hand on x `[n c h w]`, whose channels lie last, and normalise it; `shift` is `[n c]`."""
         (n, channels, h, w), width = x.shape, x.shape[1] // groups
-        cells, blocks = h * w, triton.cdiv(channels, CHANNELS)
-        splits = max(1, min(triton.cdiv(cells, 4 * CELLS), triton.cdiv(PROGRAMS, n * blocks), 32))
-        rows = triton.cdiv(cells, splits)
+        cells, blocks = h * w, cdiv(channels, CHANNELS)
+        splits = max(1, min(cdiv(cells, 4 * CELLS), cdiv(PROGRAMS, n * blocks), 32))
+        rows = cdiv(cells, splits)
         part = x.new_empty((n, splits, 2, channels), dtype=torch.float32)
         centre = x.new_empty((n, channels), dtype=torch.float32)
         mean, rstd = (x.new_empty((n, groups), dtype=torch.float32) for _ in range(2))
         y, has = torch.empty_like(x), shift is not None
         moved = x if shift is None else shift.contiguous()
         tile = {"BP": CELLS, "BC": CHANNELS}
-        small = {"BS": triton.next_power_of_2(splits), "BW": triton.next_power_of_2(width)}
+        small = {"BS": power_of_2(splits), "BW": power_of_2(width)}
         _sums[n, splits, blocks](x, moved, part, cells, channels, rows, has, **tile)
         _moments[n, groups](x, moved, part, centre, mean, rstd, cells, channels, width, splits, eps, has, **small)
-        _normalise[n, triton.cdiv(cells, CELLS), blocks](
+        _normalise[n, cdiv(cells, CELLS), blocks](
             x, moved, weight, bias, mean, rstd, y, cells, channels, width, groups, has, silu, **tile
         )
         ctx.save_for_backward(x, shift, weight, bias, mean, rstd, centre)
@@ -243,7 +243,7 @@ class GroupNorm(torch.autograd.Function):
         _backward_moments[n, groups](
             part, weight, mean, rstd, centre, own, group, dshift, cells, channels, width, splits, has, **small
         )
-        _backward_input[n, triton.cdiv(cells, CELLS), blocks](
+        _backward_input[n, cdiv(cells, CELLS), blocks](
             x, moved, weight, bias, mean, rstd, group, dy, other, dx, cells, channels, width, groups,
             has, silu, along is not None, **tile,
         )  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffpo.models.kernels.language import jit, tl, triton
+from diffpo.models.kernels.language import cdiv, jit, tl
 
 TILE = {"BP": 64, "BC": 64}
 """Cells and channels that one program looks at."""
@@ -21,7 +21,7 @@ def _images_like(x: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def _grid(cells: int, channels: int) -> tuple[int, int]:
-    return triton.cdiv(cells, TILE["BP"]), triton.cdiv(channels, TILE["BC"])
+    return cdiv(cells, TILE["BP"]), cdiv(channels, TILE["BC"])
 
 
 @jit

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffpo.models.kernels.language import PROGRAMS, jit, tl, triton
+from diffpo.models.kernels.language import PROGRAMS, cdiv, jit, power_of_2, tl
 
 
 @jit
@@ -81,11 +81,12 @@ class LayerNorm(torch.autograd.Function):
         """Add to x `[... d]`, rounded to x's dtype, and normalise that; where nothing is added, the sum is x."""
         x, ctx.added = x.contiguous(), added is not None
         width, rows = x.shape[-1], x.numel() // x.shape[-1]
-        tile = {"BR": max(1, 2048 // triton.next_power_of_2(width)), "BW": triton.next_power_of_2(width)}
+        columns = power_of_2(width)
+        tile = {"BR": max(1, 2048 // columns), "BW": columns}
         mean, rstd = (x.new_empty(rows, dtype=torch.float32) for _ in range(2))
         y, total = torch.empty_like(x), torch.empty_like(x) if ctx.added else x
         other = x if added is None else added.contiguous()
-        _layer_norm[(triton.cdiv(rows, tile["BR"]),)](
+        _layer_norm[(cdiv(rows, tile["BR"]),)](
             x, other, total, weight, bias, y, mean, rstd, rows, width, eps, ctx.added, **tile
         )
         ctx.save_for_backward(total, weight, bias, mean, rstd)
@@ -101,8 +102,8 @@ class LayerNorm(torch.autograd.Function):
         if dy is None:  # nobody asked for the norm
             return along, (along if ctx.added else None), None, None, None
         width, rows, dy = x.shape[-1], x.numel() // x.shape[-1], dy.contiguous()
-        per = max(ctx.tile["BR"], triton.cdiv(rows, PROGRAMS))
-        programs, wanted = triton.cdiv(rows, per), ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
+        per = max(ctx.tile["BR"], cdiv(rows, PROGRAMS))
+        programs, wanted = cdiv(rows, per), ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
         part = x.new_empty((programs if wanted else 1, 2, width), dtype=torch.float32)
         dx, has = torch.empty_like(x), along is not None
         other = along.contiguous() if has else dy
