@@ -32,7 +32,7 @@ class SDXL(UNet):
     def answer(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """See `Denoiser.predict`; `cond.extra["size"]` `[b 6]` is SDXL's `time_ids`, in its own order."""
         assert cond.pooled is not None, "SDXL conditions carry a pooled text state"
-        t, text = moved(t, z.device), cond.text.to(self.dtype)
+        t, text = moved(t, z.device), self.states(cond.text)
         # float32 at least: half precision rounds sizes above 2048
         size = cond.extra["size"].to(z.device, torch.promote_types(self.dtype, torch.float32))
         added = {"text_embeds": cond.pooled.to(self.dtype), "time_ids": size}

@@ -10,6 +10,7 @@ from diffpo.core.types import Condition, moved
 from diffpo.models.base import Denoiser, Width, images_only
 from diffpo.models.discrete import discrete_process
 from diffpo.models.fusing import can_fuse, fuse
+from diffpo.models.low_rank import product_dtype
 from diffpo.models.user_adapter import TextAttention
 
 STACK = "Transformer2DModel"
@@ -36,8 +37,13 @@ class UNet(Denoiser):
     make_process = staticmethod(discrete_process)
 
     def answer(self, z: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        t, text = moved(t, z.device), cond.text.to(self.dtype)
+        t, text = moved(t, z.device), self.states(cond.text)
         return self.ask(lambda x: self.network(x, t, text, return_dict=False)[0], z)
+
+    def states(self, text: Tensor) -> Tensor:
+        """Cast text states to what products make of them: once, and not in each attention, which would keep its own."""
+        text = text.to(self.dtype)
+        return text.to(product_dtype(text))
 
     def ask(self, network: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
         """Ask a network of images `[b c h w]`, in its dtype and layout, about latents `[b c 1 h w]`."""

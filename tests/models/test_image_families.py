@@ -130,3 +130,17 @@ def test_flux2s_latents_are_normalised_patches(pipelines):
     for side in (32, 80):
         shift = denoiser.process.shift((16, 1, side, side))
         assert shift == pytest.approx(math.exp(compute_empirical_mu(side * side, 50)))
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+def test_attentions_read_one_text_in_half_precision(pipelines, name):
+    """Cast once: an attention that casts for itself also keeps what it made, for the backward pass."""
+    policy, _ = make(pipelines(name), "full")
+    heard, batch = [], pair_batch(name, [0])
+    for part, module in policy.network.named_modules():
+        if part.endswith(("attn2.to_k", "attn2.to_v")):
+            module.register_forward_pre_hook(lambda _, given: heard.append(given[0]))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        policy.predict(batch.latent.chosen, torch.tensor([5]), batch.cond.chosen)
+    assert len(heard) > 3 and {text.dtype for text in heard} == {torch.bfloat16}
+    assert len({text.data_ptr() for text in heard}) == 1
