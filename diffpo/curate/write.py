@@ -25,6 +25,7 @@ from pyarrow import parquet
 from diffpo.data.contents import identify
 from diffpo.data.records import Table
 from diffpo.disk.ahead import groups
+from diffpo.disk.changes import name_changes
 from diffpo.disk.files import UNFINISHED, whole_folder, write_file, write_json
 from diffpo.disk.progress import track
 from diffpo.errors import UserError
@@ -66,8 +67,9 @@ def check_place(
     record = record_of(folder, "train")
     if not record.is_file():
         raise UserError(f"{folder} holds other files and no {record.name}: choose another folder.")
-    if read_record(record).get("recipe") != recipe and not fresh:
-        raise _made_otherwise(f"{folder} holds a table made with other settings", record)
+    made = read_record(record).get("recipe")
+    if made != recipe and not fresh:
+        raise _made_otherwise(f"{folder} holds a table made with other settings", record, made, recipe)
     names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.name.endswith(UNFINISHED))
     if others := sorted(name for name in names if not any(fnmatchcase(name, each) for each in holds)):
         raise UserError(
@@ -131,10 +133,12 @@ class Target:
         if not self.record.is_file():
             raise UserError(f"{self.path} is there, and nothing says how it was made: choose another folder.")
         made = read_record(self.record)
-        if all(made.get(name) == value for name, value in self._provenance.items()):
+        now = self._provenance
+        if all(made.get(name) == value for name, value in now.items()):
             return "rows" in made and not fresh
         if not fresh:
-            raise _made_otherwise(f"{self.path} is there, made of another table or with other settings", self.record)
+            what = f"{self.path} is there, made of another table or with other settings"
+            raise _made_otherwise(what, self.record, {name: made.get(name) for name in now}, now)
         return False
 
     def write(
@@ -191,5 +195,9 @@ def _check_folder(folder: Path) -> None:
         raise UserError(f"{folder} is a file; give the folder that the new table should stand in.")
 
 
-def _made_otherwise(what: str, record: Path) -> UserError:
-    return UserError(f"{what} ({record.name} says how): choose another folder, or give --fresh to replace it.")
+def _made_otherwise(what: str, record: Path, made: Any, now: Mapping[str, Any]) -> UserError:
+    changes = name_changes(made if isinstance(made, Mapping) else {}, now)
+    return UserError(
+        f"{what} ({record.name} says how): {changes}. Nothing was removed: choose another folder, or give --fresh to "
+        "replace it."
+    )

@@ -23,6 +23,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffpo.disk.changes import name_changes
 from diffpo.disk.files import hash_of, remove
 from diffpo.disk.lock import sole_writer
 from diffpo.errors import UserError
@@ -162,11 +163,11 @@ def _check_folder(out: Path, settings: dict[str, Any], fresh: bool, command: str
     if "noise" not in earlier:  # what settings said before there were three kinds
         earlier["noise"] = "consecutive" if earlier.get("distinct_seeds") else "shared"
     asked = (settings.keys() | PERSONAL) - NAMES
-    changed = [key for key in asked if earlier.get(key) != settings.get(key)]
-    if changed:
-        listed = "; ".join(f"{key} was {earlier.get(key)}, is now {settings.get(key)}" for key in sorted(changed))
+    earlier = dict.fromkeys(PERSONAL) | earlier  # they are noted where images are for somebody
+    if changes := name_changes({k: earlier[k] for k in asked & earlier.keys()}, {k: settings.get(k) for k in asked}):
         raise UserError(
-            f"{out} was made with other settings: {listed}. Use `--fresh` to replace it, or another folder."
+            f"{out} was made with other settings: {changes}. Nothing was removed: choose another folder, or give "
+            "--fresh to replace what is there."
         )
     return False
 

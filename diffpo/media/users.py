@@ -72,9 +72,14 @@ class Users:
             embedding, count = Embedding(str(index["embedder"]), int(index["width"])), int(index["states"])
         except (OSError, ValueError, KeyError, TypeError, SafetensorError, pyarrow.ArrowException) as error:
             raise UserError(f"the users in {folder} cannot be read ({error}). {advice}.") from error
-        if index.get("format") != FORMAT or shape != (len(table["user_id"]), count, embedding.width):
+        if index.get("format") != FORMAT:
             raise UserError(
-                f"the files in {folder} do not fit together: {INDEX} says {index.get('format')!r}, {count} states of "
+                f"{folder} was written by another version of diffpo: {INDEX} says format {index.get('format')!r}, and "
+                f"this version reads {FORMAT!r}. Run the same `diffpo data users` again, with --fresh or another --out."
+            )
+        if shape != (len(table["user_id"]), count, embedding.width):
+            raise UserError(
+                f"the files in {folder} do not fit together: {INDEX} says {count} states of "
                 f"{embedding.width}; {TABLE} has {len(table['user_id'])} rows; {STATES} holds {shape}. {advice}."
             )
         if None in (*table["user_id"], *table["seen"], *table["prompts"], *chain(*filter(None, table["prompts"]))):

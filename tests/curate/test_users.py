@@ -1,6 +1,7 @@
 """Embedding people by their pairs: who gets how many draws, what is left to learn from, what is kept and refused."""
 
 import json
+import re
 from collections import Counter
 from dataclasses import asdict
 
@@ -16,6 +17,7 @@ from diffpo.curate.directions import along, find_directions
 from diffpo.curate.embedding import Embedding, Workers, read_embedder
 from diffpo.curate.support import choose_support, split_people
 from diffpo.curate.users import UserOptions, embed_users
+from diffpo.curate.write import record_of
 from diffpo.data import Pairs, load_splits
 from diffpo.data.splits import normalise
 from diffpo.errors import UserError
@@ -158,8 +160,12 @@ def test_nobody_is_seen_and_unseen(records, jsonl, tmp_path):
 
 def test_a_folder_made_otherwise_is_replaced_only_when_asked(table, tmp_path):
     embed(table(), tmp_path, pairs=2)
-    with pytest.raises(UserError, match="made with other settings"):
+    with pytest.raises(UserError, match=r"made with other settings .*pairs was 2, is now 1.*Nothing was removed"):
         embed(table(), tmp_path, pairs=1)
+    record = record_of(tmp_path / "users", "train")  # as an earlier version wrote it, which knew an option less
+    record.write_text(re.sub(r'"pairs": 2,?', "", record.read_text()))
+    with pytest.raises(UserError, match=r"pairs is now 2, and an earlier version of diffpo did not note it.*--fresh"):
+        embed(table(), tmp_path, pairs=2)
     embed_users(Pairs(path=table()), Embedding(CLIP), tmp_path / "users", UserOptions(pairs=1), fresh=True)
 
 

@@ -119,6 +119,9 @@ def test_a_folder_that_is_no_users(tmp_path, users):
     index.write_text(json.dumps(json.loads(index.read_text()) | {"width": 7}))
     with pytest.raises(UserError, match="do not fit together"):
         Users.open(users.folder)
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"format": "diffpo users 0"}))
+    with pytest.raises(UserError, match=r"written by another version of diffpo.*'diffpo users 0'.*again, with --fresh"):
+        Users.open(users.folder)
     index.write_text("[]")
     with pytest.raises(UserError, match="cannot be read"):
         Users.open(users.folder)
