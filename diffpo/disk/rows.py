@@ -22,7 +22,7 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,8 @@ MOST_FILES = 512
 """Files that one `fill` writes at most: each one is a memory map, of which a process may have some ten thousand."""
 SEARCHED = 2**14
 """Keys that are looked up at a time: what the search takes in memory."""
+OPEN = 1024
+"""Record batches that a store holds open, some kilobytes each: opening one takes as long as reading a row."""
 RECIPE = "recipe.json"
 
 
@@ -60,22 +62,27 @@ def as_keys(keys: Sequence[bytes] | np.ndarray) -> np.ndarray:
     return np.asarray(keys, KEY)
 
 
-def locate(ordered: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Find keys among keys in the order of what they begin with: `[n]` places, the first of equal ones; -1: none."""
-    found, begins = np.full(len(keys), -1, np.int32), _begin(ordered)
+def locate(ordered: np.ndarray, keys: np.ndarray, begins: np.ndarray | None = None) -> np.ndarray:
+    """Find keys among keys in the order of what they begin with: `[n]` places, the first of equal ones; -1: none.
+
+    `begins` is what the ordered keys begin with, for a caller who keeps it: finding one key then does not read all.
+    """
+    found, begins = np.full(len(keys), -1, np.int32), _begin(ordered) if begins is None else begins
     for start in range(0, len(keys), SEARCHED):
         some = keys[start : start + SEARCHED]
-        at, left = np.searchsorted(begins, _begin(some)), np.arange(len(some))
+        own, left = _begin(some), np.arange(len(some))
+        at = np.searchsorted(begins, own)
         while len(left := left[at[left] < len(begins)]):  # once, unless different keys begin alike
             same = ordered[at[left]] == some[left]
             found[start + left[same]] = at[left[same]]
-            left = left[~same & (begins[at[left]] == _begin(some[left]))]
+            left = left[~same]
+            left = left[begins[at[left]] == own[left]]
             at[left] += 1
     return found
 
 
 def _begin(keys: np.ndarray) -> np.ndarray:
-    """What keys begin with, `[n]` numbers."""
+    """What keys begin with, `[n]` numbers, which are compared faster than texts."""
     return np.ascontiguousarray(keys).view(">u8").reshape(-1, KEY_BYTES // 8)[:, 0].astype(np.uint64)
 
 
@@ -119,12 +126,14 @@ class RowStore:
         self._batches = [
             (file, number) for file, reader in self._readers.items() for number in range(reader.num_record_batches)
         ]
+        self._batch = lru_cache(OPEN)(self._open_batch)
         columns = [self._column(batch, "key") for batch in range(len(self._batches))]
         self._starts = np.cumsum([0, *map(len, columns)], dtype=np.int32)
         keys = [np.frombuffer(c.buffers()[1], KEY, len(c), KEY_BYTES * c.offset) for c in columns]
         together = np.concatenate([as_keys([]), *keys])
-        self._order = np.argsort(_begin(together), kind="stable").astype(np.int32)
-        self._keys = together[self._order]  # by what they begin with: numbers are compared faster than texts
+        begins = _begin(together)
+        self._order = np.argsort(begins, kind="stable").astype(np.int32)
+        self._keys, self._begins = together[self._order], begins[self._order]
 
     def __len__(self) -> int:
         """Count the rows on disk, those that were computed twice included."""
@@ -136,7 +145,7 @@ class RowStore:
 
     def find(self, keys: Sequence[bytes] | np.ndarray) -> np.ndarray:
         """Where rows are among all: `[n]`, -1 for those that are not there."""
-        return locate(self._keys, as_keys(keys))
+        return locate(self._keys, as_keys(keys), self._begins)
 
     def missing(self, keys: Sequence[bytes] | np.ndarray) -> np.ndarray:
         """Places in `keys` of the rows that are not there; an empty key stands for none."""
@@ -257,7 +266,7 @@ class RowStore:
         batches = np.searchsorted(self._starts, places, side="right").astype(np.int32) - 1
         return batches, places - self._starts[batches]
 
-    def _batch(self, number: int) -> pyarrow.RecordBatch:
+    def _open_batch(self, number: int) -> pyarrow.RecordBatch:
         file, place = self._batches[number]
         with _naming(file[0]):
             return self._readers[file].get_batch(place)
