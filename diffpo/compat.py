@@ -1,4 +1,4 @@
-"""What differs between machines: repairs for the libraries around us, and the device to use.
+"""What differs between machines: repairs for the libraries around us, memory, and the device to use.
 
 torchvision (open_clip needs it) as published on PyPI is built for CUDA. Beside a CPU build of torch its binary cannot
 load; on import it still registers fake kernels for operators that the binary should have defined, and fails: "operator
@@ -25,6 +25,9 @@ TorchvisionStatus = Literal["imported", "absent", "unknown", "native", "mended"]
 # torchvision registers fakes for these unasked; older versions know no qnms: defining it is harmless there
 MISSING_OPERATORS = ("nms", "qnms")
 SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
+"""What glibc's `mallopt` calls the free bytes that the heap may keep, and the bytes from which a block lies outside."""
 
 _definitions: list[torch.library.Library] = []  # torch forgets what a library defined once nothing refers to it
 
@@ -82,6 +85,21 @@ def quiet_libraries() -> None:
         library.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(diffusers|transformers|peft|torch)\b")
     warnings.filterwarnings("ignore", "Detected pickle protocol")  # torch's of files that it can read all the same
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep up to 1 GiB of freed memory: the next update on a CPU takes the same blocks again.
+
+    Left alone, glibc gives them back to the system, which then clears and maps each page anew. What a process holds at
+    most hardly changes. Other C libraries are left alone.
+    """
+    import ctypes
+    import platform
+
+    if platform.libc_ver()[0] == "glibc":
+        library = ctypes.CDLL(None)
+        library.mallopt(TRIM_THRESHOLD, 2**30)
+        library.mallopt(MMAP_THRESHOLD, 2**25)  # blocks of up to 32 MiB: as far as glibc itself would go
 
 
 def pick_device(name: str) -> str:

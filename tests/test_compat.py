@@ -1,7 +1,10 @@
-"""The torchvision guard, in fresh processes: what it does depends on what was imported before."""
+"""The torchvision guard and the allocator, in fresh processes: what they do depends on what was done before."""
 
+import platform
 import subprocess
 import sys
+
+import pytest
 
 GUARD = "from diffpo.compat import ensure_torchvision; status = ensure_torchvision()"
 
@@ -53,3 +56,13 @@ def test_without_torchvision_nothing_happens_and_torch_stays_out():
 
 def test_importing_compat_does_not_import_torch():
     assert run("import sys, diffpo.compat", "print('torch' in sys.modules)") == "False"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator is not glibc's")
+def test_freed_memory_is_kept():
+    """Each page that the system has to map in again is a fault: 6,144 of 4 KiB in a block of 24 MiB."""
+    count = "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt"
+    use = "use = lambda: [b'x' * (24 * 2**20) for _ in range(4)]"
+    again = ("use()", "before = faults()", "use()", "print(faults() - before)")
+    told = ("import resource", "from diffpo.compat import keep_freed_memory", "keep_freed_memory()")
+    assert int(run(*told, count, use, *again)) < 100

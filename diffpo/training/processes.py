@@ -10,6 +10,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from torch import Tensor
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
+from diffpo.compat import keep_freed_memory
 from diffpo.config.run import Config
 from diffpo.errors import UserError
 from diffpo.generation.processes import TIMEOUT, check_launched
@@ -44,6 +45,8 @@ def make_accelerator(config: Config) -> Accelerator:
         settings["gradient_clipping"] = config.train.max_grad_norm or 0.0
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         _shard(accelerator, config)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     return accelerator
 
 
