@@ -50,7 +50,10 @@ class Terms:
 
         No atomic additions are used, so that the result is the same every time on any device.
         """
-        return torch.stack([own.sum(0) for own in values.split(self.count(rows).tolist())])
+        counts = self.count(rows).tolist()
+        if counts == [1] * rows:
+            return values
+        return torch.stack([own.sum(0) for own in values.split(counts)])
 
     def count(self, rows: int) -> Tensor:
         """Number of terms of each row, `[b]`."""
