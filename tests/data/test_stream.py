@@ -4,6 +4,7 @@ import contextlib
 import os
 import shutil
 import signal
+from dataclasses import replace
 
 import fsspec
 import numpy as np
@@ -15,8 +16,9 @@ from diffpo.data import Pairs, load_splits
 from diffpo.data import shards as shards_module
 from diffpo.data.cache import EncodingCache
 from diffpo.data.loader import PairLoader
+from diffpo.data.records import Counts
 from diffpo.data.sharding import Sharding, recipe_of
-from diffpo.data.shards import Index
+from diffpo.data.shards import Index, Shard, ShardSplit
 from diffpo.data.storage import Storage
 from diffpo.data.stream_plan import StreamSchedule
 from diffpo.data.streamed import StreamLoader, check_columns, check_recipe
@@ -116,6 +118,26 @@ def test_batches_are_those_of_the_cache(table, tmp_path, geometry):
             assert_equal(streamed.batch(rows, epoch), cached.batch(rows, epoch))
 
 
+def test_shards_of_other_rows_are_not_taken(table, tmp_path):
+    """Of the same table, cut otherwise."""
+    for rows, found in ((8, [8, 8, 6]), (11, [11, 11])):
+        index = written(table, tmp_path / "shards", rows=rows)[2]
+        assert [shard.rows for shard in index.splits["train"].shards] == found
+
+
+def test_what_encodings_and_their_order_depend_on_is_known():
+    """A seed where something is drawn; the digests of all shards, in their order."""
+    recipes = [
+        recipe_of(Pairs(path="x", **how), TinyEncoder(), seed)
+        for how in ({}, {"flip": True}, {"crop": "random"})
+        for seed in (0, 1)
+    ]
+    assert recipes[0] == recipes[1] and recipes[2] != recipes[3] and recipes[4] != recipes[5]
+    one, other = (Shard("train/00000.arrow", 4, (1, 16, 16), digest) for digest in "ab")
+    splits = [(one, other), (other, one), (one, one), (replace(one, rows=3), other)]
+    assert len({ShardSplit(shards, Counts(8)).identity for shards in splits}) == 4
+
+
 def test_a_broken_image_leaves_its_shard_and_sizes_have_their_own(records, jsonl, tmp_path):
     path = jsonl(records(12, size=lambda i: [(24, 20), (20, 40)][i % 2]))
     (tmp_path / "table/img/rejected5.png").write_bytes(b"no image")
@@ -170,9 +192,12 @@ def test_shards_of_a_store_are_copied_a_few_at_a_time(table, tmp_path, store, mo
             for update, (batch,) in enumerate(loader.updates(plan, start, stop, rank=rank), start):
                 assert_equal(batch, here.batch(batch.index, update // 11))
                 seen.append((update // 11, *batch.index.tolist()))
+            loader._shards._pool.shutdown()  # what is still being copied is there, or is removed
+            left_behind = loader._shards._home / "train" / f"{stop:05d}0.arrow"
+            left_behind.touch()
     assert len(set(seen)) == len(seen) == 40 and {row for epoch, row in seen if not epoch} == set(range(22))
-    copies = list((tmp_path / "diffpo-cache/streams").rglob("*.arrow"))
-    assert 0 < len(copies) <= 2 * (4 + 3)
+    copies = [[*home.rglob("*.arrow")] for home in (tmp_path / "diffpo-cache/streams").iterdir()]
+    assert list(map(len, copies)) == [4 + 1] * 2, "of six, in each process; and what was left behind at last"
 
 
 def test_a_place_of_other_settings_or_labels_is_refused(table, tmp_path, records, jsonl):
