@@ -36,13 +36,15 @@ from diffpo.models.reference import frozen_copy
         (cases.group_norm, (1, 8, 17, 8, False)),
         (cases.layer_norm, (205, 24)),
         (cases.layer_norm_alone, (3, 1100)),
-        (cases.geglu, (37, 24)),
+        (cases.geglu, (300, 24)),
         (cases.geglu_alone, (5, 300)),
         (cases.added, (3, 70, 5)),
         (cases.doubled, (3, 70, 5)),
     ],
 )
-def test_a_kernel_computes_what_torch_computes(make, sizes, dtype):
+def test_a_kernel_computes_what_torch_computes(make, sizes, dtype, monkeypatch):
+    for module in ("geglu", "group_norm", "layer_norm"):  # so few programs that each goes over several tiles
+        monkeypatch.setattr(f"diffpo.models.kernels.{module}.PROGRAMS", 2)
     cases.check(*make(torch.empty(0, dtype=dtype), *sizes))
 
 
