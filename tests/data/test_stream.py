@@ -118,11 +118,14 @@ def test_batches_are_those_of_the_cache(table, tmp_path, geometry):
             assert_equal(streamed.batch(rows, epoch), cached.batch(rows, epoch))
 
 
-def test_shards_of_other_rows_are_not_taken(table, tmp_path):
-    """Of the same table, cut otherwise."""
+def test_shards_of_other_rows_or_settings_are_not_taken(table, tmp_path):
+    """Of the same table, cut otherwise or encoded by others."""
     for rows, found in ((8, [8, 8, 6]), (11, [11, 11])):
         index = written(table, tmp_path / "shards", rows=rows)[2]
         assert [shard.rows for shard in index.splits["train"].shards] == found
+    encoder = TinyEncoder("another")
+    written(table, tmp_path / "shards", encoder, rows=11)
+    assert encoder.images >= 2 * 22
 
 
 def test_what_encodings_and_their_order_depend_on_is_known():
