@@ -135,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--config", type=Path, default=HERE / "configs" / "shapes-dpo.yaml")
     parser.add_argument("--starts", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=12, help="updates of each version after each start")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     rounds: list[Round] = []
     with tempfile.TemporaryDirectory() as name:
         trees = {"other": laid_out(options.revision, Path(name) / "files"), "this": HERE}
