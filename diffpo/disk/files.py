@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import math
@@ -101,6 +102,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     path = path.resolve() if path.is_symlink() else path
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path.parent, path.name)
         temporary, handle = _begin(path, folder=True)
         try:
             yield temporary
@@ -117,9 +119,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def sweep(folder: Path) -> None:
-    """Remove what writers that were killed left in `folder`; what is being written is not touched."""
-    for left in folder.glob(f".*{UNFINISHED}"):
+def sweep(folder: Path, name: str | None = None) -> None:
+    """Remove what writers that were killed left in `folder`, perhaps of one `name` alone; what is written now stays."""
+    for left in folder.glob(".*" + UNFINISHED if name is None else f".{glob.escape(name)}.*{UNFINISHED}"):
         with contextlib.suppress(OSError):  # it is somebody's who lives, or somebody else has removed it
             handle = os.open(left, os.O_RDONLY | os.O_NOFOLLOW)
             try:

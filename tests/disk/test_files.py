@@ -155,3 +155,13 @@ def test_json_refuses_what_it_cannot_say(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "a.json", {"x": float("nan")})
     assert names(tmp_path) == []
+
+
+def test_what_a_killed_writer_of_a_folder_left_goes_when_it_is_written_again(tmp_path):
+    """Beside the folder, by its name alone: what others write there is not ours."""
+    for name in (".out[1].0123abcd", ".other.0123abcd"):
+        (tmp_path / f"{name}{UNFINISHED}").mkdir()
+    with whole_folder(tmp_path / "out[1]") as home, whole_folder(tmp_path / "out[1]"):
+        (home / "a").write_text("a")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f".other.0123abcd{UNFINISHED}", "out[1]"]
+    assert (tmp_path / "out[1]" / "a").read_text() == "a"
