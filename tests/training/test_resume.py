@@ -13,7 +13,9 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 from runs import World, assert_same, checkpoints, command, contents, launch, metrics
+from torch._dynamo.utils import counters
 
 from diffpo.errors import UserError
 
@@ -150,6 +152,27 @@ def test_weights_that_lie_otherwise_resume(tmp_path, optimizer):
     world.train("straight", settings | {"train.steps": 2})
     world.train("stopped", settings | {"train.steps": 1})
     world.train("stopped", settings | {"train.steps": 2})
+    assert_same(contents(tmp_path / "straight"), contents(tmp_path / "stopped"))
+
+
+@pytest.mark.slow
+def test_all_that_makes_a_run_fast_goes_on_bit_for_bit(tmp_path, monkeypatch):
+    """Compiled blocks, inversions of micro-batches together, checkpoints in the background; held-out pairs, whose
+    last micro-batch is small. The first update compiles what there is to compile, whatever comes later."""
+    monkeypatch.setattr("diffpo.models.compiling.BACKEND", "eager")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))  # else it would be set for later tests
+    world = World.make(tmp_path, rows=20)
+    settings = {"method.name": "inpo", "train.compile": "regional", "train.channels_last": True, "train.ema": 0.9}
+    settings |= {"train.batch": 3, "train.accumulate": 2, "train.async_checkpoints": True, "train.checkpoint_every": 1}
+    settings |= {"data.validation_fraction": 0.2, "train.eval_every": 1, "train.eval_pairs": 4}
+    graphs = []
+    torch._dynamo.reset()
+    counters.clear()
+    for name, steps in (("stopped", 1), ("straight", 3), ("stopped", 3)):
+        world.train(name, settings | {"train.steps": steps})
+        assert not counters["graph_break"]
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[0] > 0 and len(set(graphs)) == 1
     assert_same(contents(tmp_path / "straight"), contents(tmp_path / "stopped"))
 
 
