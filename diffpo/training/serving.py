@@ -63,9 +63,10 @@ def choose_calls(train: Train, model: Tuning, inversion: Inversion, device: torc
     A processor takes as many images as a training forward holds, and fewer where fewer have not arrived.
 
     On a GPU every call holds equally many. It prepares convolutions and attention anew for each number of images that
-    it has not seen, which took half a second per number for Stable Diffusion 1.5: longer than five calls. So many are
-    in a call that the calls are about as many as the longest way has, or as fit into memory. Then few are idle. What is
-    compiled for a processor also sees one number: half of a training forward's where one micro-batch is alone.
+    it has not seen: in the one run on a card that changed the number, this seems to have cost as much as five calls
+    each time. So many are in a call that the calls are about as many as the longest way has, or as fit into memory.
+    Then few are idle. What is compiled for a processor also sees one number: half of a training forward's where one
+    micro-batch is alone.
     """
     forward = train.batch if train.split_forward else 2 * train.batch
     if device.type == "cpu":
