@@ -93,12 +93,9 @@ class StreamLoader(PairLoader):
 
     def _labels_ahead(self, rows: np.ndarray) -> PairBatch | None:
         """Labels of segments lie beside the encodings, and are read with them; nothing else is to be known ahead."""
-        index = torch.from_numpy(rows)
-        return (
-            None
-            if self._reads_segments
-            else PairBatch(Pair(None, None), Pair(None, None), torch.ones(len(rows)), index)
-        )
+        if self._reads_segments:
+            return None
+        return PairBatch(Pair(None, None), Pair(None, None), torch.ones(len(rows)), torch.from_numpy(rows))
 
     def _labels_of(self, index: Tensor, rows: Sequence[EncodedPair]) -> dict[str, Any]:
         told = [row.values for row in rows]

@@ -53,7 +53,7 @@ class KeptTrajectories(Kept):
         return len(places)
 
     def call(self, learner: Learner) -> None:
-        next(self.compute(learner, int, [0]))
+        next(self.compute(learner, lambda calls: None, [0]))
 
     def compute(self, learner: Learner, advance: Callable[[int], None], places: Sequence[int]) -> Iterator[Row]:
         """Yield each side's `[2 n c f h w]`: with the caption, and with the empty one."""
