@@ -62,7 +62,7 @@ class Train(Block):
     """Decay of an average of the weights, which is then sampled and exported; 0 keeps none."""
     compile: Compile | None = None
     """Compile with torch.compile: the network's repeated blocks, each kind once (`regional`), or the network in one
-    piece (`whole`: a little faster, for minutes of compiling). What cannot be compiled is named in the log."""
+    piece (`whole`: for more minutes of compiling). What cannot be compiled is named in the log."""
     channels_last: bool | None = None
     """Let images and weights lie in memory with their channels last, in a network of convolutions. Default: where its
     parts are fused."""
